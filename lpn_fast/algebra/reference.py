@@ -1,0 +1,90 @@
+"""The executable specification: psi written as in algebra/spec.py, everything else by automatic differentiation.
+
+No tricks, any device, float64-clean, differentiable to any order. When a fast path disagrees with this
+file the fast path is wrong. It is also the third-order fallback of the autograd Functions.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .parameters import unpack
+from .spec import Spec
+
+# torch's softplus returns u itself above beta u > threshold. exp(-40) = 4e-18 is below float64's eps.
+SOFTPLUS_THRESHOLD = 40.0
+
+
+def potential(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None = None) -> Tensor:
+    """psi(x), shape (N,), for x (N, C) or (N, C, H, W), P (P,) and noise features (N, F) or None."""
+    p = unpack(spec, packed)
+    axes = tuple(range(1, x.dim()))
+    psi = 0.5 * spec.alpha * (x * x).sum(axes)  # [N]
+    z = None
+    for stage, weights in zip(spec.stages, p.stages, strict=True):
+        u = 0
+        if weights.core is not None:
+            u = u + _apply(spec, z, weights.core, stage.stride, stage.padding)
+        if weights.skip is not None:
+            resized = _published_resize(x, stage.resize)
+            u = u + _apply(spec, resized, weights.skip, stage.skip_stride, stage.skip_padding)
+        if weights.bias is not None:
+            u = u + _per_channel(weights.bias[None], x.dim())
+        if weights.noise is not None:
+            u = u + _per_channel(features @ weights.noise.T, x.dim())
+        z = F.softplus(u, spec.beta, SOFTPLUS_THRESHOLD)
+        if weights.head is not None:
+            psi = psi + (z * _per_channel(weights.head[None], x.dim())).sum(axes)
+        if weights.head_squared is not None:
+            psi = psi + (z * z * _per_channel(weights.head_squared[None], x.dim())).sum(axes)
+    if p.linear is not None:
+        psi = psi + (x * _per_channel(p.linear[None], x.dim())).sum(axes)
+    if p.constant is not None:
+        psi = psi + p.constant
+    if p.quadratic is not None:
+        k = _apply(spec, x, p.quadratic, 1, spec.quadratic_kernel // 2)
+        psi = psi + 0.5 * (k * k).sum(axes)
+    return psi
+
+
+def prox(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None = None) -> Tensor:
+    """f(x) = grad psi(x), of x's shape."""
+    return torch.func.grad(lambda t: potential(spec, t, packed, features).sum())(x)
+
+
+def hvp(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, v: Tensor) -> Tensor:
+    """grad^2 psi(x) v, by reverse differentiation of f."""
+    return torch.func.vjp(lambda t: prox(spec, t, packed, features), x)[1](v)[0]
+
+
+def vjp(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, p: Tensor | None, v: Tensor | None):
+    """Gradient of sum (p psi(x) + <v, f(x)>) over the batch, with respect to x and P; p (N,), v like x."""
+
+    def pairing(x, packed):
+        total = x.new_zeros(())
+        if p is not None:
+            total = total + (p * potential(spec, x, packed, features)).sum()
+        if v is not None:
+            total = total + (v * prox(spec, x, packed, features)).sum()
+        return total
+
+    return torch.func.grad(pairing, argnums=(0, 1))(x, packed)
+
+
+def _apply(spec: Spec, z: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    return z @ weight.T if spec.is_dense else F.conv2d(z, weight, stride=stride, padding=padding)
+
+
+def _per_channel(t: Tensor, dims: int) -> Tensor:
+    """[N, H] as [N, H, 1, 1] where the network has pixels."""
+    return t.reshape(t.shape + (1,) * (dims - 2))
+
+
+def _published_resize(x: Tensor, factor: int) -> Tensor:
+    """D_r by torch's own bilinear interpolation, independent of algebra/resize.py."""
+    if factor == 1:
+        return x
+    height, width = x.shape[-2:]
+    x = F.pad(x, (0, -width % factor, 0, -height % factor), mode="replicate")
+    size = (x.shape[-2] // factor, x.shape[-1] // factor)
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

@@ -1,0 +1,169 @@
+"""The frozen description of an input-convex network, shared by every family and every backend.
+
+Stage l = 1..L (index l - 1 in the code):
+
+    u_l = W_l z_{l-1} + A_l D_l x + b_l + B_l phi(sigma),        z_l = softplus_beta(u_l),        W_l >= 0
+    psi(x) = sum_l (w_l . z_l + g_l . z_l^2) + c . x + c0 + 1/2 |K x|^2 + alpha/2 |x|^2,     w_l, g_l >= 0
+
+W_1 is absent. In a dense network W, A, K are matrices; in a convolutional one they are correlations with
+zero padding, and every dot product with z or x also sums over the pixels. D_l keeps one sample out of
+`resize` (algebra/resize.py); phi(sigma) are fixed features of the noise level (algebra/noise.py).
+Softplus is convex and non-decreasing and z >= 0, so psi is convex in x for any weights of those signs,
+and f = grad psi is the proximal operator of some function R (arXiv 2310.14344, Propositions 1 and 2).
+"""
+
+import dataclasses
+import functools
+import json
+import math
+from dataclasses import dataclass
+
+HEADS = ("linear", "squared")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage  u = W z + A D x + b,  z = softplus(u).  All lengths in samples of their own input."""
+
+    width: int  # number of units (dense) or channels (conv)
+    kernel: int = 0  # side of the core kernel W; 0 = no core (the first stage)
+    stride: int = 1
+    padding: int = 0
+    skip_kernel: int = 1  # side of the skip kernel A; 0 = no skip
+    skip_stride: int = 1
+    skip_padding: int = 0
+    resize: int = 1  # D: x is resized by 1/resize before the skip
+    bias: bool = True
+    heads: tuple[str, ...] = ()  # which of w . z ("linear") and g . z^2 ("squared") enter psi
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A whole network. Hashable; its attribute `encoded` is the string that crosses the operator boundary."""
+
+    kind: str  # "dense": x is (N, channels); "conv": x is (N, channels, H, W)
+    channels: int
+    stages: tuple[Stage, ...]
+    beta: float
+    alpha: float = 0.0
+    linear: bool = False  # c . x; per channel in a convolutional network
+    constant: bool = False  # c0
+    quadratic: int = 0  # rows (dense) or channels (conv) of K; 0 = no quadratic term
+    quadratic_kernel: int = 1
+    noise_levels: tuple[float, ...] = ()  # knots of phi; () = one fixed noise level
+    image_size: tuple[int, int] | None = None  # the only (H, W) the network accepts; None = any
+
+    def __post_init__(self):
+        _check(self)
+        # Canonical JSON: readable in an exported graph, a cheap dictionary key, and what the operators take.
+        encoded = json.dumps(to_dict(self), sort_keys=True, separators=(",", ":"))
+        object.__setattr__(self, "encoded", encoded)
+
+    @property
+    def is_dense(self) -> bool:
+        return self.kind == "dense"
+
+    def stage_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """(H_l, W_l) of every z_l for an input of `height` x `width` pixels (conv only)."""
+        sizes = []
+        for index, stage in enumerate(self.stages):
+            if stage.skip_kernel:
+                size = tuple(
+                    conv_length(ceil_div(n, stage.resize), stage.skip_kernel, stage.skip_stride, stage.skip_padding)
+                    for n in (height, width)
+                )
+            if index and stage.kernel:
+                core = tuple(conv_length(n, stage.kernel, stage.stride, stage.padding) for n in sizes[-1])
+                if stage.skip_kernel and core != size:
+                    raise ValueError(
+                        f"stage {index}: its core gives {core} pixels and its skip {size} for an image of "
+                        f"{(height, width)}; stride, padding and resize must agree"
+                    )
+                size = core
+            if min(size) < 1:
+                raise ValueError(f"an image of {(height, width)} pixels is too small: stage {index} would be {size}")
+            sizes.append(size)
+        return sizes
+
+
+def to_dict(spec: Spec) -> dict:
+    """Plain JSON-ready dictionary of a spec."""
+    return dataclasses.asdict(spec)
+
+
+def from_dict(data: dict) -> Spec:
+    """Spec from `to_dict`'s dictionary; unknown keys are an error that names them."""
+    if not isinstance(data, dict):
+        raise TypeError(f"a network spec must be a dictionary, got {type(data).__name__}")
+    data = dict(data)
+    _refuse_unknown(data, Spec, "network spec")
+    stages = []
+    for item in data.pop("stages", ()):
+        _refuse_unknown(item, Stage, "stage")
+        stages.append(Stage(**{**item, "heads": tuple(item.get("heads", ()))}))
+    if data.get("image_size") is not None:
+        data["image_size"] = tuple(data["image_size"])
+    data["noise_levels"] = tuple(data.get("noise_levels", ()))
+    return Spec(stages=tuple(stages), **data)
+
+
+@functools.lru_cache(maxsize=None)
+def decode(encoded: str) -> Spec:
+    """Inverse of `Spec.encoded`; cached, because every operator call does it."""
+    return from_dict(json.loads(encoded))
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def conv_length(length: int, kernel: int, stride: int, padding: int) -> int:
+    """Output length of a strided, zero-padded correlation."""
+    return (length + 2 * padding - kernel) // stride + 1
+
+
+def _refuse_unknown(data: dict, cls: type, what: str) -> None:
+    known = {field.name for field in dataclasses.fields(cls)}
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise ValueError(f"{what} has unknown keys {unknown}; known are {sorted(known)}")
+
+
+def _check(spec: Spec) -> None:
+    def need(ok, message):
+        if not ok:
+            raise ValueError(message)
+
+    need(spec.kind in ("dense", "conv"), f"kind must be 'dense' or 'conv', got {spec.kind!r}")
+    need(spec.channels >= 1, f"channels (dim) must be at least 1, got {spec.channels}")
+    need(len(spec.stages) >= 1, "a network needs at least one stage, got none")
+    need(math.isfinite(spec.beta) and spec.beta > 0, f"beta must be positive, got {spec.beta}")
+    need(math.isfinite(spec.alpha) and spec.alpha >= 0, f"alpha must be zero or positive, got {spec.alpha}")
+    need(spec.quadratic >= 0, f"quadratic must be zero or positive, got {spec.quadratic}")
+    levels = spec.noise_levels
+    need(
+        all(s > 0 and math.isfinite(s) for s in levels) and list(levels) == sorted(set(levels)),
+        f"noise_levels must be positive and increasing, got {levels}",
+    )
+    for index, stage in enumerate(spec.stages):
+        need(stage.width >= 1, f"stage {index}: width must be at least 1, got {stage.width}")
+        need(
+            (stage.kernel == 0) == (index == 0),
+            f"stage {index}: the first stage has no core kernel and every other one has, got kernel={stage.kernel}",
+        )
+        need(index > 0 or stage.skip_kernel > 0, "stage 0 reads x only, so it needs a skip_kernel, got 0")
+        need(
+            all(head in HEADS for head in stage.heads) and len(set(stage.heads)) == len(stage.heads),
+            f"stage {index}: heads must be among {HEADS}, got {stage.heads}",
+        )
+        need(
+            stage.resize == 1 or (stage.resize >= 2 and stage.resize % 2 == 0),
+            f"stage {index}: resize must be 1 or even, got {stage.resize}",
+        )
+        if spec.is_dense:
+            geometry = (stage.stride, stage.padding, stage.skip_stride, stage.skip_padding, stage.resize)
+            need(
+                stage.kernel <= 1 and stage.skip_kernel <= 1 and geometry == (1, 0, 1, 0, 1),
+                f"stage {index}: a dense network has kernel, stride and resize 1 and padding 0, got {stage}",
+            )
+    need(any(stage.heads for stage in spec.stages), "no stage has a head, so psi would not depend on the stages")

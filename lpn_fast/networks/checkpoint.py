@@ -1,0 +1,106 @@
+"""Checkpoints: safetensors with a JSON header. Reading one executes no code.
+
+Header entries (safetensors metadata): format = "lpn-fast", version, spec (the architecture), card (anything
+known of the model: noise level, value range, data, training), alpha_convention = "alpha/2 |x|^2".
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..algebra.parameters import layout
+from ..algebra.spec import from_dict, to_dict
+from .lpn import LPN
+
+VERSION = 1
+_ALPHA = "alpha/2 |x|^2"
+
+
+def save(model: LPN, path: str | Path) -> Path:
+    """Write `model` to `path` (usually *.safetensors), through a temporary file and a rename.
+
+    Returns
+    -------
+    Path
+        Where it lies.
+
+    Raises
+    ------
+    TypeError
+        `model` is not an LPN.
+    ValueError
+        A parameter is NaN or infinite; it is named.
+    """
+    if not isinstance(model, LPN):
+        raise TypeError(f"model must be an lpn_fast.LPN, got {type(model).__name__}")
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} must be finite, got NaN or infinity; nothing was written")
+    header = {
+        "format": "lpn-fast",
+        "version": str(VERSION),
+        "alpha_convention": _ALPHA,
+        "spec": json.dumps(to_dict(model.spec)),
+        "card": json.dumps(model.card),
+    }
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, metadata=header)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> LPN:
+    """Read a model written by `save`, in evaluation mode.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    ValueError
+        Truncated, foreign or newer file, parameters that do not fit, NaN, infinite or negative weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file (truncated or foreign): {error}") from error
+    if header.get("format") != "lpn-fast":
+        raise ValueError(f"{path} must be written by lpn_fast.save, its header says format={header.get('format')!r}")
+    if int(header["version"]) > VERSION:
+        raise ValueError(f"{path} has checkpoint version {header['version']}, this lpn_fast reads up to {VERSION}")
+    spec = from_dict(json.loads(header["spec"]))
+    _check_tensors(path, tensors, layout(spec))
+    model = LPN(spec).to(next(iter(tensors.values())).dtype)
+    model.load_state_dict(tensors)
+    model.card = json.loads(header.get("card", "{}"))
+    return model.to(device).eval()
+
+
+def _check_tensors(path: Path, tensors: dict[str, torch.Tensor], slots) -> None:
+    wanted = {slot.name: slot for slot in slots}
+    if set(tensors) != set(wanted):
+        raise ValueError(
+            f"{path} does not fit its own spec: missing {sorted(set(wanted) - set(tensors))}, "
+            f"unexpected {sorted(set(tensors) - set(wanted))}"
+        )
+    for name, tensor in tensors.items():
+        slot = wanted[name]
+        if tuple(tensor.shape) != slot.shape:
+            raise ValueError(f"{path}: {name} must have shape {slot.shape}, got {tuple(tensor.shape)}")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: {name} must be finite, got NaN or infinity")
+        if slot.nonnegative and (tensor < 0).any():
+            raise ValueError(f"{path}: {name} must be non-negative, got a minimum of {tensor.min().item():g}")

@@ -1,0 +1,132 @@
+"""The families: dense networks for vectors, fully convolutional multi-scale ones for images of any size."""
+
+import itertools
+from dataclasses import replace
+
+from ..algebra.spec import Spec, Stage
+from .lpn import LPN
+
+# knots of phi(sigma) for noise-conditional networks, image range [0, 1]: five per decade
+NOISE_LEVELS = (0.01, 0.0158, 0.0251, 0.0398, 0.0631, 0.1, 0.158, 0.251)
+
+
+class MLPLPN(LPN):
+    """Dense learned proximal network for vectors.
+
+    Parameters
+    ----------
+    dim : int
+        Length of x.
+    hidden : int
+        Units per stage.
+    layers : int
+        Number of non-negative hidden-to-hidden matrices; the network has layers + 1 stages. As in the
+        published 1-D network the head is w . z + c . x + c0.
+    beta : float
+        Sharpness of the softplus.
+    alpha : float
+        Strong convexity: psi contains alpha/2 |x|^2.
+
+    Examples
+    --------
+    >>> import torch, lpn_fast as lf
+    >>> model = lf.MLPLPN(dim=2, hidden=32, layers=2)
+    >>> model(torch.randn(7, 2)).shape
+    torch.Size([7, 2])
+    """
+
+    def __init__(self, dim: int, hidden: int = 50, layers: int = 4, beta: float = 10.0, alpha: float = 0.0):
+        first = Stage(width=hidden, bias=False)
+        cores = [Stage(width=hidden, kernel=1) for _ in range(layers)]
+        super().__init__(Spec("dense", dim, _head_on_last([first, *cores]), beta, alpha, linear=True, constant=True))
+
+
+class ConvLPN(LPN):
+    """Fully convolutional, multi-scale learned proximal network: an exact prox at every image size.
+
+    Stage l reads the stage before it through a non-negative kernel and the image, resized to its scale,
+    through a skip; psi sums the heads over all pixels.
+
+    Parameters
+    ----------
+    channels : int
+        Image channels.
+    hidden : int
+        Channels per stage.
+    strides : tuple of int
+        Stride of each stage, 1 or 2; its length is the number of stages.
+    kernel, skip_kernel : int
+        Odd sides of the core kernels and of the skips.
+    heads : "last" or "all"
+        Which stages enter psi.
+    squared_heads : bool
+        Also enter g . z^2, which represents smooth, unsaturated maps (the identity above all) cheaply.
+    beta, alpha : float
+        Softplus sharpness; strong convexity alpha/2 |x|^2.
+    sigma_conditional : bool or tuple of float
+        Let the biases depend on the noise level (in the range of NOISE_LEVELS, or of the knots given);
+        every call then takes `sigma`.
+
+    Examples
+    --------
+    >>> import torch, lpn_fast as lf
+    >>> model = lf.ConvLPN(1, hidden=8)
+    >>> model(torch.rand(2, 1, 37, 50)).shape
+    torch.Size([2, 1, 37, 50])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int = 64,
+        strides: tuple[int, ...] = (1, 2, 1, 2, 1),
+        kernel: int = 3,
+        skip_kernel: int = 3,
+        heads: str = "last",
+        squared_heads: bool = False,
+        beta: float = 100.0,
+        alpha: float = 1e-3,
+        sigma_conditional: bool | tuple[float, ...] = False,
+    ):
+        if any(s not in (1, 2) for s in strides) or not strides:
+            raise ValueError(f"strides must be a non-empty tuple of 1s and 2s, got {strides}")
+        for name, side in (("kernel", kernel), ("skip_kernel", skip_kernel)):
+            if side % 2 == 0 or not 1 <= side <= 9:
+                raise ValueError(f"{name} must be odd and between 1 and 9, got {side}")
+        if heads not in ("last", "all"):
+            raise ValueError(f"heads must be 'last' or 'all', got {heads!r}")
+        scales = [1, *itertools.accumulate(strides, lambda a, b: a * b)]  # of the image before each stage
+        stages = [
+            Stage(
+                width=hidden,
+                kernel=kernel if index else 0,
+                stride=stride if index else 1,
+                padding=kernel // 2 if index else 0,
+                skip_kernel=skip_kernel,
+                skip_stride=stride,
+                skip_padding=skip_kernel // 2,
+                resize=scale,
+            )
+            for index, (stride, scale) in enumerate(zip(strides, scales, strict=False))
+        ]
+        terms = ("linear", "squared") if squared_heads else ("linear",)
+        levels = tuple(sigma_conditional) if isinstance(sigma_conditional, tuple | list) else NOISE_LEVELS
+        spec = Spec(
+            "conv",
+            channels,
+            _with_heads(stages, terms, on_all=heads == "all"),
+            beta,
+            alpha,
+            noise_levels=levels if sigma_conditional else (),
+        )
+        super().__init__(spec)
+
+
+def _head_on_last(stages: list[Stage]) -> tuple[Stage, ...]:
+    return _with_heads(stages, ("linear",), on_all=False)
+
+
+def _with_heads(stages: list[Stage], terms: tuple[str, ...], on_all: bool) -> tuple[Stage, ...]:
+    """The stages with head terms on the last of them, or on all."""
+    last = len(stages) - 1
+    return tuple(replace(s, heads=terms) if on_all or i == last else s for i, s in enumerate(stages))

@@ -1,0 +1,43 @@
+"""Models that ship with the package, each a safetensors file with its card beside it."""
+
+from importlib import resources
+
+import torch
+
+from .checkpoint import load
+from .lpn import LPN
+
+
+def list_pretrained() -> list[str]:
+    """Names that `pretrained` accepts."""
+    return sorted(
+        entry.name.removesuffix(".safetensors")
+        for entry in resources.files("lpn_fast").joinpath("pretrained").iterdir()
+        if entry.name.endswith(".safetensors")
+    )
+
+
+def pretrained(name: str, device: str | torch.device = "cpu") -> LPN:
+    """A shipped model, for images in [0, 1], in evaluation mode. Its `card` tells what it was trained on.
+
+    Parameters
+    ----------
+    name : str
+        One of `list_pretrained()`.
+    device : str or torch.device
+
+    Raises
+    ------
+    ValueError
+        No model of that name ships with this version.
+
+    Examples
+    --------
+    >>> import lpn_fast as lf
+    >>> model = lf.pretrained("natural-gray")
+    """
+    names = list_pretrained()
+    if name not in names:
+        raise ValueError(f"name must be one of {names}, got {name!r}")
+    with resources.as_file(resources.files("lpn_fast") / "pretrained" / f"{name}.safetensors") as path:
+        return load(path, device)

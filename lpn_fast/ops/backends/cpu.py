@@ -1,0 +1,148 @@
+"""The compiled CPU path (csrc/): the whole dense network per block of rows in cache, and fused epilogues.
+
+    dense   prox, hvp and all gradients in one C++ call each; nothing but x, v and the results touch memory
+    conv    the sweeps with ATen's (oneDNN's) linear maps and one fused pass per stage and sweep between them
+
+float32 only. Threads come from torch's own pool: the module borrows it and starts none.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from ...algebra.parameters import layout
+from ...algebra.spec import Spec
+from .. import registry
+from .torch import SweepsBackend
+
+try:
+    from ... import _cpu
+except ImportError as error:  # a source tree that was never built
+    _cpu = None
+    _why = f"the compiled module lpn_fast._cpu is missing ({error}); install the package with `pip install .`"
+
+_ENTRIES = ("core", "skip", "bias", "head", "head_squared")  # after the width, in csrc's table
+
+
+def register() -> None:
+    """Offer this backend, or record why it cannot run."""
+    if _cpu is None:
+        registry.register_absent("cpu", _why)
+    else:
+        registry.register(CpuBackend())
+
+
+class CpuBackend:
+    """float32 tensors on the CPU."""
+
+    name = "cpu"
+
+    def __init__(self):
+        self._conv = _ConvCpu()
+
+    def supports(self, spec: Spec, x: Tensor) -> str | None:
+        if x.device.type != "cpu":
+            return f"x is on {x.device}, this backend runs on the CPU"
+        if x.dtype != torch.float32:
+            return f"x is {x.dtype}, this backend computes in float32"
+        if spec.is_dense and spec.noise_levels:
+            return "dense networks with noise-dependent biases are not covered"
+        if spec.is_dense and spec.quadratic:
+            return "dense networks with a quadratic term are not covered"
+        return None
+
+    def evaluate(self, spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, value: bool, tape: bool):
+        if not spec.is_dense:
+            return self._conv.evaluate(spec, x, packed, features, value, tape)
+        x, packed = x.contiguous(), packed.contiguous()
+        psi = x.new_empty(x.shape[0]) if value else None
+        f = torch.empty_like(x)
+        _cpu.mlp_value_prox(_at(x), _at(packed), *_problem(spec, x), _at(psi), _at(f), torch.get_num_threads())
+        return psi, f, []
+
+    def hvp(self, spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, v: Tensor, tape: list[Tensor]):
+        if not spec.is_dense:
+            return self._conv.hvp(spec, x, packed, features, v, tape)
+        x, packed, v = x.contiguous(), packed.contiguous(), v.contiguous()
+        out = torch.empty_like(x)
+        _cpu.mlp_hvp(_at(x), _at(packed), _at(v), *_problem(spec, x), _at(out), torch.get_num_threads())
+        return out
+
+    def vjp(self, spec, x, packed, features, p: Tensor | None, v: Tensor | None, tape: list[Tensor]):
+        if not spec.is_dense:
+            return self._conv.vjp(spec, x, packed, features, p, v, tape)
+        x, packed = x.contiguous(), packed.contiguous()
+        p = None if p is None else p.contiguous()
+        v = None if v is None else v.contiguous()
+        gx, gP = torch.empty_like(x), torch.empty_like(packed)
+        _cpu.mlp_vjp(
+            _at(x), _at(packed), _at(p), _at(v), *_problem(spec, x), _at(gx), _at(gP), gP.numel(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return gx, gP
+
+
+class FusedEpilogues:
+    """ops/epilogues.py's four steps, each one pass over memory; tensors are [N, H, h, w], channels-last, float32."""
+
+    def softplus(self, u: Tensor, rest: Tensor | None, beta: float) -> Tensor:
+        rows, channels = _matrix(u)
+        _cpu.softplus(_at(u), _at(rest), 0, 1, _at(u), rows, channels, beta, torch.get_num_threads())
+        return u
+
+    def slope_mul(self, a: Tensor | None, z: Tensor, w: Tensor | None, g: Tensor | None, beta: float) -> Tensor:
+        a = None if a is None else _like(a, z)
+        out = torch.empty_like(z) if a is None else a
+        rows, channels = _matrix(z)
+        _cpu.slope_mul(_at(a), _at(z), _at(w), _at(g), _at(out), rows, channels, beta, torch.get_num_threads())
+        return out
+
+    def tangent(self, a: Tensor, rest: Tensor | None, z: Tensor, beta: float) -> Tensor:
+        rows, channels = _matrix(z)
+        _cpu.tangent(_at(a), _at(rest), _at(z), _at(a), rows, channels, beta, torch.get_num_threads())
+        return a
+
+    def adjoint(self, a: Tensor | None, z: Tensor, e: Tensor, dz: Tensor, g: Tensor | None, beta: float) -> Tensor:
+        a = None if a is None else _like(a, z)
+        out = torch.empty_like(z) if a is None else a
+        rows, channels = _matrix(z)
+        _cpu.adjoint(
+            _at(a), _at(z), _at(e), _at(dz), _at(g), _at(out), rows, channels, beta, torch.get_num_threads()
+        )
+        return out
+
+
+class _ConvCpu(SweepsBackend):
+    name = "cpu"
+    epilogues = FusedEpilogues()
+
+
+@functools.lru_cache(maxsize=None)
+def _table(spec: Spec) -> Tensor:
+    """csrc's parameter table, int64 [6 L + 2]: width and offsets per stage, then c and c0; -1 = absent."""
+    offsets = {slot.name: slot.offset for slot in layout(spec)}
+    table = []
+    for index, stage in enumerate(spec.stages):
+        table.append(stage.width)
+        table += [offsets.get(f"stages.{index}.{name}", -1) for name in _ENTRIES]
+    return torch.tensor(table + [offsets.get("linear", -1), offsets.get("constant", -1)], dtype=torch.int64)
+
+
+def _problem(spec: Spec, x: Tensor) -> tuple:
+    """(table, rows, dim, stages, beta, alpha) as every mlp function takes them."""
+    return _at(_table(spec)), x.shape[0], spec.channels, len(spec.stages), spec.beta, spec.alpha
+
+
+def _at(t: Tensor | None) -> int:
+    """Address of a tensor's first element; 0 for None."""
+    return 0 if t is None else t.data_ptr()
+
+
+def _matrix(t: Tensor) -> tuple[int, int]:
+    """(pixels, channels) of a channels-last tensor [N, H, h, w]."""
+    return t.shape[0] * t.shape[2] * t.shape[3], t.shape[1]
+
+
+def _like(t: Tensor, z: Tensor) -> Tensor:
+    return t if t.stride() == z.stride() else t.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,57 @@
+"""The element-wise steps between the linear maps, in plain torch.
+
+    softplus   z = softplus_beta(u + rest)
+    slope_mul  (a + w + 2 g z) s          s = sigma'(u) = 1 - exp(-beta z)
+    tangent    a s
+    adjoint    (a + 2 g dz) s + e dz q    q = sigma''/sigma'^2 = beta / expm1(beta z), and 0 where z = 0
+
+Only z is kept from the forward sweep: s and q follow from it exactly. `a` or `rest` may be None (zero).
+w and g are [H] or None; every other tensor has z's shape. A backend replaces this object by a fused one.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..algebra.reference import SOFTPLUS_THRESHOLD
+
+
+class TorchEpilogues:
+    """The four steps in torch operations, any device and dtype."""
+
+    def softplus(self, u: Tensor, rest: Tensor | None, beta: float) -> Tensor:
+        if rest is not None:
+            u = u.add_(rest)
+        return F.softplus(u, beta, SOFTPLUS_THRESHOLD)
+
+    def slope_mul(self, a: Tensor | None, z: Tensor, w: Tensor | None, g: Tensor | None, beta: float) -> Tensor:
+        if w is not None:
+            w = per_channel(w, z)
+            a = w if a is None else a + w
+        if g is not None:
+            curved = 2 * per_channel(g, z) * z
+            a = curved if a is None else a + curved
+        return a * _slope(z, beta)
+
+    def tangent(self, a: Tensor, rest: Tensor | None, z: Tensor, beta: float) -> Tensor:
+        if rest is not None:
+            a = a.add_(rest)
+        return _slope(z, beta).mul_(a)
+
+    def adjoint(self, a: Tensor | None, z: Tensor, e: Tensor, dz: Tensor, g: Tensor | None, beta: float) -> Tensor:
+        # q ~ 1/z overflows below the smallest normal number, where e dz q ~ z is nothing; q dz stays moderate
+        q = torch.where(z >= torch.finfo(z.dtype).tiny, beta / torch.expm1(beta * z), 0.0)
+        source = q.mul_(dz).mul_(e)
+        if g is not None:
+            curved = 2 * per_channel(g, z) * dz
+            a = curved if a is None else a + curved
+        return source if a is None else source.addcmul_(a, _slope(z, beta))
+
+
+def per_channel(t: Tensor, like: Tensor) -> Tensor:
+    """[H] broadcast against [N, H] or [N, H, h, w]."""
+    return t.view(1, -1, *(1,) * (like.dim() - 2))
+
+
+def _slope(z: Tensor, beta: float) -> Tensor:
+    return torch.expm1(z * -beta).neg_()

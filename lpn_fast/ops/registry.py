@@ -1,0 +1,120 @@
+"""Which backend runs.
+
+Every backend answers `supports(spec, x)` with None or a reason. With "auto" the first that supports the
+call runs it; a backend chosen by name (`use_backend`, or the environment variable LPN_FAST_BACKEND) runs
+it or raises with its reason: there is no silent fallback.
+"""
+
+import os
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from torch import Tensor
+
+from ..algebra.spec import Spec
+
+NAMES = ("auto", "torch", "cpu", "triton", "cuda")
+
+
+class Backend(Protocol):
+    """The primitives of one backend. Shapes as in ops/schema.py; tensors are plain and of one dtype and device."""
+
+    name: str
+
+    def supports(self, spec: Spec, x: Tensor) -> str | None: ...
+
+    def evaluate(
+        self, spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, value: bool, tape: bool
+    ) -> tuple[Tensor | None, Tensor, list[Tensor]]: ...
+
+    def hvp(
+        self, spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, v: Tensor, tape: list[Tensor]
+    ) -> Tensor: ...
+
+    def vjp(
+        self,
+        spec: Spec,
+        x: Tensor,
+        packed: Tensor,
+        features: Tensor | None,
+        p: Tensor | None,
+        v: Tensor | None,
+        tape: list[Tensor],
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+_backends: dict[str, Backend] = {}  # in order of preference
+_absent: dict[str, str] = {}  # name -> why it cannot run at all
+_forced: str | None = None  # set by use_backend; None = ask the environment
+
+
+def register(backend: Backend) -> None:
+    """Add a backend; earlier ones are preferred."""
+    _backends[backend.name] = backend
+
+
+def register_absent(name: str, reason: str) -> None:
+    """Record why a backend cannot run in this installation."""
+    _absent[name] = reason
+
+
+def chosen() -> str:
+    """The name in force: "auto" or a backend's."""
+    return _forced or _checked(os.environ.get("LPN_FAST_BACKEND", "auto"), "LPN_FAST_BACKEND")
+
+
+def reasons(spec: Spec, x: Tensor) -> dict[str, str | None]:
+    """Per backend, in order of preference: None if it supports the call, else why not."""
+    return {name: backend.supports(spec, x) for name, backend in _backends.items()} | _absent
+
+
+def select(spec: Spec, x: Tensor) -> Backend:
+    """The backend that runs this call."""
+    name = chosen()
+    if name != "auto":
+        if name in _absent:
+            raise RuntimeError(f"backend {name!r} was asked for but is not here: {_absent[name]}")
+        reason = _backends[name].supports(spec, x)
+        if reason:
+            raise RuntimeError(f"backend {name!r} was asked for but cannot run this: {reason}")
+        return _backends[name]
+    for backend in _backends.values():
+        if backend.supports(spec, x) is None:
+            return backend
+    raise RuntimeError(f"no backend runs this: {reasons(spec, x)}")
+
+
+class use_backend(AbstractContextManager):
+    """Choose the backend by name, from now on or for a `with` block.
+
+    Parameters
+    ----------
+    name : str
+        "torch", "cpu", "triton", "cuda", or "auto" for the first that supports each call.
+
+    Raises
+    ------
+    ValueError
+        An unknown name.
+
+    Examples
+    --------
+    >>> import lpn_fast as lf
+    >>> with lf.use_backend("torch"):
+    ...     pass
+    """
+
+    def __init__(self, name: str):
+        global _forced
+        self._before = _forced
+        _forced = _checked(name, "backend")
+
+    def __exit__(self, *_):
+        global _forced
+        _forced = self._before
+
+
+def _checked(name: str, what: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{what} must be one of {', '.join(NAMES)}, got {name!r}")
+    return name

@@ -1,0 +1,82 @@
+"""The operators `torch.ops.lpn_fast.*`: schemas, shape functions, and the hand-over to a backend.
+
+    evaluate   (psi, f, tape)   psi is empty without `value`, tape is empty without `tape`
+    hvp        grad^2 psi(x) v
+    vjp        gradient of sum (p psi + <v, f>) with respect to x and P
+
+    x, v, f (N, C) or (N, C, H, W);   P (P,);   features (N, F) or None;   psi, p (N,)
+    tape    z_1..z_L, e_1..e_L of a convolutional network, or empty: hvp and vjp then recompute it.
+            A dense network is cheaper to recompute than to store, so its tape is always empty.
+
+The operators are opaque: compilers see shapes, a backend sees plain tensors. Their derivatives are
+defined outside, in functions.py.
+"""
+
+import torch
+from torch import Tensor
+
+from ..algebra.parameters import parameter_count
+from ..algebra.spec import Spec, decode
+from . import registry
+
+_library = torch.library.Library("lpn_fast", "DEF")
+_library.define(
+    "evaluate(Tensor x, Tensor packed, Tensor? features, str spec, bool value, bool tape)"
+    " -> (Tensor psi, Tensor f, Tensor[] tape)"
+)
+_library.define("hvp(Tensor x, Tensor packed, Tensor? features, Tensor v, Tensor[] tape, str spec) -> Tensor")
+_library.define(
+    "vjp(Tensor x, Tensor packed, Tensor? features, Tensor? p, Tensor? v, Tensor[] tape, str spec)"
+    " -> (Tensor gx, Tensor gP)"
+)
+
+
+def _evaluate(x, packed, features, spec, value, tape):
+    spec = decode(spec)
+    keep = tape and not spec.is_dense
+    psi, f, kept = registry.select(spec, x).evaluate(spec, x, packed, features, value, keep)
+    return (x.new_empty(0) if psi is None else psi), f, kept
+
+
+def _hvp(x, packed, features, v, tape, spec):
+    spec = decode(spec)
+    return registry.select(spec, x).hvp(spec, x, packed, features, v, tape)
+
+
+def _vjp(x, packed, features, p, v, tape, spec):
+    spec = decode(spec)
+    return registry.select(spec, x).vjp(spec, x, packed, features, p, v, tape)
+
+
+for _name, _implementation in (("evaluate", _evaluate), ("hvp", _hvp), ("vjp", _vjp)):
+    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("lpn_fast::evaluate", lib=_library)
+def _evaluate_fake(x, packed, features, spec, value, tape):
+    spec = decode(spec)
+    psi = x.new_empty(x.shape[0] if value else 0)
+    kept = _tape_like(spec, x) if tape and not spec.is_dense else []
+    return psi, torch.empty_like(x, memory_format=torch.contiguous_format), kept
+
+
+@torch.library.register_fake("lpn_fast::hvp", lib=_library)
+def _hvp_fake(x, packed, features, v, tape, spec):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("lpn_fast::vjp", lib=_library)
+def _vjp_fake(x, packed, features, p, v, tape, spec):
+    gx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return gx, x.new_empty(parameter_count(decode(spec)))
+
+
+def _tape_like(spec: Spec, x: Tensor) -> list[Tensor]:
+    sizes = spec.stage_sizes(x.shape[-2], x.shape[-1])
+    tensors = [
+        torch.empty(
+            (x.shape[0], stage.width, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+        )
+        for stage, size in zip(spec.stages, sizes, strict=True)
+    ]
+    return tensors + [torch.empty_like(t) for t in tensors]

@@ -1,0 +1,160 @@
+"""What a measurement operator is, and two measurements of any such operator.
+
+    y = A x + noise,     h(x) = 1/2 ||A x - y||^2,     grad h(x) = A^T (A x - y),     Lip(grad h) = ||A||^2
+
+Every guarantee of the solvers leans on two facts about A: that ``A_adjoint`` is its adjoint, not
+merely similar to it (``adjoint_mismatch`` measures that), and that ``norm`` bounds ||A|| from
+above. Power iteration approaches ||A|| from *below*; ``operator_norm`` therefore adds a margin,
+and its result is an estimate, never a proof.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lpn_fast.physics.cg import prox_l2_by_cg
+from lpn_fast.physics.per_sample import dot, norm
+
+
+class Physics:
+    """A linear operator A between batches of images and batches of measurements.
+
+    Subclasses give ``A``, ``A_adjoint`` and ``norm``; ``prox_l2`` has a general answer here, which
+    an operator with a closed form replaces. Operators act on every sample alike and on each alone.
+
+    Examples
+    --------
+    >>> import torch
+    >>> class Halving(Physics):
+    ...     def A(self, x):
+    ...         return x / 2
+    ...     def A_adjoint(self, y):
+    ...         return y / 2
+    ...     def norm(self):
+    ...         return 0.5
+    >>> Halving().prox_l2(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), gamma=4.0)
+    tensor([[[[1.]]]])
+    """
+
+    def A(self, x: Tensor) -> Tensor:
+        """Measurements of the images x, shape (N, C, H, W), without noise."""
+        raise NotImplementedError(f"{type(self).__name__} must define A(x)")
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """Images A^T y, so that <A x, y> = <x, A^T y> for every sample."""
+        raise NotImplementedError(f"{type(self).__name__} must define A_adjoint(y)")
+
+    def norm(self) -> float:
+        """Upper bound on ||A||, the largest singular value."""
+        raise NotImplementedError(f"{type(self).__name__} must define norm()")
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
+        """Data prox argmin_x 1/2 ||x - z||^2 + gamma/2 ||A x - y||^2, by conjugate gradients.
+
+        Parameters
+        ----------
+        z : Tensor, shape (N, C, H, W)
+            Points.
+        y : Tensor, shape (N, ...)
+            Measurements.
+        gamma : float or Tensor, shape (N,)
+            Weight of the data, positive.
+
+        Returns
+        -------
+        Tensor, shape (N, C, H, W)
+        """
+        return prox_l2_by_cg(self, z, y, gamma)
+
+
+def adjoint_mismatch(physics, x: Tensor, y: Tensor) -> Tensor:
+    """Distance of ``A_adjoint`` from the adjoint of ``A``, measured at x and y.
+
+        |<A x, y> - <x, A^T y>| / (||A x|| ||y||)
+
+    Parameters
+    ----------
+    physics : object with ``A`` and ``A_adjoint``
+    x : Tensor, shape (N, ...)
+        Images; random ones make a useful test.
+    y : Tensor, shape (N, ...)
+        Measurements, likewise.
+
+    Returns
+    -------
+    Tensor, shape (N,), float64
+        About the rounding unit of the type for a matched pair; 0 where A x or y is zero.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lpn_fast.physics import Blur
+    >>> image = torch.randn(3, 1, 9, 9)
+    >>> bool((adjoint_mismatch(Blur.gaussian(1.0), image, torch.randn_like(image)) < 1e-6).all())
+    True
+    """
+    measured = physics.A(x)
+    scale = norm(measured) * norm(y)  # (N,)
+    gap = (dot(measured, y) - dot(x, physics.A_adjoint(y))).abs()
+    return torch.where(scale == 0, 0.0, gap / scale)
+
+
+def operator_norm(
+    physics,
+    x: Tensor,
+    *,
+    max_iter: int = 100,
+    tol: float = 1e-4,
+    margin: float = 1.05,
+    seed: int = 0,
+) -> float:
+    """Estimate of ||A||, enlarged by a safety margin.
+
+    Power iteration on A^T A from a positive random image, stopped when the estimate moves by less
+    than ``tol`` or after ``max_iter`` steps. It approaches ||A|| from below, hence the margin; how
+    far below cannot be known, hence "estimate". Prefer an operator that knows its own bound.
+
+    Parameters
+    ----------
+    physics : object with ``A`` and ``A_adjoint``
+    x : Tensor, shape (N, ...)
+        Any image batch: only its shape beyond N, type and device are used.
+    max_iter, tol : int, float
+        Most steps, and relative change of the estimate that ends them.
+    margin : float
+        Factor on the result, at least 1.
+    seed : int
+        Seed of the start, so that the answer is reproducible.
+
+    Returns
+    -------
+    float
+        ``margin`` times the last estimate; 0 if A maps the start to zero.
+
+    Raises
+    ------
+    ValueError
+        margin below 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lpn_fast.physics import Denoising
+    >>> round(operator_norm(Denoising(), torch.zeros(1, 1, 8, 8)), 4)
+    1.05
+    """
+    if not margin >= 1:
+        raise ValueError(f"margin must be at least 1, got {margin}")
+    generator = torch.Generator().manual_seed(seed)
+    # Positive: operators that average (blurs, projectors) have their largest singular vector near the constants.
+    v = torch.rand(1, *x.shape[1:], generator=generator, dtype=torch.float64).to(x)  # (1, ...)
+    estimate = 0.0
+    for _ in range(max_iter):
+        v = v / float(norm(v))
+        measured = physics.A(v)
+        previous, estimate = estimate, float(norm(measured))
+        if estimate == 0.0 or abs(estimate - previous) <= tol * estimate:
+            break
+        v = physics.A_adjoint(measured)
+    return margin * estimate

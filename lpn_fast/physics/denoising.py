@@ -1,0 +1,43 @@
+"""Denoising: the operator that measures the image itself.
+
+    A = I,     argmin_x 1/2 ||x - z||^2 + gamma/2 ||x - y||^2 = (z + gamma y) / (1 + gamma)
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lpn_fast.physics.base import Physics
+from lpn_fast.physics.per_sample import check_positive, column
+
+
+class Denoising(Physics):
+    """The identity operator; images of any shape.
+
+    Examples
+    --------
+    >>> import torch
+    >>> Denoising().prox_l2(torch.zeros(1, 2), torch.ones(1, 2), gamma=3.0)
+    tensor([[0.7500, 0.7500]])
+    """
+
+    def A(self, x: Tensor) -> Tensor:
+        """The images x themselves, shape (N, ...)."""
+        return x
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """The measurements y themselves, shape (N, ...)."""
+        return y
+
+    def norm(self) -> float:
+        """||I|| = 1."""
+        return 1.0
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
+        """Weighted mean (z + gamma y) / (1 + gamma), shape (N, ...); gamma is a float or (N,)."""
+        check_positive("gamma", gamma, len(z))
+        weight = column(gamma, z)
+        return (z + weight * y) / (1 + weight)
+
+    def __repr__(self) -> str:
+        return "Denoising()"

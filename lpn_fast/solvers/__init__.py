@@ -1,0 +1,8 @@
+"""Plug-and-play solvers with a real objective: batched, stopped per sample, their theorem's conditions checked."""
+
+from lpn_fast.solvers.admm import admm
+from lpn_fast.solvers.conditions import Condition, Conditions
+from lpn_fast.solvers.pgd import pgd
+from lpn_fast.solvers.reconstruction import Reconstruction
+
+__all__ = ["Condition", "Conditions", "Reconstruction", "admm", "pgd"]

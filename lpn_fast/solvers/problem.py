@@ -1,0 +1,166 @@
+"""One checked inverse problem: measurements, operator, prior weight and start.
+
+    h(x) = 1/2 ||A x - y||^2 for every sample, in float64
+
+Arguments are checked here, once; the iterations trust them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lpn_fast.physics import adjoint_mismatch, operator_norm, prox_l2_by_cg
+from lpn_fast.physics.per_sample import check_positive, norm
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What every solver starts from.
+
+    Attributes
+    ----------
+    y : Tensor, shape (N, ...)
+        Measurements.
+    physics : object with ``A`` and ``A_adjoint``
+    strength : float or Tensor, shape (N,)
+        Weight t of the prior inside its prox.
+    sigma : None, float or Tensor, shape (N,)
+        Noise level handed to a network that is conditioned on it.
+    x0 : Tensor, shape (N, ...)
+        Start.
+    norm : float
+        Upper bound on ||A||, or an estimate of it with a margin.
+    norm_is_estimated : bool
+        Which of the two it is.
+    adjoint_mismatch : float
+        Measured distance of ``A_adjoint`` from the adjoint of ``A``.
+    """
+
+    y: Tensor
+    physics: object
+    strength: float | Tensor
+    sigma: float | Tensor | None
+    x0: Tensor
+    norm: float
+    norm_is_estimated: bool
+    adjoint_mismatch: float
+
+
+def pose(y: Tensor, physics, *, strength, sigma, x0, max_iter, tol) -> Problem:
+    """A Problem, once all arguments that solvers share are found good.
+
+    Raises
+    ------
+    TypeError
+        y or x0 not a float32 or float64 tensor, physics without ``A`` or ``A_adjoint``, max_iter not an integer.
+    ValueError
+        NaN or infinite measurements or start, an empty batch, shapes that do not belong together,
+        numbers out of range; the message gives the value seen and the value wanted.
+    """
+    for method in ("A", "A_adjoint"):
+        if not callable(getattr(physics, method, None)):
+            raise TypeError(f"physics must have a method {method}, got {type(physics).__name__}")
+    _check_tensor("y", y)
+    samples = len(y)
+    if isinstance(max_iter, bool) or not isinstance(max_iter, int):
+        raise TypeError(f"max_iter must be an integer, got {max_iter!r}")
+    if max_iter < 1:
+        raise ValueError(f"max_iter must be at least 1, got {max_iter}")
+    if not 0 <= tol < float("inf"):
+        raise ValueError(f"tol must be at least 0, got {tol}")
+    strength = _per_sample("strength", strength, y)
+    if (strength > 1) if isinstance(strength, float) else bool((strength > 1).any()):
+        raise ValueError(f"strength must lie in (0, 1], got {_shown(strength)}")
+    sigma = None if sigma is None else _per_sample("sigma", sigma, y)
+
+    if x0 is None:
+        x0 = physics.A_adjoint(y)
+    else:
+        _check_tensor("x0", x0)
+        if len(x0) != samples:
+            raise ValueError(f"x0 must hold {samples} samples as y does, got shape {tuple(x0.shape)}")
+        if (x0.dtype, x0.device) != (y.dtype, y.device):
+            raise TypeError(f"x0 must be {y.dtype} on {y.device} as y is, got {x0.dtype} on {x0.device}")
+        measured = physics.A(x0[:1])
+        if measured.shape[1:] != y.shape[1:]:
+            raise ValueError(
+                f"x0 must have measurements of the shape of y {tuple(y.shape)}, got {tuple(x0.shape)} "
+                f"which measures as {(samples, *measured.shape[1:])}"
+            )
+
+    bound, estimated = _norm(physics, x0)
+    mismatch = _mismatch_at_random(physics, x0, y)
+    return Problem(y, physics, strength, sigma, x0, bound, estimated, mismatch)
+
+
+def half_square(difference: Tensor) -> Tensor:  # (N, ...) -> (N,) float64
+    """1/2 ||difference||^2, which is h(x) at difference = A x - y."""
+    return 0.5 * norm(difference).square()
+
+
+def relative_change(
+    new: Tensor,  # (N, ...)
+    old: Tensor,  # (N, ...)
+) -> Tensor:  # (N,) float64
+    """||new - old|| / ||new||, and 0 for two images that are both zero."""
+    return norm(new - old) / norm(new).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def data_prox(physics):
+    """The operator's own ``prox_l2``, or conjugate gradients where it has none."""
+    own = getattr(physics, "prox_l2", None)
+    return own if callable(own) else lambda z, y, gamma: prox_l2_by_cg(physics, z, y, gamma)
+
+
+def check_number(name: str, value) -> float:
+    """``value`` as a float, or an error: one positive number for the whole batch."""
+    if isinstance(value, Tensor) and value.dim() > 0:
+        raise ValueError(f"{name} must be one number for the whole batch, got shape {tuple(value.shape)}")
+    value = float(value)
+    check_positive(name, value, samples=1)
+    return value
+
+
+def _check_tensor(name: str, value) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} must be float32 or float64, got {value.dtype}")
+    if value.dim() < 2 or value.numel() == 0:
+        raise ValueError(f"{name} must have shape (N, ...) with at least one sample, got {tuple(value.shape)}")
+    if not bool(value.isfinite().all()):
+        broken = (~value.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
+        raise ValueError(f"{name} must be finite, got NaN or infinite values in samples {_shown(broken)}")
+
+
+def _per_sample(name: str, value, y: Tensor) -> float | Tensor:
+    """A float, or a tensor (N,) in the type of y: the objective must use the value the prox used."""
+    if isinstance(value, Tensor) and value.dim() > 0:
+        check_positive(name, value, len(y))
+        return value.to(y)
+    return check_number(name, value)
+
+
+def _shown(values) -> str:
+    values = values.tolist() if isinstance(values, Tensor) else values
+    if isinstance(values, list) and len(values) > 8:
+        return f"[{', '.join(map(str, values[:8]))}, ...]"
+    return str(values)
+
+
+def _norm(physics, x0: Tensor) -> tuple[float, bool]:
+    own = getattr(physics, "norm", None)
+    bound = float(own()) if callable(own) else operator_norm(physics, x0)
+    if not 0 < bound < float("inf"):
+        raise ValueError(f"physics must have a positive finite norm, got {bound}")
+    return bound, not callable(own)
+
+
+def _mismatch_at_random(physics, x0: Tensor, y: Tensor) -> float:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, *x0.shape[1:], generator=generator, dtype=torch.float64).to(x0)
+    v = torch.randn(1, *y.shape[1:], generator=generator, dtype=torch.float64).to(y)
+    return float(adjoint_mismatch(physics, x, v))

@@ -1,0 +1,17 @@
+"""Training: losses, schedules, and a trainer whose runs can be stopped and resumed at any moment."""
+
+from .laplacian import soft_threshold, train_laplacian
+from .losses import ProximalMatchingLoss, l1_loss, l2_loss
+from .schedule import Phase, published_phases
+from .trainer import Trainer
+
+__all__ = [
+    "Phase",
+    "ProximalMatchingLoss",
+    "Trainer",
+    "l1_loss",
+    "l2_loss",
+    "published_phases",
+    "soft_threshold",
+    "train_laplacian",
+]

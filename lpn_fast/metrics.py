@@ -93,7 +93,7 @@ def ssim(x: Tensor, reference: Tensor, data_range: float = 1.0, window: str = "u
     taps, unbias = _window(window, x.device)
     if min(x.shape[-2:]) < len(taps):
         raise ValueError(
-            f"x must be at least {len(taps)} pixels high and wide for the {window} window, got {tuple(x.shape)}"
+            f"x must be at least {len(taps)} pixels high and wide for window={window!r}, got {tuple(x.shape)}"
         )
 
     mean_x, mean_r = _local_mean(x, taps), _local_mean(reference, taps)  # (N, C, H', W'), windows inside

@@ -147,7 +147,7 @@ def operator_norm(
     if not margin >= 1:
         raise ValueError(f"margin must be at least 1, got {margin}")
     generator = torch.Generator().manual_seed(seed)
-    # Positive: operators that average (blurs, projectors) have their largest singular vector near the constants.
+    # Positive: averaging operators (blurs, projectors) have their top singular vector near the constants.
     v = torch.rand(1, *x.shape[1:], generator=generator, dtype=torch.float64).to(x)  # (1, ...)
     estimate = 0.0
     for _ in range(max_iter):

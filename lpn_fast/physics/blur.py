@@ -1,10 +1,11 @@
 """Blur: convolution with one kernel, on every channel alike.
 
     circular   (A x)[i] = sum_j k[j] x[i - j + c],  indices modulo the image size, c = (kh // 2, kw // 2)
-               y has the size of x, and A is diagonal in the Fourier basis:  A = F^* diag(K) F,
-               argmin_x 1/2 ||x - z||^2 + gamma/2 ||A x - y||^2 = F^* (F z + gamma conj(K) F y) / (1 + gamma |K|^2)
+               y has the size of x, and A = F^* diag(K) F is diagonal in the Fourier basis, so
+               argmin_x 1/2 ||x - z||^2 + gamma/2 ||A x - y||^2
+                   = F^* (F z + gamma conj(K) F y) / (1 + gamma |K|^2)
     full       (A x)[i] = sum_j k[j] x[i - j],  x zero outside the image
-               y is (H + kh - 1, W + kw - 1): nothing of the image is lost, there is no closed form of the prox
+               y is (H + kh - 1, W + kw - 1): nothing of the image is lost; no closed form of the prox
 
 Both run through the real FFT on one grid G: with E = zero padding to G and P = crop to the size of
 y, full convolution is A = P C E for the circular C on G (G at least the size of y, so nothing
@@ -135,7 +136,9 @@ class Blur(Physics):
         _check_images("y", y)
         image_size = self._data_to_image(*y.shape[-2:])
         if min(image_size) < 1:
-            raise ValueError(f"y must be at least as large as the {self._size()} kernel, got {tuple(y.shape)}")
+            raise ValueError(
+                f"y must be at least as large as the {self._size()} kernel, got {tuple(y.shape)}"
+            )
         grid = self._grid(*y.shape[-2:])
         return _filter(y, self._transfer(grid, y).conj(), grid, image_size)
 
@@ -169,7 +172,9 @@ class Blur(Physics):
         _check_images("z", z)
         wanted = (*z.shape[:2], *self._image_to_data(*z.shape[-2:]))
         if y.shape != wanted:
-            raise ValueError(f"y must have shape {wanted} for z of shape {tuple(z.shape)}, got {tuple(y.shape)}")
+            raise ValueError(
+                f"y must have shape {wanted} for z of shape {tuple(z.shape)}, got {tuple(y.shape)}"
+            )
         if self.boundary == "full":
             return super().prox_l2(z, y, gamma)
         check_positive("gamma", gamma, len(z))

@@ -1,6 +1,6 @@
 """Denoising: the operator that measures the image itself.
 
-    A = I,     argmin_x 1/2 ||x - z||^2 + gamma/2 ||x - y||^2 = (z + gamma y) / (1 + gamma)
+A = I,     argmin_x 1/2 ||x - z||^2 + gamma/2 ||x - y||^2 = (z + gamma y) / (1 + gamma)
 """
 
 from __future__ import annotations

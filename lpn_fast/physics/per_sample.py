@@ -24,7 +24,7 @@ def norm(a: Tensor) -> Tensor:  # (N, ...) -> (N,) float64
 
 
 def column(value: float | Tensor, like: Tensor) -> float | Tensor:
-    """A float as it is; a tensor (N,) as (N, 1, ..., 1) in the type of ``like``, ready to scale its samples."""
+    """A float as it is; a tensor (N,) as (N, 1, ..., 1) in the type of ``like``, to scale its samples."""
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
     return value.to(like).reshape(-1, *[1] * (like.dim() - 1))

@@ -1,4 +1,4 @@
-"""Plug-and-play solvers with a real objective: batched, stopped per sample, their theorem's conditions checked."""
+"""Plug-and-play solvers: batched, stopped per sample, with a real objective and checked conditions."""
 
 from lpn_fast.solvers.admm import admm
 from lpn_fast.solvers.conditions import Condition, Conditions

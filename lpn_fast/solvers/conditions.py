@@ -6,8 +6,9 @@ ADMM   with penalty rho minimises h + t rho R; its iterates converge to a fixed 
        network, 0 < alpha < 1 and rho > ||A||^2                           arXiv 2310.14344.
 
 Two hypotheses have no row because nothing else gets this far: every network of this package is a
-softplus network, and a strength t outside (0, 1] is refused as an argument. The adjoint has one: an unmatched A^T makes the data step the gradient of nothing. It is measured at one random
-pair, which can expose a wrong adjoint and cannot prove a right one.
+softplus network, and a strength t outside (0, 1] is refused as an argument. The adjoint has one:
+an unmatched A^T makes the data step the gradient of nothing. It is measured at one random pair,
+which can expose a wrong adjoint and cannot prove a right one.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class Conditions:
 
     def raise_unless_all_hold(self) -> None:
         """Raise a ValueError that names every condition that does not hold."""
-        failing = "; ".join(f"{c.name} must satisfy {c.required}, got {c.actual}" for c in self if not c.holds)
+        failing = "; ".join(
+            f"{c.name} must satisfy {c.required}, got {c.actual}" for c in self if not c.holds
+        )
         if failing:
             raise ValueError(f"{self.theorem} is outside its convergence theorem: {failing}")
 

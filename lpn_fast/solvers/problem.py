@@ -55,7 +55,8 @@ def pose(y: Tensor, physics, *, strength, sigma, x0, max_iter, tol) -> Problem:
     Raises
     ------
     TypeError
-        y or x0 not a float32 or float64 tensor, physics without ``A`` or ``A_adjoint``, max_iter not an integer.
+        y or x0 not a float32 or float64 tensor, physics without ``A`` or ``A_adjoint``,
+        max_iter not an integer.
     ValueError
         NaN or infinite measurements or start, an empty batch, shapes that do not belong together,
         numbers out of range; the message gives the value seen and the value wanted.
@@ -130,7 +131,9 @@ def _check_tensor(name: str, value) -> None:
     if value.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name} must be float32 or float64, got {value.dtype}")
     if value.dim() < 2 or value.numel() == 0:
-        raise ValueError(f"{name} must have shape (N, ...) with at least one sample, got {tuple(value.shape)}")
+        raise ValueError(
+            f"{name} must have shape (N, ...) with at least one sample, got {tuple(value.shape)}"
+        )
     if not bool(value.isfinite().all()):
         broken = (~value.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
         raise ValueError(f"{name} must be finite, got NaN or infinite values in samples {_shown(broken)}")

@@ -7,6 +7,7 @@ float32 only. Threads come from torch's own pool: the module borrows it and star
 """
 
 import functools
+import importlib
 
 import torch
 from torch import Tensor
@@ -17,10 +18,10 @@ from .. import registry
 from .torch import SweepsBackend
 
 try:
-    from ... import _cpu
-except ImportError as error:  # a source tree that was never built
+    _cpu = importlib.import_module("lpn_fast._cpu")
+except ImportError as error:  # a source tree that was never built, or an unusable binary
     _cpu = None
-    _why = f"the compiled module lpn_fast._cpu is missing ({error}); install the package with `pip install .`"
+    _why = f"the compiled module could not be imported ({error}); build it with `pip install .`"
 
 _ENTRIES = ("core", "skip", "bias", "head", "head_squared")  # after the width, in csrc's table
 
@@ -86,9 +87,11 @@ class CpuBackend:
 class FusedEpilogues:
     """ops/epilogues.py's four steps, each one pass over memory; tensors are [N, H, h, w], channels-last, float32."""
 
-    def softplus(self, u: Tensor, rest: Tensor | None, beta: float) -> Tensor:
+    def softplus(self, u: Tensor, rest: Tensor | None, b: Tensor | None, beta: float) -> Tensor:
         rows, channels = _matrix(u)
-        _cpu.softplus(_at(u), _at(rest), 0, 1, _at(u), rows, channels, beta, torch.get_num_threads())
+        b = None if b is None else b.contiguous()
+        rows_per_bias = rows if b is None else rows // b.shape[0]
+        _cpu.softplus(_at(u), _at(rest), _at(b), rows_per_bias, _at(u), rows, channels, beta, torch.get_num_threads())
         return u
 
     def slope_mul(self, a: Tensor | None, z: Tensor, w: Tensor | None, g: Tensor | None, beta: float) -> Tensor:
@@ -107,9 +110,7 @@ class FusedEpilogues:
         a = None if a is None else _like(a, z)
         out = torch.empty_like(z) if a is None else a
         rows, channels = _matrix(z)
-        _cpu.adjoint(
-            _at(a), _at(z), _at(e), _at(dz), _at(g), _at(out), rows, channels, beta, torch.get_num_threads()
-        )
+        _cpu.adjoint(_at(a), _at(z), _at(e), _at(dz), _at(g), _at(out), rows, channels, beta, torch.get_num_threads())
         return out
 
 
@@ -118,7 +119,7 @@ class _ConvCpu(SweepsBackend):
     epilogues = FusedEpilogues()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _table(spec: Spec) -> Tensor:
     """csrc's parameter table, int64 [6 L + 2]: width and offsets per stage, then c and c0; -1 = absent."""
     offsets = {slot.name: slot.offset for slot in layout(spec)}

@@ -1,0 +1,257 @@
+// lpn_fast._cpu: the CPU kernels for Python.
+//
+// Tensors arrive as addresses of contiguous float32 data and sizes, so the module knows nothing of torch: one
+// binary serves any version of it. Shapes, dtypes and devices are checked by the Python callers; here only
+// what would crash. The GIL is released around the work.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "isa.h"
+#include "mlp.h"
+#include "threads.h"
+
+namespace py = pybind11;
+
+namespace lpn {
+namespace {
+
+using Address = std::uintptr_t;
+
+// Activations per range of a thread: 16 Ki elements are some 10 us of work, large against drawing the range.
+constexpr int64_t elements_per_range = int64_t{1} << 14;
+
+template <class Value>
+Value* optional(Address address, const char* name) {
+  if (address % alignof(Value))
+    throw std::invalid_argument(std::string(name) + " must be aligned to " + std::to_string(alignof(Value)) +
+                                " bytes, got address " + std::to_string(address));
+  return reinterpret_cast<Value*>(address);
+}
+
+// An empty tensor may have no memory at all, so only a non-empty one must have an address.
+template <class Value>
+Value* required(Address address, const char* name, int64_t count) {
+  if (count > 0 && !address) throw std::invalid_argument(std::string(name) + " must be an address, got 0");
+  return optional<Value>(address, name);
+}
+
+void require_at_least(int64_t low, int64_t value, const char* name) {
+  if (value < low)
+    throw std::invalid_argument(std::string(name) + " must be at least " + std::to_string(low) + ", got " +
+                                std::to_string(value));
+}
+
+void require_common(int64_t rows, float beta, int threads) {
+  require_at_least(0, rows, "rows");
+  require_at_least(1, threads, "threads");
+  if (!(beta > 0.0f) || std::isinf(beta))
+    throw std::invalid_argument("beta must be positive and finite, got " + std::to_string(beta));
+}
+
+template <class Op>
+void run_rows(void (*Kernels::*kernel)(const Op&, int64_t, int64_t),
+              const Op& op,
+              int64_t rows,
+              int threads) {
+  if (rows == 0 || op.channels == 0) return;
+  const auto run = active_kernels().*kernel;
+  const int64_t grain = std::max<int64_t>(1, elements_per_range / op.channels);
+  parallel_for(rows, grain, threads, [&](int, int64_t begin, int64_t end) { run(op, begin, end); });
+}
+
+void bind_softplus(Address u,
+                   Address skip,
+                   Address bias,
+                   int64_t rows_per_bias,
+                   Address out,
+                   int64_t rows,
+                   int64_t channels,
+                   float beta,
+                   int threads) {
+  require_common(rows, beta, threads);
+  require_at_least(0, channels, "channels");
+  if (bias) require_at_least(1, rows_per_bias, "rows_per_bias");
+  const int64_t count = rows * channels;
+  const Softplus op{required<const float>(u, "u", count),
+                    optional<const float>(skip, "skip"),
+                    optional<const float>(bias, "bias"),
+                    rows_per_bias,
+                    required<float>(out, "out", count),
+                    channels,
+                    beta};
+  run_rows(&Kernels::softplus, op, rows, threads);
+}
+
+void bind_slope_mul(Address a,
+                    Address z,
+                    Address head,
+                    Address head_sq,
+                    Address out,
+                    int64_t rows,
+                    int64_t channels,
+                    float beta,
+                    int threads) {
+  require_common(rows, beta, threads);
+  require_at_least(0, channels, "channels");
+  const int64_t count = rows * channels;
+  const SlopeMul op{optional<const float>(a, "a"),
+                    required<const float>(z, "z", count),
+                    optional<const float>(head, "head"),
+                    optional<const float>(head_sq, "head_sq"),
+                    required<float>(out, "out", count),
+                    channels,
+                    beta};
+  run_rows(&Kernels::slope_mul, op, rows, threads);
+}
+
+void bind_tangent(
+    Address a, Address b, Address z, Address out, int64_t rows, int64_t channels, float beta, int threads) {
+  require_common(rows, beta, threads);
+  require_at_least(0, channels, "channels");
+  const int64_t count = rows * channels;
+  const Tangent op{required<const float>(a, "a", count),
+                   optional<const float>(b, "b"),
+                   required<const float>(z, "z", count),
+                   required<float>(out, "out", count),
+                   channels,
+                   beta};
+  run_rows(&Kernels::tangent, op, rows, threads);
+}
+
+void bind_adjoint(Address a,
+                  Address z,
+                  Address e,
+                  Address dz,
+                  Address head_sq,
+                  Address out,
+                  int64_t rows,
+                  int64_t channels,
+                  float beta,
+                  int threads) {
+  require_common(rows, beta, threads);
+  require_at_least(0, channels, "channels");
+  const int64_t count = rows * channels;
+  const Adjoint op{optional<const float>(a, "a"),
+                   required<const float>(z, "z", count),
+                   required<const float>(e, "e", count),
+                   required<const float>(dz, "dz", count),
+                   optional<const float>(head_sq, "head_sq"),
+                   required<float>(out, "out", count),
+                   channels,
+                   beta};
+  run_rows(&Kernels::adjoint, op, rows, threads);
+}
+
+Network network(Address P, Address table, int64_t dim, int64_t stages, float beta, float alpha) {
+  require_at_least(1, dim, "dim");
+  require_at_least(1, stages, "stages");
+  return Network(required<const float>(P, "P", 1), required<const int64_t>(table, "table", 1), dim, stages,
+                 beta, alpha);
+}
+
+void bind_mlp_value_prox(Address x,
+                         Address P,
+                         Address table,
+                         int64_t rows,
+                         int64_t dim,
+                         int64_t stages,
+                         float beta,
+                         float alpha,
+                         Address psi,
+                         Address f,
+                         int threads) {
+  require_common(rows, beta, threads);
+  const MlpProx io{required<const float>(x, "x", rows), optional<float>(psi, "psi"),
+                   required<float>(f, "f", rows)};
+  network(P, table, dim, stages, beta, alpha).value_prox(io, rows, threads);
+}
+
+void bind_mlp_hvp(Address x,
+                  Address P,
+                  Address v,
+                  Address table,
+                  int64_t rows,
+                  int64_t dim,
+                  int64_t stages,
+                  float beta,
+                  float alpha,
+                  Address out,
+                  int threads) {
+  require_common(rows, beta, threads);
+  const MlpHvp io{required<const float>(x, "x", rows), required<const float>(v, "v", rows),
+                  required<float>(out, "out", rows)};
+  network(P, table, dim, stages, beta, alpha).hvp(io, rows, threads);
+}
+
+void bind_mlp_vjp(Address x,
+                  Address P,
+                  Address p,
+                  Address v,
+                  Address table,
+                  int64_t rows,
+                  int64_t dim,
+                  int64_t stages,
+                  float beta,
+                  float alpha,
+                  Address gx,
+                  Address gP,
+                  int64_t numel,
+                  int threads) {
+  require_common(rows, beta, threads);
+  const MlpVjp io{required<const float>(x, "x", rows), optional<const float>(p, "p"),
+                  optional<const float>(v, "v"), optional<float>(gx, "gx")};
+  float* gradient = required<float>(gP, "gP", numel);
+  network(P, table, dim, stages, beta, alpha).vjp(io, gradient, numel, rows, threads);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, module) {
+  using py::arg;
+  using unlocked = py::call_guard<py::gil_scoped_release>;
+  module.doc() = "CPU kernels of lpn_fast: addresses of contiguous float32 data, sizes, threads.";
+
+  try {
+    select_isa_from_environment();
+  } catch (const std::invalid_argument& error) {
+    throw py::import_error(error.what());
+  }
+  module.def("isa", [] { return std::string(active_kernels().name); }, "Instruction set in use.");
+  module.def("isas", &available_isas, "Instruction sets of this CPU, best first.");
+  module.def("set_isa", &select_isa, arg("name"), "Use the named instruction set from now on.");
+  module.def(
+      "threads_available", [] { return gomp_parallel() != nullptr; },
+      "Whether an OpenMP runtime is loaded; without one every call runs on one thread.");
+
+  module.def("softplus", &bind_softplus, unlocked(), arg("u"), arg("skip"), arg("bias"), arg("rows_per_bias"),
+             arg("out"), arg("rows"), arg("channels"), arg("beta"), arg("threads"),
+             "out = softplus_beta(u + skip + bias); skip and bias may be 0.");
+  module.def("slope_mul", &bind_slope_mul, unlocked(), arg("a"), arg("z"), arg("head"), arg("head_sq"),
+             arg("out"), arg("rows"), arg("channels"), arg("beta"), arg("threads"),
+             "out = (a + head + 2 head_sq z) s(z); a, head and head_sq may be 0.");
+  module.def("tangent", &bind_tangent, unlocked(), arg("a"), arg("b"), arg("z"), arg("out"), arg("rows"),
+             arg("channels"), arg("beta"), arg("threads"), "out = (a + b) s(z); b may be 0.");
+  module.def("adjoint", &bind_adjoint, unlocked(), arg("a"), arg("z"), arg("e"), arg("dz"), arg("head_sq"),
+             arg("out"), arg("rows"), arg("channels"), arg("beta"), arg("threads"),
+             "out = (a + 2 head_sq dz) s(z) + e dz q(z); a and head_sq may be 0.");
+
+  module.def("mlp_value_prox", &bind_mlp_value_prox, unlocked(), arg("x"), arg("P"), arg("table"),
+             arg("rows"), arg("dim"), arg("stages"), arg("beta"), arg("alpha"), arg("psi"), arg("f"),
+             arg("threads"), "psi (may be 0) and f = grad psi.");
+  module.def("mlp_hvp", &bind_mlp_hvp, unlocked(), arg("x"), arg("P"), arg("v"), arg("table"), arg("rows"),
+             arg("dim"), arg("stages"), arg("beta"), arg("alpha"), arg("out"), arg("threads"),
+             "out = (Hessian of psi at x) v.");
+  module.def("mlp_vjp", &bind_mlp_vjp, unlocked(), arg("x"), arg("P"), arg("p"), arg("v"), arg("table"),
+             arg("rows"), arg("dim"), arg("stages"), arg("beta"), arg("alpha"), arg("gx"), arg("gP"),
+             arg("numel"), arg("threads"),
+             "Gradient of sum(p psi + <v, f>) in x and P; p, v and gx may be 0.");
+}
+
+}  // namespace lpn

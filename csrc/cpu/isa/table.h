@@ -1,0 +1,19 @@
+// The table of one instruction set. Constant-initialised: loading the module must not execute a single
+// instruction of a unit whose instruction set this CPU may lack.
+
+#pragma once
+
+#include "../kernels.h"
+#include "activations.h"
+#include "mlp_blocks.h"
+
+namespace lpn {
+namespace {
+
+constexpr Kernels kernels_named(const char* name) {
+  return {name,         softplus_rows,  slope_mul_rows, tangent_rows,
+          adjoint_rows, mlp_prox_block, mlp_hvp_block,  mlp_vjp_any};
+}
+
+}  // namespace
+}  // namespace lpn

@@ -1,0 +1,66 @@
+// Lanes of float32: the widest vector that the flags of the including unit allow, through GCC vector
+// extensions.
+//
+// Everything in isa/ lives in an unnamed namespace. Internal linkage keeps each unit's code to itself: no
+// template instance or inline function can be merged with the twin of another instruction set.
+
+#pragma once
+
+#include <stdint.h>
+
+namespace lpn {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int lanes = 16;
+constexpr int row_vectors = 4;  // 6 x 4 accumulators + 4 operands + 1 weight = 29 of 32 registers
+#elif defined(__AVX2__)
+constexpr int lanes = 8;
+constexpr int row_vectors = 2;  // 6 x 2 accumulators + 2 operands + 1 weight = 15 of 16 registers
+#else
+constexpr int lanes = 4;
+constexpr int row_vectors = 2;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * lanes)));
+typedef int32_t IntVec __attribute__((vector_size(4 * lanes)));
+// The same lanes at any float address.
+typedef float LooseVec __attribute__((vector_size(4 * lanes), aligned(4), may_alias));
+
+inline Vec broadcast(float value) { return Vec{} + value; }
+
+inline Vec load(const float* from) { return *reinterpret_cast<const LooseVec*>(from); }  // [lanes]
+
+inline void store(float* to, Vec value) { *reinterpret_cast<LooseVec*>(to) = value; }  // [lanes]
+
+// The first `count` lanes; the others are zero. With a literal count = lanes this is a plain load.
+inline Vec load(const float* from, int64_t count) {  // from: [count]
+  if (count == lanes) return load(from);
+  float padded[lanes] = {};
+  for (int64_t i = 0; i < count; ++i) padded[i] = from[i];
+  return load(padded);
+}
+
+inline void store(float* to, Vec value, int64_t count) {  // to: [count]
+  if (count == lanes) return store(to, value);
+  float padded[lanes];
+  store(padded, value);
+  for (int64_t i = 0; i < count; ++i) to[i] = padded[i];
+}
+
+inline float sum_of_lanes(Vec value) {
+  float parts[lanes];
+  store(parts, value);
+  for (int half = lanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
+  return parts[0];
+}
+
+// max(x, 0) and min(x, high) that hand NaN through: a comparison with NaN is false.
+inline Vec positive_part(Vec x) { return x < 0.0f ? Vec{} : x; }
+inline Vec at_most(Vec x, float high) { return x > high ? broadcast(high) : x; }
+
+inline Vec magnitude(Vec x) { return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(x) & 0x7fffffff); }
+
+}  // namespace
+}  // namespace lpn

@@ -1,0 +1,164 @@
+// What an instruction set provides: plain structs of pointers and sizes, and one table of functions.
+//
+// The kernels in isa/ are compiled once per instruction set. This header is all they share with the rest of
+// the module, so it holds no inline function: the linker keeps one copy of each of those, perhaps the AVX-512
+// one, and a baseline machine would then die on it.
+
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace lpn {
+
+// Rows that go through the dense network together. 64 rows x 64 units x 5 stages x 4 B = 82 KB per kept
+// quantity, so a whole prox stays in L2; 64 is a multiple of every tile width (4 vectors of 16 lanes at
+// most).
+constexpr int64_t block_rows = 64;
+
+// Columns of a weight gradient are padded to this, the widest vector of all instruction sets.
+constexpr int64_t column_multiple = 16;
+
+// ---- activations, channels last: rows = N * H * W ---------------------------------------------------------
+
+struct Softplus {
+  const float* u;         // [rows, channels]
+  const float* skip;      // [rows, channels] or nullptr
+  const float* bias;      // [rows / rows_per_bias, channels] or nullptr
+  int64_t rows_per_bias;  // rows that share one bias vector
+  float* out;             // [rows, channels], may be u or skip
+  int64_t channels;
+  float beta;
+};
+
+struct SlopeMul {
+  const float* a;        // [rows, channels] or nullptr
+  const float* z;        // [rows, channels]
+  const float* head;     // [channels] or nullptr
+  const float* head_sq;  // [channels] or nullptr
+  float* out;            // [rows, channels], may be a or z
+  int64_t channels;
+  float beta;
+};
+
+struct Tangent {
+  const float* a;  // [rows, channels]
+  const float* b;  // [rows, channels] or nullptr
+  const float* z;  // [rows, channels]
+  float* out;      // [rows, channels], may be a, b or z
+  int64_t channels;
+  float beta;
+};
+
+struct Adjoint {
+  const float* a;        // [rows, channels] or nullptr
+  const float* z;        // [rows, channels]
+  const float* e;        // [rows, channels]
+  const float* dz;       // [rows, channels]
+  const float* head_sq;  // [channels] or nullptr
+  float* out;            // [rows, channels], may be a, z, e or dz
+  int64_t channels;
+  float beta;
+};
+
+// ---- dense network ----------------------------------------------------------------------------------------
+
+struct MlpStage {
+  int64_t width;         // H_l
+  int64_t first_unit;    // units of all stages before this one
+  const float* core;     // [H_l, H_{l-1}] or nullptr
+  const float* skip;     // [H_l, d] or nullptr
+  const float* bias;     // [H_l] or nullptr
+  const float* head;     // [H_l] or nullptr
+  const float* head_sq;  // [H_l] or nullptr
+  // Where this stage's gradient starts in a partial gradient.
+  int64_t matrix_at;   // [H_l, columns]: the core's columns, then the skip's, then padding
+  int64_t columns;     // multiple of column_multiple
+  int64_t bias_at;     // [H_l]
+  int64_t head_at;     // [H_l]
+  int64_t head_sq_at;  // [H_l]
+};
+
+struct Mlp {
+  const MlpStage* stages;  // [stage_count]
+  int64_t stage_count;
+  int64_t dim;
+  const float* linear;    // [d] or nullptr
+  const float* constant;  // [1] or nullptr
+  float beta;
+  float alpha;
+  int64_t linear_at;    // [d] in a partial gradient
+  int64_t constant_at;  // [1] in a partial gradient
+};
+
+// One factor pair of a product: sum over k of  weights[unit, k] * operand[k, lane].
+struct Term {
+  const float* weights;    // element (unit, k) at unit * unit_stride + k * depth_stride
+  int64_t unit_stride;     // swapping the two strides reads the transposed matrix
+  int64_t depth_stride;    //
+  const float* operand;    // [depth, operand_stride]
+  int64_t operand_stride;  // lanes from one k to the next
+  int64_t depth;
+};
+
+// Scratch of one worker. Rows lie along vector lanes: [unit][row in block]. Units of all stages follow each
+// other.
+struct MlpBlock {
+  int64_t row_lanes;  // rows of this block, rounded up to whole vectors: what the sweeps compute
+  float* x;           // [d, block_rows]
+  float* v;           // [d, block_rows]
+  float* p;           // [block_rows]
+  float* result;      // [d, block_rows]
+  float* z;           // [units, block_rows]
+  float* s;           // [units, block_rows]   slope of the softplus
+  float* curvature;   // [units, block_rows]   beta (1 - s), then beta (1 - s) e, then e dz q
+  float* e;           // [units, block_rows]
+  float* dz;          // [units, block_rows]
+  float* delta;       // [units, block_rows]
+  float* dz_columns;  // [block_rows, columns of the widest stage]   dz_{l-1} and v with rows outermost
+  float* z_columns;   // [block_rows, columns of the widest stage]   z_{l-1} and x with rows outermost
+  Term* terms;        // [max(stage_count, 2)]
+};
+
+struct MlpProx {
+  const float* x;  // [rows, d]
+  float* psi;      // [rows] or nullptr
+  float* f;        // [rows, d]
+};
+
+struct MlpHvp {
+  const float* x;  // [rows, d]
+  const float* v;  // [rows, d]
+  float* out;      // [rows, d]
+};
+
+struct MlpVjp {
+  const float* x;  // [rows, d]
+  const float* p;  // [rows] or nullptr, cotangent of psi
+  const float* v;  // [rows, d] or nullptr, cotangent of f
+  float* gx;       // [rows, d] or nullptr
+};
+
+// ---- the table --------------------------------------------------------------------------------------------
+
+struct Kernels {
+  const char* name;
+  // Rows begin <= r < end of one activation pass.
+  void (*softplus)(const Softplus&, int64_t begin, int64_t end);
+  void (*slope_mul)(const SlopeMul&, int64_t begin, int64_t end);
+  void (*tangent)(const Tangent&, int64_t begin, int64_t end);
+  void (*adjoint)(const Adjoint&, int64_t begin, int64_t end);
+  // Rows first <= r < first + count of the dense network, count <= block_rows.
+  void (*mlp_prox)(const Mlp&, const MlpBlock&, const MlpProx&, int64_t first, int64_t count);
+  void (*mlp_hvp)(const Mlp&, const MlpBlock&, const MlpHvp&, int64_t first, int64_t count);
+  // Adds the block's parameter gradient to `partial`.
+  void (*mlp_vjp)(const Mlp&, const MlpBlock&, const MlpVjp&, int64_t first, int64_t count, float* partial);
+};
+
+extern const Kernels baseline_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+#endif
+
+}  // namespace lpn

@@ -1,0 +1,242 @@
+#include "mlp.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "isa.h"
+#include "threads.h"
+
+namespace lpn {
+namespace {
+
+enum TableEntry { width_entry, core_entry, skip_entry, bias_entry, head_entry, head_sq_entry };
+
+// Partial gradients: enough chunks to feed many cores, few enough that zeroing and summing them stays small.
+// The number depends on the batch and the network only, never on the threads: that is what makes the sum
+// deterministic.
+constexpr int64_t most_chunks = 64;
+constexpr int64_t most_partial_floats = int64_t{1} << 24;  // 64 MiB
+
+// Partial values that one range of the final sum reads: below this a second thread costs more than it brings.
+constexpr int64_t values_per_range = int64_t{1} << 16;
+
+constexpr int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+const float* at_offset(const float* parameters, int64_t offset) {
+  return offset < 0 ? nullptr : parameters + offset;
+}
+
+struct FreeDeleter {
+  void operator()(float* memory) const { std::free(memory); }
+};
+using Floats = std::unique_ptr<float, FreeDeleter>;
+
+Floats allocate_floats(int64_t count) {
+  constexpr size_t cache_line = 64;
+  const auto bytes = static_cast<size_t>(round_up(count * int64_t{sizeof(float)}, cache_line));
+  auto* memory = static_cast<float*>(std::aligned_alloc(cache_line, std::max(bytes, cache_line)));
+  if (!memory) throw std::bad_alloc();
+  return Floats(memory);
+}
+
+int64_t blocks_of(int64_t rows) { return (rows + block_rows - 1) / block_rows; }
+
+}  // namespace
+
+Network::Network(
+    const float* parameters, const int64_t* table, int64_t dim, int64_t stage_count, float beta, float alpha)
+    : table_(table) {
+  stages_.reserve(stage_count);
+  for (int64_t l = 0; l < stage_count; ++l) {
+    const int64_t* entry = table + l * table_entries_per_stage;
+    const int64_t width = entry[width_entry];
+    if (width < 1)
+      throw std::invalid_argument("table must give stage " + std::to_string(l) +
+                                  " a width of at least 1, got " + std::to_string(width));
+    if (l == 0 && entry[core_entry] >= 0)
+      throw std::invalid_argument("table must give stage 0 no core (offset -1), got offset " +
+                                  std::to_string(entry[core_entry]));
+    MlpStage stage{};
+    stage.width = width;
+    stage.first_unit = units_;
+    stage.core = at_offset(parameters, entry[core_entry]);
+    stage.skip = at_offset(parameters, entry[skip_entry]);
+    stage.bias = at_offset(parameters, entry[bias_entry]);
+    stage.head = at_offset(parameters, entry[head_entry]);
+    stage.head_sq = at_offset(parameters, entry[head_sq_entry]);
+    const int64_t inputs = (stage.core ? stages_.back().width : 0) + (stage.skip ? dim : 0);
+    stage.columns = round_up(inputs, column_multiple);
+    stage.matrix_at = partial_size_;
+    stage.bias_at = stage.matrix_at + width * stage.columns;
+    stage.head_at = stage.bias_at + width;
+    stage.head_sq_at = stage.head_at + width;
+    partial_size_ = stage.head_sq_at + width;
+    units_ += width;
+    columns_ = std::max(columns_, stage.columns);
+    stages_.push_back(stage);
+  }
+  const int64_t* end = table + stage_count * table_entries_per_stage;
+  mlp_ = {stages_.data(),
+          stage_count,
+          dim,
+          at_offset(parameters, end[0]),
+          at_offset(parameters, end[1]),
+          beta,
+          alpha,
+          partial_size_,
+          partial_size_ + dim};
+  partial_size_ += dim + 1;
+}
+
+// One block of scratch per worker, allocated before the threads start: an exception must not leave a thread.
+class Network::Scratch {
+ public:
+  // level: 0 the prox sweeps, 1 the tangent and adjoint sweeps too, 2 the weight gradients too
+  Scratch(const Network& network, int64_t blocks, int threads, int level) {
+    const int64_t workers = std::max<int64_t>(1, std::min<int64_t>(threads, blocks));
+    const int64_t values = network.units_ * block_rows;
+    const int64_t inputs = network.mlp_.dim * block_rows;
+    const int64_t columns = level > 1 ? network.columns_ * block_rows : 0;
+    const int64_t adjoint_values = level > 0 ? values : 0;
+    const int64_t term_count = std::max<int64_t>(2, network.mlp_.stage_count);
+    const int64_t floats = 3 * inputs + block_rows + 3 * values + 3 * adjoint_values + 2 * columns;
+    memory_ = allocate_floats(workers * floats);
+    terms_.resize(workers * term_count);
+    float* next = memory_.get();
+    const auto take = [&next](int64_t count) { return std::exchange(next, next + count); };
+    for (int64_t worker = 0; worker < workers; ++worker) {
+      MlpBlock block{};
+      block.x = take(inputs);
+      block.v = take(inputs);
+      block.p = take(block_rows);
+      block.result = take(inputs);
+      block.z = take(values);
+      block.s = take(values);
+      block.e = take(values);
+      block.curvature = take(adjoint_values);
+      block.dz = take(adjoint_values);
+      block.delta = take(adjoint_values);
+      block.dz_columns = take(columns);
+      block.z_columns = take(columns);
+      block.terms = terms_.data() + worker * term_count;
+      blocks_.push_back(block);
+    }
+  }
+
+  const MlpBlock& operator[](int worker) const { return blocks_[worker]; }
+
+ private:
+  Floats memory_;
+  std::vector<Term> terms_;
+  std::vector<MlpBlock> blocks_;
+};
+
+void Network::value_prox(const MlpProx& io, int64_t rows, int threads) const {
+  const Kernels& kernels = active_kernels();
+  const Scratch scratch(*this, blocks_of(rows), threads, 0);
+  parallel_for(blocks_of(rows), 1, threads, [&](int worker, int64_t index, int64_t) {
+    const int64_t first = index * block_rows;
+    kernels.mlp_prox(mlp_, scratch[worker], io, first, std::min(block_rows, rows - first));
+  });
+}
+
+void Network::hvp(const MlpHvp& io, int64_t rows, int threads) const {
+  const Kernels& kernels = active_kernels();
+  const Scratch scratch(*this, blocks_of(rows), threads, 1);
+  parallel_for(blocks_of(rows), 1, threads, [&](int worker, int64_t index, int64_t) {
+    const int64_t first = index * block_rows;
+    kernels.mlp_hvp(mlp_, scratch[worker], io, first, std::min(block_rows, rows - first));
+  });
+}
+
+void Network::vjp(const MlpVjp& io, float* gP, int64_t numel, int64_t rows, int threads) const {
+  require_fits(numel);
+  std::fill(gP, gP + numel, 0.0f);
+  if (!io.p && !io.v) {
+    if (io.gx) std::fill(io.gx, io.gx + rows * mlp_.dim, 0.0f);
+    return;
+  }
+  const Kernels& kernels = active_kernels();
+  const int64_t blocks = blocks_of(rows);
+  const int64_t affordable = std::clamp<int64_t>(most_partial_floats / partial_size_, 1, most_chunks);
+  const int64_t chunks = std::min(blocks, affordable);
+  const Floats partials = allocate_floats(chunks * partial_size_);
+  const Scratch scratch(*this, chunks, threads, 2);
+  parallel_for(chunks, 1, threads, [&](int worker, int64_t chunk, int64_t) {
+    float* partial = partials.get() + chunk * partial_size_;
+    std::fill(partial, partial + partial_size_, 0.0f);
+    const int64_t last = (chunk + 1) * blocks / chunks;
+    for (int64_t index = chunk * blocks / chunks; index < last; ++index) {
+      const int64_t first = index * block_rows;
+      kernels.mlp_vjp(mlp_, scratch[worker], io, first, std::min(block_rows, rows - first), partial);
+    }
+  });
+  sum_partials(partials.get(), chunks, gP, threads);
+}
+
+void Network::require_fits(int64_t numel) const {
+  const auto require = [numel](int64_t offset, int64_t count) {
+    if (offset >= 0 && offset + count > numel)
+      throw std::invalid_argument("table must stay within numel = " + std::to_string(numel) + ", got " +
+                                  std::to_string(count) + " values at offset " + std::to_string(offset));
+  };
+  int64_t below = 0;
+  const int64_t* entry = table_;
+  for (const MlpStage& stage : stages_) {
+    require(entry[core_entry], stage.width * below);
+    require(entry[skip_entry], stage.width * mlp_.dim);
+    require(entry[bias_entry], stage.width);
+    require(entry[head_entry], stage.width);
+    require(entry[head_sq_entry], stage.width);
+    below = stage.width;
+    entry += table_entries_per_stage;
+  }
+  require(entry[0], mlp_.dim);
+  require(entry[1], 1);
+}
+
+// gP = sum over the chunks, in order and in double, each value by one thread.
+void Network::sum_partials(const float* partials,  // [chunks, partial_size]
+                           int64_t chunks,
+                           float* gP,  // [numel]
+                           int threads) const {
+  const auto sum = [=](int64_t from, int64_t offset, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      double total = 0.0;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) total += partials[chunk * partial_size_ + from + i];
+      gP[offset + i] = static_cast<float>(total);
+    }
+  };
+  const auto sum_unit = [&](int64_t l, int64_t unit) {
+    const MlpStage& stage = stages_[l];
+    const int64_t* entry = table_ + l * table_entries_per_stage;
+    const int64_t core_columns = stage.core ? stages_[l - 1].width : 0;
+    const int64_t matrix_at = stage.matrix_at + unit * stage.columns;
+    if (stage.core) sum(matrix_at, entry[core_entry] + unit * core_columns, core_columns);
+    if (stage.skip) sum(matrix_at + core_columns, entry[skip_entry] + unit * mlp_.dim, mlp_.dim);
+    if (stage.bias) sum(stage.bias_at + unit, entry[bias_entry] + unit, 1);
+    if (stage.head) sum(stage.head_at + unit, entry[head_entry] + unit, 1);
+    if (stage.head_sq) sum(stage.head_sq_at + unit, entry[head_sq_entry] + unit, 1);
+  };
+  const int64_t values_per_unit = std::max<int64_t>(1, columns_ * chunks);
+  const int64_t grain = std::max<int64_t>(1, values_per_range / values_per_unit);
+  parallel_for(units_, grain, threads, [&](int, int64_t begin, int64_t end) {
+    int64_t l = 0;
+    for (int64_t unit = begin; unit < end; ++unit) {
+      while (unit >= stages_[l].first_unit + stages_[l].width) ++l;
+      sum_unit(l, unit - stages_[l].first_unit);
+    }
+  });
+  const int64_t* end = table_ + mlp_.stage_count * table_entries_per_stage;
+  if (mlp_.linear) sum(mlp_.linear_at, end[0], mlp_.dim);
+  if (mlp_.constant) sum(mlp_.constant_at, end[1], 1);
+}
+
+}  // namespace lpn

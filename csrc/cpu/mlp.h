@@ -1,0 +1,49 @@
+// The dense network as a whole batch sees it: table to pointers, scratch, threads, deterministic gradient
+// sums.
+
+#pragma once
+
+#include <vector>
+
+#include "kernels.h"
+
+namespace lpn {
+
+constexpr int64_t table_entries_per_stage = 6;  // width and the offsets of core, skip, bias, head, head_sq
+constexpr int64_t table_entries_at_end = 2;     // offsets of linear and constant
+
+// A dense network whose parameters lie in one flat vector. Offset -1 means absent.
+class Network {
+ public:
+  // Throws std::invalid_argument for a table that describes no network.
+  Network(const float* parameters,  // [numel]
+          const int64_t* table,     // [6 stages + 2]
+          int64_t dim,
+          int64_t stage_count,
+          float beta,
+          float alpha);
+
+  Network(const Network&) = delete;  // mlp_ points into stages_
+  Network& operator=(const Network&) = delete;
+
+  void value_prox(const MlpProx& io, int64_t rows, int threads) const;
+  void hvp(const MlpHvp& io, int64_t rows, int threads) const;
+
+  // gP and gx are overwritten. Bit-equal for any number of threads.
+  void vjp(const MlpVjp& io, float* gP, int64_t numel, int64_t rows, int threads) const;  // gP: [numel]
+
+ private:
+  class Scratch;
+
+  void require_fits(int64_t numel) const;
+  void sum_partials(const float* partials, int64_t chunks, float* gP, int threads) const;
+
+  const int64_t* table_;
+  std::vector<MlpStage> stages_;
+  Mlp mlp_;
+  int64_t units_ = 0;         // of all stages
+  int64_t columns_ = 0;       // of the widest gradient
+  int64_t partial_size_ = 0;  // floats in one partial gradient
+};
+
+}  // namespace lpn

@@ -32,7 +32,7 @@ class Slot:
         return self.offset + self.size
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def layout(spec: Spec) -> tuple[Slot, ...]:
     """Slots of P in order."""
     slots, offset = [], 0

@@ -107,7 +107,7 @@ def from_dict(data: dict) -> Spec:
     return Spec(stages=tuple(stages), **data)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def decode(encoded: str) -> Spec:
     """Inverse of `Spec.encoded`; cached, because every operator call does it."""
     return from_dict(json.loads(encoded))

@@ -74,7 +74,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LPN:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file (truncated or foreign): {error}") from error
     if header.get("format") != "lpn-fast":

@@ -60,7 +60,8 @@ class ConvLPN(LPN):
     heads : "last" or "all"
         Which stages enter psi.
     squared_heads : bool
-        Also enter g . z^2, which represents smooth, unsaturated maps (the identity above all) cheaply.
+        Also enter g . z^2: units that grow quadratically represent the identity, which a denoiser at low
+        noise nearly is, far more cheaply than the staircase of nearly piecewise linear ones.
     beta, alpha : float
         Softplus sharpness; strong convexity alpha/2 |x|^2.
     sigma_conditional : bool or tuple of float
@@ -81,9 +82,9 @@ class ConvLPN(LPN):
         hidden: int = 64,
         strides: tuple[int, ...] = (1, 2, 1, 2, 1),
         kernel: int = 3,
-        skip_kernel: int = 3,
-        heads: str = "last",
-        squared_heads: bool = False,
+        skip_kernel: int = 5,
+        heads: str = "all",
+        squared_heads: bool = True,
         beta: float = 100.0,
         alpha: float = 1e-3,
         sigma_conditional: bool | tuple[float, ...] = False,

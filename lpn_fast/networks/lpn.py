@@ -6,6 +6,8 @@ psi is convex for whatever the parameters hold, because non-negative weights are
 packed for evaluation (ops/packing.py). Nothing is stored for autograd unless a gradient is wanted.
 """
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,11 @@ from ..algebra.parameters import layout
 from ..algebra.spec import Spec
 from ..ops import functions, registry
 from ..ops.packing import constrained, pack
+from ..ops.solve import Problem, Solution, Verdict, differentiable_solution
 from .initialise import initialise_
+
+# of the equation behind prox of strength below 1: a few units of rounding above what each type can reach
+_PROX_TOL = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
 class LPN(nn.Module):
@@ -105,47 +111,105 @@ class LPN(nn.Module):
         sigma : as for `forward`
         """
         if v.shape != x.shape or v.dtype != x.dtype or v.device != x.device:
-            raise ValueError(
-                f"v must match x, {tuple(x.shape)} {x.dtype} on {x.device}, got {tuple(v.shape)} {v.dtype} on {v.device}"
-            )
+            wanted, seen = ((tuple(t.shape), t.dtype, str(t.device)) for t in (x, v))
+            raise ValueError(f"v must match x in shape, dtype and device {wanted}, got {seen}")
         x, features = self._checked(x, sigma)
         return functions.hvp(self.spec, x, self.packed(), features, v.to(x.dtype).contiguous())
 
-    def prox(self, z: Tensor, strength: float | Tensor = 1.0, sigma=None) -> Tensor:
-        """Proximal map of `strength` times the learned R at z, of z's shape.
+    def prox(
+        self, z: Tensor, strength: float | Tensor = 1.0, sigma=None, *, tol: float | None = None, max_iter: int = 50
+    ) -> Tensor:
+        """Proximal map of `strength` times the learned R: argmin_x 1/2 |x - z|^2 + strength R(x).
 
-        Raises
-        ------
-        ValueError
-            strength other than 1: it needs the solution of  t u + (1 - t) f(u) = z, which this version
-            does not compute.
-        """
-        _check_strength(strength)
-        return self(z, sigma)
-
-    @torch.no_grad()
-    def prox_and_prior(self, z: Tensor, strength: float | Tensor = 1.0, sigma=None) -> tuple[Tensor, Tensor]:
-        """(x, R(x)): the prox of strength R at z, and the prior there, which comes free.
-
-            x = f(z),     R(x) = <z, x> - 1/2 |x|^2 - psi(z)
+        Solves  t u + (1 - t) f(u) = z  for u, t = strength, by a batched Newton-CG method, and returns f(u)
+        (ops/solve/equation.py says why that is the global minimiser even where R is not convex).
 
         Parameters
         ----------
         z : Tensor, shape (N, dim) or (N, C, H, W)
-        strength : 1.0
+        strength : float or Tensor, shape () or (N,), in (0, 1]
+            Weight t of the prior. 1 is a single evaluation of the network.
         sigma : as for `forward`
+        tol : float, optional
+            Bound on |t u + (1 - t) f(u) - z| / |z|, per sample; None is 1e-6 in float32 and 1e-12 in float64.
+            The error of x is at most tol |z| / t times the local slope of f.
+        max_iter : int
+            Most Newton steps.
+
+        Returns
+        -------
+        Tensor, shape of z
+            Differentiable, by the implicit function theorem, in z, strength and the parameters. A sample of z
+            that holds NaN gives NaN.
+
+        Raises
+        ------
+        ValueError
+            strength outside (0, 1]: beyond 1 the equation need not have one solution.
+
+        Warns
+        -----
+        RuntimeWarning
+            Samples that did not meet tol; they are returned as they are.
+
+        Examples
+        --------
+        >>> import torch, lpn_fast as lf
+        >>> lf.MLPLPN(dim=3).prox(torch.zeros(5, 3), strength=0.5).shape
+        torch.Size([5, 3])
+        """
+        if _is_one(strength):
+            return self(z, sigma)
+        z, features = self._checked(z, sigma)
+        packed = self.packed()
+        solution = self._solve(z, strength, packed, features, tol, max_iter)
+        if not solution.u.requires_grad:
+            return solution.f
+        return functions.evaluate(self.spec, solution.u, packed, features, False)[1]
+
+    @torch.no_grad()
+    def prox_and_prior(
+        self, z: Tensor, strength: float | Tensor = 1.0, sigma=None, *, tol: float | None = None, max_iter: int = 50
+    ) -> tuple[Tensor, Tensor]:
+        """(x, R(x)): the prox of strength R at z, and the prior there, which comes free.
+
+            x = f(u) with  t u + (1 - t) f(u) = z,     R(x) = <u, x> - 1/2 |x|^2 - psi(u)
+
+        Parameters
+        ----------
+        z, strength, sigma, tol, max_iter
+            As for `prox`. R is the prior itself, not strength times it.
 
         Returns
         -------
         x : Tensor, shape of z
         prior : Tensor, shape (N,), float64
             The three terms cancel, so they are combined in float64; psi itself carries the rounding of
-            the network's dtype.
+            the network's dtype. Exact at x whatever the residual of the equation was.
         """
-        _check_strength(strength)
-        psi, x = self._evaluate(z, sigma, with_value=True)
-        z64, x64 = z.flatten(1).double(), x.flatten(1).double()
-        return x, (z64 * x64).sum(1) - 0.5 * (x64 * x64).sum(1) - psi.double()
+        if _is_one(strength):
+            u, (psi, x) = z, self._evaluate(z, sigma, with_value=True)
+        else:
+            z, features = self._checked(z, sigma)
+            solution = self._solve(z, strength, self.packed(), features, tol, max_iter)
+            u, psi, x = solution.u, solution.psi, solution.f
+        u64, x64 = u.flatten(1).double(), x.flatten(1).double()
+        return x, (u64 * x64).sum(1) - 0.5 * (x64 * x64).sum(1) - psi.double()
+
+    def _solve(self, z, strength, packed, features, tol, max_iter) -> Solution:
+        strength = _checked_strength(strength, z)
+        tol = _PROX_TOL[z.dtype] if tol is None else tol
+        problem = Problem(self.spec, tol=tol, max_iter=max_iter)
+        solution = differentiable_solution(problem, z, strength, packed, features)
+        late = (solution.verdict != Verdict.CONVERGED) & (solution.verdict != Verdict.INVALID)
+        if bool(late.any()):
+            warnings.warn(
+                f"prox of strength below 1: {int(late.sum())} of {len(z)} samples have relative residual up to "
+                f"{float(solution.residual[late].max()):.1e}, above tol={tol:g}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return solution
 
     @torch.no_grad()
     def project_(self) -> "LPN":
@@ -202,6 +266,9 @@ class LPN(nn.Module):
         if isinstance(sigma, Tensor):
             if sigma.dim() > 1 or (sigma.dim() == 1 and sigma.shape[0] not in (1, x.shape[0])):
                 raise ValueError(f"sigma must have shape () or ({x.shape[0]},), got {tuple(sigma.shape)}")
+            # a check of values on another device would wait for it; there a bad sigma turns the result NaN
+            if not torch.compiler.is_compiling() and sigma.device.type == "cpu" and not bool((sigma > 0).all()):
+                raise ValueError(f"sigma must be positive, got {sigma.tolist()}")
             sigma = sigma.to(x)
         elif not sigma > 0:
             raise ValueError(f"sigma must be positive, got {sigma}")
@@ -231,6 +298,18 @@ def explain(model: LPN, x: Tensor) -> str:
     return "\n".join(lines)
 
 
-def _check_strength(strength) -> None:
-    if not (isinstance(strength, int | float) and strength == 1):
-        raise ValueError(f"strength must be 1.0 in this version, got {strength}")
+def _is_one(strength) -> bool:
+    return isinstance(strength, int | float) and strength == 1
+
+
+def _checked_strength(strength, z: Tensor) -> Tensor:
+    """t of every sample, (N,), in z's dtype."""
+    if not isinstance(strength, Tensor):
+        strength = torch.as_tensor(strength, dtype=z.dtype, device=z.device)
+    if strength.dim() > 1 or (strength.dim() == 1 and len(strength) != len(z)):
+        raise ValueError(f"strength must be a number or have shape ({len(z)},), got {tuple(strength.shape)}")
+    wrong = ~((strength > 0) & (strength <= 1))
+    if bool(wrong.any()):
+        seen = strength[wrong].detach().flatten()[0].item()
+        raise ValueError(f"strength must be in (0, 1], got {seen:g}; beyond 1 the prox need not be unique")
+    return strength.to(z).expand(len(z))

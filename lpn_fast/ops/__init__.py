@@ -1,7 +1,7 @@
 """How an LPN is computed: operators, their derivatives, packing, and the backends behind them.
 
-    functions.evaluate / hvp      what networks call: autograd Functions around the operators
-    schema                        torch.library operators `lpn_fast::*`, opaque to compilers
-    registry                      which backend runs, and why the others do not
-    sweeps, maps, epilogues       the algebra as every ATen-based backend shares it
+functions.evaluate / hvp      what networks call: autograd Functions around the operators
+schema                        torch.library operators `lpn_fast::*`, opaque to compilers
+registry                      which backend runs, and why the others do not
+sweeps, maps, epilogues       the algebra as every ATen-based backend shares it
 """

@@ -1,12 +1,13 @@
 """The element-wise steps between the linear maps, in plain torch.
 
-    softplus   z = softplus_beta(u + rest)
+    softplus   z = softplus_beta(u + rest + b)
     slope_mul  (a + w + 2 g z) s          s = sigma'(u) = 1 - exp(-beta z)
     tangent    a s
     adjoint    (a + 2 g dz) s + e dz q    q = sigma''/sigma'^2 = beta / expm1(beta z), and 0 where z = 0
 
 Only z is kept from the forward sweep: s and q follow from it exactly. `a` or `rest` may be None (zero).
-w and g are [H] or None; every other tensor has z's shape. A backend replaces this object by a fused one.
+w and g are [H] or None, b is [1, H], [N, H] or None; every other tensor has z's shape. `u`, `rest` and
+`a` are the caller's to give away and may be overwritten. A backend replaces this object by a fused one.
 """
 
 import torch
@@ -19,9 +20,11 @@ from ..algebra.reference import SOFTPLUS_THRESHOLD
 class TorchEpilogues:
     """The four steps in torch operations, any device and dtype."""
 
-    def softplus(self, u: Tensor, rest: Tensor | None, beta: float) -> Tensor:
+    def softplus(self, u: Tensor, rest: Tensor | None, b: Tensor | None, beta: float) -> Tensor:
         if rest is not None:
             u = u.add_(rest)
+        if b is not None:
+            u = u.add_(b.view(*b.shape, *(1,) * (u.dim() - 2)))
         return F.softplus(u, beta, SOFTPLUS_THRESHOLD)
 
     def slope_mul(self, a: Tensor | None, z: Tensor, w: Tensor | None, g: Tensor | None, beta: float) -> Tensor:

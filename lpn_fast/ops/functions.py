@@ -18,9 +18,7 @@ from . import backends, schema  # noqa: F401  (importing them registers the oper
 _ops = torch.ops.lpn_fast
 
 
-def evaluate(
-    spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, with_value: bool
-) -> tuple[Tensor, Tensor]:
+def evaluate(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, with_value: bool) -> tuple[Tensor, Tensor]:
     """(psi (N,), f like x), differentiable in x and P; psi is empty without `with_value`."""
     needs_tape = torch.is_grad_enabled() and (x.requires_grad or packed.requires_grad)
     function = _EvaluateCompiled if torch.compiler.is_compiling() else _Evaluate

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..algebra.parameters import Parameters
 from ..algebra.resize import resize, resize_adjoint
-from ..algebra.spec import Spec
+from ..algebra.spec import Spec, Stage, ceil_div
+from . import patches
 
 
 def maps_for(spec: Spec, parameters: Parameters, x: Tensor):
@@ -29,24 +30,17 @@ class DenseMaps:
         self.weights = parameters.stages
         self.K = parameters.quadratic
 
-    def resized(self, x: Tensor) -> list[Tensor]:
-        """D_l x for every stage: x itself."""
+    def skip_inputs(self, x: Tensor) -> list[Tensor]:
+        """What the skip of each stage reads: x itself."""
         return [x] * len(self.weights)
 
-    def stage(self, l: int, z: Tensor | None, x_l: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(u, rest) with u_l = u + rest: the W and A products, b included where it is one row."""
+    def stage(self, l: int, z: Tensor | None, x_l: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(u, rest) with W_l z + A_l x_l = u + rest; fresh tensors [N, H_l], rest may be None."""
         w = self.weights[l]
-        shared = bias if bias is not None and bias.shape[0] == 1 else None  # [1, H]
-        per_sample = bias if shared is None else None  # [N, H]
-        u = None
-        if w.skip is not None:
-            u = x_l @ w.skip.T if shared is None else torch.addmm(shared, x_l, w.skip.T)
-            shared = None
-        if w.core is not None:
-            u = z @ w.core.T if u is None else u.addmm_(z, w.core.T)
-        if shared is not None:
-            u = u.add_(shared)
-        return (u if per_sample is None else u.add_(per_sample)), None
+        if w.core is None:
+            return x_l @ w.skip.T, None
+        u = z @ w.core.T
+        return (u if w.skip is None else u.addmm_(x_l, w.skip.T)), None
 
     def core_adjoint(self, l: int, e: Tensor, z: Tensor) -> Tensor:
         """W_l^T e, of the shape of z = z_{l-1}."""
@@ -85,28 +79,42 @@ class ConvMaps:
         self.cores = [_channels_last(w.core) for w in parameters.stages]
         self.skips = [_channels_last(w.skip) for w in parameters.stages]
         self.K = _channels_last(parameters.quadratic)
+        self.sizes = spec.stage_sizes(self.height, self.width)
+        self.on_cpu = x.device.type == "cpu"
 
-    def resized(self, x: Tensor) -> list[Tensor]:
-        """D_l x for every stage; equal factors share one tensor."""
-        cache = {}
+    def _patched(self, stage: Stage) -> bool:
+        """Whether this stage's skip runs as a matrix product with patches."""
+        return self.on_cpu and self.spec.channels * stage.skip_kernel**2 <= patches.MAX_COLUMNS
+
+    def skip_inputs(self, x: Tensor) -> list[Tensor | None]:
+        """What the skip of each stage reads: D_l x, as patches where the skip is a matrix product."""
+        images, patched, inputs = {}, {}, []
         for stage in self.spec.stages:
-            if stage.resize not in cache:
-                cache[stage.resize] = _channels_last(resize(x, stage.resize))
-        return [cache[stage.resize] for stage in self.spec.stages]
+            if not stage.skip_kernel:
+                inputs.append(None)
+                continue
+            if stage.resize not in images:
+                images[stage.resize] = resize(x, stage.resize)
+            if self._patched(stage):
+                key = (stage.resize, stage.skip_kernel, stage.skip_stride, stage.skip_padding)
+                if key not in patched:
+                    patched[key] = patches.columns(images[stage.resize], *key[1:])
+                inputs.append(patched[key])
+            else:
+                inputs.append(_channels_last(images[stage.resize]))
+        return inputs
 
-    def stage(self, l: int, z: Tensor | None, x_l: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(u, rest) with u_l = u + rest + per-sample bias: the W and A products, a shared bias included."""
-        stage = self.spec.stages[l]
-        shared = bias[0] if bias is not None and bias.shape[0] == 1 else None  # [H]
-        products = []
-        if self.skips[l] is not None:
-            products.append(F.conv2d(x_l, self.skips[l], shared, stage.skip_stride, stage.skip_padding))
-            shared = None
+    def stage(self, l: int, z: Tensor | None, x_l: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(u, rest) with W_l z + A_l x_l = u + rest; fresh channels-last tensors, rest may be None."""
+        stage, products = self.spec.stages[l], []
         if self.cores[l] is not None:
-            products.append(F.conv2d(z, self.cores[l], shared, stage.stride, stage.padding))
-        products = [_channels_last(u) for u in reversed(products)]
-        if bias is not None and bias.shape[0] != 1:
-            products[0].add_(bias[:, :, None, None])
+            products.append(_channels_last(F.conv2d(z, self.cores[l], None, stage.stride, stage.padding)))
+        if self.skips[l] is not None:
+            if self._patched(stage):
+                products.append(patches.apply(x_l, self.skips[l], self.sizes[l]))
+            else:
+                skip = F.conv2d(x_l, self.skips[l], None, stage.skip_stride, stage.skip_padding)
+                products.append(_channels_last(skip))
         return products[0], products[1] if len(products) == 2 else None
 
     def core_adjoint(self, l: int, e: Tensor, z: Tensor) -> Tensor:
@@ -121,10 +129,10 @@ class ConvMaps:
 
     def skip_gradient(self, l: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Sum of e (x) x_l over the pairs, the batch and the pixels, [H_l, C, k, k]."""
-        stage = self.spec.stages[l]
-        return _sum(
-            [_correlation_gradient(e, x, self.skips[l], stage.skip_stride, stage.skip_padding) for e, x in pairs]
-        )
+        stage, skip = self.spec.stages[l], self.skips[l]
+        if self._patched(stage):
+            return _sum([patches.gradient(e, x) for e, x in pairs])
+        return _sum([_correlation_gradient(e, x, skip, stage.skip_stride, stage.skip_padding) for e, x in pairs])
 
     def skips_adjoint(self, es: list[Tensor | None], x: Tensor) -> Tensor:
         """sum_l D_l^T A_l^T e_l, [N, C, H, W]; stages that share a factor share one D^T."""
@@ -133,8 +141,12 @@ class ConvMaps:
             if skip is None:
                 continue
             r = stage.resize
-            x_l = x if r == 1 else x.new_empty(x.shape[0], x.shape[1], -(-self.height // r), -(-self.width // r))
-            term = _correlation_adjoint(e, x_l, skip, stage.skip_stride, stage.skip_padding)
+            size = (ceil_div(self.height, r), ceil_div(self.width, r))
+            if self._patched(stage):
+                term = patches.adjoint(e, skip, size, stage.skip_stride, stage.skip_padding)
+            else:
+                x_l = x.new_empty(x.shape[0], x.shape[1], *size)
+                term = _correlation_adjoint(e, x_l, skip, stage.skip_stride, stage.skip_padding)
             by_factor[r] = by_factor[r].add_(term) if r in by_factor else term
         return _sum([resize_adjoint(term, r, self.height, self.width) for r, term in by_factor.items()])
 

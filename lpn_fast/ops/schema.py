@@ -74,9 +74,7 @@ def _vjp_fake(x, packed, features, p, v, tape, spec):
 def _tape_like(spec: Spec, x: Tensor) -> list[Tensor]:
     sizes = spec.stage_sizes(x.shape[-2], x.shape[-1])
     tensors = [
-        torch.empty(
-            (x.shape[0], stage.width, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-        )
+        torch.empty((x.shape[0], stage.width, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         for stage, size in zip(spec.stages, sizes, strict=True)
     ]
     return tensors + [torch.empty_like(t) for t in tensors]

@@ -3,7 +3,7 @@
     value     u_l = W_l z_{l-1} + A_l x_l + b_l,   z_l = softplus_beta(u_l),   x_l = D_l x
     prox      e_l = s_l (W_{l+1}^T e_{l+1} + w_l + 2 g_l z_l);   f = sum_l D_l^T A_l^T e_l + c + K^T K x + alpha x
     tangent   dz_l = s_l (W_l dz_{l-1} + A_l D_l v)
-    adjoint   delta_l = s_l (W_{l+1}^T delta_{l+1} + 2 g_l dz_l) + e_l dz_l q_l;    H v as f, with delta for e and v for x
+    adjoint   delta_l = s_l (W_{l+1}^T delta_{l+1} + 2 g_l dz_l) + e_l dz_l q_l;   H v as f, with delta, v for e, x
     grads of sum_batch p psi + <v, f>, with d_l = delta_l + p e_l:
               dW_l = e_l (x) dz_{l-1} + d_l (x) z_{l-1},   dA_l = e_l (x) D_l v + d_l (x) x_l,   db_l = sum d_l
               dw_l = sum dz_l + p z_l,   dg_l = sum 2 z_l dz_l + p z_l^2,   dK = K v (x) x + K x (x) v + p K x (x) x
@@ -54,7 +54,7 @@ class Sweeps:
         self.stages = self.weights.stages
         self.maps = maps_for(spec, self.weights, x)
         self.epilogues = epilogues
-        self.x_l = self.maps.resized(x)
+        self.x_l = self.maps.skip_inputs(x)
 
     def value_prox(self, with_value: bool) -> tuple[Tensor | None, Tensor, Tape]:
         """(psi (N,) or None, f like x, tape)."""
@@ -68,7 +68,7 @@ class Sweeps:
 
     def hvp(self, tape: Tape, v: Tensor) -> Tensor:
         """H v, of x's shape."""
-        _, delta = self._second_order(tape, v, self.maps.resized(v))
+        _, delta = self._second_order(tape, v, self.maps.skip_inputs(v))
         return self._assemble(delta, v, with_linear=False)
 
     def vjp(self, tape: Tape, p: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -77,7 +77,7 @@ class Sweeps:
             v_l, dz, delta = None, None, None
             gx = torch.zeros_like(self.x)
         else:
-            v_l = self.maps.resized(v)
+            v_l = self.maps.skip_inputs(v)
             dz, delta = self._second_order(tape, v, v_l)
             gx = self._assemble(delta, v, with_linear=False)
         if p is not None:
@@ -92,8 +92,8 @@ class Sweeps:
     def _forward(self) -> list[Tensor]:
         z: list[Tensor] = []
         for l in range(len(self.stages)):
-            u, rest = self.maps.stage(l, z[-1] if l else None, self.x_l[l], self._bias(l))
-            z.append(self.epilogues.softplus(u, rest, self.spec.beta))
+            u, rest = self.maps.stage(l, z[-1] if l else None, self.x_l[l])
+            z.append(self.epilogues.softplus(u, rest, self._bias(l), self.spec.beta))
         return z
 
     def _bias(self, l: int) -> Tensor | None:
@@ -121,7 +121,7 @@ class Sweeps:
         """(dz, delta): the tangent sweep and the adjoint sweep."""
         beta, dz, delta = self.spec.beta, [], [None] * len(tape.z)
         for l in range(len(self.stages)):
-            du, rest = self.maps.stage(l, dz[-1] if l else None, v_l[l], None)
+            du, rest = self.maps.stage(l, dz[-1] if l else None, v_l[l])
             dz.append(self.epilogues.tangent(du, rest, tape.z[l], beta))
         a = None
         for l in reversed(range(len(self.stages))):

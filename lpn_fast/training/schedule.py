@@ -90,4 +90,3 @@ def locate(phases: list[Phase], step: int) -> tuple[int, int]:
             return index, step
         step -= phase.steps
     raise ValueError(f"step lies {step} steps beyond the last phase")
-

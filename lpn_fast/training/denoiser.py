@@ -1,0 +1,110 @@
+"""Training an image denoiser from folders, and the card that tells what was trained.
+
+The result is f = prox_R at the noise level(s) of training: the MMSE denoiser with l2, close to the MAP one
+after proximal matching.
+"""
+
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..metrics import psnr
+from ..networks import LPN, save
+from .schedule import Phase
+from .trainer import Trainer
+
+
+def train_denoiser(
+    model: LPN,
+    crops,
+    phases: list[Phase],
+    *,
+    sigma: float | tuple[float, float],
+    out: str | Path,
+    batch_size: int = 16,
+    seed: int = 0,
+    validation: Tensor | None = None,
+    validate_every: int = 500,
+    data_description: str = "",
+    progress: bool = True,
+) -> LPN:
+    """Train `model` on clean crops and write model, card and log to `out`.
+
+    Parameters
+    ----------
+    model : LPN
+    crops : callable
+        ``crops(count, generator)`` -> (count, C, H, W); see `lpn_fast.data.ImageCrops`.
+    phases : list of Phase
+    sigma : float or (float, float)
+        Noise level, or the range for a noise-conditional model.
+    out : path
+        Folder; a run found there is resumed.
+    validation : Tensor, shape (M, C, H, W), optional
+        Clean images for the PSNR in log and card.
+    data_description : str
+        Goes into the card.
+
+    Returns
+    -------
+    LPN
+        `model`, in evaluation mode, its card filled in.
+    """
+    levels = validation_levels(sigma)
+    validate = None if validation is None else lambda m: denoising_psnr(m, validation, levels)
+    trainer = Trainer(
+        model,
+        crops,
+        phases,
+        sigma=sigma,
+        batch_size=batch_size,
+        seed=seed,
+        out=out,
+        validate=validate,
+        validate_every=validate_every,
+        progress=progress,
+    )
+    result = trainer.run()
+    model.card = {
+        "sigma": sigma if isinstance(sigma, float | int) else list(sigma),
+        "value_range": [0.0, 1.0],
+        "data": data_description,
+        "phases": [asdict(phase) for phase in phases],
+        "batch_size": batch_size,
+        "seed": seed,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "device": str(next(model.parameters()).device),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "result": result,
+    }
+    save(model, Path(out) / "model.safetensors")
+    (Path(out) / "card.json").write_text(json.dumps(model.card, indent=1) + "\n")
+    return model
+
+
+def validation_levels(sigma: float | tuple[float, float]) -> list[float]:
+    """Noise levels to validate at: the one, or four spread over the range in log sigma."""
+    if isinstance(sigma, float | int):
+        return [float(sigma)]
+    low, high = sigma
+    return [round(low * (high / low) ** (i / 3), 4) for i in range(4)]
+
+
+@torch.no_grad()
+def denoising_psnr(model: LPN, images: Tensor, levels: list[float]) -> dict[str, float]:
+    """Mean PSNR of f(x + noise) over `images` (M, C, H, W) at each noise level, seeded noise."""
+    figures = {}
+    own = next(model.parameters())
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(2024))
+    for level in levels:
+        values = []
+        for x, n in zip(images.split(4), noise.split(4), strict=True):
+            x, n = x.to(own), n.to(own)
+            values.append(psnr(model(x + level * n, level if model.is_noise_conditional else None), x))
+        figures[f"psnr@{level:g}"] = round(torch.cat(values).mean().item(), 3)
+    return figures

@@ -1,0 +1,85 @@
+"""Checkpoints: what is written comes back, and nothing else is accepted."""
+
+import json
+
+import pytest
+import torch
+from conftest import Case
+from safetensors.torch import save_file
+
+import lpn_fast as lf
+
+
+def test_round_trip_is_bit_exact(case, tmp_path):
+    case.model.card = {"sigma": 0.1, "data": "none"}
+    path = lf.save(case.model, tmp_path / "model.safetensors")
+    loaded = lf.load(path)
+    assert torch.equal(loaded(case.x, case.sigma), case.model(case.x, case.sigma))
+    assert loaded.card == case.model.card and loaded.spec == case.model.spec and not loaded.training
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"], "no temporary file is left"
+
+
+def test_saving_refuses_nan_and_keeps_what_was_there(tmp_path):
+    model = Case("dense").model
+    path = lf.save(model, tmp_path / "model.safetensors")
+    before = path.read_bytes()
+    with torch.no_grad():
+        model.linear[0] = float("nan")
+    with pytest.raises(ValueError, match="linear must be finite"):
+        lf.save(model, path)
+    assert path.read_bytes() == before
+    with pytest.raises(TypeError, match="must be an lpn_fast.LPN, got Linear"):
+        lf.save(torch.nn.Linear(1, 1), path)
+
+
+def written(tmp_path, tensors=None, **header):
+    """A checkpoint of a small network with parts replaced."""
+    model = lf.MLPLPN(2, hidden=3, layers=1)
+    good = {"format": "lpn-fast", "version": "1", "spec": model.spec.encoded, "card": "{}"}
+    tensors = dict(model.state_dict()) | (tensors or {})
+    save_file({n: t.contiguous() for n, t in tensors.items() if t is not None}, tmp_path / "m", good | header)
+    return tmp_path / "m"
+
+
+@pytest.mark.parametrize(
+    "tensors, header, message",
+    [
+        ({}, {"format": "other"}, "format='other'"),
+        ({}, {"version": "99"}, "version 99"),
+        ({"stages.1.core": -torch.ones(3, 3)}, {}, "stages.1.core must be non-negative, got a minimum of -1"),
+        ({"stages.1.core": torch.full((3, 3), float("inf"))}, {}, "stages.1.core must be finite"),
+        ({"stages.1.core": torch.ones(2, 3)}, {}, r"must have shape \(3, 3\), got \(2, 3\)"),
+        ({"stages.1.core": None}, {}, "missing.*stages.1.core"),
+        ({"surplus": torch.ones(1)}, {}, "unexpected.*surplus"),
+    ],
+)
+def test_files_that_are_not_ours_are_refused(tmp_path, tensors, header, message):
+    with pytest.raises(ValueError, match=message):
+        lf.load(written(tmp_path, tensors, **header))
+
+
+def test_unknown_keys_in_the_spec_are_named(tmp_path):
+    spec = json.loads(lf.MLPLPN(2, hidden=3, layers=1).spec.encoded) | {"betta": 1.0}
+    with pytest.raises(ValueError, match="unknown keys.*betta"):
+        lf.load(written(tmp_path, spec=json.dumps(spec)))
+
+
+def test_truncated_and_missing_files(tmp_path):
+    path = written(tmp_path)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="truncated or foreign"):
+        lf.load(path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        lf.load(tmp_path / "nowhere.safetensors")
+    with pytest.raises(ValueError, match="must be one of.*'natural-infrared'"):
+        lf.pretrained("natural-infrared")
+
+
+def test_shipped_models_load_small_and_carry_their_card():
+    names = lf.list_pretrained()
+    assert "natural-gray" in names
+    for name in names:
+        model = lf.pretrained(name)
+        assert {"sigma", "value_range", "data", "result"} <= set(model.card)
+        assert sum(p.numel() * p.element_size() for p in model.parameters()) < 5e6
+        assert all((p >= 0).all() for n, p in model.named_parameters() if n.endswith(("core", "head", "head_squared")))

@@ -1,0 +1,168 @@
+"""The promise: f is the gradient of a convex function, hence the proximal operator of R, for any weights."""
+
+import math
+
+import pytest
+import torch
+from conftest import FAMILIES, TOLERANCE, Case
+
+import lpn_fast as lf
+
+DTYPES = [torch.float64, torch.float32]
+
+
+def inner(a, b):
+    """<a_n, b_n> in float64, (N,)."""
+    return (a.double() * b.double()).flatten(1).sum(1)
+
+
+def length(a):
+    return inner(a, a).sqrt()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_jacobian_is_symmetric_and_positive(name, dtype):
+    case = Case(name, dtype)
+    hv, hw = (case.model.hvp(case.x, t, case.sigma) for t in (case.v, case.w))
+    asymmetry = (inner(case.w, hv) - inner(case.v, hw)).abs()
+    scale = length(hv) * length(case.w) + length(hw) * length(case.v)
+    assert (asymmetry <= TOLERANCE[dtype]["symmetry"] * scale).all()
+    assert (inner(case.v, hv) >= -TOLERANCE[dtype]["symmetry"] * length(case.v) * length(hv)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prox_is_monotone_at_every_distance(name, dtype):
+    case = Case(name, dtype)
+    eps = torch.finfo(dtype).eps
+    for step in (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5):
+        y = case.x + step * case.v
+        df = case.model(case.x, case.sigma).double() - case.model(y, case.sigma).double()
+        dx = case.x.double() - y.double()
+        slack = 4 * eps * length(case.model(case.x, case.sigma)) * length(dx)
+        assert (inner(df, dx) >= -slack).all(), f"at distance {step}"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_potential_is_convex_on_segments(name):
+    case = Case(name)
+    ends = [case.model.potential(t, case.sigma) for t in (case.x, case.v)]
+    for t in (0.1, 0.37, 0.5, 0.8):
+        middle = case.model.potential((1 - t) * case.x + t * case.v, case.sigma)
+        chord = (1 - t) * ends[0] + t * ends[1]
+        assert (middle <= chord + 1e-12 * chord.abs()).all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prox_is_conservative(name):
+    """Integrals of f along segments are differences of psi, and vanish around triangles."""
+    case = Case(name)
+    model, sigma = case.model, case.sigma
+    nodes, weights = legendre(16)
+    panels = 64  # beta = 100 bends within 1/100: the segment is cut finer than that
+    corners = [case.x, case.x + 0.2 * case.v, case.x + 0.2 * case.w]
+    total = 0
+    for a, b in zip(corners, corners[1:] + corners[:1], strict=True):
+        integral = 0
+        for panel in range(panels):
+            for node, weight in zip(nodes, weights, strict=True):
+                t = (panel + node) / panels
+                integral = integral + weight / panels * inner(model(a + t * (b - a), sigma), b - a)
+        difference = model.potential(b, sigma) - model.potential(a, sigma)
+        assert (integral - difference).abs().max() <= 1e-8 * (1 + difference.abs().max())
+        total = total + integral
+    assert total.abs().max() <= 1e-8
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prox_beats_every_competitor(name, dtype):
+    """1/2 |f(u) - u|^2 + R(f(u)) <= 1/2 |x - u|^2 + R(x) for x in the range of f, where R is known."""
+    case = Case(name, dtype)
+    x_star, prior_star = case.model.prox_and_prior(case.x, sigma=case.sigma)
+    best = 0.5 * length(x_star - case.x) ** 2 + prior_star
+    slack = 20 * torch.finfo(dtype).eps * (1 + length(case.x) ** 2 + prior_star.abs())
+    for scale in (1e-3, 0.1, 1.0, 3.0):
+        competitor, prior = case.model.prox_and_prior(case.x + scale * case.v, sigma=case.sigma)
+        value = 0.5 * length(competitor - case.x) ** 2 + prior
+        assert (best <= value + slack).all(), f"beaten at distance {scale}"
+
+
+@pytest.mark.parametrize("name", ["conv", "conv-odd", "conv-conditional", "conv-mixed"])
+def test_image_borders_keep_the_jacobian_symmetric(name):
+    """The full Jacobian, entry by entry, at an odd size: borders included."""
+    case = Case(name)
+    x, sigma = case.x[:1, :, :7, :5], None if case.sigma is None else case.sigma[:1]
+    jacobian = torch.autograd.functional.jacobian(lambda t: case.model(t, sigma), x)
+    n = x.numel()
+    matrix = jacobian.reshape(n, n)
+    assert (matrix - matrix.T).abs().max() <= 1e-12 * matrix.abs().max()
+    assert torch.linalg.eigvalsh(matrix).min() >= -1e-12
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 64), (31, 33), (64, 64)])
+def test_every_image_size_is_accepted(size):
+    x = torch.rand(2, 1, *size)
+    assert lf.ConvLPN(1, hidden=4)(x).shape == x.shape
+
+
+def test_uneven_patch_averaging_is_not_a_prox():
+    """The check can fail: overlapping patches with unequal counts break symmetry at the borders."""
+    case = Case("conv")
+    x = case.x[:1, :, :8, :12]
+
+    def patched(t):
+        out, count = torch.zeros_like(t), torch.zeros_like(t)
+        for left in (0, 4):
+            out[..., left : left + 8] = out[..., left : left + 8] + case.model(t[..., left : left + 8])
+            count[..., left : left + 8] += 1
+        return out / count
+
+    matrix = torch.autograd.functional.jacobian(patched, x).reshape(x.numel(), x.numel())
+    assert (matrix - matrix.T).abs().max() > 1e-6 * matrix.abs().max()
+
+
+def test_any_weight_rounding_is_still_a_prox():
+    case = Case("dense")
+    for parameter in case.model.parameters():
+        parameter.data.copy_(parameter.data.bfloat16())
+    hv, hw = (case.model.hvp(case.x, t) for t in (case.v, case.w))
+    assert (inner(case.w, hv) - inner(case.v, hw)).abs().max() <= 1e-12
+
+
+def test_prior_and_prox_solve_the_minimisation_in_one_dimension():
+    """Brute force on a grid of the range of f: f(u) minimises 1/2 (x - u)^2 + R(x)."""
+    torch.manual_seed(0)
+    model = lf.MLPLPN(1, hidden=16, layers=2, beta=5.0, alpha=0.1).double()
+    with torch.no_grad():
+        for stage in model.stages[1:]:
+            stage.bias.normal_()
+    grid = torch.linspace(-6, 6, 4001, dtype=torch.float64)[:, None]
+    x, prior = model.prox_and_prior(grid)
+    for u in (-2.0, -0.3, 0.0, 0.8, 3.0):
+        objective = 0.5 * (x[:, 0] - u) ** 2 + prior
+        best = x[objective.argmin()]
+        assert abs(best - model(torch.tensor([[u]], dtype=torch.float64))).item() <= 3e-3
+
+
+def test_potential_is_the_moreau_envelope_identity():
+    """env(u) = 1/2 |u|^2 - psi(u) is the minimum of 1/2 |x - u|^2 + R(x), attained at f(u)."""
+    case = Case("dense")
+    x, prior = case.model.prox_and_prior(case.x)
+    attained = 0.5 * length(x - case.x) ** 2 + prior
+    envelope = 0.5 * length(case.x) ** 2 - case.model.potential(case.x)
+    assert (attained - envelope).abs().max() <= 1e-12
+
+
+def legendre(order: int):
+    """Gauss-Legendre nodes and weights on [0, 1]."""
+    beta = torch.arange(1, order, dtype=torch.float64)
+    beta = beta / (4 * beta**2 - 1).sqrt()
+    values, vectors = torch.linalg.eigh(torch.diag(beta, 1) + torch.diag(beta, -1))
+    return ((values + 1) / 2).tolist(), (vectors[0] ** 2).tolist()
+
+
+def test_quadrature_of_the_tests_is_exact_for_polynomials():
+    nodes, weights = legendre(5)
+    assert math.isclose(sum(w * t**9 for t, w in zip(nodes, weights, strict=True)), 0.1, rel_tol=1e-12)

@@ -1,0 +1,23 @@
+"""The known answer: proximal matching on a Laplacian finds soft thresholding, l1 and l2 training do not."""
+
+import pytest
+import torch
+
+import lpn_fast as lf
+from lpn_fast.training.laplacian import soft_threshold, sup_error, train_laplacian
+
+
+def test_soft_threshold_is_the_prox_of_the_absolute_value():
+    y = torch.linspace(-3, 3, 61, dtype=torch.float64)
+    x = torch.linspace(-4, 4, 80_001, dtype=torch.float64)
+    objective = 0.5 * (x[None] - y[:, None]) ** 2 + x.abs()[None]
+    assert torch.allclose(soft_threshold(y), x[objective.argmin(1)], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_proximal_matching_recovers_the_prox_of_the_prior():
+    torch.set_num_threads(2)
+    error = {loss: sup_error(train_laplacian(loss, progress=False)) for loss in ("matching", "l1", "l2")}
+    assert error["matching"] <= 0.1
+    assert error["l1"] >= 2 * error["matching"] and error["l2"] >= 2 * error["matching"]
+    assert isinstance(train_laplacian("l2", steps=1, progress=False), lf.LPN)

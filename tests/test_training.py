@@ -1,0 +1,189 @@
+"""Losses, schedule, and a trainer that can be stopped at any moment."""
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import lpn_fast as lf
+from lpn_fast.data import ImageCrops, validation_batch
+from lpn_fast.training import Phase, ProximalMatchingLoss, Trainer, l1_loss, l2_loss, published_phases
+from lpn_fast.training.denoiser import train_denoiser
+from lpn_fast.training.laplacian import sample_laplace
+from lpn_fast.training.schedule import locate
+
+
+def test_proximal_matching_is_its_formula_and_saturates():
+    pred, target = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    distance = (pred - target).norm(dim=1)
+    expected = (1 - torch.exp(-((distance / 1.7) ** 2))).mean()
+    assert torch.allclose(ProximalMatchingLoss(1.7)(pred, target), expected)
+    assert ProximalMatchingLoss(1e-3)(pred, target) == 1.0
+    assert torch.allclose(1e6 * ProximalMatchingLoss(1e3)(pred, target), distance.square().mean(), rtol=1e-4)
+
+
+def test_distances_are_summed_in_float32_for_half_inputs():
+    pred, target = torch.full((2, 3, 128, 128), 0.5), torch.zeros(2, 3, 128, 128)
+    for loss in (ProximalMatchingLoss(150.0), l1_loss, l2_loss):
+        assert torch.allclose(loss(pred.half(), target.half()), loss(pred, target), rtol=1e-6)
+
+
+def test_published_schedule_halves_gamma_to_its_floor():
+    phases = published_phases(entries=64 * 64, steps=4000)
+    assert [phase.loss for phase in phases] == ["l1", *["matching"] * 4]
+    gammas = [phase.gamma for phase in phases[1:]]
+    assert math.isclose(gammas[-1], 0.08 * 64) and gammas == [gammas[-1] * 2**k for k in (3, 2, 1, 0)]
+    assert sum(phase.steps for phase in phases) == 4000
+    assert locate(phases, 1999) == (0, 1999) and locate(phases, 2000) == (1, 0)
+
+
+def test_cosine_rate_starts_and_ends_where_it_should():
+    phase = Phase("l2", 100, 1e-2, 1e-4)
+    assert phase.rate(0) == pytest.approx(1e-2) and phase.rate(99) == pytest.approx(1e-4, rel=0.05)
+    assert Phase("l2", 100, 1e-2).rate(57) == 1e-2
+
+
+def test_laplace_samples_have_the_moments_of_laplace():
+    x = sample_laplace(200_000, torch.Generator().manual_seed(0))
+    assert abs(x.mean()) < 0.01 and abs(x.abs().mean() - 1) < 0.01 and abs(x.var() - 2) < 0.04
+
+
+def small_trainer(out=None, phases=None, **arguments):
+    torch.manual_seed(3)
+    model = lf.MLPLPN(1, hidden=8, layers=1)
+    phases = phases or [Phase("l1", 20, 1e-2), Phase("matching", 10, 1e-3, 1e-4, gamma=0.3)]
+    return Trainer(model, sample_laplace, phases, sigma=1.0, batch_size=64, out=out, progress=False, **arguments)
+
+
+def weights(trainer):
+    return torch.cat([p.detach().reshape(-1) for p in trainer.model.parameters()])
+
+
+def test_training_lowers_the_loss_and_keeps_weights_non_negative():
+    trainer = small_trainer(phases=[Phase("l2", 300, 1e-2)])
+    x = sample_laplace(4000, torch.Generator().manual_seed(9))
+    y = x + torch.randn(x.shape, generator=torch.Generator().manual_seed(10))
+    before = l2_loss(trainer.model(y), x).item()
+    trainer.run()
+    assert l2_loss(trainer.model(y), x).item() < 0.5 * before
+    assert all((p >= 0).all() for n, p in trainer.model.named_parameters() if n.endswith(("core", "head")))
+
+
+def test_resumed_run_ends_in_the_same_weights_bit_for_bit(tmp_path):
+    whole = small_trainer(tmp_path / "whole")
+    whole.run()
+    first = small_trainer(tmp_path / "parts", checkpoint_seconds=0.0)
+    original = first._one_step
+
+    def stop_after_17():
+        if first.step == 17:
+            raise KeyboardInterrupt
+        return original()
+
+    first._one_step = stop_after_17
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    second = small_trainer(tmp_path / "parts")
+    assert second.run()["step"] == 30
+    assert torch.equal(weights(second), weights(whole))
+    assert torch.equal(lf.load(tmp_path / "parts" / "model.safetensors").packed(), second.model.packed())
+
+
+def test_resume_refuses_another_configuration_and_a_broken_file(tmp_path):
+    small_trainer(tmp_path).run()
+    with pytest.raises(ValueError, match="another model, schedule, sigma, batch size or seed"):
+        small_trainer(tmp_path, seed=1).run()
+    (tmp_path / "resume.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="not a readable resume file"):
+        small_trainer(tmp_path).run()
+
+
+def test_log_has_one_row_per_validation(tmp_path):
+    small_trainer(tmp_path, validate=lambda model: {"figure": 1.5}, validate_every=10).run()
+    rows = list(csv.DictReader(open(tmp_path / "log.csv")))
+    assert [int(row["step"]) for row in rows] == [10, 20, 30] and rows[0]["figure"] == "1.5"
+
+
+def test_nan_loss_stops_with_advice():
+    trainer = small_trainer(phases=[Phase("l2", 400, 1e-2)])
+    trainer.sampler = lambda count, generator: torch.full((count, 1), float("nan"))
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        trainer.run()
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        smooth = np.cumsum(np.cumsum(rng.normal(size=(60, 50, 3)), 0), 1)
+        smooth = (smooth - smooth.min()) / np.ptp(smooth) * 255
+        Image.fromarray(smooth.astype(np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_crops_come_from_the_images_and_the_generator(photographs):
+    crops = ImageCrops([photographs], crop=16, channels=3, exclude=["1"])
+    assert len(crops.paths) == 2
+    a, b = (crops(5, torch.Generator().manual_seed(4)) for _ in range(2))
+    assert a.shape == (5, 3, 16, 16) and torch.equal(a, b) and 0 <= a.min() and a.max() <= 1
+    assert ImageCrops([photographs], crop=16)(2, torch.Generator()).shape == (2, 1, 16, 16)
+    assert validation_batch([photographs], side=32).shape == (3, 1, 32, 32)
+
+
+def test_a_conditional_denoiser_trains_and_fills_its_card(photographs, tmp_path):
+    torch.manual_seed(0)
+    model = lf.ConvLPN(1, hidden=8, sigma_conditional=True)
+    model = train_denoiser(
+        model,
+        ImageCrops([photographs], crop=16),
+        [Phase("l2", 60, 5e-3, 1e-4)],
+        sigma=(0.05, 0.2),
+        out=tmp_path / "out",
+        batch_size=8,
+        validation=validation_batch([photographs], side=32),
+        data_description="three random surfaces",
+        progress=False,
+    )
+    noisy = 10 * math.log10(1 / 0.2**2)
+    assert model.card["result"]["psnr@0.2"] > noisy + 2
+    assert lf.load(tmp_path / "out" / "model.safetensors").card == model.card
+
+
+@pytest.mark.slow
+def test_training_killed_by_the_system_goes_on_to_the_same_weights(photographs, tmp_path):
+    """kill -9 in the middle, then the same command: the weights of an uninterrupted run."""
+
+    def command(out):
+        return [
+            sys.executable, "-m", "lpn_fast.cli", "train", "--data", str(photographs), "--out", str(out),
+            "--sigma", "0.1", "--steps", "60", "--crop", "16", "--batch-size", "4", "--hidden", "4", "--threads", "1",
+        ]  # fmt: skip
+
+    code = "import lpn_fast.training.trainer as t; t.Trainer.__init__.__kwdefaults__['checkpoint_seconds'] = 0.0; "
+    code += "from lpn_fast.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
+    killed = subprocess.Popen(
+        [sys.executable, "-c", code, *command(tmp_path / "killed")[3:]],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    resume = tmp_path / "killed" / "resume.safetensors"
+    deadline = time.time() + 60
+    while not resume.exists() and time.time() < deadline:
+        time.sleep(0.01)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert resume.exists() and not (tmp_path / "killed" / "model.safetensors").exists()
+    for out in ("killed", "whole"):
+        subprocess.run(command(tmp_path / out), check=True, capture_output=True)
+    a, b = (lf.load(tmp_path / out / "model.safetensors") for out in ("killed", "whole"))
+    assert torch.equal(a.packed(), b.packed())

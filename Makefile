@@ -1,0 +1,63 @@
+# `make demo` and `make test` set everything up by themselves; a second run rebuilds only what has changed.
+#
+#   make demo    deblur photographs, train the 1-D Laplacian network, write pictures to demo_output/
+#   make test    lint and all tests
+#   make lint    ruff and clang-format, check only;  make format  applies them
+#   make clean   remove the virtual environment and everything built
+#
+# TORCH names what is installed where no torch is present; a torch that the system's Python has is used instead.
+
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= torch==2.13.0
+JOBS   ?= 2
+
+PY  := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+
+NATIVE  := CMakeLists.txt pyproject.toml $(shell find csrc kernels -type f -not -name '*.pyc')
+MODULES := $(VENV)/modules
+CPP     := $(shell find csrc kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: demo test lint format clean setup FORCE
+
+demo: setup
+	$(VENV)/bin/lpn-fast demo -o demo_output
+
+test: setup lint
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -q
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
+
+format: setup
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(CPP)
+
+clean:
+	rm -rf $(VENV) build demo_output
+
+setup: $(VENV)/installed
+
+# The package itself, compiled and linked into the environment in place: edits of Python files need no rebuild.
+$(VENV)/installed: $(VENV)/ready $(NATIVE) $(MODULES)
+	$(PIP) install -q --no-build-isolation -e '.[test,demo]'
+	touch $@
+
+# The list of Python modules: the editable install has to know of new ones. Touched only when it changes.
+$(MODULES): FORCE | $(VENV)/ready
+	@find lpn_fast kernels -name '*.py' -o -name '*.safetensors' | sort > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+# The environment with torch and the build tools. The system's torch is used where there is one.
+$(VENV)/ready:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -c 'import torch' 2>/dev/null && $(PYTHON) -m venv --system-site-packages $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(PY) -c 'import torch' 2>/dev/null || $(PIP) install -q '$(TORCH)'
+	$(PIP) install -q 'scikit-build-core>=0.10' 'pybind11>=2.13' cmake ninja
+	touch $@
+
+FORCE:

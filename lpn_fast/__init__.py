@@ -9,8 +9,9 @@ import torch as _torch  # noqa: F401  (before the compiled module: it borrows to
 from . import metrics, physics, solvers, training
 from .networks import (
     LPN,
-    ConvLPN,
     MLPLPN,
+    ConvLPN,
+    asymptotic_gain,
     explain,
     from_reference,
     list_pretrained,
@@ -20,6 +21,7 @@ from .networks import (
     save,
 )
 from .ops.registry import use_backend
+from .prior import Inversion, PriorValue, Verdict, invert, moreau_envelope, prior, verify
 from .training import ProximalMatchingLoss
 
 __version__ = "0.1.0"
@@ -27,18 +29,26 @@ __version__ = "0.1.0"
 __all__ = [
     "LPN",
     "ConvLPN",
+    "Inversion",
     "MLPLPN",
+    "PriorValue",
     "ProximalMatchingLoss",
+    "Verdict",
+    "asymptotic_gain",
     "explain",
     "from_reference",
+    "invert",
     "list_pretrained",
     "load",
     "metrics",
+    "moreau_envelope",
     "paper_network",
     "physics",
     "pretrained",
+    "prior",
     "save",
     "solvers",
     "training",
     "use_backend",
+    "verify",
 ]

@@ -1,98 +1,10 @@
-"""What the tests share: one small network of every kind, tolerances, and the truth in float64."""
+"""Fixtures that several test files use."""
 
 import pytest
-import torch
-
-import lpn_fast as lf
-from lpn_fast.algebra.spec import Spec, Stage
-
-# Relative L2 errors against float64 (the algebra is exact, so these are rounding bounds).
-TOLERANCE = {
-    torch.float64: {"prox": 1e-12, "second_order": 1e-12, "symmetry": 1e-12},
-    torch.float32: {"prox": 1e-5, "second_order": 1e-5, "symmetry": 1e-6},
-}
-
-
-def dense_heads() -> lf.LPN:
-    """Heads on several stages, squared ones, a stage without skip, a quadratic term, noise-dependent biases."""
-    stages = (
-        Stage(4, heads=("squared",)),
-        Stage(6, kernel=1, skip_kernel=0, bias=False),
-        Stage(5, kernel=1, heads=("linear", "squared")),
-    )
-    return lf.LPN(Spec("dense", 2, stages, 5.0, 0.1, True, True, quadratic=3, noise_levels=(0.1, 0.2, 0.4)))
-
-
-def conv_mixed() -> lf.LPN:
-    """Kernels of several sizes, a quadratic term, c and c0, heads of both kinds."""
-    stages = (
-        Stage(4, skip_kernel=5, skip_padding=2, heads=("squared",)),
-        Stage(6, 3, 2, 1, skip_kernel=3, skip_stride=2, skip_padding=1, heads=("linear", "squared")),
-    )
-    return lf.LPN(Spec("conv", 2, stages, 5.0, 0.1, True, True, quadratic=3, quadratic_kernel=3))
-
-
-def conv_wide() -> lf.LPN:
-    """So many input channels that the skips run as library convolutions, not as patches."""
-    stages = (
-        Stage(5, skip_kernel=3, skip_padding=1),
-        Stage(4, 3, 2, 1, skip_kernel=3, skip_stride=2, skip_padding=1, heads=("linear",)),
-        Stage(4, 3, 1, 1, skip_kernel=0, heads=("linear",)),
-    )
-    return lf.LPN(Spec("conv", 33, stages, 10.0, 0.01))
-
-
-# name -> (builder, shape of one batch of inputs)
-FAMILIES = {
-    "dense": (lambda: lf.MLPLPN(3, hidden=20, layers=3), (7, 3)),
-    "dense-1d": (lambda: lf.MLPLPN(1, hidden=50, layers=4), (33, 1)),
-    "dense-heads": (dense_heads, (5, 2)),
-    "conv": (lambda: lf.ConvLPN(1, hidden=8), (2, 1, 16, 24)),
-    "conv-last": (lambda: lf.ConvLPN(1, hidden=4, skip_kernel=3, heads="last", squared_heads=False), (2, 1, 9, 8)),
-    "conv-odd": (lambda: lf.ConvLPN(3, hidden=6, alpha=0.0), (2, 3, 17, 21)),
-    "conv-conditional": (
-        lambda: lf.ConvLPN(1, hidden=6, beta=10.0, sigma_conditional=True),
-        (3, 1, 13, 18),
-    ),
-    "conv-mixed": (conv_mixed, (2, 2, 9, 11)),
-    "conv-wide": (conv_wide, (2, 33, 6, 7)),
-    "mnist": (lambda: lf.paper_network("mnist"), (2, 1, 28, 28)),
-}  # fmt: skip
-
-
-class Case:
-    """A network with every parameter drawn (biases are zero at the start of training), an input, and its sigma."""
-
-    def __init__(self, name: str, dtype: torch.dtype = torch.float64, batch: int | None = None):
-        build, shape = FAMILIES[name]
-        torch.manual_seed(sum(map(ord, name)))
-        self.model = build()
-        with torch.no_grad():
-            for key, parameter in self.model.named_parameters():
-                if key.rsplit(".", 1)[-1] in ("bias", "noise", "linear", "constant"):
-                    parameter.normal_(std=0.3)
-        self.model.to(dtype)
-        if batch is not None:
-            shape = (batch, *shape[1:])
-        self.x, self.v, self.w = (torch.randn(shape, dtype=torch.float64).to(dtype) for _ in range(3))
-        self.sigma = torch.linspace(0.05, 0.3, shape[0], dtype=dtype) if self.model.is_noise_conditional else None
-        self.p = torch.randn(shape[0], dtype=torch.float64).to(dtype)
-
-    @property
-    def reference_arguments(self):
-        """(spec, x, P, features) as lpn_fast.algebra.reference takes them, in float64."""
-        model = self.model.double()
-        features = model._features(None if self.sigma is None else self.sigma.double(), self.x.double())
-        return model.spec, self.x.double(), model.packed().detach(), features
+from cases import FAMILIES, Case
 
 
 @pytest.fixture(params=FAMILIES)
 def case(request) -> Case:
     """Every family once, float64."""
     return Case(request.param)
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    """|a - b| / |b| in float64; 0 for two empty tensors."""
-    a, b = a.double(), b.double()
-    return ((a - b).norm() / b.norm().clamp_min(1e-300)).item() if b.numel() else float(a.shape != b.shape)

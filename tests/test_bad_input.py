@@ -32,7 +32,7 @@ IMAGE = torch.rand(2, 1, 8, 8)
         (lambda: CONDITIONAL(IMAGE, sigma=float("nan")), ValueError, "sigma must be positive, got nan"),
         (lambda: CONDITIONAL(IMAGE, sigma=torch.tensor([0.1, -1.0])), ValueError, r"positive, got \[0.1.*, -1.0\]"),
         (lambda: CONDITIONAL(IMAGE, sigma=torch.ones(3)), ValueError, r"shape \(\) or \(2,\), got \(3,\)"),
-        (lambda: CONV.hvp(IMAGE, IMAGE[:1]), ValueError, r"v must match x.*got \(1, 1, 8, 8\)"),
+        (lambda: CONV.hvp(IMAGE, IMAGE[:1]), ValueError, r"v must match x.*got \(\(1, 1, 8, 8\)"),
         (lambda: lf.paper_network("mnist")(IMAGE), ValueError, r"images of \(28, 28\) pixels, got \(8, 8\)"),
         (lambda: lf.paper_network("imagenet"), ValueError, "must be one of.*'imagenet'"),
         (lambda: lf.MLPLPN(0), ValueError, r"channels \(dim\) must be at least 1, got 0"),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import Case
+from cases import Case
 from safetensors.torch import save_file
 
 import lpn_fast as lf

@@ -12,13 +12,14 @@ PACKAGE = Path(lf.__file__).parent
 MAY_IMPORT = {
     "algebra": set(),
     "metrics": set(),
-    "physics": set(),
+    "per_sample": set(),
+    "physics": {"per_sample"},
     "data": set(),
-    "ops": {"algebra"},
+    "ops": {"algebra", "per_sample"},
     "networks": {"algebra", "ops"},
     "training": {"networks", "metrics", "data"},
-    "solvers": {"networks", "physics"},
-    "prior": {"networks", "ops", "algebra"},
+    "solvers": {"networks", "physics", "per_sample"},
+    "prior": {"networks", "ops", "algebra", "per_sample"},
     "pipeline": {"networks", "physics", "solvers", "prior", "metrics", "data"},
 }
 

@@ -27,9 +27,7 @@ def make_blur(kernel_size, boundary, seed=0):
 
 
 def randn(*shape, seed=1, dtype=torch.float64, device="cpu"):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(
-        device, dtype
-    )
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device, dtype)
 
 
 def dense(physics, image_shape):
@@ -100,9 +98,7 @@ def test_circular_blur_wraps_around_its_centre(kernel_size):
     blur, x = make_blur(kernel_size, "circular"), randn(1, 1, 8, 7)
     kh, kw = kernel_size
     expected = sum(
-        blur.kernel[a, b] * x.roll((a - kh // 2, b - kw // 2), dims=(2, 3))
-        for a in range(kh)
-        for b in range(kw)
+        blur.kernel[a, b] * x.roll((a - kh // 2, b - kw // 2), dims=(2, 3)) for a in range(kh) for b in range(kw)
     )
     assert torch.allclose(blur.A(x), expected, atol=1e-12)
 
@@ -165,9 +161,7 @@ def test_power_iteration_with_its_margin_covers_the_norm(boundary, seed):
 # ---------------------------------------------------------------- data prox
 
 
-@pytest.mark.parametrize(
-    "physics", [make_blur((3, 4), "circular"), make_blur((3, 4), "full"), Denoising(), Identity()]
-)
+@pytest.mark.parametrize("physics", [make_blur((3, 4), "circular"), make_blur((3, 4), "full"), Denoising(), Identity()])
 @pytest.mark.parametrize("gamma", [0.1, 3.0, torch.tensor([0.2, 1.0, 5.0], dtype=torch.float64)], ids=str)
 def test_prox_solves_its_linear_system(physics, gamma):
     z = randn(3, 1, 6, 7)
@@ -256,9 +250,7 @@ def test_arguments_out_of_contract_are_named():
 def test_images_out_of_contract_are_named():
     circular, full = make_blur((3, 3), "circular"), make_blur((3, 3), "full")
     image = torch.zeros(2, 1, 8, 8)
-    with pytest.raises(
-        ValueError, match=r"x must have shape \(N, C, H, W\), got \(1, 8, 8\); add a batch axis"
-    ):
+    with pytest.raises(ValueError, match=r"x must have shape \(N, C, H, W\), got \(1, 8, 8\); add a batch axis"):
         circular.A(image[0])
     with pytest.raises(TypeError, match=r"x must be float32 or float64, got torch.float16"):
         circular.A(image.half())

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, TOLERANCE, Case, relative
+from cases import FAMILIES, TOLERANCE, Case, relative
 
 import lpn_fast as lf
 from lpn_fast.algebra import reference

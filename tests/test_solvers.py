@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lpn_fast.per_sample import column, dot
 from lpn_fast.physics import Blur, Denoising
-from lpn_fast.physics.per_sample import column, dot
 from lpn_fast.solvers import Condition, Conditions, Reconstruction, admm, pgd
 from lpn_fast.solvers.admm import AlternatingDirections
 from lpn_fast.solvers.problem import half_square, pose
@@ -59,9 +59,7 @@ class SigmoidPrior:
         self.a, self.b, self.beta, self.c = a, b, beta, c
         self.alpha = a
         generator = torch.Generator().manual_seed(5)
-        self.rotation = torch.linalg.qr(
-            torch.randn(SIDE**2, SIDE**2, generator=generator, dtype=torch.float64)
-        ).Q
+        self.rotation = torch.linalg.qr(torch.randn(SIDE**2, SIDE**2, generator=generator, dtype=torch.float64)).Q
 
     def f(self, v):
         return self.a * v + self.b * torch.sigmoid(self.beta * (v - self.c))

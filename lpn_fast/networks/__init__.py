@@ -2,6 +2,7 @@
 
 from .checkpoint import load, save
 from .families import MLPLPN, ConvLPN
+from .gain import asymptotic_gain, limit_gain_
 from .lpn import LPN, explain
 from .pretrained import list_pretrained, pretrained
 from .published import from_reference, paper_network
@@ -10,8 +11,10 @@ __all__ = [
     "LPN",
     "ConvLPN",
     "MLPLPN",
+    "asymptotic_gain",
     "explain",
     "from_reference",
+    "limit_gain_",
     "list_pretrained",
     "load",
     "paper_network",

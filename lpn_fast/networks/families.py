@@ -38,7 +38,9 @@ class MLPLPN(LPN):
     def __init__(self, dim: int, hidden: int = 50, layers: int = 4, beta: float = 10.0, alpha: float = 0.0):
         first = Stage(width=hidden, bias=False)
         cores = [Stage(width=hidden, kernel=1) for _ in range(layers)]
-        super().__init__(Spec("dense", dim, _head_on_last([first, *cores]), beta, alpha, linear=True, constant=True))
+        super().__init__(
+            Spec("dense", dim, _with_heads([first, *cores], on_all=False), beta, alpha, linear=True, constant=True)
+        )
 
 
 class ConvLPN(LPN):
@@ -59,9 +61,10 @@ class ConvLPN(LPN):
         Odd sides of the core kernels and of the skips.
     heads : "last" or "all"
         Which stages enter psi.
-    squared_heads : bool
-        Also enter g . z^2: units that grow quadratically represent the identity, which a denoiser at low
-        noise nearly is, far more cheaply than the staircase of nearly piecewise linear ones.
+    squared_head : bool
+        The first stage also enters through g . z^2: units that grow quadratically represent the identity,
+        which a denoiser at low noise nearly is, far more cheaply than the staircase of nearly piecewise
+        linear ones. (On later stages they would make f grow without a useful bound, see networks/gain.py.)
     beta, alpha : float
         Softplus sharpness; strong convexity alpha/2 |x|^2.
     sigma_conditional : bool or tuple of float
@@ -84,7 +87,7 @@ class ConvLPN(LPN):
         kernel: int = 3,
         skip_kernel: int = 5,
         heads: str = "all",
-        squared_heads: bool = True,
+        squared_head: bool = True,
         beta: float = 100.0,
         alpha: float = 1e-3,
         sigma_conditional: bool | tuple[float, ...] = False,
@@ -110,24 +113,23 @@ class ConvLPN(LPN):
             )
             for index, (stride, scale) in enumerate(zip(strides, scales, strict=False))
         ]
-        terms = ("linear", "squared") if squared_heads else ("linear",)
         levels = tuple(sigma_conditional) if isinstance(sigma_conditional, tuple | list) else NOISE_LEVELS
         spec = Spec(
             "conv",
             channels,
-            _with_heads(stages, terms, on_all=heads == "all"),
+            _with_heads(stages, on_all=heads == "all", squared_first=squared_head),
             beta,
             alpha,
+            linear=True,
             noise_levels=levels if sigma_conditional else (),
         )
         super().__init__(spec)
 
 
-def _head_on_last(stages: list[Stage]) -> tuple[Stage, ...]:
-    return _with_heads(stages, ("linear",), on_all=False)
-
-
-def _with_heads(stages: list[Stage], terms: tuple[str, ...], on_all: bool) -> tuple[Stage, ...]:
-    """The stages with head terms on the last of them, or on all."""
-    last = len(stages) - 1
-    return tuple(replace(s, heads=terms) if on_all or i == last else s for i, s in enumerate(stages))
+def _with_heads(stages: list[Stage], on_all: bool, squared_first: bool = False) -> tuple[Stage, ...]:
+    """The stages with linear heads on the last of them, or on all, and perhaps a squared one on the first."""
+    headed = []
+    for index, stage in enumerate(stages):
+        heads = ("linear",) if on_all or index == len(stages) - 1 else ()
+        headed.append(replace(stage, heads=heads + ("squared",) if squared_first and index == 0 else heads))
+    return tuple(headed)

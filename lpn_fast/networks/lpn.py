@@ -117,11 +117,11 @@ class LPN(nn.Module):
         return functions.hvp(self.spec, x, self.packed(), features, v.to(x.dtype).contiguous())
 
     def prox(
-        self, z: Tensor, strength: float | Tensor = 1.0, sigma=None, *, tol: float | None = None, max_iter: int = 50
+        self, z: Tensor, strength: float | Tensor = 1.0, sigma=None, *, tol: float | None = None, max_iter: int = 500
     ) -> Tensor:
         """Proximal map of `strength` times the learned R: argmin_x 1/2 |x - z|^2 + strength R(x).
 
-        Solves  t u + (1 - t) f(u) = z  for u, t = strength, by a batched Newton-CG method, and returns f(u)
+        Solves  t u + (1 - t) f(u) = z  for u, t = strength, for all samples at once, and returns f(u)
         (ops/solve/equation.py says why that is the global minimiser even where R is not convex).
 
         Parameters
@@ -131,10 +131,10 @@ class LPN(nn.Module):
             Weight t of the prior. 1 is a single evaluation of the network.
         sigma : as for `forward`
         tol : float, optional
-            Bound on |t u + (1 - t) f(u) - z| / |z|, per sample; None is 1e-6 in float32 and 1e-12 in float64.
-            The error of x is at most tol |z| / t times the local slope of f.
+            Bound on |t u + (1 - t) f(u) - z| / max(|z|, |f(z)|), per sample; None is 1e-6 in float32 and 1e-12
+            in float64. With a residual r the error of u is at most |r| / t.
         max_iter : int
-            Most Newton steps.
+            Most steps of the solver (L-BFGS), about one evaluation of the network each. Small t needs more.
 
         Returns
         -------
@@ -169,7 +169,7 @@ class LPN(nn.Module):
 
     @torch.no_grad()
     def prox_and_prior(
-        self, z: Tensor, strength: float | Tensor = 1.0, sigma=None, *, tol: float | None = None, max_iter: int = 50
+        self, z: Tensor, strength: float | Tensor = 1.0, sigma=None, *, tol: float | None = None, max_iter: int = 500
     ) -> tuple[Tensor, Tensor]:
         """(x, R(x)): the prox of strength R at z, and the prior there, which comes free.
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lpn_fast.per_sample import dot, norm
 from lpn_fast.physics.cg import prox_l2_by_cg
-from lpn_fast.physics.per_sample import dot, norm
 
 
 class Physics:

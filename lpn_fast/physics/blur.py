@@ -21,8 +21,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lpn_fast.per_sample import check_positive, column
 from lpn_fast.physics.base import Physics
-from lpn_fast.physics.per_sample import check_positive, column
 
 BOUNDARIES = ("circular", "full")
 CACHED_GRIDS = 8  # transfer functions kept: a folder of images of many sizes must not fill the memory
@@ -136,9 +136,7 @@ class Blur(Physics):
         _check_images("y", y)
         image_size = self._data_to_image(*y.shape[-2:])
         if min(image_size) < 1:
-            raise ValueError(
-                f"y must be at least as large as the {self._size()} kernel, got {tuple(y.shape)}"
-            )
+            raise ValueError(f"y must be at least as large as the {self._size()} kernel, got {tuple(y.shape)}")
         grid = self._grid(*y.shape[-2:])
         return _filter(y, self._transfer(grid, y).conj(), grid, image_size)
 
@@ -172,9 +170,7 @@ class Blur(Physics):
         _check_images("z", z)
         wanted = (*z.shape[:2], *self._image_to_data(*z.shape[-2:]))
         if y.shape != wanted:
-            raise ValueError(
-                f"y must have shape {wanted} for z of shape {tuple(z.shape)}, got {tuple(y.shape)}"
-            )
+            raise ValueError(f"y must have shape {wanted} for z of shape {tuple(z.shape)}, got {tuple(y.shape)}")
         if self.boundary == "full":
             return super().prox_l2(z, y, gamma)
         check_positive("gamma", gamma, len(z))

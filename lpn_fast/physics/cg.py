@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lpn_fast.physics.per_sample import check_positive, column, dot
+from lpn_fast.per_sample import check_positive, column, dot
 
 # ||r|| <= tol ||b||. A few units of rounding above what each type can reach on a well-conditioned system.
 DEFAULT_TOL = {torch.float32: 1e-6, torch.float64: 1e-12}

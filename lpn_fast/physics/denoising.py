@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lpn_fast.per_sample import check_positive, column
 from lpn_fast.physics.base import Physics
-from lpn_fast.physics.per_sample import check_positive, column
 
 
 class Denoising(Physics):

@@ -54,9 +54,7 @@ class AlternatingDirections:
         """State before the first iteration; R of the start is unknown, hence NaN."""
         unknown = torch.full((len(problem.y),), torch.nan, dtype=torch.float64, device=problem.y.device)
         x0 = problem.x0
-        return ADMMState(
-            problem.y, problem.strength, problem.sigma, x0, unknown, unknown, x0, torch.zeros_like(x0)
-        )
+        return ADMMState(problem.y, problem.strength, problem.sigma, x0, unknown, unknown, x0, torch.zeros_like(x0))
 
     def step(self, state: ADMMState) -> ADMMState:
         x = data_prox(self.physics)(state.image - state.dual, state.y, 1 / self.rho)  # (n, ...)

@@ -55,9 +55,7 @@ class Conditions:
 
     def raise_unless_all_hold(self) -> None:
         """Raise a ValueError that names every condition that does not hold."""
-        failing = "; ".join(
-            f"{c.name} must satisfy {c.required}, got {c.actual}" for c in self if not c.holds
-        )
+        failing = "; ".join(f"{c.name} must satisfy {c.required}, got {c.actual}" for c in self if not c.holds)
         if failing:
             raise ValueError(f"{self.theorem} is outside its convergence theorem: {failing}")
 
@@ -75,8 +73,7 @@ class Conditions:
         lines += [(row.name, row.required, row.actual, "yes" if row.holds else "no") for row in self.rows]
         widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
         return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
         )
 
 

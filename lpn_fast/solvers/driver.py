@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lpn_fast.physics.per_sample import choose
+from lpn_fast.per_sample import choose
 from lpn_fast.solvers.conditions import Conditions
 from lpn_fast.solvers.reconstruction import Reconstruction
 

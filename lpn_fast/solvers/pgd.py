@@ -23,9 +23,7 @@ from lpn_fast.solvers.driver import State, iterate
 from lpn_fast.solvers.problem import Problem, check_number, half_square, pose, relative_change
 from lpn_fast.solvers.reconstruction import Reconstruction
 
-SAFE_FRACTION = (
-    0.95  # default step over its limit 1 / ||A||^2; at the limit itself the proven decrease is zero
-)
+SAFE_FRACTION = 0.95  # default step over its limit 1 / ||A||^2; at the limit itself the proven decrease is zero
 
 
 @dataclass(frozen=True)

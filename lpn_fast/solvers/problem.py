@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lpn_fast.per_sample import check_positive, norm
 from lpn_fast.physics import adjoint_mismatch, operator_norm, prox_l2_by_cg
-from lpn_fast.physics.per_sample import check_positive, norm
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,7 @@ def _check_tensor(name: str, value) -> None:
     if value.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name} must be float32 or float64, got {value.dtype}")
     if value.dim() < 2 or value.numel() == 0:
-        raise ValueError(
-            f"{name} must have shape (N, ...) with at least one sample, got {tuple(value.shape)}"
-        )
+        raise ValueError(f"{name} must have shape (N, ...) with at least one sample, got {tuple(value.shape)}")
     if not bool(value.isfinite().all()):
         broken = (~value.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
         raise ValueError(f"{name} must be finite, got NaN or infinite values in samples {_shown(broken)}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..metrics import psnr
-from ..networks import LPN, save
+from ..networks import LPN, asymptotic_gain, save
 from .schedule import Phase
 from .trainer import Trainer
 
@@ -27,6 +27,7 @@ def train_denoiser(
     out: str | Path,
     batch_size: int = 16,
     seed: int = 0,
+    gain_limit: float | None = None,
     validation: Tensor | None = None,
     validate_every: int = 500,
     data_description: str = "",
@@ -44,6 +45,8 @@ def train_denoiser(
         Noise level, or the range for a noise-conditional model.
     out : path
         Folder; a run found there is resumed.
+    gain_limit : float, optional
+        As for `Trainer`.
     validation : Tensor, shape (M, C, H, W), optional
         Clean images for the PSNR in log and card.
     data_description : str
@@ -63,6 +66,7 @@ def train_denoiser(
         sigma=sigma,
         batch_size=batch_size,
         seed=seed,
+        gain_limit=gain_limit,
         out=out,
         validate=validate,
         validate_every=validate_every,
@@ -76,6 +80,7 @@ def train_denoiser(
         "phases": [asdict(phase) for phase in phases],
         "batch_size": batch_size,
         "seed": seed,
+        "asymptotic_gain": round(asymptotic_gain(model), 4),
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": str(next(model.parameters()).device),
         "torch": torch.__version__,

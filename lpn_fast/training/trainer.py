@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..networks import LPN, save
+from ..networks import LPN, limit_gain_, save
 from .schedule import Phase, locate
 from .state import load_state, read_progress, save_state
 
@@ -42,6 +42,9 @@ class Trainer:
     batch_size : int
     seed : int
         Of the data, the noise and the drawn sigmas. (The model's start is the caller's.)
+    gain_limit : float, optional
+        Keep the asymptotic gain of f at most this after every step; below 1 the learned R is coercive and
+        solvers cannot run away (networks/gain.py). None lets it be.
     out : path, optional
         Folder for `resume.safetensors`, `log.csv` and at the end `model.safetensors`. If it holds a resume
         file of the same configuration the run continues there. None keeps everything in memory.
@@ -77,6 +80,7 @@ class Trainer:
         sigma: float | tuple[float, float],
         batch_size: int,
         seed: int = 0,
+        gain_limit: float | None = None,
         out: str | Path | None = None,
         validate: Callable[[LPN], dict] | None = None,
         validate_every: int = 1000,
@@ -89,7 +93,7 @@ class Trainer:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.model, self.sampler, self.phases = model, sampler, list(phases)
         self.sigma_range = _sigma_range(sigma, model.is_noise_conditional)
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.gain_limit = batch_size, seed, gain_limit
         self.out = None if out is None else Path(out)
         self.validate, self.validate_every = validate, validate_every
         self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
@@ -154,6 +158,8 @@ class Trainer:
         loss.backward()
         self.optimizer.step()
         self.model.project_()
+        if self.gain_limit is not None:
+            limit_gain_(self.model, self.gain_limit)
         return loss.detach()
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,7 +196,7 @@ class Trainer:
         parts = [
             self.model.spec.encoded,
             json.dumps([dataclasses.asdict(phase) for phase in self.phases]),
-            json.dumps([self.sigma_range, self.batch_size, self.seed]),
+            json.dumps([self.sigma_range, self.batch_size, self.seed, self.gain_limit]),
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

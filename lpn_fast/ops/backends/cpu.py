@@ -90,7 +90,7 @@ class FusedEpilogues:
     def softplus(self, u: Tensor, rest: Tensor | None, b: Tensor | None, beta: float) -> Tensor:
         rows, channels = _matrix(u)
         b = None if b is None else b.contiguous()
-        rows_per_bias = rows if b is None else rows // b.shape[0]
+        rows_per_bias = max(1, rows // (1 if b is None else b.shape[0]))  # 1 for an empty batch
         _cpu.softplus(_at(u), _at(rest), _at(b), rows_per_bias, _at(u), rows, channels, beta, torch.get_num_threads())
         return u
 

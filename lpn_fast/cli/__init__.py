@@ -1,0 +1,87 @@
+"""The command line, `lpn-fast`.
+
+A command is a module with ``add_parser(subparsers)`` and ``run(args) -> int``. Exit codes:
+    0    done
+    1    the work failed, or a part of it; what failed is listed
+    2    wrong use; one line on standard error says what and how to mend it
+    130  interrupted
+The environment variable LPN_FAST_TRACEBACK=1 lets errors through with their traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from .. import __version__
+from . import demo, denoise, info, prior, reconstruct, train, verify
+
+__all__ = ["main"]
+
+COMMANDS = (demo, reconstruct, denoise, prior, verify, train, info)
+
+DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports wrong use in one line, without the usage text that argparse puts before it."""
+
+    def error(self, message: str):
+        self.exit(WRONG_USE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Arguments without the program's name; None takes those of the process.
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> main(["--version"])  # doctest: +ELLIPSIS
+    lpn-fast ...
+    0
+    """
+    parser = _parser()
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as leave:  # --help, --version, wrong use
+        return int(leave.code or DONE)
+    if os.environ.get("LPN_FAST_TRACEBACK") == "1":
+        return args.run(args)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        remedy = getattr(args, "when_interrupted", "the same command goes on where this one stopped")
+        return _complain(args, f"interrupted; {remedy}", INTERRUPTED)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        return _complain(args, error, WRONG_USE)
+    except (RuntimeError, OSError, FloatingPointError) as error:
+        return _complain(args, error, FAILED)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(
+        prog="lpn-fast",
+        description="Learned proximal networks: exact proximal operators of learned priors.",
+        epilog="lpn-fast COMMAND --help shows examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"lpn-fast {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+        name = command.__name__.rpartition(".")[2]
+        subparsers.choices[name].set_defaults(run=command.run)
+    return parser
+
+
+def _complain(args: argparse.Namespace, what: object, code: int) -> int:
+    print(f"lpn-fast {args.command}: {' '.join(str(what).split())}", file=sys.stderr)
+    return code

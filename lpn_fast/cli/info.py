@@ -1,0 +1,106 @@
+"""`lpn-fast info`: what this installation is and can do; the first thing a bug report needs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+
+import torch
+
+from .. import __version__
+from ..networks import ConvLPN, explain, list_pretrained, pretrained
+from . import options
+
+DESCRIPTION = """\
+Show versions, the CPU's instruction set, which backend runs and why the others do not, the CUDA module, and
+the models that ship with the package. Nothing is changed or written."""
+
+EXAMPLES = """\
+  lpn-fast info
+  LPN_FAST_BACKEND=torch lpn-fast info"""
+
+
+def add_parser(subparsers) -> None:
+    """Add the command to the parser's commands."""
+    options.add_command(subparsers, "info", "versions, backends, shipped models", DESCRIPTION, EXAMPLES)
+
+
+def run(args) -> int:
+    """Do it; the exit code."""
+    sections = {
+        "versions": _versions(),
+        "compiled CPU module": _cpu_module(),
+        "CUDA module": _cuda_module(),
+        "backends, for a float32 image on the CPU": _backends(),
+        "shipped models": _models(),
+    }
+    for title, lines in sections.items():
+        print(title)
+        for line in lines:
+            print(f"  {line}")
+    return 0
+
+
+def _versions() -> list[str]:
+    return [
+        f"lpn_fast {__version__}",
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} CPUs",
+        f"Python {platform.python_version()} on {platform.system()} {platform.machine()}",
+    ]
+
+
+def _cpu_module() -> list[str]:
+    module, reason = _compiled("_cpu")
+    if module is None:
+        return [reason]
+    return [f"instruction set {module.isa()}, available {', '.join(module.isas())}"]
+
+
+def _cuda_module() -> list[str]:
+    module, reason = _compiled("_cuda")
+    if module is None:
+        return [reason]
+    report = module.device_report()
+    runtime, driver = (_cuda_version(report[f"{part}_version"]) for part in ("runtime", "driver"))
+    lines = [f"runtime {runtime}, driver {driver}"]
+    if report["reason"]:
+        lines.append(f"no device can be used: {report['reason']}")
+    for device in report["devices"]:
+        major, minor = device["compute_capability"]
+        memory = f"{device['memory_bytes'] / 2**30:.0f} GiB"
+        lines.append(f"{device['name']}, compute capability {major}.{minor}, {memory}")
+    return lines
+
+
+def _backends() -> list[str]:
+    try:
+        return explain(ConvLPN(1, hidden=8), torch.zeros(1, 1, 64, 64)).splitlines()
+    except (RuntimeError, ValueError) as error:  # LPN_FAST_BACKEND names one that cannot run
+        return [str(error)]
+
+
+def _models() -> list[str]:
+    lines = []
+    for name in list_pretrained():
+        model = pretrained(name)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        levels = model.spec.noise_levels
+        level = f"noise levels {levels[0]:g} to {levels[-1]:g}" if levels else "one noise level"
+        lines.append(f"{name}: {model.spec.channels} channels, {parameters} parameters, {level}")
+        lines += [f"    {key}: {value}" for key, value in model.card.items()]
+    return lines or ["none"]
+
+
+def _compiled(name: str) -> tuple[object | None, str]:
+    """A compiled module of the package, or why it is not there."""
+    try:
+        return importlib.import_module(f"lpn_fast.{name}"), ""
+    except ModuleNotFoundError:
+        return None, "not built"
+    except ImportError as error:
+        return None, f"built, but cannot be loaded: {error}"
+
+
+def _cuda_version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}" if number else "none"

@@ -1,0 +1,82 @@
+"""`lpn-fast verify`: is this checkpoint an exact prox?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import pipeline
+from ..networks import LPN, list_pretrained
+from ..pipeline.batches import to_samples
+from ..prior import Property, Report, verify
+from . import options
+
+DESCRIPTION = """\
+Test the properties that make a network an exact proximal operator: the signs of its weights, a symmetric and
+positive Jacobian, monotony, path independence, convexity of the potential, the prox inequality, and exactness
+at image borders. Exit code 1 if one fails."""
+
+EXAMPLES = """\
+  lpn-fast verify runs/gray/model.safetensors
+  lpn-fast verify natural-gray --images photos/ --json"""
+
+SIDE = 32  # pixels of the images made up where none are given
+SAMPLES = 4
+
+
+def add_parser(subparsers) -> None:
+    """Add the command to the parser's commands."""
+    parser = options.add_command(subparsers, "verify", "test that a model is an exact prox", DESCRIPTION, EXAMPLES)
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="file of lpn_fast.save, or the name of a shipped model")
+    add("--sigma", type=float, metavar="S", help="noise level of a noise-conditional model (default: its middle one)")
+    add("--images", nargs="+", metavar="IMAGES", help="images to test at (default: made up)")
+    add("--json", action="store_true", help="print JSON instead of a table")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.set_defaults(run=run)
+
+
+def run(args) -> int:
+    """Print the report; 0 if every property holds, else 1."""
+    options.set_threads(args.threads)
+    if args.checkpoint not in list_pretrained() and not Path(args.checkpoint).is_file():
+        options.load_model(args.checkpoint)  # raises, and says what there is
+    try:
+        model = options.load_model(args.checkpoint)
+    except ValueError as error:  # negative or infinite weights above all: refused before they can be used
+        report = Report((Property("checkpoint", False, None, "", str(error)),))
+    else:
+        levels = model.spec.noise_levels
+        sigma = args.sigma if args.sigma is not None or not levels else levels[len(levels) // 2]
+        report = verify(model, _images(args.images, model) if args.images else _made_up(model), sigma)
+    print(json.dumps(report.to_dict(), indent=2) if args.json else report)
+    return 0 if report.all_hold else 1
+
+
+def _images(patterns: list[str], model: LPN) -> Tensor:  # (N, c, H, W)
+    """The centres of the first images, as large as the smallest of them."""
+    if model.spec.is_dense:
+        raise ValueError("--images cannot be used with a dense network")
+    pixels = [pipeline.read_image(path).pixels for path in pipeline.find_images(patterns)[:SAMPLES]]
+    sides = model.spec.image_size or [min(p.shape[axis] for p in pixels) for axis in (1, 2)]
+    centres = []
+    for image in pixels:
+        top, left = (max(0, (have - want) // 2) for have, want in zip(image.shape[1:], sides, strict=True))
+        centres.append(to_samples(image[:, top : top + sides[0], left : left + sides[1]], model.spec.channels))
+    return torch.cat(centres)
+
+
+def _made_up(model: LPN) -> Tensor:  # (N, ...)
+    """Vectors of unit deviation, or steps and ramps with noise in [0, 1]."""
+    generator, spec = torch.Generator().manual_seed(0), model.spec
+    own = next(model.parameters())
+    if spec.is_dense:
+        return torch.randn(SAMPLES, spec.channels, generator=generator).to(own)
+    height, width = spec.image_size or (SIDE, SIDE)
+    ramp = torch.linspace(0.2, 0.8, width).expand(SAMPLES, spec.channels, height, width)
+    step = (torch.arange(height) > height // 2).float()[:, None]
+    noise = torch.randn(ramp.shape, generator=generator)
+    return (0.7 * ramp + 0.3 * step + 0.1 * noise).clamp(0, 1).to(own)

@@ -1,0 +1,22 @@
+"""Batched solution of  t u + (1 - t) f(u) = z,  the equation behind inversion (t = 0) and adjustable strength.
+
+`equation` states it, `newton`, `lbfgs` and `gradient` each take a step, `descent` repeats the step with a
+verdict for every sample, and `implicit` differentiates the solution.
+"""
+
+from .descent import Solution, Verdict
+from .equation import Curvature, Equation, Point
+from .implicit import Problem, differentiable_solution
+from .methods import METHODS, solve
+
+__all__ = [
+    "METHODS",
+    "Curvature",
+    "Equation",
+    "Point",
+    "Problem",
+    "Solution",
+    "Verdict",
+    "differentiable_solution",
+    "solve",
+]

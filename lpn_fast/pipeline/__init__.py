@@ -1,0 +1,21 @@
+"""From image files to reconstructed image files: batched, restartable, one bad file never stops the rest."""
+
+from .images import Encoding, Image, UnreadableImage, find_images, read_image, write_image
+from .manifest import ItemResult
+from .reconstruct import Summary, reconstruct
+from .tasks import Deblur, Denoise, Solution
+
+__all__ = [
+    "Deblur",
+    "Denoise",
+    "Encoding",
+    "Image",
+    "ItemResult",
+    "Solution",
+    "Summary",
+    "UnreadableImage",
+    "find_images",
+    "read_image",
+    "reconstruct",
+    "write_image",
+]

@@ -1,0 +1,309 @@
+"""What is done to an image: deblurring by a solver, denoising by one prox.
+
+With Gaussian noise of level s the MAP estimate minimises  ||A x - y||^2 / (2 s^2) - log p(x),  that is
+    h(x) - s^2 log p(x),        h(x) = 1/2 ||A x - y||^2.
+A network trained on noise sigma has learned  R = -sigma^2 log p.  PGD with step eta minimises h + R / eta
+and ADMM with penalty rho minimises h + rho R, so the two agree with MAP for
+    sigma = s sqrt(eta)         and         sigma = s / sqrt(rho).
+That is the default for noise-conditional networks. A network of one noise level has no such choice.
+Denoising is the case A = 1, eta = 1: one evaluation f(y) is the minimiser of 1/2 ||x - y||^2 + R(x).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import solvers
+from ..networks import LPN
+from ..physics import Blur, Denoising
+from ..solvers.admm import SAFE_FACTOR
+from ..solvers.pgd import SAFE_FRACTION
+
+METHODS = ("pgd", "admm")
+PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model and sigma fit together
+LEVEL_TOLERANCE = 0.1  # relative distance of the noise from the level that a one-level network knows
+
+OnIteration = Callable[[int], None]  # called with the number of iterations done
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Solved samples.
+
+    Attributes
+    ----------
+    x : Tensor, shape (N, c, h, w)
+    objective : Tensor, shape (iterations run, N), float64
+    residual : Tensor, shape (N,), float64
+        Relative change in the last iteration.
+    iterations : Tensor, shape (N,), int64
+    converged : Tensor, shape (N,), bool
+    broken : Tensor, shape (N,), bool
+        Became NaN or infinite on the way.
+    """
+
+    x: Tensor
+    objective: Tensor
+    residual: Tensor
+    iterations: Tensor
+    converged: Tensor
+    broken: Tensor
+
+
+@dataclass(frozen=True)
+class Deblur:
+    """Deblurring by plug-and-play with the learned prior.
+
+    Parameters
+    ----------
+    physics : Blur
+        The blur that made the measurements.
+    noise : float
+        Standard deviation of the measurements' noise, images in [0, 1]. 0 needs a sigma.
+    method : "pgd" or "admm"
+    iterations : int
+        Most iterations.
+    sigma : float, optional
+        Noise level handed to a noise-conditional network; None is noise * sqrt(step size) for PGD and
+        noise / sqrt(rho) for ADMM, the MAP choice. Larger is smoother.
+    tol : float
+        Relative change at which an image counts as converged.
+    strict : bool
+        Refuse to run outside the solver's convergence theorem.
+
+    Raises
+    ------
+    ValueError
+        A number out of range or an unknown method.
+
+    Examples
+    --------
+    >>> import lpn_fast as lf
+    >>> task = Deblur(lf.physics.Blur.gaussian(1.6), noise=0.03, iterations=3)
+    >>> model = lf.ConvLPN(1, hidden=8).eval()
+    >>> y = task.degrade(torch.rand(1, 24, 24), torch.Generator().manual_seed(0))
+    >>> task.solve(y[None], model).x.shape
+    torch.Size([1, 1, 24, 24])
+    """
+
+    physics: Blur
+    noise: float
+    method: str = "pgd"
+    iterations: int = 100
+    sigma: float | None = None
+    tol: float = 1e-5
+    strict: bool = False
+
+    name = "deblur"
+
+    def __post_init__(self):
+        if not 0 <= self.noise < math.inf:
+            raise ValueError(f"noise must be at least 0 and finite, got {self.noise:g}")
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+        _check_sigma(self.sigma)
+
+    def network_sigma(self, model: LPN) -> float | None:
+        """The noise level the network is evaluated at; None for a network of one level."""
+        if self.sigma is not None or not model.is_noise_conditional:
+            return self.sigma
+        if self.noise == 0:
+            raise ValueError("sigma must be given if noise is 0: there is nothing to derive it from")
+        curvature = self.physics.norm() ** 2
+        step_size = SAFE_FRACTION / curvature if self.method == "pgd" else 1 / (SAFE_FACTOR * curvature)
+        return self.noise * math.sqrt(step_size)
+
+    def settings(self, model: LPN) -> dict:
+        """What decides the result besides the measurement, JSON-ready."""
+        kernel = self.physics.kernel
+        return {
+            "task": self.name,
+            "kernel": f"{kernel.shape[0]}x{kernel.shape[1]}:{_sha256(kernel.numpy().tobytes())}",
+            "boundary": self.physics.boundary,
+            "noise": self.noise,
+            "method": self.method,
+            "iterations": self.iterations,
+            "tol": self.tol,
+            "sigma": self.network_sigma(model),
+            "model": fingerprint(model),
+        }
+
+    def conditions(self, model: LPN) -> solvers.Conditions:
+        """The conditions of the solver's theorem, from one iteration on a small blank image.
+
+        Raises
+        ------
+        ValueError
+            Model, operator and sigma do not fit together, or with ``strict`` a condition does not hold.
+        """
+        blank = _blank(model, max(PROBE_SIDE, *self.physics.kernel.shape))
+        return self._run(self.physics.A(blank), model, max_iter=1, callback=None).conditions
+
+    def degrade(
+        self,
+        truth: Tensor,  # (C, H, W)
+        generator: torch.Generator,
+    ) -> Tensor:  # (C, H', W')
+        """The measurement of a known image: blurred, with noise drawn from the generator."""
+        return _noisy(self.physics.A(truth[None])[0], self.noise, generator)
+
+    def cropped(
+        self,
+        measured: Tensor,  # (C, H', W')
+        size: tuple[int, int],
+    ) -> Tensor:  # (C, H, W)
+        """The part of a measurement that lies over the image, to compare the two."""
+        if self.physics.boundary == "circular":
+            return measured
+        top, left = (side // 2 for side in self.physics.kernel.shape)
+        return measured[:, top : top + size[0], left : left + size[1]]
+
+    def solve(self, y: Tensor, model: LPN, on_iteration: OnIteration | None = None) -> Solution:
+        """Reconstructions of the samples y, (N, c, h, w); see lpn_fast.solvers."""
+        callback = None if on_iteration is None else lambda iteration, x, objective: on_iteration(iteration)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # samples that became NaN are in `broken`
+            result = self._run(y, model, self.iterations, callback)
+        # Whoever ran neither to the last iteration nor to the tolerance was let go for NaN or infinity.
+        broken = ~result.converged & (result.iterations < len(result.objective))
+        return Solution(result.x, result.objective, result.residual[-1], result.iterations, result.converged, broken)
+
+    def _run(self, y: Tensor, model: LPN, max_iter: int, callback) -> solvers.Reconstruction:
+        solver = solvers.pgd if self.method == "pgd" else solvers.admm
+        return solver(
+            y,
+            self.physics,
+            model,
+            sigma=self.network_sigma(model),
+            max_iter=max_iter,
+            tol=self.tol,
+            strict=self.strict,
+            callback=callback,
+        )
+
+
+@dataclass(frozen=True)
+class Denoise:
+    """Denoising by one evaluation of the network, the exact MAP estimate under its prior.
+
+    Parameters
+    ----------
+    sigma : float
+        Standard deviation of the noise, images in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        sigma that is not positive.
+
+    Examples
+    --------
+    >>> import lpn_fast as lf
+    >>> Denoise(sigma=0.1).solve(torch.rand(2, 1, 16, 16), lf.ConvLPN(1, hidden=8).eval()).x.shape
+    torch.Size([2, 1, 16, 16])
+    """
+
+    sigma: float
+
+    name = "denoise"
+
+    def __post_init__(self):
+        _check_sigma(self.sigma)
+
+    def network_sigma(self, model: LPN) -> float | None:
+        """The noise level the network is evaluated at; None for a network of one level."""
+        return self.sigma if model.is_noise_conditional else None
+
+    def settings(self, model: LPN) -> dict:
+        """What decides the result besides the measurement, JSON-ready."""
+        return {"task": self.name, "sigma": self.sigma, "model": fingerprint(model)}
+
+    def conditions(self, model: LPN) -> None:
+        """None: a prox needs no theorem of convergence.
+
+        Raises
+        ------
+        ValueError
+            A network of one noise level, and that is another one.
+        """
+        own = model.card.get("sigma")
+        fixed = not model.is_noise_conditional and isinstance(own, int | float)
+        if fixed and abs(self.sigma - own) > LEVEL_TOLERANCE * own:
+            raise ValueError(
+                f"sigma must be {own:g}, the one noise level this model was trained for, got {self.sigma:g}; "
+                "choose a noise-conditional model for other levels"
+            )
+        self.solve(_blank(model, PROBE_SIDE), model)
+
+    def degrade(
+        self,
+        truth: Tensor,  # (C, H, W)
+        generator: torch.Generator,
+    ) -> Tensor:  # (C, H, W)
+        """The noisy version of a known image."""
+        return _noisy(truth, self.sigma, generator)
+
+    def cropped(
+        self,
+        measured: Tensor,  # (C, H, W)
+        size: tuple[int, int],
+    ) -> Tensor:  # (C, H, W)
+        return measured
+
+    @torch.no_grad()
+    def solve(self, y: Tensor, model: LPN, on_iteration: OnIteration | None = None) -> Solution:
+        """Denoised samples y, (N, c, h, w); the objective is 1/2 ||x - y||^2 + R(x)."""
+        x, prior = model.prox_and_prior(y, sigma=self.network_sigma(model))
+        objective = 0.5 * (x - y).double().square().sum(dim=(1, 2, 3)) + prior  # (N,)
+        if on_iteration is not None:
+            on_iteration(1)
+        finite = objective.isfinite() & x.flatten(1).isfinite().all(dim=1)
+        once = torch.ones(len(y), dtype=torch.int64, device=y.device)
+        return Solution(x, objective[None], torch.zeros_like(objective), once, finite, broken=~finite)
+
+    @property
+    def iterations(self) -> int:
+        """One evaluation."""
+        return 1
+
+    @property
+    def physics(self) -> Denoising:
+        """The identity."""
+        return Denoising()
+
+
+Task = Deblur | Denoise
+
+
+def fingerprint(model: LPN) -> str:
+    """Digest of architecture and weights as they act, the same wherever a model was loaded from."""
+    with torch.no_grad():
+        weights = model.packed().cpu().numpy().tobytes()
+    return _sha256(model.spec.encoded.encode() + weights)
+
+
+def _blank(model: LPN, side: int) -> Tensor:  # (1, channels, side, side)
+    own = next(model.parameters())
+    return torch.zeros(1, model.spec.channels, side, side, dtype=own.dtype, device=own.device)
+
+
+def _noisy(image: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    return image + noise * torch.randn(image.shape, generator=generator, dtype=image.dtype)
+
+
+def _check_sigma(sigma: float | None) -> None:
+    if sigma is not None and not 0 < sigma < math.inf:
+        raise ValueError(f"sigma must be positive and finite, got {sigma:g}")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

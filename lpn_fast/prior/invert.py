@@ -1,0 +1,199 @@
+"""Batched inversion of a learned proximal network, every sample with its certificate.
+
+    f(y) = x   <=>   y minimises  psi(y) - <x, y>,  convex; alpha-strongly where alpha > 0
+    |y - y*| <= |f(y) - x| / alpha
+
+The methods, the verdicts and the proof of "outside the range" are in ops/solve. Precision: the residual is
+computed in the dtype of the solve. f carries a relative rounding of some eps, so in float32 a reported
+relative residual means what it says down to about 1e-6 and cannot fall below about 2e-7; with
+dtype=torch.float64 the float32 solution is refined in double precision, down to about 1e-14.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..networks import LPN
+from ..ops.solve import METHODS, Problem, Solution, Verdict, differentiable_solution
+
+RADIUS = 1e4  # in units of max(|x|, sqrt(entries)); a trained denoiser has |y - x| below one
+CHUNK_BYTES = 256 * 2**20  # of tapes; bounds memory, and more does not run faster
+TAPES = 4  # that may exist at once: two points of a line search, and a compacted copy of each
+ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-13}  # relative residuals that are surely reached
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """Preimages under f, and what is known of each.
+
+    Attributes
+    ----------
+    preimage : Tensor, shape (N, ...)
+        y with f(y) = x up to `residual`; carries gradients to x and the parameters where these are wanted.
+    residual : Tensor, shape (N,), float64
+        |f(y) - x| / |x|, or |f(y) - x| where x = 0.
+    iterations : Tensor, shape (N,), int64
+        Steps of the method.
+    converged : Tensor, shape (N,), bool
+        Whether the residual is at most tol.
+    error_bound : Tensor, shape (N,), float64, or None
+        Bound |f(y) - x| / alpha on the distance to the exact preimage; None if alpha = 0, where a small
+        residual bounds nothing.
+    verdict : Tensor, shape (N,), int64
+        A `Verdict` per sample: CONVERGED 0, ITERATIONS 1 (steps used up), STALLED 2 (the residual no longer
+        falls), OUTSIDE 3 (proved: no preimage within the radius), INVALID 4 (NaN or infinity).
+    """
+
+    preimage: Tensor
+    residual: Tensor
+    iterations: Tensor
+    converged: Tensor
+    error_bound: Tensor | None
+    verdict: Tensor
+
+    def __str__(self) -> str:
+        counts = {v.name.lower(): int((self.verdict == v).sum()) for v in Verdict}
+        return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "no samples"
+
+
+def invert(
+    model: LPN,
+    x: Tensor,
+    *,
+    sigma=None,
+    method: str = "lbfgs",
+    tol: float = 1e-5,
+    max_iter: int | None = None,
+    x0: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    radius: float = RADIUS,
+    homotopy: bool = True,
+    batch_size: int | None = None,
+) -> Inversion:
+    """Preimages y of x under f, f(y) = x; one per sample, each stopped on its own.
+
+    Parameters
+    ----------
+    model : LPN
+    x : Tensor, shape (N, dim) or (N, C, H, W)
+        Points; a sample with NaN or infinity gets the verdict INVALID and a preimage of NaN.
+    sigma : float or Tensor, shape () or (N,), optional
+        For noise-conditional networks.
+    method : "lbfgs", "newton-cg" or "gradient"
+        L-BFGS does the least work, Newton-CG takes the fewest steps, accelerated gradient keeps the least memory.
+    tol : float
+        Bound on |f(y) - x| / |x|, per sample. Below about 1e-6 in float32 use dtype.
+    max_iter : int, optional
+        Most steps of a sample; None is 500, 100 and 2000 for the three methods.
+    x0 : Tensor, shape of x, optional
+        Start, e.g. the preimage of a nearby point; None is x.
+    dtype : torch.float64, optional
+        Refine in double precision, from the solution in the model's dtype. `preimage` is then float64.
+    radius : float
+        A search ends, with the verdict OUTSIDE, once it is proved that no preimage lies within radius times
+        max(|x|, sqrt(entries of x)) of x. If alpha > 0 every x has a preimage, but up to |x| / alpha away:
+        raise the radius above that to have all of them.
+    homotopy : bool
+        Try samples that fail again along t y + (1 - t) f(y) = x, t from 1 to 0.
+    batch_size : int, optional
+        Samples solved together; None keeps the working memory of convolutional networks near 1 GiB.
+
+    Returns
+    -------
+    Inversion
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `LPN.forward`; an unknown method, a tolerance, radius or number that is not positive, an x0 that
+        does not match x, a dtype that is not float64.
+
+    Notes
+    -----
+    The preimage is differentiable in x and in the parameters, by the implicit function theorem: the backward
+    pass solves H w = g by conjugate gradients, which wants alpha > 0 or at least a regular H.
+
+    Examples
+    --------
+    >>> import torch, lpn_fast as lf
+    >>> model = lf.MLPLPN(dim=3, alpha=0.1)
+    >>> result = lf.invert(model, torch.randn(5, 3))
+    >>> bool(result.converged.all())
+    True
+    """
+    problem = Problem(model.spec, method, tol, max_iter, radius, homotopy)
+    _check(problem, x, x0, dtype, batch_size)
+    x, features = model._checked(x, sigma)
+    packed = model.packed()
+    start = x if x0 is None else x0.detach()
+
+    pieces = []
+    for rows in _chunks(model, x, batch_size):
+        of_rows = None if features is None else features[rows]
+        pieces.append(_solve(problem, x[rows], packed, of_rows, start[rows], dtype))
+    solution = _concatenated(pieces)
+
+    bound = None
+    if model.alpha > 0:
+        size = torch.linalg.vector_norm(x.detach().flatten(1), dim=1, dtype=torch.float64)
+        bound = solution.residual * torch.where(size == 0, 1.0, size) / model.alpha
+    return Inversion(solution.u, solution.residual, solution.iterations, solution.converged, bound, solution.verdict)
+
+
+def _solve(problem: Problem, x, packed, features, start, dtype) -> Solution:
+    if dtype is None or dtype == x.dtype:
+        return _by(problem, x, packed, features, start)
+    rough = Problem(**vars(problem) | {"tol": max(problem.tol, ROUNDING[x.dtype])})
+    with torch.no_grad():
+        near = _by(rough, x, packed, features, start.to(x.dtype))
+    # whatever stopped the rough solve, the fine one judges again from where it ended
+    begin = torch.where(near.u.isfinite(), near.u, x).to(dtype)
+    features = None if features is None else features.to(dtype)
+    solution = _by(problem, x.to(dtype), packed.to(dtype), features, begin)
+    return Solution(**vars(solution) | {"iterations": solution.iterations + near.iterations})
+
+
+def _by(problem: Problem, x, packed, features, start) -> Solution:
+    return differentiable_solution(problem, x, x.new_zeros(len(x)), packed, features, start)
+
+
+def _chunks(model: LPN, x: Tensor, batch_size: int | None) -> Iterator[slice]:
+    """Slices of the batch whose tapes fit the budget; one empty slice for an empty batch."""
+    if batch_size is None:
+        batch_size = max(1, CHUNK_BYTES // max(1, TAPES * _tape_bytes(model, x)))
+    for first in range(0, max(1, len(x)), batch_size):
+        yield slice(first, first + batch_size)
+
+
+def _tape_bytes(model: LPN, x: Tensor) -> int:
+    """Bytes of z and e of one sample; dense networks store nothing but x-sized vectors."""
+    spec = model.spec
+    if spec.is_dense:
+        return 8 * spec.channels * x.element_size()
+    sizes = spec.stage_sizes(*x.shape[-2:])
+    units = sum(stage.width * math.prod(size) for stage, size in zip(spec.stages, sizes, strict=True))
+    return 2 * units * x.element_size()
+
+
+def _concatenated(pieces: list[Solution]) -> Solution:
+    if len(pieces) == 1:
+        return pieces[0]
+    return Solution(**{name: torch.cat([getattr(p, name) for p in pieces]) for name in vars(pieces[0])})
+
+
+def _check(problem: Problem, x, x0, dtype, batch_size) -> None:
+    if problem.method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {problem.method!r}")
+    for name, value in (("tol", problem.tol), ("radius", problem.radius)):
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    for name, value in (("max_iter", problem.max_iter), ("batch_size", batch_size)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    if dtype not in (None, torch.float32, torch.float64) or (dtype == torch.float32 and x.dtype == torch.float64):
+        raise ValueError(f"dtype must be None or torch.float64, got {dtype} for x of {x.dtype}")
+    if x0 is not None and (x0.shape != x.shape or x0.device != x.device):
+        raise ValueError(f"x0 must match x, {tuple(x.shape)} on {x.device}, got {tuple(x0.shape)} on {x0.device}")

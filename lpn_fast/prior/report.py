@@ -1,0 +1,77 @@
+"""What `verify` gives back: one line per property, for people and for machines."""
+
+import math
+from dataclasses import asdict, dataclass
+
+MARKS = {True: "holds", False: "FAILS", None: "-"}
+
+
+@dataclass(frozen=True)
+class Property:
+    """One property and how it was found.
+
+    Attributes
+    ----------
+    name : str
+    holds : bool or None
+        None: for information, or it could not be tested; `detail` says which.
+    measured : float or None
+        The worst value seen.
+    limit : str
+        What `measured` is compared with, e.g. "<= 1e-09".
+    detail : str
+        What was measured, or what is wrong and where.
+    """
+
+    name: str
+    holds: bool | None
+    measured: float | None
+    limit: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Properties of one network.
+
+    Attributes
+    ----------
+    properties : tuple of Property
+    """
+
+    properties: tuple[Property, ...]
+
+    @property
+    def all_hold(self) -> bool:
+        """Whether no property failed."""
+        return all(p.holds is not False for p in self.properties)
+
+    @property
+    def failed(self) -> tuple[Property, ...]:
+        """The properties that do not hold."""
+        return tuple(p for p in self.properties if p.holds is False)
+
+    def to_dict(self) -> dict:
+        """JSON-ready: {"all_hold": bool, "properties": [{name, holds, measured, limit, detail}, ...]}."""
+        rows = [asdict(p) for p in self.properties]
+        for row in rows:  # JSON has neither NaN nor infinity
+            if row["measured"] is not None and not math.isfinite(row["measured"]):
+                row["measured"] = None
+        return {"all_hold": self.all_hold, "properties": rows}
+
+    def __str__(self) -> str:
+        header = ("property", "", "measured", "limit", "what")
+        rows = [
+            (p.name, MARKS[p.holds], "" if p.measured is None else f"{p.measured:.2e}", p.limit, p.detail)
+            for p in self.properties
+        ]
+        widths = [max(len(row[i]) for row in (header, *rows)) for i in range(4)]
+        lines = [
+            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]).rstrip()
+            for row in (header, *rows)
+        ]
+        if self.all_hold:
+            verdict = "all properties hold: f is the exact prox of a function"
+        else:
+            verdict = f"{len(self.failed)} of {len(self.properties)} properties fail: f is not trusted to be a prox"
+        return "\n".join([*lines, verdict])

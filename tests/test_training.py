@@ -15,10 +15,11 @@ from PIL import Image
 
 import lpn_fast as lf
 from lpn_fast.data import ImageCrops, validation_batch
-from lpn_fast.training import Phase, ProximalMatchingLoss, Trainer, l1_loss, l2_loss, published_phases
+from lpn_fast.training import Phase, ProximalMatchingLoss, SolverStates, Trainer, l1_loss, l2_loss, published_phases
 from lpn_fast.training.denoiser import train_denoiser
 from lpn_fast.training.laplacian import sample_laplace
 from lpn_fast.training.schedule import locate
+from lpn_fast.training.trajectories import STEP
 
 
 def test_proximal_matching_is_its_formula_and_saturates():
@@ -67,6 +68,20 @@ def weights(trainer):
     return torch.cat([p.detach().reshape(-1) for p in trainer.model.parameters()])
 
 
+def stop_at(trainer, step):
+    """Run and interrupt before `step`."""
+    original = trainer._one_step
+
+    def one_step():
+        if trainer.step == step:
+            raise KeyboardInterrupt
+        return original()
+
+    trainer._one_step = one_step
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+
+
 def test_training_lowers_the_loss_and_keeps_weights_non_negative():
     trainer = small_trainer(phases=[Phase("l2", 300, 1e-2)])
     x = sample_laplace(4000, torch.Generator().manual_seed(9))
@@ -81,16 +96,7 @@ def test_resumed_run_ends_in_the_same_weights_bit_for_bit(tmp_path):
     whole = small_trainer(tmp_path / "whole")
     whole.run()
     first = small_trainer(tmp_path / "parts", checkpoint_seconds=0.0)
-    original = first._one_step
-
-    def stop_after_17():
-        if first.step == 17:
-            raise KeyboardInterrupt
-        return original()
-
-    first._one_step = stop_after_17
-    with pytest.raises(KeyboardInterrupt):
-        first.run()
+    stop_at(first, 17)
     second = small_trainer(tmp_path / "parts")
     assert second.run()["step"] == 30
     assert torch.equal(weights(second), weights(whole))
@@ -117,6 +123,52 @@ def test_nan_loss_stops_with_advice():
     trainer.sampler = lambda count, generator: torch.full((count, 1), float("nan"))
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         trainer.run()
+
+
+def image_trainer(out, phases, **arguments):
+    torch.manual_seed(1)
+    model = lf.ConvLPN(1, hidden=4, strides=(1, 2), sigma_conditional=True)
+
+    def sampler(count, generator):
+        return torch.rand(count, 1, 8, 9, generator=generator)
+
+    states = SolverStates(3, longest=4)
+    return Trainer(
+        model, sampler, phases, sigma=(0.05, 0.2), batch_size=2, states=states, out=out, progress=False, **arguments
+    )
+
+
+def test_solver_states_take_one_pgd_step_per_answer():
+    """The pool's input is the gradient step of PGD on its own problem, whatever the network answered before."""
+    generator = torch.Generator().manual_seed(0)
+    states = SolverStates(2, blur=(1.0, 1.0), longest=9)
+    truth, u, sigma = states.inputs(
+        lambda n, g: torch.rand(n, 1, 16, 16, generator=g, dtype=torch.float64), (0.1, 0.1), generator, torch.float64
+    )
+    assert sigma.tolist() == pytest.approx([0.1, 0.1])
+    answer = torch.rand_like(u)
+    states.tensors["left"].fill_(9)
+    states.advance(answer)
+    kernel = lf.physics.Blur.gaussian(1.0, size=15)  # its tails are below 1e-11
+    b = states.tensors["b"]
+    expected = answer - STEP * kernel.A_adjoint(kernel.A(answer) - b)
+    assert torch.allclose(states.inputs(None, None, generator, torch.float64)[1], expected, atol=1e-9)
+    states.advance(torch.full_like(answer, 10.0))  # has run away: replaced by a fresh problem
+    fresh = states.inputs(
+        lambda n, g: torch.zeros(n, 1, 16, 16, dtype=torch.float64), (0.1, 0.1), generator, torch.float64
+    )
+    assert (fresh[0] == 0).all() and fresh[1].abs().max() < 2
+
+
+def test_run_with_solver_states_resumes_bit_for_bit(tmp_path):
+    phases = [Phase("l2", 12, 1e-3)]
+    whole = image_trainer(tmp_path / "whole", phases)
+    whole.run()
+    first = image_trainer(tmp_path / "parts", phases, checkpoint_seconds=0.0)
+    stop_at(first, 7)
+    second = image_trainer(tmp_path / "parts", phases)
+    second.run()
+    assert torch.equal(weights(second), weights(whole))
 
 
 @pytest.fixture

@@ -139,6 +139,22 @@ struct MlpVjp {
   float* gx;       // [rows, d] or nullptr
 };
 
+// ---- optimizer --------------------------------------------------------------------------------------------
+
+struct AdamStep {
+  float* parameter;       // [count]
+  const float* gradient;  // [count]
+  float* exp_avg;         // [count]
+  float* exp_avg_sq;      // [count]
+  float rest1;            // 1 - beta1
+  float beta2;
+  float rest2;      // 1 - beta2
+  float step_size;  // -lr / (1 - beta1^t)
+  float root;       // sqrt(1 - beta2^t)
+  float eps;
+  bool nonnegative;  // whether to project onto p >= 0
+};
+
 // ---- the table --------------------------------------------------------------------------------------------
 
 struct Kernels {
@@ -153,6 +169,8 @@ struct Kernels {
   void (*mlp_hvp)(const Mlp&, const MlpBlock&, const MlpHvp&, int64_t first, int64_t count);
   // Adds the block's parameter gradient to `partial`.
   void (*mlp_vjp)(const Mlp&, const MlpBlock&, const MlpVjp&, int64_t first, int64_t count, float* partial);
+  // Elements begin <= i < end of one tensor.
+  void (*adam_step)(const AdamStep&, int64_t begin, int64_t end);
 };
 
 extern const Kernels baseline_kernels;

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from ..data import ImageCrops, validation_batch
-from ..networks import ConvLPN
-from ..training import Phase, published_phases
+from ..networks import LPN, ConvLPN, load
+from ..training import Phase, SolverStates, published_phases
 from ..training.denoiser import train_denoiser
 
 EXAMPLES = """examples:
@@ -37,6 +37,8 @@ def add_parser(subparsers) -> None:
     add("--steps", type=int, default=20_000)
     add("--batch-size", type=int, default=16)
     add("--crop", type=int, default=64, help="side of the training crops in pixels")
+    add("--solver-states", type=int, default=0, metavar="N", help="deblurring problems that join every batch")
+    add("--start", metavar="MODEL", help="go on from this model instead of a fresh one (same architecture)")
     add("--contrast", type=float, default=1.5, help="contrast of the crops varies up to this factor; 1 = never")
     add("--learning-rate", type=float, default=2e-3, help="of Adam; falls to 1 %% on a cosine (l1 and l2)")
     add("--channels", type=int, choices=(1, 3), default=1, help="1 = gray, 3 = colour")
@@ -90,12 +92,20 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         seed=args.seed,
         gain_limit=args.gain_limit,
+        states=SolverStates(args.solver_states) if args.solver_states else None,
         validation=validation,
         validate_every=args.validate_every,
         data_description=f"{len(crops.paths)} images of {', '.join(Path(d).name for d in args.data)}",
     )
     print(f"wrote {args.out}/model.safetensors and card.json: {model.card['result']}")
     return 0
+
+
+def _start_from(model: LPN, path: str) -> None:
+    start = load(path)
+    if start.spec != model.spec:
+        raise ValueError(f"--start must have the architecture asked for, got {start}; wanted {model}")
+    model.load_state_dict(start.state_dict())
 
 
 def _phases(args: argparse.Namespace) -> list[Phase]:

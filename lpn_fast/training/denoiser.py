@@ -16,6 +16,7 @@ from ..metrics import psnr
 from ..networks import LPN, asymptotic_gain, save
 from .schedule import Phase
 from .trainer import Trainer
+from .trajectories import SolverStates
 
 
 def train_denoiser(
@@ -28,6 +29,7 @@ def train_denoiser(
     batch_size: int = 16,
     seed: int = 0,
     gain_limit: float | None = None,
+    states: SolverStates | None = None,
     validation: Tensor | None = None,
     validate_every: int = 500,
     data_description: str = "",
@@ -45,7 +47,7 @@ def train_denoiser(
         Noise level, or the range for a noise-conditional model.
     out : path
         Folder; a run found there is resumed.
-    gain_limit : float, optional
+    gain_limit, states
         As for `Trainer`.
     validation : Tensor, shape (M, C, H, W), optional
         Clean images for the PSNR in log and card.
@@ -67,6 +69,7 @@ def train_denoiser(
         batch_size=batch_size,
         seed=seed,
         gain_limit=gain_limit,
+        states=states,
         out=out,
         validate=validate,
         validate_every=validate_every,
@@ -79,6 +82,9 @@ def train_denoiser(
         "data": data_description,
         "phases": [asdict(phase) for phase in phases],
         "batch_size": batch_size,
+        "solver_states": None
+        if states is None
+        else {"count": states.count, "blur": states.blur, "longest": states.longest},
         "seed": seed,
         "asymptotic_gain": round(asymptotic_gain(model), 4),
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -1,7 +1,7 @@
 """The resume file: everything that decides the rest of a run, as safetensors with a JSON header.
 
-Tensors: model.*, adam.exp_avg.*, adam.exp_avg_sq.*, adam.step.*, generator. Written to a temporary file,
-synced and renamed, so that a kill at any moment leaves the last complete state.
+Tensors: model.*, adam.exp_avg.*, adam.exp_avg_sq.*, adam.step.*, generator, states.* (solver trajectories).
+Written to a temporary file, synced and renamed, so that a kill at any moment leaves the last complete state.
 """
 
 import json
@@ -15,13 +15,19 @@ from torch import Tensor, nn
 
 
 def save_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Adam, generator: torch.Generator, progress: dict
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Adam,
+    generator: torch.Generator,
+    states: dict[str, Tensor],
+    progress: dict,
 ) -> None:
     """Write the state; `progress` is JSON-ready (step, configuration fingerprint)."""
     tensors: dict[str, Tensor] = {f"model.{name}": t for name, t in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state[parameter].items():
             tensors[f"adam.{key}.{name}"] = value
+    tensors |= {f"states.{name}": t for name, t in states.items()}
     tensors["generator"] = generator.get_state()
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -39,8 +45,10 @@ def read_progress(path: Path) -> dict:
     return _open(path)[0]
 
 
-def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Adam, generator: torch.Generator) -> dict:
-    """Restore the state in place and return its progress entry."""
+def load_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Adam, generator: torch.Generator
+) -> tuple[dict, dict[str, Tensor]]:
+    """Restore the state in place; returns the progress entry and the solver states."""
     progress, tensors = _open(path)
     model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
     for name, parameter in model.named_parameters():
@@ -52,7 +60,7 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Adam, genera
         if state:
             optimizer.state[parameter] = state
     generator.set_state(tensors["generator"])
-    return progress
+    return progress, {n.removeprefix("states."): t for n, t in tensors.items() if n.startswith("states.")}
 
 
 def _open(path: Path) -> tuple[dict, dict[str, Tensor]]:

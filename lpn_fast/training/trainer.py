@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ..networks import LPN, limit_gain_, save
 from .schedule import Phase, locate
 from .state import load_state, read_progress, save_state
+from .trajectories import SolverStates
 
 Sampler = Callable[[int, torch.Generator], Tensor]  # (batch size, generator) -> clean samples (N, ...)
 
@@ -45,6 +46,8 @@ class Trainer:
     gain_limit : float, optional
         Keep the asymptotic gain of f at most this after every step; below 1 the learned R is coercive and
         solvers cannot run away (networks/gain.py). None lets it be.
+    states : SolverStates, optional
+        Deblurring problems that join every batch (training/trajectories.py), for image models.
     out : path, optional
         Folder for `resume.safetensors`, `log.csv` and at the end `model.safetensors`. If it holds a resume
         file of the same configuration the run continues there. None keeps everything in memory.
@@ -81,6 +84,7 @@ class Trainer:
         batch_size: int,
         seed: int = 0,
         gain_limit: float | None = None,
+        states: SolverStates | None = None,
         out: str | Path | None = None,
         validate: Callable[[LPN], dict] | None = None,
         validate_every: int = 1000,
@@ -93,7 +97,7 @@ class Trainer:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.model, self.sampler, self.phases = model, sampler, list(phases)
         self.sigma_range = _sigma_range(sigma, model.is_noise_conditional)
-        self.batch_size, self.seed, self.gain_limit = batch_size, seed, gain_limit
+        self.batch_size, self.seed, self.gain_limit, self.states = batch_size, seed, gain_limit, states
         self.out = None if out is None else Path(out)
         self.validate, self.validate_every = validate, validate_every
         self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
@@ -154,6 +158,8 @@ class Trainer:
         pred = self.model(y, sigma if self.model.is_noise_conditional else None)
         weight = 1 / sigma if self.model.is_noise_conditional else None
         loss = phase.criterion()(pred, x, weight)
+        if self.states is not None:
+            self.states.advance(pred[-self.states.count :])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -171,6 +177,9 @@ class Trainer:
         sigma = low * (high / low) ** sigma
         noise = torch.randn(x.shape, generator=self.generator, dtype=x.dtype)
         y = x + sigma.view(-1, *(1,) * (x.dim() - 1)) * noise
+        if self.states is not None:
+            more = self.states.inputs(self.sampler, self.sigma_range, self.generator, x.dtype)
+            x, y, sigma = (torch.cat(pair) for pair in zip((x, y, sigma), more, strict=True))
         return x.to(own.device), y.to(own.device), sigma.to(own.device)
 
     def _log(self, loss, started: float) -> dict:
@@ -197,12 +206,14 @@ class Trainer:
             self.model.spec.encoded,
             json.dumps([dataclasses.asdict(phase) for phase in self.phases]),
             json.dumps([self.sigma_range, self.batch_size, self.seed, self.gain_limit]),
+            "" if self.states is None else json.dumps([self.states.count, self.states.blur, self.states.longest]),
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def _checkpoint(self) -> None:
         progress = {"step": self.step, "fingerprint": self._fingerprint()}
-        save_state(self.out / "resume.safetensors", self.model, self.optimizer, self.generator, progress)
+        states = {} if self.states is None else self.states.tensors
+        save_state(self.out / "resume.safetensors", self.model, self.optimizer, self.generator, states, progress)
 
     def _resume(self) -> None:
         if self.out is None:
@@ -216,7 +227,10 @@ class Trainer:
                 f"{path} belongs to a run with another model, schedule, sigma, batch size or seed; "
                 "choose another folder or remove it"
             )
-        self.step = load_state(path, self.model, self.optimizer, self.generator)["step"]
+        progress, states = load_state(path, self.model, self.optimizer, self.generator)
+        self.step = progress["step"]
+        if self.states is not None:
+            self.states.tensors = states
 
 
 def _sigma_range(sigma, conditional: bool) -> tuple[float, float]:

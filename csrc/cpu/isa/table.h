@@ -5,14 +5,15 @@
 
 #include "../kernels.h"
 #include "activations.h"
+#include "adam.h"
 #include "mlp_blocks.h"
 
 namespace lpn {
 namespace {
 
 constexpr Kernels kernels_named(const char* name) {
-  return {name,         softplus_rows,  slope_mul_rows, tangent_rows,
-          adjoint_rows, mlp_prox_block, mlp_hvp_block,  mlp_vjp_any};
+  return {name,           softplus_rows, slope_mul_rows, tangent_rows,   adjoint_rows,
+          mlp_prox_block, mlp_hvp_block, mlp_vjp_any,    adam_step_range};
 }
 
 }  // namespace

@@ -1,0 +1,10 @@
+"""Reproducible experiments: each is a command that writes a CSV and, where there is something to see, a figure.
+
+An experiment is a module of this folder with ``add_parser(subparsers)`` and ``run(args) -> int``, named here.
+"""
+
+# name on the command line -> module
+EXPERIMENTS = {
+    "mnist-prior": "mnist_prior",
+    "mnist-inversion": "mnist_inversion",
+}

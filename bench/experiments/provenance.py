@@ -1,0 +1,66 @@
+"""Where a number was measured: the columns every CSV of the experiments ends with, and the writing of it."""
+
+import csv
+import datetime
+import functools
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import lpn_fast
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@functools.cache
+def device_name() -> str:
+    """The model of the processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.machine()
+
+
+@functools.cache
+def commit() -> str:
+    """The commit of the checkout, with -dirty where tracked files differ from it."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def where(config: dict) -> dict:
+    """The columns device, threads, python, torch, lpn_fast, commit, timestamp and config_json."""
+    return {
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lpn_fast": lpn_fast.__version__,
+        "commit": commit(),
+        "timestamp": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "config_json": json.dumps(config, sort_keys=True),
+    }
+
+
+def write_csv(path: Path, rows: Sequence[dict]) -> None:
+    """Write rows with the same keys, through a temporary file and a rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

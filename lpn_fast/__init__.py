@@ -11,6 +11,7 @@ from .networks import (
     LPN,
     MLPLPN,
     ConvLPN,
+    RidgeLPN,
     asymptotic_gain,
     explain,
     from_reference,
@@ -21,18 +22,30 @@ from .networks import (
     save,
 )
 from .ops.registry import use_backend
-from .prior import Inversion, PriorValue, Verdict, invert, moreau_envelope, prior, verify
+from .prior import (
+    AmortisedPrior,
+    Inversion,
+    PriorValue,
+    Verdict,
+    invert,
+    moreau_envelope,
+    prior,
+    rescaled,
+    verify,
+)
 from .training import ProximalMatchingLoss
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LPN",
+    "AmortisedPrior",
     "ConvLPN",
     "Inversion",
     "MLPLPN",
     "PriorValue",
     "ProximalMatchingLoss",
+    "RidgeLPN",
     "Verdict",
     "asymptotic_gain",
     "explain",
@@ -46,6 +59,7 @@ __all__ = [
     "physics",
     "pretrained",
     "prior",
+    "rescaled",
     "save",
     "solvers",
     "training",

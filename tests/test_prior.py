@@ -18,7 +18,8 @@ from lpn_fast.cli import prior as cli_prior
 from lpn_fast.ops.solve import METHODS, Equation, Verdict, linear
 from lpn_fast.ops.solve.linear import conjugate_gradient
 
-EVERY_METHOD = pytest.mark.parametrize("method", METHODS)
+# the fixed-point iteration is for well-conditioned equations, and has tests of its own in test_prior_fixed_point.py
+EVERY_METHOD = pytest.mark.parametrize("method", [name for name in METHODS if name != "fixed-point"])
 BETA = 10.0
 
 

@@ -8,7 +8,7 @@ from bench.experiments import EXPERIMENTS
 
 EXAMPLES = """examples:
   python -m bench.experiments mnist-prior --data mnist.npz
-  python -m bench.experiments mnist-prior --data mnist.npz --quick --out /tmp/look
+  python -m bench.experiments mnist-prior --data mnist.npz --quick --out look
   python -m bench.experiments mnist-inversion --data mnist.npz --count 1000
 
 NAME --help shows the options of one experiment. Without --data, the folder in the environment variable

@@ -29,7 +29,7 @@ LEVELS = {
     "mix": (0.0, 0.25, 0.5, 0.75, 1.0),
 }
 UNITS = {"noise": "deviation of the noise", "blur": "deviation of the blur in pixels", "mix": "weight of second digit"}
-TOL = 1e-4  # the values are then certain to better than a hundredth, see value_bound_max in the CSV
+TOL = 1e-3  # values are then certain to about a hundredth, see value_bound_max in the CSV; R moves by tens
 QUICK = {"steps": 60, "count": 4}
 
 
@@ -39,7 +39,7 @@ def add_parser(subparsers) -> None:
         help="R of digits under noise, blur and mixing, after training with three losses",
         description="Trains the published MNIST network with proximal matching, l1 and l2 (a quarter of an hour on "
         "one core; interrupted runs resume), evaluates R under perturbations, says whether it rises.",
-        epilog="example: python -m bench.experiments mnist-prior --data mnist.npz --quick --out /tmp/look",
+        epilog="example: python -m bench.experiments mnist-prior --data mnist.npz --quick --out look",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     mnist.add_data_option(parser)
@@ -83,7 +83,7 @@ def run(args) -> int:
         write_csv(out / "results.csv", rows)
     draw(rows, out / "prior.png")
     print(f"wrote {out / 'results.csv'} and {out / 'prior.png'}")
-    return 0 if report(rows) else 1
+    return 0 if report(rows) or args.quick else 1  # so few steps prove nothing
 
 
 def _networks(args, digits, steps: int) -> Iterator[tuple[str, lf.LPN]]:

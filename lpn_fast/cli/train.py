@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..data import ImageCrops, validation_batch
-from ..networks import LPN, ConvLPN, load
+from ..networks import LPN, ConvLPN, RidgeLPN, load
 from ..training import Phase, SolverStates, published_phases
 from ..training.denoiser import train_denoiser
 
@@ -38,11 +38,13 @@ def add_parser(subparsers) -> None:
     add("--batch-size", type=int, default=16)
     add("--crop", type=int, default=64, help="side of the training crops in pixels")
     add("--solver-states", type=int, default=0, metavar="N", help="deblurring problems that join every batch")
+    add("--expansion-weight", type=float, default=0.0, metavar="W", help="price on |f(u + d) - f(u)| > |d|")
     add("--start", metavar="MODEL", help="go on from this model instead of a fresh one (same architecture)")
     add("--contrast", type=float, default=1.5, help="contrast of the crops varies up to this factor; 1 = never")
     add("--learning-rate", type=float, default=2e-3, help="of Adam; falls to 1 %% on a cosine (l1 and l2)")
     add("--channels", type=int, choices=(1, 3), default=1, help="1 = gray, 3 = colour")
-    add("--hidden", type=int, default=48, help="channels per stage")
+    add("--family", choices=("multiscale", "ridge"), default="multiscale", help="ridge: R is convex, see RidgeLPN")
+    add("--hidden", type=int, default=48, help="channels per stage; ridge: pairs of filters")
     add("--strides", nargs="+", type=int, default=[1, 2, 1, 2, 1], help="stride of each stage")
     add("--kernel", type=int, default=3, help="side of the core kernels")
     add("--skip-kernel", type=int, default=5, help="side of the skip kernels")
@@ -68,18 +70,9 @@ def run(args: argparse.Namespace) -> int:
     crops = ImageCrops(args.data, args.crop, args.channels, exclude, args.contrast)
     validation = validation_batch(args.validate, args.channels) if args.validate else None
     torch.manual_seed(args.seed)
-    model = ConvLPN(
-        args.channels,
-        hidden=args.hidden,
-        strides=tuple(args.strides),
-        kernel=args.kernel,
-        skip_kernel=args.skip_kernel,
-        heads=args.heads,
-        squared_head=args.squared_head,
-        beta=args.beta,
-        alpha=args.alpha,
-        sigma_conditional=isinstance(sigma, tuple),
-    )
+    model = _fresh(args, isinstance(sigma, tuple))
+    if args.start:
+        _start_from(model, args.start)
     print(
         f"{len(crops.paths)} images, {sum(p.numel() for p in model.parameters()):,} parameters, writing to {args.out}"
     )
@@ -92,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         seed=args.seed,
         gain_limit=args.gain_limit,
+        expansion_weight=args.expansion_weight,
         states=SolverStates(args.solver_states) if args.solver_states else None,
         validation=validation,
         validate_every=args.validate_every,
@@ -99,6 +93,22 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"wrote {args.out}/model.safetensors and card.json: {model.card['result']}")
     return 0
+
+
+def _fresh(args: argparse.Namespace, conditional: bool) -> LPN:
+    shared = {"beta": args.beta, "alpha": args.alpha, "sigma_conditional": conditional}
+    if args.family == "ridge":
+        return RidgeLPN(args.channels, pairs=args.hidden, kernel=args.skip_kernel, **shared)
+    return ConvLPN(
+        args.channels,
+        hidden=args.hidden,
+        strides=tuple(args.strides),
+        kernel=args.kernel,
+        skip_kernel=args.skip_kernel,
+        heads=args.heads,
+        squared_head=args.squared_head,
+        **shared,
+    )
 
 
 def _start_from(model: LPN, path: str) -> None:

@@ -6,11 +6,13 @@ from .gain import asymptotic_gain, limit_gain_
 from .lpn import LPN, explain
 from .pretrained import list_pretrained, pretrained
 from .published import from_reference, paper_network
+from .ridge import RidgeLPN
 
 __all__ = [
     "LPN",
     "ConvLPN",
     "MLPLPN",
+    "RidgeLPN",
     "asymptotic_gain",
     "explain",
     "from_reference",

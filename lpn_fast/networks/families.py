@@ -26,6 +26,9 @@ class MLPLPN(LPN):
         Sharpness of the softplus.
     alpha : float
         Strong convexity: psi contains alpha/2 |x|^2.
+    squared_head : bool
+        The first stage also enters through g . z^2 (and has a bias). Linear heads alone make f bounded: it
+        approaches a line by many steps. Squared ones make it piecewise linear, as soft thresholding is.
 
     Examples
     --------
@@ -35,12 +38,19 @@ class MLPLPN(LPN):
     torch.Size([7, 2])
     """
 
-    def __init__(self, dim: int, hidden: int = 50, layers: int = 4, beta: float = 10.0, alpha: float = 0.0):
-        first = Stage(width=hidden, bias=False)
+    def __init__(
+        self,
+        dim: int,
+        hidden: int = 50,
+        layers: int = 4,
+        beta: float = 10.0,
+        alpha: float = 0.0,
+        squared_head: bool = False,
+    ):
+        first = Stage(width=hidden, bias=squared_head)
         cores = [Stage(width=hidden, kernel=1) for _ in range(layers)]
-        super().__init__(
-            Spec("dense", dim, _with_heads([first, *cores], on_all=False), beta, alpha, linear=True, constant=True)
-        )
+        stages = _with_heads([first, *cores], on_all=False, squared_first=squared_head)
+        super().__init__(Spec("dense", dim, stages, beta, alpha, linear=True, constant=True))
 
 
 class ConvLPN(LPN):
@@ -113,7 +123,6 @@ class ConvLPN(LPN):
             )
             for index, (stride, scale) in enumerate(zip(strides, scales, strict=False))
         ]
-        levels = tuple(sigma_conditional) if isinstance(sigma_conditional, tuple | list) else NOISE_LEVELS
         spec = Spec(
             "conv",
             channels,
@@ -121,9 +130,16 @@ class ConvLPN(LPN):
             beta,
             alpha,
             linear=True,
-            noise_levels=levels if sigma_conditional else (),
+            noise_levels=noise_knots(sigma_conditional),
         )
         super().__init__(spec)
+
+
+def noise_knots(sigma_conditional: bool | tuple[float, ...]) -> tuple[float, ...]:
+    """Knots of phi(sigma) for a family's argument: none, the default ones, or those given."""
+    if isinstance(sigma_conditional, bool):
+        return NOISE_LEVELS if sigma_conditional else ()
+    return tuple(sigma_conditional)
 
 
 def _with_heads(stages: list[Stage], on_all: bool, squared_first: bool = False) -> tuple[Stage, ...]:

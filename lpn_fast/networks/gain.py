@@ -22,10 +22,7 @@ from torch import Tensor
 from ..algebra.spec import Spec
 from .lpn import LPN
 
-# Transfer functions of k x k kernels (k <= 9) are sampled on a grid this fine; between its points a squared
-# one exceeds the larger neighbour by less than 1 / cos(pi (k - 1) / GRID) - 1 < 4 %, which MARGIN covers.
-GRID = 96
-MARGIN = 1.04
+GRID = 512  # frequencies per axis on which transfer functions are sampled
 
 
 @torch.no_grad()
@@ -45,21 +42,40 @@ def asymptotic_gain(model: LPN) -> float:
     first, operators = model.stages[0], []
     if "squared" in model.spec.stages[0].heads:
         weight = (2 * first.head_squared.clamp(min=0)).sqrt()
-        operators.append(first.skip * weight.view(-1, *(1,) * (first.skip.dim() - 1)))
+        skip = first.skip * weight.view(-1, *(1,) * (first.skip.dim() - 1))
+        # of an exactly mirrored pair a, -a one side is inactive far from zero
+        mirrored = len(skip) % 2 == 0 and torch.equal(skip[::2], -skip[1::2])
+        operators.append(skip[::2] if mirrored else skip)
     if model.spec.quadratic:
         operators.append(model.quadratic)
-    return model.alpha + (_squared_norm(model.spec, torch.cat(operators)) if operators else 0.0)
+    return model.alpha + (transfer_bound(model.spec, torch.cat(operators)) if operators else 0.0)
 
 
-def _squared_norm(spec: Spec, kernels: Tensor) -> float:
-    """Bound on the squared norm of a matrix [H, C], or of a correlation with kernels [H, C, k, k]."""
+def transfer_bound(spec: Spec, kernels: Tensor) -> float:
+    """Upper bound on |A|^2 for a matrix [H, C], or for the correlation with kernels [H, C, k, k] at any image size."""
     if spec.is_dense:
         return torch.linalg.matrix_norm(kernels, 2).item() ** 2
-    transfer = torch.fft.rfft2(kernels, s=(GRID, GRID))  # [H, C, GRID, GRID / 2 + 1]
-    if spec.channels == 1:
-        return MARGIN * transfer.abs().square().sum((0, 1)).max().item()
-    matrices = transfer.permute(2, 3, 0, 1)  # one H x C matrix per frequency
-    return MARGIN * torch.linalg.matrix_norm(matrices, 2).max().item() ** 2
+    degree = kernels.shape[-1] - 1
+    # between samples a trigonometric polynomial of this degree exceeds its samples at most by this, per axis
+    margin = 1 / math.cos(math.pi * degree / GRID) ** 2
+    largest = 0.0
+    for row in _transfer_rows(kernels):  # [H, C, GRID / 2 + 1] each
+        if spec.channels == 1:
+            largest = max(largest, row.abs().square().sum((0, 1)).max().item())
+        else:
+            largest = max(largest, torch.linalg.matrix_norm(row.permute(2, 0, 1), 2).max().item() ** 2)
+    return margin * largest
+
+
+def _transfer_rows(kernels: Tensor):
+    """Transfer functions of kernels [H, C, k, k], one row of frequencies at a time: all of them would be large."""
+    k = kernels.shape[-1]
+    columns = torch.fft.rfft(kernels, n=GRID)  # [H, C, k, GRID / 2 + 1]
+    taps = torch.arange(k, dtype=kernels.dtype, device=kernels.device)
+    for omega in torch.arange(GRID // 2 + 1, dtype=kernels.dtype, device=kernels.device):
+        phase = torch.polar(torch.ones_like(taps), -2 * torch.pi * omega * taps / GRID)
+        yield (columns * phase[:, None]).sum(2)
+        yield (columns * phase.conj()[:, None]).sum(2)
 
 
 @torch.no_grad()

@@ -12,17 +12,25 @@ dtype=torch.float64 the float32 solution is refined in double precision, down to
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..networks import LPN
 from ..ops.solve import METHODS, Problem, Solution, Verdict, differentiable_solution
+from ..per_sample import choose, norm
 
 RADIUS = 1e4  # in units of max(|x|, sqrt(entries)); a trained denoiser has |y - x| below one
 CHUNK_BYTES = 256 * 2**20  # of tapes; bounds memory, and more does not run faster
 TAPES = 4  # that may exist at once: two points of a line search, and a compacted copy of each
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-13}  # relative residuals that are surely reached
+
+
+class WarmStart(Protocol):
+    """What `AmortisedPrior` offers: a network whose output estimates the preimage."""
+
+    network: LPN
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,8 @@ class Inversion:
     verdict : Tensor, shape (N,), int64
         A `Verdict` per sample: CONVERGED 0, ITERATIONS 1 (steps used up), STALLED 2 (the residual no longer
         falls), OUTSIDE 3 (proved: no preimage within the radius), INVALID 4 (NaN or infinity).
+    start_error : Tensor, shape (N,), float64, or None
+        With a warm start, its distance from `preimage`, relative to |preimage|.
     """
 
     preimage: Tensor
@@ -53,6 +63,7 @@ class Inversion:
     converged: Tensor
     error_bound: Tensor | None
     verdict: Tensor
+    start_error: Tensor | None = None
 
     def __str__(self) -> str:
         counts = {v.name.lower(): int((self.verdict == v).sum()) for v in Verdict}
@@ -68,6 +79,7 @@ def invert(
     tol: float = 1e-5,
     max_iter: int | None = None,
     x0: Tensor | None = None,
+    warm_start: WarmStart | None = None,
     dtype: torch.dtype | None = None,
     radius: float = RADIUS,
     homotopy: bool = True,
@@ -82,14 +94,18 @@ def invert(
         Points; a sample with NaN or infinity gets the verdict INVALID and a preimage of NaN.
     sigma : float or Tensor, shape () or (N,), optional
         For noise-conditional networks.
-    method : "lbfgs", "newton-cg" or "gradient"
-        L-BFGS does the least work, Newton-CG takes the fewest steps, accelerated gradient keeps the least memory.
+    method : "lbfgs", "newton-cg", "gradient" or "fixed-point"
+        L-BFGS does the least work, Newton-CG takes the fewest steps, accelerated gradient keeps little memory and
+        the fixed-point iteration y <- y + s (x - f(y)) the least; it is quick only where the slopes of f lie
+        between, say, 0.1 and 2.
     tol : float
         Bound on |f(y) - x| / |x|, per sample. Below about 1e-6 in float32 use dtype.
     max_iter : int, optional
-        Most steps of a sample; None is 500, 100 and 2000 for the three methods.
+        Most steps of a sample; None is 500, 100, 2000 and 5000 for the four methods.
     x0 : Tensor, shape of x, optional
         Start, e.g. the preimage of a nearby point; None is x.
+    warm_start : AmortisedPrior, optional
+        Start from its estimate of the preimage; `start_error` says how good it was.
     dtype : torch.float64, optional
         Refine in double precision, from the solution in the model's dtype. `preimage` is then float64.
     radius : float
@@ -126,9 +142,13 @@ def invert(
     """
     problem = Problem(model.spec, method, tol, max_iter, radius, homotopy)
     _check(problem, x, x0, dtype, batch_size)
+    if warm_start is not None and x0 is not None:
+        raise ValueError("x0 and warm_start are two starts; give one of them")
     x, features = model._checked(x, sigma)
     packed = model.packed()
     start = x if x0 is None else x0.detach()
+    if warm_start is not None:
+        start = _estimate(warm_start, x.detach(), batch_size)
 
     pieces = []
     for rows in _chunks(model, x, batch_size):
@@ -140,7 +160,21 @@ def invert(
     if model.alpha > 0:
         size = torch.linalg.vector_norm(x.detach().flatten(1), dim=1, dtype=torch.float64)
         bound = solution.residual * torch.where(size == 0, 1.0, size) / model.alpha
-    return Inversion(solution.u, solution.residual, solution.iterations, solution.converged, bound, solution.verdict)
+    start_error = None
+    if warm_start is not None:
+        y = solution.u.detach()
+        start_error = norm(start - y) / norm(y).clamp(min=torch.finfo(y.dtype).tiny)
+    return Inversion(
+        solution.u, solution.residual, solution.iterations, solution.converged, bound, solution.verdict, start_error
+    )
+
+
+def _estimate(warm_start: WarmStart, x: Tensor, batch_size: int | None) -> Tensor:
+    """The preimages a warm start proposes; x itself where they are not finite."""
+    with torch.no_grad():
+        start = torch.cat([warm_start.network(part) for part in x.split(batch_size or max(1, len(x)))])
+    finite = start.flatten(1).isfinite().all(1)
+    return choose(finite, start, x)
 
 
 def _solve(problem: Problem, x, packed, features, start, dtype) -> Solution:

@@ -40,6 +40,8 @@ class PriorValue:
         Bound |f(y) - x|^2 / (2 alpha) on R(x) - value; None if alpha = 0.
     inversion : Inversion
         The inversion behind it: iterations, error bound, verdict.
+    amortised_error : Tensor, shape (N,), float64, or None
+        With a warm start, its value minus this one: what the amortised prior alone would have been off by.
     """
 
     value: Tensor
@@ -49,6 +51,7 @@ class PriorValue:
     gradient: Tensor
     value_bound: Tensor | None
     inversion: Inversion
+    amortised_error: Tensor | None = None
 
 
 def prior(model: LPN, x: Tensor, *, sigma=None, **options) -> PriorValue:
@@ -61,7 +64,7 @@ def prior(model: LPN, x: Tensor, *, sigma=None, **options) -> PriorValue:
     sigma : float or Tensor, shape () or (N,), optional
         For noise-conditional networks.
     **options
-        Those of `invert`: method, tol, max_iter, x0, dtype, radius, homotopy, batch_size.
+        Those of `invert`: method, tol, max_iter, x0, warm_start, dtype, radius, homotopy, batch_size.
 
     Returns
     -------
@@ -84,27 +87,35 @@ def prior(model: LPN, x: Tensor, *, sigma=None, **options) -> PriorValue:
     """
     inversion = invert(model, x, sigma=sigma, **options)
     x, features = model._checked(x, sigma)
-    packed = model.packed().double()
-    features = None if features is None else features.double()
-
-    values, residuals = [], []
-    for rows in _chunks(model, x.double(), options.get("batch_size")):
-        y = inversion.preimage[rows].detach().double()
-        psi, f = functions.evaluate(
-            model.spec, y, packed, None if features is None else features[rows], with_value=True
-        )
-        values.append(_Pairing.apply(x[rows], y) - psi)
-        residuals.append((f.detach() - x[rows].detach()).flatten(1).norm(dim=1))
-    absolute, size = torch.cat(residuals), x.detach().double().flatten(1).norm(dim=1)
+    value, absolute = _lower_bound(model, x, inversion.preimage, features, options.get("batch_size"))
+    size = x.detach().double().flatten(1).norm(dim=1)
+    amortised_error = None
+    if options.get("warm_start") is not None:
+        amortised_error = options["warm_start"](x.detach()).value - value.detach()
     return PriorValue(
-        value=torch.cat(values),
+        value=value,
         preimage=inversion.preimage,
         residual=absolute / torch.where(size == 0, 1.0, size),
         converged=inversion.converged,
         gradient=inversion.preimage - x,
         value_bound=absolute.square() / (2 * model.alpha) if model.alpha > 0 else None,
         inversion=inversion,
+        amortised_error=amortised_error,
     )
+
+
+def _lower_bound(model: LPN, x: Tensor, y: Tensor, features=None, batch_size: int | None = None):
+    """(<y, x> - 1/2 |x|^2 - psi(y), |f(y) - x|), both (N,) float64 and evaluated in float64, at any y."""
+    packed = model.packed().double()
+    features = None if features is None else features.double()
+    values, residuals = [], []
+    for rows in _chunks(model, x.double(), batch_size):
+        at = y[rows].detach().double()
+        of_rows = None if features is None else features[rows]
+        psi, f = functions.evaluate(model.spec, at, packed, of_rows, with_value=True)
+        values.append(_Pairing.apply(x[rows], at) - psi)
+        residuals.append((f.detach() - x[rows].detach()).flatten(1).norm(dim=1))
+    return torch.cat(values), torch.cat(residuals)
 
 
 class _Pairing(torch.autograd.Function):

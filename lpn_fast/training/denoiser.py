@@ -30,6 +30,7 @@ def train_denoiser(
     seed: int = 0,
     gain_limit: float | None = None,
     states: SolverStates | None = None,
+    expansion_weight: float = 0.0,
     validation: Tensor | None = None,
     validate_every: int = 500,
     data_description: str = "",
@@ -47,7 +48,7 @@ def train_denoiser(
         Noise level, or the range for a noise-conditional model.
     out : path
         Folder; a run found there is resumed.
-    gain_limit, states
+    gain_limit, states, expansion_weight
         As for `Trainer`.
     validation : Tensor, shape (M, C, H, W), optional
         Clean images for the PSNR in log and card.
@@ -70,6 +71,7 @@ def train_denoiser(
         seed=seed,
         gain_limit=gain_limit,
         states=states,
+        expansion_weight=expansion_weight,
         out=out,
         validate=validate,
         validate_every=validate_every,
@@ -86,6 +88,7 @@ def train_denoiser(
         if states is None
         else {"count": states.count, "blur": states.blur, "longest": states.longest},
         "seed": seed,
+        "expansion_weight": expansion_weight,
         "asymptotic_gain": round(asymptotic_gain(model), 4),
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": str(next(model.parameters()).device),

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..networks import LPN, limit_gain_, save
+from .expansion import expansion_penalty
 from .schedule import Phase, locate
 from .state import load_state, read_progress, save_state
 from .trajectories import SolverStates
@@ -46,6 +47,11 @@ class Trainer:
     gain_limit : float, optional
         Keep the asymptotic gain of f at most this after every step; below 1 the learned R is coercive and
         solvers cannot run away (networks/gain.py). None lets it be.
+    noise : callable
+        ``noise(shape, generator=..., dtype=...)`` -> standard normal samples; torch.randn unless told otherwise.
+    expansion_weight : float
+        Weight of the expansion penalty (training/expansion.py) on a quarter of every batch, its last samples
+        (solver states, where there are any); image models only. 0 switches it off.
     states : SolverStates, optional
         Deblurring problems that join every batch (training/trajectories.py), for image models.
     out : path, optional
@@ -85,6 +91,8 @@ class Trainer:
         seed: int = 0,
         gain_limit: float | None = None,
         states: SolverStates | None = None,
+        expansion_weight: float = 0.0,
+        noise: Callable[..., Tensor] = torch.randn,
         out: str | Path | None = None,
         validate: Callable[[LPN], dict] | None = None,
         validate_every: int = 1000,
@@ -97,7 +105,10 @@ class Trainer:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.model, self.sampler, self.phases = model, sampler, list(phases)
         self.sigma_range = _sigma_range(sigma, model.is_noise_conditional)
+        if not expansion_weight >= 0:
+            raise ValueError(f"expansion_weight must be zero or positive, got {expansion_weight}")
         self.batch_size, self.seed, self.gain_limit, self.states = batch_size, seed, gain_limit, states
+        self.expansion_weight, self.noise = expansion_weight, noise
         self.out = None if out is None else Path(out)
         self.validate, self.validate_every = validate, validate_every
         self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
@@ -158,6 +169,11 @@ class Trainer:
         pred = self.model(y, sigma if self.model.is_noise_conditional else None)
         weight = 1 / sigma if self.model.is_noise_conditional else None
         loss = phase.criterion()(pred, x, weight)
+        if self.expansion_weight:
+            last = slice(-max(1, len(y) // 4), None)
+            level = sigma[last] if self.model.is_noise_conditional else None
+            penalty = expansion_penalty(self.model, y[last], pred[last], level, self.generator)
+            loss = loss + self.expansion_weight * penalty
         if self.states is not None:
             self.states.advance(pred[-self.states.count :])
         self.optimizer.zero_grad(set_to_none=True)
@@ -175,7 +191,7 @@ class Trainer:
         low, high = self.sigma_range
         sigma = torch.rand(x.shape[0], generator=self.generator, dtype=x.dtype)
         sigma = low * (high / low) ** sigma
-        noise = torch.randn(x.shape, generator=self.generator, dtype=x.dtype)
+        noise = self.noise(x.shape, generator=self.generator, dtype=x.dtype)
         y = x + sigma.view(-1, *(1,) * (x.dim() - 1)) * noise
         if self.states is not None:
             more = self.states.inputs(self.sampler, self.sigma_range, self.generator, x.dtype)
@@ -205,7 +221,7 @@ class Trainer:
         parts = [
             self.model.spec.encoded,
             json.dumps([dataclasses.asdict(phase) for phase in self.phases]),
-            json.dumps([self.sigma_range, self.batch_size, self.seed, self.gain_limit]),
+            json.dumps([self.sigma_range, self.batch_size, self.seed, self.gain_limit, self.expansion_weight]),
             "" if self.states is None else json.dumps([self.states.count, self.states.blur, self.states.longest]),
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -1,5 +1,5 @@
 // Adam and the projection in one pass: 16 bytes read and 12 written per parameter, where the steps apart
-// move 60.
+// move 80.
 //
 //   m += (1 - beta1) (g - m);   v = beta2 v + (1 - beta2) g^2;   p -= lr / c1 m / (sqrt(v) / c2 + eps)
 //   p = max(p, 0) where p must not be negative;      c1 = 1 - beta1^t,  c2 = sqrt(1 - beta2^t)

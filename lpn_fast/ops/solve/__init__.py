@@ -1,7 +1,7 @@
 """Batched solution of  t u + (1 - t) f(u) = z,  the equation behind inversion (t = 0) and adjustable strength.
 
-`equation` states it, `newton`, `lbfgs` and `gradient` each take a step, `descent` repeats the step with a
-verdict for every sample, and `implicit` differentiates the solution.
+`equation` states it, `newton`, `lbfgs`, `gradient` and `fixed_point` each take a step, `descent` repeats the
+step with a verdict for every sample, and `implicit` differentiates the solution.
 """
 
 from .descent import Solution, Verdict

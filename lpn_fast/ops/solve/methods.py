@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .descent import Solution, Verdict, descend
 from .equation import Equation
+from .fixed_point import FixedPoint
 from .gradient import AcceleratedGradient
 from .lbfgs import LBFGS
 from .newton import NewtonCG
@@ -14,7 +15,7 @@ from .newton import NewtonCG
 # In order of work. On trained and untrained, dense and convolutional networks, tolerances 1e-5 to 1e-10, Newton-CG
 # took 1.5 to 2.5 times the sweeps of L-BFGS: each of its steps starts a new Krylov space, while a memory carries
 # over. It takes a fifth of the steps, which counts where a step costs a synchronisation.
-METHODS = {"lbfgs": LBFGS, "newton-cg": NewtonCG, "gradient": AcceleratedGradient}
+METHODS = {"lbfgs": LBFGS, "newton-cg": NewtonCG, "gradient": AcceleratedGradient, "fixed-point": FixedPoint}
 
 # t of the equations solved in turn, each from the solution before: u(1) = z, and u(t) is continuous in t.
 HOMOTOPY = (0.5, 0.1, 0.02, 4e-3, 8e-4)

@@ -1,0 +1,173 @@
+"""What a user would run instead: A, the published way, and C, the compiled way. Plain torch, own code.
+
+    A   an nn.Module for psi; f = autograd.grad(psi.sum(), x, create_graph=True), as the published code does in
+        evaluation and in training; convolutions channels-last too (`A-cl`), and the faster of the two is A
+    C   torch.compile of torch.func.grad of psi, of its directional derivative, and of the whole loss gradient
+
+The modules read their architecture and parameters from a network of the package, so that all run the same
+function; their potential is written as the published one is, with torch's own layers.
+"""
+
+import shutil
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lpn_fast import LPN
+from lpn_fast.algebra.parameters import layout
+
+
+class PlainPotential(nn.Module):
+    """psi as a plain module: dense layers or convolutions, softplus, resized inputs; linear heads only."""
+
+    def __init__(self, model: LPN):
+        super().__init__()
+        spec = model.spec
+        if spec.quadratic or spec.noise_levels or any("squared" in stage.heads for stage in spec.stages):
+            raise ValueError("PlainPotential covers the published networks, got a quadratic term, squares or noise")
+        self.spec = spec
+        self.slots = layout(spec)
+        for slot in self.slots:
+            value = model.get_parameter(slot.name).detach().clone()
+            self.register_parameter(slot.name.replace(".", "_"), nn.Parameter(value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """psi(x), (N,)."""
+        z, psi = None, 0.0
+        for index, stage in enumerate(self.spec.stages):
+            u = self._skip(index, x)
+            if index:
+                u = u + self._core(index, z)
+            z = F.softplus(u, self.spec.beta)
+            if stage.heads:
+                head = self._of(index, "head")
+                psi = psi + (z @ head if self.spec.is_dense else z.sum((2, 3)) @ head)
+        if self.spec.linear:
+            psi = psi + (x if self.spec.is_dense else x.sum((2, 3))) @ self.linear
+        if self.spec.constant:
+            psi = psi + self.constant
+        return psi + 0.5 * self.spec.alpha * x.square().flatten(1).sum(1)
+
+    def gradients(self) -> Tensor:
+        """All parameters' gradients in the package's layout, (P,); zero where autograd left none (c0, in f)."""
+        parameters = [self.get_parameter(slot.name.replace(".", "_")) for slot in self.slots]
+        return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Project the non-negative weights, as the published training does after each step."""
+        for slot in self.slots:
+            if slot.nonnegative:
+                self.get_parameter(slot.name.replace(".", "_")).clamp_(min=0)
+
+    def _of(self, index: int, name: str) -> Tensor | None:
+        return self._parameters.get(f"stages_{index}_{name}")
+
+    def _skip(self, index: int, x: Tensor) -> Tensor:
+        weight, bias, stage = self._of(index, "skip"), self._of(index, "bias"), self.spec.stages[index]
+        if self.spec.is_dense:
+            return F.linear(x, weight, bias)
+        if stage.resize > 1:
+            x = F.interpolate(x, scale_factor=1 / stage.resize, mode="bilinear", align_corners=False)
+        return F.conv2d(x, weight, bias, stage.skip_stride, stage.skip_padding)
+
+    def _core(self, index: int, z: Tensor) -> Tensor:
+        weight, stage = self._of(index, "core"), self.spec.stages[index]
+        return F.linear(z, weight) if self.spec.is_dense else F.conv2d(z, weight, None, stage.stride, stage.padding)
+
+
+class Eager:
+    """A: autograd with create_graph; `channels_last` converts the module and its inputs."""
+
+    def __init__(self, model: LPN, channels_last: bool = False):
+        self.potential = PlainPotential(model)
+        self.channels_last = channels_last
+        if channels_last:
+            self.potential.to(memory_format=torch.channels_last)
+
+    def prox(self, x: Tensor) -> Tensor:
+        """f(x), not detached: training differentiates it again."""
+        x = self._in(x).detach().requires_grad_()
+        return torch.autograd.grad(self.potential(x).sum(), x, create_graph=True)[0]
+
+    def hvp(self, x: Tensor, v: Tensor) -> Tensor:
+        """grad^2 psi(x) v by differentiating <v, f> once more."""
+        x = self._in(x).detach().requires_grad_()
+        f = torch.autograd.grad(self.potential(x).sum(), x, create_graph=True)[0]
+        return torch.autograd.grad(f, x, self._in(v))[0]
+
+    def loss_gradients(self, y: Tensor, target: Tensor) -> None:
+        """Gradients of the mean squared error into .grad."""
+        loss = (self.prox(y) - target).square().mean()
+        self.potential.zero_grad(set_to_none=True)
+        loss.backward()
+
+    def _in(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+
+
+class Compiled:
+    """C: torch.compile of torch.func.grad; shapes are static, warm-up happens at the first call."""
+
+    def __init__(self, model: LPN):
+        self.potential = PlainPotential(model)
+
+        def psi(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+            return torch.func.functional_call(self.potential, parameters, (x,)).sum()
+
+        prox = torch.func.grad(psi, argnums=1)
+
+        def hvp(parameters, x, v):
+            return torch.func.vjp(lambda t: prox(parameters, t), x)[1](v)[0]
+
+        def loss(parameters, y, target):
+            return (prox(parameters, y) - target).square().mean()
+
+        self._prox, self._hvp, self._gradient = (
+            torch.compile(function, dynamic=False) for function in (prox, hvp, torch.func.grad(loss))
+        )
+
+    def prox(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._prox(self._detached(), x)
+
+    def hvp(self, x: Tensor, v: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._hvp(self._detached(), x, v)
+
+    def loss_gradients(self, y: Tensor, target: Tensor) -> None:
+        with torch.no_grad():
+            gradients = self._gradient(self._detached(), y, target)
+        for name, parameter in self.potential.named_parameters():
+            parameter.grad = gradients[name]
+
+    def _detached(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.potential.named_parameters()}
+
+
+def why_no_compiler() -> str | None:
+    """None if torch.compile can build kernels here, else the reason."""
+    compiler = next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
+    return None if compiler else "torch.compile needs a C++ compiler; none of g++, clang++, c++ is on the PATH"
+
+
+def invert(prox: Callable[[Tensor], Tensor], x: Tensor, tol: float, max_iter: int = 500) -> Tensor:
+    """y with |f(y) - x| <= tol |x|: torch's L-BFGS on  sum_n psi(y_n) - <x_n, y_n>,  given its gradient.
+
+    The batch is one problem, as torch.optim.LBFGS has it, and so is the norm: easier than lf.invert's, which holds for
+    every sample. Steps follow the gradient alone, without line search: no evaluation is spent on anything else.
+    """
+    y = x.detach().clone()
+    optimizer = torch.optim.LBFGS([y], lr=1.0, max_iter=1, tolerance_grad=0.0, tolerance_change=0.0)
+    goal = tol * x.norm()
+
+    def closure():
+        y.grad = (prox(y) - x).detach()
+        return y.grad.norm()  # the value is never used
+
+    for _ in range(max_iter):
+        if optimizer.step(closure) <= goal:
+            break
+    return y

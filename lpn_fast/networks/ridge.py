@@ -1,0 +1,110 @@
+"""A learned proximal network that cannot run away: one stage of ridge functions in mirrored pairs.
+
+    psi(x) = sum_j g_j (z_j^+)^2 + g_j (z_j^-)^2 + c . x + alpha/2 |x|^2,   z_j^+- = softplus_beta(+-A_j x + b_j(sigma))
+
+with b <= 0, so that f(x) - c - alpha x is a sum of smooth soft thresholds of the filter responses. Of each pair
+only one side is active far from zero, hence the gain at infinity (networks/gain.py) is at most
+
+    S = sup_omega sum_j 2 g_j |A_j(omega)|^2 + alpha,        kept below one by `project_`:
+
+R is coercive, and since the curvature of a pair never exceeds OVERSHOOT times 2 g_j, grad^2 psi <= OVERSHOOT S:
+R is convex up to a quadratic of modulus 1 - 1 / OVERSHOOT < 0.06. Less expressive than the multi-scale networks,
+but solvers behave as for a convex problem. (Convex ridge regularisers, arXiv 2211.12461, learn R; here the prox
+itself is explicit.)
+"""
+
+import torch
+
+from ..algebra.spec import Spec, Stage
+from .families import noise_knots
+from .lpn import LPN
+
+# max over t and b <= 0 of  k(t + b) + k(-t + b),  k(u) = s(u)^2 + z(u) s'(u), half the curvature of z^2
+OVERSHOOT = 1.06
+LIMIT = 0.995  # of S: one would still be coercive in the limit only
+GRID = 64  # frequencies per axis in `project_`; asymptotic_gain checks the result on a finer one
+
+
+class RidgeLPN(LPN):
+    """Convolutional network of ridge functions whose learned R is coercive and nearly convex.
+
+    Parameters
+    ----------
+    channels : int
+        Image channels.
+    pairs : int
+        Mirrored pairs of filters.
+    kernel : int
+        Odd side of the filters.
+    beta, alpha : float
+        Softplus sharpness; strong convexity alpha/2 |x|^2.
+    sigma_conditional : bool or tuple of float
+        Let the thresholds depend on the noise level, as in `ConvLPN`.
+
+    Examples
+    --------
+    >>> import torch, lpn_fast as lf
+    >>> model = lf.RidgeLPN(1, pairs=4, kernel=3)
+    >>> model(torch.rand(2, 1, 21, 30)).shape
+    torch.Size([2, 1, 21, 30])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        pairs: int = 49,
+        kernel: int = 7,
+        beta: float = 100.0,
+        alpha: float = 1e-3,
+        sigma_conditional: bool | tuple[float, ...] = False,
+    ):
+        if kernel % 2 == 0 or not 1 <= kernel <= 9:
+            raise ValueError(f"kernel must be odd and between 1 and 9, got {kernel}")
+        if pairs < 1:
+            raise ValueError(f"pairs must be at least 1, got {pairs}")
+        # filters that overlap the image by one pixel count: then A^T A is as flat at the borders as inside
+        stage = Stage(2 * pairs, skip_kernel=kernel, skip_padding=kernel - 1, heads=("squared",))
+        levels = noise_knots(sigma_conditional)
+        super().__init__(Spec("conv", channels, (stage,), beta, alpha, linear=True, noise_levels=levels))
+        self.project_()
+
+    @torch.no_grad()
+    def project_(self) -> "RidgeLPN":
+        """Clamp g >= 0 and b <= 0, mirror the pairs exactly, keep the gain below one; in place."""
+        super().project_()
+        stage = self.stages[0]
+        stage.skip.copy_(_mirrored(stage.skip, -1))
+        for parameter in (stage.head_squared, stage.bias, getattr(stage, "noise", None)):
+            if parameter is not None:
+                parameter.copy_(_mirrored(parameter, 1))
+        stage.bias.clamp_(max=0)
+        if self.is_noise_conditional:
+            stage.noise.clamp_(max=0)
+        self._limit_response()
+        return self
+
+    def _limit_response(self) -> None:
+        """Take out what exceeds the limit, at the frequencies where it does, then scale what is left of the excess."""
+        stage, limit = self.stages[0], LIMIT - self.alpha
+        response = self._response()
+        if response.max() <= limit:
+            return
+        k = stage.skip.shape[-1]
+        shrink = (limit / response).clamp(max=1).sqrt()
+        spectrum = torch.fft.rfft2(stage.skip, s=(GRID, GRID)) * shrink
+        stage.skip.copy_(torch.fft.irfft2(spectrum, s=(GRID, GRID))[..., :k, :k])
+        excess = self._response().max() / limit
+        if excess > 1:
+            stage.head_squared.div_(excess)
+
+    def _response(self) -> torch.Tensor:
+        """sum_j 2 g_j |A_j(omega)|^2, [GRID, GRID / 2 + 1]; summed over channels, which bounds their matrix norm."""
+        stage = self.stages[0]
+        weight = (2 * stage.head_squared[::2]).sqrt().view(-1, 1, 1, 1)
+        return torch.fft.rfft2(stage.skip[::2] * weight, s=(GRID, GRID)).abs().square().sum((0, 1))
+
+
+def _mirrored(t: torch.Tensor, sign: int) -> torch.Tensor:
+    """Rows 2 i and 2 i + 1 replaced by their mean m and sign * m, where row 2 i + 1 enters with that sign."""
+    mean = (t[::2] + sign * t[1::2]) / 2
+    return torch.stack([mean, sign * mean], 1).flatten(0, 1)

@@ -6,7 +6,7 @@ operator of a learned, possibly non-convex function R, for any weights. See READ
 
 import torch as _torch  # noqa: F401  (before the compiled module: it borrows torch's thread pool)
 
-from . import metrics, physics, solvers, training
+from . import metrics, optim, physics, solvers, training
 from .networks import (
     LPN,
     MLPLPN,
@@ -55,6 +55,7 @@ __all__ = [
     "load",
     "metrics",
     "moreau_envelope",
+    "optim",
     "paper_network",
     "physics",
     "pretrained",

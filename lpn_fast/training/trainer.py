@@ -3,8 +3,8 @@
     x ~ data,   y = x + sigma n,   minimise  loss(f(y), x)  with Adam,   then project W, w, g onto >= 0
 
 sigma is fixed, or drawn per sample, uniform in log sigma, for noise-conditional networks; losses are then
-weighted by 1 / sigma so that no noise level drowns the others. A run is a function of its arguments and
-its seed: stopped and resumed, it ends in the same weights.
+weighted by 1 / sigma^2, that is, errors are measured in units of the noise, so that no level drowns the
+others. A run is a function of its arguments and its seed: stopped and resumed, it ends in the same weights.
 """
 
 import csv
@@ -167,7 +167,7 @@ class Trainer:
             group["lr"] = phase.rate(within)
         x, y, sigma = self._batch()
         pred = self.model(y, sigma if self.model.is_noise_conditional else None)
-        weight = 1 / sigma if self.model.is_noise_conditional else None
+        weight = sigma**-2 if self.model.is_noise_conditional else None
         loss = phase.criterion()(pred, x, weight)
         if self.expansion_weight:
             last = slice(-max(1, len(y) // 4), None)

@@ -33,7 +33,7 @@ two CPU cores. Writes pictures, figures, a table as Markdown and CSV."""
 
 EXAMPLES = """\
   lpn-fast demo
-  lpn-fast demo -o /tmp/demo --quick        half a minute: fewer, smaller pictures, shorter training"""
+  lpn-fast demo -o pictures --quick          half a minute: fewer, smaller pictures, shorter training"""
 
 HEADER = ("image", "size", "PSNR before", "SSIM before", "PSNR", "SSIM", "seconds")
 
@@ -49,7 +49,7 @@ class Extent:
 
 
 # Budget on two cores: 100 s for the pictures, 20 s for each of the three trainings.
-FULL = Extent(photographs=6, side=192, iterations=60, laplacian_steps=1000)
+FULL = Extent(photographs=6, side=192, iterations=60, laplacian_steps=2500)
 QUICK = Extent(photographs=3, side=128, iterations=40, laplacian_steps=400)
 
 

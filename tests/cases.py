@@ -55,6 +55,7 @@ FAMILIES = {
     ),
     "conv-mixed": (conv_mixed, (2, 2, 9, 11)),
     "conv-wide": (conv_wide, (2, 33, 6, 7)),
+    "ridge": (lambda: lf.RidgeLPN(2, pairs=5, kernel=3, sigma_conditional=True), (2, 2, 9, 10)),
     "mnist": (lambda: lf.paper_network("mnist"), (2, 1, 28, 28)),
 }  # fmt: skip
 

@@ -209,6 +209,7 @@ def test_a_conditional_denoiser_trains_and_fills_its_card(photographs, tmp_path)
     noisy = 10 * math.log10(1 / 0.2**2)
     assert model.card["result"]["psnr@0.2"] > noisy + 2
     assert lf.load(tmp_path / "out" / "model.safetensors").card == model.card
+    assert "three random surfaces" in (tmp_path / "out" / "card.md").read_text()
 
 
 @pytest.mark.slow

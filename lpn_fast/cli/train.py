@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         validate_every=args.validate_every,
         data_description=f"{len(crops.paths)} images of {', '.join(Path(d).name for d in args.data)}",
     )
-    print(f"wrote {args.out}/model.safetensors and card.json: {model.card['result']}")
+    print(f"wrote {args.out}/model.safetensors and card.md: {model.card['result']}")
     return 0
 
 

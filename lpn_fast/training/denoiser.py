@@ -36,7 +36,7 @@ def train_denoiser(
     data_description: str = "",
     progress: bool = True,
 ) -> LPN:
-    """Train `model` on clean crops and write model, card and log to `out`.
+    """Train `model` on clean crops; write model.safetensors, card.md and log.csv to `out`.
 
     Parameters
     ----------
@@ -97,8 +97,19 @@ def train_denoiser(
         "result": result,
     }
     save(model, Path(out) / "model.safetensors")
-    (Path(out) / "card.json").write_text(json.dumps(model.card, indent=1) + "\n")
+    (Path(out) / "card.md").write_text(card_text(model, Path(out).name))
     return model
+
+
+def card_text(model: LPN, name: str) -> str:
+    """The model's card as Markdown: what it is, what it saw, what it reached."""
+    card = dict(model.card)
+    lines = [f"# {name}", "", f"`{model}`".replace("\n", " "), "", "| | |", "|---|---|"]
+    result = card.pop("result", {})
+    for key, value in (card | {f"result: {k}": v for k, v in result.items()}).items():
+        lines.append(f"| {key.replace('_', ' ')} | {value if isinstance(value, str) else json.dumps(value)} |")
+    note = "psnr@s: mean PSNR in dB of f(x + s n) on the validation images, noise n seeded, range 1."
+    return "\n".join([*lines, "", note, ""])
 
 
 def validation_levels(sigma: float | tuple[float, float]) -> list[float]:

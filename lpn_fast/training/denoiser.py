@@ -104,7 +104,7 @@ def train_denoiser(
 def card_text(model: LPN, name: str) -> str:
     """The model's card as Markdown: what it is, what it saw, what it reached."""
     card = dict(model.card)
-    lines = [f"# {name}", "", f"`{model}`".replace("\n", " "), "", "| | |", "|---|---|"]
+    lines = [f"# {name}", "", f"`{model.extra_repr()}`", "", "| | |", "|---|---|"]
     result = card.pop("result", {})
     for key, value in (card | {f"result: {k}": v for k, v in result.items()}).items():
         lines.append(f"| {key.replace('_', ' ')} | {value if isinstance(value, str) else json.dumps(value)} |")

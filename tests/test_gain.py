@@ -16,7 +16,14 @@ def dense_squared(alpha=0.05):
     return lf.LPN(Spec("dense", 3, stages, 10.0, alpha, quadratic=2)).double()
 
 
-@pytest.mark.parametrize("build", [dense_squared, lambda: lf.ConvLPN(1, hidden=8).double()])
+def conv_with_quadratic():
+    """A squared head and a quadratic term whose kernels differ in size."""
+    torch.manual_seed(0)
+    stage = Stage(4, skip_kernel=5, skip_padding=2, heads=("squared",))
+    return lf.LPN(Spec("conv", 1, (stage,), 10.0, quadratic=2, quadratic_kernel=3)).double()
+
+
+@pytest.mark.parametrize("build", [dense_squared, conv_with_quadratic, lambda: lf.ConvLPN(1, hidden=8).double()])
 def test_gain_bounds_the_growth_of_the_prox(build):
     model = build()
     shape = (8, 3) if model.spec.is_dense else (4, 1, 16, 16)

@@ -17,6 +17,7 @@ operator does not see. Squared heads on later stages are unbounded in the same s
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..algebra.spec import Spec
@@ -48,7 +49,15 @@ def asymptotic_gain(model: LPN) -> float:
         operators.append(skip[::2] if mirrored else skip)
     if model.spec.quadratic:
         operators.append(model.quadratic)
-    return model.alpha + (transfer_bound(model.spec, torch.cat(operators)) if operators else 0.0)
+    return model.alpha + (transfer_bound(model.spec, _stacked(operators)) if operators else 0.0)
+
+
+def _stacked(operators: list[Tensor]) -> Tensor:
+    """Matrices, or kernels of several sizes, one below the other; zeros beside a kernel only turn its phase."""
+    if operators[0].dim() == 2:
+        return torch.cat(operators)
+    side = max(kernel.shape[-1] for kernel in operators)
+    return torch.cat([F.pad(k, (0, side - k.shape[-1], 0, side - k.shape[-1])) for k in operators])
 
 
 def transfer_bound(spec: Spec, kernels: Tensor) -> float:

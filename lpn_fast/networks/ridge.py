@@ -5,12 +5,12 @@
 with b <= 0, so that f(x) - c - alpha x is a sum of smooth soft thresholds of the filter responses. Of each pair
 only one side is active far from zero, hence the gain at infinity (networks/gain.py) is at most
 
-    S = sup_omega sum_j 2 g_j |A_j(omega)|^2 + alpha,        kept below one by `project_`:
+    S = sup_omega sum_j 2 g_j |A_j(omega)|^2 + alpha,        held at LIMIT by `project_`:
 
-R is coercive, and since the curvature of a pair never exceeds OVERSHOOT times 2 g_j, grad^2 psi <= OVERSHOOT S:
-R is convex up to a quadratic of modulus 1 - 1 / OVERSHOOT < 0.06. Less expressive than the multi-scale networks,
-but solvers behave as for a convex problem. (Convex ridge regularisers, arXiv 2211.12461, learn R; here the prox
-itself is explicit.)
+on a grid of frequencies; `asymptotic_gain` certifies the result. Where S < 1, R is coercive, and since the
+curvature of a pair never exceeds OVERSHOOT times 2 g_j, grad^2 psi <= OVERSHOOT S and R is convex up to a
+quadratic of modulus 1 - 1 / OVERSHOOT < 0.06. Less expressive than the multi-scale networks, but solvers behave
+as for a convex problem. (Convex ridge regularisers, arXiv 2211.12461, learn R; here the prox itself is explicit.)
 """
 
 import torch
@@ -70,7 +70,7 @@ class RidgeLPN(LPN):
 
     @torch.no_grad()
     def project_(self) -> "RidgeLPN":
-        """Clamp g >= 0 and b <= 0, mirror the pairs exactly, keep the gain below one; in place."""
+        """Clamp g >= 0 and b <= 0, mirror the pairs exactly, hold the gain at LIMIT on the grid; in place."""
         super().project_()
         stage = self.stages[0]
         stage.skip.copy_(_mirrored(stage.skip, -1))

@@ -128,9 +128,9 @@ def test_operators_pass_opcheck():
     packed, spec = model.packed().detach(), model.spec.encoded
     ops = torch.ops.lpn_fast
     utilities = ("test_schema", "test_faketensor")
-    torch.library.opcheck(ops.evaluate, (case.x, packed, features, spec, True, True), test_utils=utilities)
-    torch.library.opcheck(ops.hvp, (case.x, packed, features, case.v, [], spec), test_utils=utilities)
-    torch.library.opcheck(ops.vjp, (case.x, packed, features, case.p, case.v, [], spec), test_utils=utilities)
+    torch.library.opcheck(ops.evaluate, (case.x, packed, features, spec, "fp32", True, True), test_utils=utilities)
+    torch.library.opcheck(ops.hvp, (case.x, packed, features, case.v, [], spec, "fp32"), test_utils=utilities)
+    torch.library.opcheck(ops.vjp, (case.x, packed, features, case.p, case.v, [], spec, "fp32"), test_utils=utilities)
 
 
 def test_copies_and_state_dicts_compute_the_same(case):

@@ -16,6 +16,7 @@ from ..algebra.parameters import layout
 from ..algebra.spec import Spec
 from ..ops import functions, registry
 from ..ops.packing import constrained, pack
+from ..ops.precision import checked as checked_precision
 from ..ops.solve import Problem, Solution, Verdict, differentiable_solution
 from .initialise import initialise_
 
@@ -49,6 +50,7 @@ class LPN(nn.Module):
         super().__init__()
         self.spec = spec
         self.card: dict = {}
+        self._precision = "fp32"
         self.stages = nn.ModuleList(nn.Module() for _ in spec.stages)
         self._slots = layout(spec)
         for slot in self._slots:
@@ -56,6 +58,19 @@ class LPN(nn.Module):
             owner.register_parameter(name, nn.Parameter(torch.zeros(slot.shape)))
         self.register_buffer("_constrained", constrained(spec), persistent=False)
         initialise_(self)
+
+    @property
+    def precision(self) -> str:
+        """Named precision of evaluations and their derivatives: "fp32", "tf32", "fp16" or "bf16" (ops/precision.py).
+
+        Inputs, outputs and parameters keep their type. Inversion, `prox` of a strength below 1 and values of the
+        prior are always computed in full precision.
+        """
+        return self._precision
+
+    @precision.setter
+    def precision(self, name: str) -> None:
+        self._precision = checked_precision(name)
 
     @property
     def alpha(self) -> float:
@@ -114,10 +129,17 @@ class LPN(nn.Module):
             wanted, seen = ((tuple(t.shape), t.dtype, str(t.device)) for t in (x, v))
             raise ValueError(f"v must match x in shape, dtype and device {wanted}, got {seen}")
         x, features = self._checked(x, sigma)
-        return functions.hvp(self.spec, x, self.packed(), features, v.to(x.dtype).contiguous())
+        return functions.hvp(self.spec, x, self.packed(), features, v.to(x.dtype).contiguous(), self._precision)
 
     def prox(
-        self, z: Tensor, strength: float | Tensor = 1.0, sigma=None, *, tol: float | None = None, max_iter: int = 500
+        self,
+        z: Tensor,
+        strength: float | Tensor = 1.0,
+        sigma=None,
+        *,
+        tol: float | None = None,
+        max_iter: int = 500,
+        start: Tensor | None = None,
     ) -> Tensor:
         """Proximal map of `strength` times the learned R: argmin_x 1/2 |x - z|^2 + strength R(x).
 
@@ -135,6 +157,8 @@ class LPN(nn.Module):
             in float64. With a residual r the error of u is at most |r| / t.
         max_iter : int
             Most steps of the solver (L-BFGS), about one evaluation of the network each. Small t needs more.
+        start : Tensor, shape of z, optional
+            Where the search for u begins, e.g. the u of a nearby z from `prox_and_prior`; None is z.
 
         Returns
         -------
@@ -162,23 +186,33 @@ class LPN(nn.Module):
             return self(z, sigma)
         z, features = self._checked(z, sigma)
         packed = self.packed()
-        solution = self._solve(z, strength, packed, features, tol, max_iter)
+        solution = self._solve(z, strength, packed, features, tol, max_iter, start)
         if not solution.u.requires_grad:
             return solution.f
         return functions.evaluate(self.spec, solution.u, packed, features, False)[1]
 
     @torch.no_grad()
     def prox_and_prior(
-        self, z: Tensor, strength: float | Tensor = 1.0, sigma=None, *, tol: float | None = None, max_iter: int = 500
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        z: Tensor,
+        strength: float | Tensor = 1.0,
+        sigma=None,
+        *,
+        tol: float | None = None,
+        max_iter: int = 500,
+        start: Tensor | None = None,
+        return_preimage: bool = False,
+    ) -> tuple[Tensor, ...]:
         """(x, R(x)): the prox of strength R at z, and the prior there, which comes free.
 
             x = f(u) with  t u + (1 - t) f(u) = z,     R(x) = <u, x> - 1/2 |x|^2 - psi(u)
 
         Parameters
         ----------
-        z, strength, sigma, tol, max_iter
+        z, strength, sigma, tol, max_iter, start
             As for `prox`. R is the prior itself, not strength times it.
+        return_preimage : bool
+            Return (x, R(x), u): u is the `start` of the next call of an iteration.
 
         Returns
         -------
@@ -191,16 +225,22 @@ class LPN(nn.Module):
             u, (psi, x) = z, self._evaluate(z, sigma, with_value=True)
         else:
             z, features = self._checked(z, sigma)
-            solution = self._solve(z, strength, self.packed(), features, tol, max_iter)
+            solution = self._solve(z, strength, self.packed(), features, tol, max_iter, start)
             u, psi, x = solution.u, solution.psi, solution.f
         u64, x64 = u.flatten(1).double(), x.flatten(1).double()
-        return x, (u64 * x64).sum(1) - 0.5 * (x64 * x64).sum(1) - psi.double()
+        prior = (u64 * x64).sum(1) - 0.5 * (x64 * x64).sum(1) - psi.double()
+        return (x, prior, u) if return_preimage else (x, prior)
 
-    def _solve(self, z, strength, packed, features, tol, max_iter) -> Solution:
+    def _solve(self, z, strength, packed, features, tol, max_iter, start) -> Solution:
         strength = _checked_strength(strength, z)
+        if start is not None:
+            if start.shape != z.shape or start.dtype != z.dtype or start.device != z.device:
+                wanted, seen = ((tuple(t.shape), t.dtype, str(t.device)) for t in (z, start))
+                raise ValueError(f"start must match z in shape, dtype and device {wanted}, got {seen}")
+            start = start.detach().contiguous()
         tol = _PROX_TOL[z.dtype] if tol is None else tol
         problem = Problem(self.spec, tol=tol, max_iter=max_iter)
-        solution = differentiable_solution(problem, z, strength, packed, features)
+        solution = differentiable_solution(problem, z, strength, packed, features, start)
         late = (solution.verdict != Verdict.CONVERGED) & (solution.verdict != Verdict.INVALID)
         if bool(late.any()):
             warnings.warn(
@@ -233,7 +273,7 @@ class LPN(nn.Module):
 
     def _evaluate(self, x: Tensor, sigma, with_value: bool) -> tuple[Tensor, Tensor]:
         x, features = self._checked(x, sigma)
-        return functions.evaluate(self.spec, x, self.packed(), features, with_value)
+        return functions.evaluate(self.spec, x, self.packed(), features, with_value, self._precision)
 
     def _checked(self, x: Tensor, sigma) -> tuple[Tensor, Tensor | None]:
         """x as the operators take it, and the noise features; errors name what is wrong."""
@@ -290,9 +330,9 @@ def explain(model: LPN, x: Tensor) -> str:
     >>> import torch, lpn_fast as lf
     >>> print(lf.explain(lf.MLPLPN(dim=3), torch.zeros(5, 3)))  # doctest: +SKIP
     """
-    runs = registry.select(model.spec, x).name
+    runs = registry.select(model.spec, x, model.precision).name
     lines = [f"{runs}: runs this call (chosen by {registry.chosen()!r})"]
-    for name, reason in registry.reasons(model.spec, x).items():
+    for name, reason in registry.reasons(model.spec, x, model.precision).items():
         if name != runs:
             lines.append(f"{name}: {reason or 'could run it, others come first'}")
     return "\n".join(lines)

@@ -7,7 +7,8 @@
 
 Only z is kept from the forward sweep: s and q follow from it exactly. `a` or `rest` may be None (zero).
 w and g are [H] or None, b is [1, H], [N, H] or None; every other tensor has z's shape. `u`, `rest` and
-`a` are the caller's to give away and may be overwritten. A backend replaces this object by a fused one.
+`a` are the caller's to give away and may be overwritten. z, e, dz are in `storage`, u, a and rest may be
+wider. A backend replaces this object by a fused one.
 """
 
 import torch
@@ -18,37 +19,46 @@ from ..algebra.reference import SOFTPLUS_THRESHOLD
 
 
 class TorchEpilogues:
-    """The four steps in torch operations, any device and dtype."""
+    """The four steps in torch operations, any device and dtype; half precisions are computed in float32."""
 
-    def softplus(self, u: Tensor, rest: Tensor | None, b: Tensor | None, beta: float) -> Tensor:
+    def softplus(self, u: Tensor, rest: Tensor | None, b: Tensor | None, beta: float, storage: torch.dtype) -> Tensor:
+        u = _wide(u)
         if rest is not None:
             u = u.add_(rest)
         if b is not None:
             u = u.add_(b.view(*b.shape, *(1,) * (u.dim() - 2)))
-        return F.softplus(u, beta, SOFTPLUS_THRESHOLD)
+        return F.softplus(u, beta, SOFTPLUS_THRESHOLD).to(storage)
 
     def slope_mul(self, a: Tensor | None, z: Tensor, w: Tensor | None, g: Tensor | None, beta: float) -> Tensor:
+        storage, z = z.dtype, _wide(z)
+        a = None if a is None else _wide(a)
         if w is not None:
             w = per_channel(w, z)
             a = w if a is None else a + w
         if g is not None:
             curved = 2 * per_channel(g, z) * z
             a = curved if a is None else a + curved
-        return a * _slope(z, beta)
+        return (a * _slope(z, beta)).to(storage)
 
     def tangent(self, a: Tensor, rest: Tensor | None, z: Tensor, beta: float) -> Tensor:
+        storage, a = z.dtype, _wide(a)
         if rest is not None:
             a = a.add_(rest)
-        return _slope(z, beta).mul_(a)
+        return _slope(_wide(z), beta).mul_(a).to(storage)
 
     def adjoint(self, a: Tensor | None, z: Tensor, e: Tensor, dz: Tensor, g: Tensor | None, beta: float) -> Tensor:
+        storage, z, dz = z.dtype, _wide(z), _wide(dz)
         # q ~ 1/z overflows below the smallest normal number, where e dz q ~ z is nothing; q dz stays moderate
         q = torch.where(z >= torch.finfo(z.dtype).tiny, beta / torch.expm1(beta * z), 0.0)
         source = q.mul_(dz).mul_(e)
         if g is not None:
             curved = 2 * per_channel(g, z) * dz
             a = curved if a is None else a + curved
-        return source if a is None else source.addcmul_(a, _slope(z, beta))
+        return (source if a is None else source.addcmul_(_wide(a), _slope(z, beta))).to(storage)
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
 def per_channel(t: Tensor, like: Tensor) -> Tensor:

@@ -4,8 +4,8 @@
     hvp        H v:      linear and symmetric in v; its derivative in x and P is of third order in psi
     vjp       (gx, gP):  its derivatives likewise
 
-Third order falls back to algebra/reference.py. Dynamo refuses a Function that defines `jvp`, so the one
-it meets exists twice, and the parent without `jvp` is in use while compiling.
+Third order falls back to algebra/reference.py, in full precision. Dynamo refuses a Function that defines
+`jvp`, so the one it meets exists twice, and the parent without `jvp` is in use while compiling.
 """
 
 import torch
@@ -18,32 +18,35 @@ from . import backends, schema  # noqa: F401  (importing them registers the oper
 _ops = torch.ops.lpn_fast
 
 
-def evaluate(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, with_value: bool) -> tuple[Tensor, Tensor]:
+def evaluate(
+    spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, with_value: bool, precision: str = "fp32"
+) -> tuple[Tensor, Tensor]:
     """(psi (N,), f like x), differentiable in x and P; psi is empty without `with_value`."""
     needs_tape = torch.is_grad_enabled() and (x.requires_grad or packed.requires_grad)
     function = _EvaluateCompiled if torch.compiler.is_compiling() else _Evaluate
-    return function.apply(x, packed, features, spec.encoded, with_value, needs_tape)[:2]
+    return function.apply(x, packed, features, spec.encoded, precision, with_value, needs_tape)[:2]
 
 
-def hvp(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, v: Tensor) -> Tensor:
+def hvp(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, v: Tensor, precision: str = "fp32") -> Tensor:
     """grad^2 psi(x) v, differentiable in x, P and v; not inside torch.compile, where derivatives of it are refused."""
     if torch.compiler.is_compiling() and torch.is_grad_enabled():
         if any(t.requires_grad for t in (x, packed, v)):
             raise RuntimeError("derivatives of hvp are not available inside torch.compile; call it under no_grad there")
-    return _hvp(x, packed, features, v, spec.encoded, [])
+    return _hvp(x, packed, features, v, spec.encoded, precision, [])
 
 
 class _EvaluateCompiled(torch.autograd.Function):
     @staticmethod
-    def forward(x, packed, features, encoded, with_value, needs_tape):
-        psi, f, tape = _ops.evaluate.default(x, packed, features, encoded, with_value, needs_tape)
+    def forward(x, packed, features, encoded, precision, with_value, needs_tape):
+        psi, f, tape = _ops.evaluate.default(x, packed, features, encoded, precision, with_value, needs_tape)
         return psi, f, *tape
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, packed, features, encoded, with_value, _ = inputs
+        x, packed, features, encoded, precision, with_value, _ = inputs
         _, f, *tape = output
-        ctx.encoded, ctx.with_value, ctx.tape_length = encoded, with_value, len(tape)
+        ctx.encoded, ctx.precision = encoded, precision
+        ctx.with_value, ctx.tape_length = with_value, len(tape)
         ctx.save_for_backward(x, packed, features, f, *tape)
         ctx.save_for_forward(x, packed, features, f)
         ctx.mark_non_differentiable(*tape)
@@ -54,28 +57,28 @@ class _EvaluateCompiled(torch.autograd.Function):
         x, packed, features, f, *tape = ctx.saved_tensors
         p = p if ctx.with_value else None
         if p is None and v is None:
-            return (None,) * 6
+            return (None,) * 7
         if v is not None:
             v = v.contiguous()
         if ctx.needs_input_grad[1]:
-            gx, gP = _vjp(x, packed, features, p, v, ctx.encoded, tape)
-            return gx, gP, None, None, None, None
-        gx = None if v is None else _hvp(x, packed, features, v, ctx.encoded, tape)
+            gx, gP = _vjp(x, packed, features, p, v, ctx.encoded, ctx.precision, tape)
+            return gx, gP, None, None, None, None, None
+        gx = None if v is None else _hvp(x, packed, features, v, ctx.encoded, ctx.precision, tape)
         if p is not None:
             scaled = p.reshape(-1, *(1,) * (f.dim() - 1)) * f
             gx = scaled if gx is None else gx + scaled
-        return gx, None, None, None, None, None
+        return gx, None, None, None, None, None, None
 
     @staticmethod
-    def vmap(info, in_dims, x, packed, features, encoded, with_value, needs_tape):
+    def vmap(info, in_dims, x, packed, features, encoded, precision, with_value, needs_tape):
         def call(x, packed, features):
-            return _EvaluateCompiled._pair(x, packed, features, encoded, with_value)
+            return _EvaluateCompiled._pair(x, packed, features, encoded, precision, with_value)
 
         return _batched(call, info, in_dims[:3], (x, packed, features), per_sample=(True, False, True))
 
     @staticmethod
-    def _pair(x, packed, features, encoded, with_value):
-        return evaluate(decode(encoded), x, packed, features, with_value)
+    def _pair(x, packed, features, encoded, precision, with_value):
+        return evaluate(decode(encoded), x, packed, features, with_value, precision)
 
 
 class _Evaluate(_EvaluateCompiled):
@@ -85,7 +88,7 @@ class _Evaluate(_EvaluateCompiled):
         spec = decode(ctx.encoded)
         dpsi = df = None
         if tx is not None:
-            df = hvp(spec, x, packed, features, tx.contiguous())
+            df = hvp(spec, x, packed, features, tx.contiguous(), ctx.precision)
             dpsi = (f * tx).flatten(1).sum(1)
         if tP is not None:
             dpsi_P, df_P = _forward_derivative(
@@ -100,13 +103,13 @@ class _Evaluate(_EvaluateCompiled):
 
 class _Hvp(torch.autograd.Function):
     @staticmethod
-    def forward(x, packed, features, v, encoded, *tape):
-        return _ops.hvp.default(x, packed, features, v, list(tape), encoded)
+    def forward(x, packed, features, v, encoded, precision, *tape):
+        return _ops.hvp.default(x, packed, features, v, list(tape), encoded, precision)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, packed, features, v, encoded, *_ = inputs
-        ctx.encoded = encoded
+        x, packed, features, v, encoded, precision, *_ = inputs
+        ctx.encoded, ctx.precision = encoded, precision
         ctx.save_for_backward(x, packed, features, v)
         ctx.save_for_forward(x, packed, features, v)
 
@@ -119,13 +122,13 @@ class _Hvp(torch.autograd.Function):
             _, pullback = torch.func.vjp(lambda t, q: reference.hvp(spec, t, q, features, v), x, packed)
             gx, gP = pullback(g)
         if ctx.needs_input_grad[3]:
-            gv = hvp(spec, x, packed, features, g.contiguous())
-        return gx, gP, None, gv, None, *(None,) * (len(ctx.needs_input_grad) - 5)
+            gv = hvp(spec, x, packed, features, g.contiguous(), ctx.precision)
+        return gx, gP, None, gv, *(None,) * (len(ctx.needs_input_grad) - 4)
 
     @staticmethod
-    def vmap(info, in_dims, x, packed, features, v, encoded, *tape):
+    def vmap(info, in_dims, x, packed, features, v, encoded, precision, *tape):
         def call(x, packed, features, v):
-            return hvp(decode(encoded), x, packed, features, v)
+            return hvp(decode(encoded), x, packed, features, v, precision)
 
         return _batched(call, info, in_dims[:4], (x, packed, features, v), per_sample=(True, False, True, True))
 
@@ -141,13 +144,13 @@ class _Hvp(torch.autograd.Function):
 
 class _Vjp(torch.autograd.Function):
     @staticmethod
-    def forward(x, packed, features, p, v, encoded, *tape):
-        return _ops.vjp.default(x, packed, features, p, v, list(tape), encoded)
+    def forward(x, packed, features, p, v, encoded, precision, *tape):
+        return _ops.vjp.default(x, packed, features, p, v, list(tape), encoded, precision)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         x, packed, features, p, v, encoded, *_ = inputs
-        ctx.encoded = encoded
+        ctx.encoded = encoded  # derivatives of this one are the reference's
         ctx.save_for_backward(x, packed, features, p, v)
         ctx.save_for_forward(x, packed, features, p, v)
 
@@ -160,12 +163,12 @@ class _Vjp(torch.autograd.Function):
         dx, dP = next(gradients), next(gradients)
         dp = None if p is None else next(gradients)
         dv = None if v is None else next(gradients)
-        return dx, dP, None, dp, dv, None, *(None,) * (len(ctx.needs_input_grad) - 6)
+        return dx, dP, None, dp, dv, *(None,) * (len(ctx.needs_input_grad) - 5)
 
     @staticmethod
-    def vmap(info, in_dims, x, packed, features, p, v, encoded, *tape):
+    def vmap(info, in_dims, x, packed, features, p, v, encoded, precision, *tape):
         def call(x, packed, features, p, v):
-            return _vjp(x, packed, features, p, v, encoded, [])
+            return _vjp(x, packed, features, p, v, encoded, precision, [])
 
         # gP sums over the batch, so samples of different vmap slices must not share one call
         return _looped(call, info, in_dims[:5], (x, packed, features, p, v))
@@ -179,17 +182,17 @@ class _Vjp(torch.autograd.Function):
         return _forward_derivative(function, tuple(arguments), tuple(tangents))
 
 
-def _hvp(x, packed, features, v, encoded, tape):
+def _hvp(x, packed, features, v, encoded, precision, tape):
     # A compiled graph is differentiated once, so there the bare operator does.
     if torch.compiler.is_compiling():
-        return _ops.hvp.default(x, packed, features, v, tape, encoded)
-    return _Hvp.apply(x, packed, features, v, encoded, *tape)
+        return _ops.hvp.default(x, packed, features, v, tape, encoded, precision)
+    return _Hvp.apply(x, packed, features, v, encoded, precision, *tape)
 
 
-def _vjp(x, packed, features, p, v, encoded, tape):
+def _vjp(x, packed, features, p, v, encoded, precision, tape):
     if torch.compiler.is_compiling():
-        return _ops.vjp.default(x, packed, features, p, v, tape, encoded)
-    return _Vjp.apply(x, packed, features, p, v, encoded, *tape)
+        return _ops.vjp.default(x, packed, features, p, v, tape, encoded, precision)
+    return _Vjp.apply(x, packed, features, p, v, encoded, precision, *tape)
 
 
 def _reference_vjp(spec, x, packed, features, p, v):

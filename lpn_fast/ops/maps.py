@@ -13,21 +13,23 @@ from torch import Tensor
 
 from ..algebra.parameters import Parameters
 from ..algebra.resize import resize, resize_adjoint
-from ..algebra.spec import Spec, Stage, ceil_div
+from ..algebra.spec import Spec, ceil_div
 from . import patches
 
 
-def maps_for(spec: Spec, parameters: Parameters, x: Tensor):
-    """The maps of `spec` for inputs of x's shape, (N, C) or (N, C, H, W)."""
-    return DenseMaps(spec, parameters) if spec.is_dense else ConvMaps(spec, parameters, x)
+def maps_for(spec: Spec, parameters: Parameters, x: Tensor, storage: torch.dtype):
+    """The maps of `spec` for inputs of x's shape, (N, C) or (N, C, H, W); cores, z and e are in `storage`."""
+    return DenseMaps(spec, parameters, storage) if spec.is_dense else ConvMaps(spec, parameters, x, storage)
 
 
 class DenseMaps:
     """Maps of a dense network; x is [N, d], z_l is [N, H_l]."""
 
-    def __init__(self, spec: Spec, parameters: Parameters):
+    def __init__(self, spec: Spec, parameters: Parameters, storage: torch.dtype):
         self.spec = spec
         self.weights = parameters.stages
+        self.storage = storage
+        self.cores = [_cast(w.core, storage) for w in parameters.stages]
         self.K = parameters.quadratic
 
     def skip_inputs(self, x: Tensor) -> list[Tensor]:
@@ -36,25 +38,30 @@ class DenseMaps:
 
     def stage(self, l: int, z: Tensor | None, x_l: Tensor) -> tuple[Tensor, Tensor | None]:
         """(u, rest) with W_l z + A_l x_l = u + rest; fresh tensors [N, H_l], rest may be None."""
-        w = self.weights[l]
-        if w.core is None:
-            return x_l @ w.skip.T, None
-        u = z @ w.core.T
-        return (u if w.skip is None else u.addmm_(x_l, w.skip.T)), None
+        core, skip = self.cores[l], self.weights[l].skip
+        if core is None:
+            return x_l @ skip.T, None
+        return z @ core.T, (None if skip is None else x_l @ skip.T)
 
     def core_adjoint(self, l: int, e: Tensor, z: Tensor) -> Tensor:
         """W_l^T e, of the shape of z = z_{l-1}."""
-        return e @ self.weights[l].core
+        return e @ self.cores[l]
 
     def core_gradient(self, l: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Sum of e (x) z over the pairs and the batch, [H_l, H_{l-1}]."""
         return _sum([e.T @ z for e, z in pairs])
 
-    skip_gradient = core_gradient
+    def skip_gradient(self, l: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Sum of e (x) x_l over the pairs and the batch, [H_l, d]."""
+        return _sum([e.T.to(x.dtype) @ x for e, x in pairs])
 
-    def skips_adjoint(self, es: list[Tensor | None], x: Tensor) -> Tensor:
-        """sum_l D_l^T A_l^T e_l, [N, d]."""
-        return _sum([e @ w.skip for e, w in zip(es, self.weights, strict=True) if w.skip is not None])
+    def skips_adjoint(self, x: Tensor) -> "SkipsAdjoint":
+        """An empty sum_l D_l^T A_l^T e_l, [N, d]."""
+        return SkipsAdjoint(self._skip_adjoint, torch.zeros_like(x))
+
+    def _skip_adjoint(self, l: int, e: Tensor) -> tuple[int, Tensor] | None:
+        skip = self.weights[l].skip
+        return None if skip is None else (1, e.to(skip.dtype) @ skip)
 
     def quadratic(self, x: Tensor) -> Tensor:
         """K x, [N, M]."""
@@ -72,30 +79,37 @@ class DenseMaps:
 class ConvMaps:
     """Maps of a convolutional network; x is [N, C, H, W], z_l is [N, H_l, h, w], all channels-last."""
 
-    def __init__(self, spec: Spec, parameters: Parameters, x: Tensor):
+    def __init__(self, spec: Spec, parameters: Parameters, x: Tensor, storage: torch.dtype):
         self.spec = spec
         self.weights = parameters.stages
+        self.storage = storage
         self.height, self.width = x.shape[-2:]
-        self.cores = [_channels_last(w.core) for w in parameters.stages]
+        self.cores = [_channels_last(_cast(w.core, storage)) for w in parameters.stages]
         self.skips = [_channels_last(w.skip) for w in parameters.stages]
         self.K = _channels_last(parameters.quadratic)
         self.sizes = spec.stage_sizes(self.height, self.width)
         self.on_cpu = x.device.type == "cpu"
 
-    def _patched(self, stage: Stage) -> bool:
+    def _patched(self, l: int) -> bool:
         """Whether this stage's skip runs as a matrix product with patches."""
-        return self.on_cpu and self.spec.channels * stage.skip_kernel**2 <= patches.MAX_COLUMNS
+        columns = self.spec.channels * self.spec.stages[l].skip_kernel ** 2
+        return self.on_cpu and (columns <= patches.MAX_COLUMNS or self.sizes[l] == (1, 1))
+
+    def _whole(self, l: int) -> bool:
+        """Whether the core of this stage covers its whole input: one matrix product then, and better sums."""
+        stage = self.spec.stages[l]
+        return stage.padding == 0 and self.sizes[l - 1] == (stage.kernel,) * 2
 
     def skip_inputs(self, x: Tensor) -> list[Tensor | None]:
         """What the skip of each stage reads: D_l x, as patches where the skip is a matrix product."""
         images, patched, inputs = {}, {}, []
-        for stage in self.spec.stages:
+        for l, stage in enumerate(self.spec.stages):
             if not stage.skip_kernel:
                 inputs.append(None)
                 continue
             if stage.resize not in images:
                 images[stage.resize] = resize(x, stage.resize)
-            if self._patched(stage):
+            if self._patched(l):
                 key = (stage.resize, stage.skip_kernel, stage.skip_stride, stage.skip_padding)
                 if key not in patched:
                     patched[key] = patches.columns(images[stage.resize], *key[1:])
@@ -108,47 +122,59 @@ class ConvMaps:
         """(u, rest) with W_l z + A_l x_l = u + rest; fresh channels-last tensors, rest may be None."""
         stage, products = self.spec.stages[l], []
         if self.cores[l] is not None:
-            products.append(_channels_last(F.conv2d(z, self.cores[l], None, stage.stride, stage.padding)))
+            products.append(self._core(l, z))
         if self.skips[l] is not None:
-            if self._patched(stage):
+            if self._patched(l):
                 products.append(patches.apply(x_l, self.skips[l], self.sizes[l]))
             else:
                 skip = F.conv2d(x_l, self.skips[l], None, stage.skip_stride, stage.skip_padding)
                 products.append(_channels_last(skip))
         return products[0], products[1] if len(products) == 2 else None
 
+    def _core(self, l: int, z: Tensor) -> Tensor:
+        """W_l z, [N, H_l, h, w]."""
+        stage = self.spec.stages[l]
+        if self._whole(l):
+            return (_rows(z) @ _rows(self.cores[l]).T)[..., None, None]
+        return _channels_last(F.conv2d(z, self.cores[l], None, stage.stride, stage.padding))
+
     def core_adjoint(self, l: int, e: Tensor, z: Tensor) -> Tensor:
         """W_l^T e, of the shape of z = z_{l-1}."""
         stage = self.spec.stages[l]
+        if self._whole(l):
+            return _images(e.flatten(1) @ _rows(self.cores[l]), self.cores[l].shape)
         return _correlation_adjoint(e, z, self.cores[l], stage.stride, stage.padding)
 
     def core_gradient(self, l: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Sum of e (x) z over the pairs, the batch and the pixels, [H_l, H_{l-1}, k, k]."""
-        stage = self.spec.stages[l]
-        return _sum([_correlation_gradient(e, z, self.cores[l], stage.stride, stage.padding) for e, z in pairs])
+        stage, core = self.spec.stages[l], self.cores[l]
+        if self._whole(l):
+            return _images(_sum([e.flatten(1).T @ _rows(z) for e, z in pairs]), core.shape)
+        return _sum([_correlation_gradient(e, z, core, stage.stride, stage.padding) for e, z in pairs])
 
     def skip_gradient(self, l: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Sum of e (x) x_l over the pairs, the batch and the pixels, [H_l, C, k, k]."""
         stage, skip = self.spec.stages[l], self.skips[l]
-        if self._patched(stage):
+        pairs = [(e.to(skip.dtype), x) for e, x in pairs]
+        if self._patched(l):
             return _sum([patches.gradient(e, x) for e, x in pairs])
         return _sum([_correlation_gradient(e, x, skip, stage.skip_stride, stage.skip_padding) for e, x in pairs])
 
-    def skips_adjoint(self, es: list[Tensor | None], x: Tensor) -> Tensor:
-        """sum_l D_l^T A_l^T e_l, [N, C, H, W]; stages that share a factor share one D^T."""
-        by_factor: dict[int, Tensor] = {}
-        for stage, skip, e in zip(self.spec.stages, self.skips, es, strict=True):
-            if skip is None:
-                continue
-            r = stage.resize
-            size = (ceil_div(self.height, r), ceil_div(self.width, r))
-            if self._patched(stage):
-                term = patches.adjoint(e, skip, size, stage.skip_stride, stage.skip_padding)
-            else:
-                x_l = x.new_empty(x.shape[0], x.shape[1], *size)
-                term = _correlation_adjoint(e, x_l, skip, stage.skip_stride, stage.skip_padding)
-            by_factor[r] = by_factor[r].add_(term) if r in by_factor else term
-        return _sum([resize_adjoint(term, r, self.height, self.width) for r, term in by_factor.items()])
+    def skips_adjoint(self, x: Tensor) -> "SkipsAdjoint":
+        """An empty sum_l D_l^T A_l^T e_l, [N, C, H, W]."""
+        return SkipsAdjoint(self._skip_adjoint, torch.zeros_like(x))
+
+    def _skip_adjoint(self, l: int, e: Tensor) -> tuple[int, Tensor] | None:
+        """(factor of D_l, A_l^T e_l), or None without a skip."""
+        stage, skip = self.spec.stages[l], self.skips[l]
+        if skip is None:
+            return None
+        e = e.to(skip.dtype)
+        size = (ceil_div(self.height, stage.resize), ceil_div(self.width, stage.resize))
+        if self._patched(l):
+            return stage.resize, patches.adjoint(e, skip, size, stage.skip_stride, stage.skip_padding)
+        x_l = e.new_empty(e.shape[0], self.spec.channels, *size)
+        return stage.resize, _correlation_adjoint(e, x_l, skip, stage.skip_stride, stage.skip_padding)
 
     def quadratic(self, x: Tensor) -> Tensor:
         """K x, [N, M, h, w]."""
@@ -161,6 +187,30 @@ class ConvMaps:
     def quadratic_gradient(self, y: Tensor, x: Tensor) -> Tensor:
         """y (x) x summed over batch and pixels, [M, C, k, k]."""
         return _correlation_gradient(y, x, self.K, 1, self.spec.quadratic_kernel // 2)
+
+
+class SkipsAdjoint:
+    """sum_l D_l^T A_l^T e_l, stage by stage as the e_l come; stages that share a factor share one D^T."""
+
+    def __init__(self, skip_adjoint, total: Tensor):
+        self._skip_adjoint = skip_adjoint  # (l, e) -> (factor of D_l, A_l^T e) or None
+        self._total = total  # like x
+        self._by_factor: dict[int, Tensor] = {}
+
+    def add(self, l: int, e: Tensor) -> None:
+        """Add stage l."""
+        term = self._skip_adjoint(l, e)
+        if term is not None:
+            factor, image = term
+            known = self._by_factor.get(factor)
+            self._by_factor[factor] = image if known is None else known.add_(image)
+
+    def result(self) -> Tensor:
+        """The sum, like x."""
+        total = self._total
+        for factor, image in self._by_factor.items():
+            total = total.add_(image if factor == 1 else resize_adjoint(image, factor, *total.shape[-2:]))
+        return total
 
 
 def _correlation_adjoint(e: Tensor, z: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
@@ -181,8 +231,23 @@ def _convolution_backward(e, z, weight, stride, padding, mask):
     )
 
 
+def _cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if t is None else t.to(dtype)
+
+
 def _channels_last(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous(memory_format=torch.channels_last)
+
+
+def _rows(t: Tensor) -> Tensor:
+    """[N, C, h, w] channels-last as the matrix [N, h w C], without a copy."""
+    return t.permute(0, 2, 3, 1).flatten(1)
+
+
+def _images(rows: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `_rows`: [N, h w C] as [N, C, h, w] channels-last, C h w as in `shape`."""
+    _, channels, height, width = shape
+    return rows.view(len(rows), height, width, channels).permute(0, 3, 1, 2)
 
 
 def _sum(terms: list[Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
 """Which backend runs.
 
-Every backend answers `supports(spec, x)` with None or a reason. With "auto" the first that supports the
+Every backend answers `supports(spec, x, precision)` with None or a reason. With "auto" the first that supports the
 call runs it; a backend chosen by name (`use_backend`, or the environment variable LPN_FAST_BACKEND) runs
 it or raises with its reason: there is no silent fallback.
 """
@@ -17,18 +17,33 @@ NAMES = ("auto", "torch", "cpu", "triton", "cuda")
 
 
 class Backend(Protocol):
-    """The primitives of one backend. Shapes as in ops/schema.py; tensors are plain and of one dtype and device."""
+    """The primitives of one backend. Shapes as in ops/schema.py; tensors are plain and of one dtype and device,
+    but for a tape, which is in the storage type of `precision` (ops/precision.py)."""
 
     name: str
 
-    def supports(self, spec: Spec, x: Tensor) -> str | None: ...
+    def supports(self, spec: Spec, x: Tensor, precision: str) -> str | None: ...
 
     def evaluate(
-        self, spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, value: bool, tape: bool
+        self,
+        spec: Spec,
+        x: Tensor,
+        packed: Tensor,
+        features: Tensor | None,
+        value: bool,
+        tape: bool,
+        precision: str,
     ) -> tuple[Tensor | None, Tensor, list[Tensor]]: ...
 
     def hvp(
-        self, spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, v: Tensor, tape: list[Tensor]
+        self,
+        spec: Spec,
+        x: Tensor,
+        packed: Tensor,
+        features: Tensor | None,
+        v: Tensor,
+        tape: list[Tensor],
+        precision: str,
     ) -> Tensor: ...
 
     def vjp(
@@ -40,6 +55,7 @@ class Backend(Protocol):
         p: Tensor | None,
         v: Tensor | None,
         tape: list[Tensor],
+        precision: str,
     ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -63,25 +79,25 @@ def chosen() -> str:
     return _forced or _checked(os.environ.get("LPN_FAST_BACKEND", "auto"), "LPN_FAST_BACKEND")
 
 
-def reasons(spec: Spec, x: Tensor) -> dict[str, str | None]:
+def reasons(spec: Spec, x: Tensor, precision: str = "fp32") -> dict[str, str | None]:
     """Per backend, in order of preference: None if it supports the call, else why not."""
-    return {name: backend.supports(spec, x) for name, backend in _backends.items()} | _absent
+    return {name: backend.supports(spec, x, precision) for name, backend in _backends.items()} | _absent
 
 
-def select(spec: Spec, x: Tensor) -> Backend:
+def select(spec: Spec, x: Tensor, precision: str = "fp32") -> Backend:
     """The backend that runs this call."""
     name = chosen()
     if name != "auto":
         if name in _absent:
             raise RuntimeError(f"backend {name!r} was asked for but is not here: {_absent[name]}")
-        reason = _backends[name].supports(spec, x)
+        reason = _backends[name].supports(spec, x, precision)
         if reason:
             raise RuntimeError(f"backend {name!r} was asked for but cannot run this: {reason}")
         return _backends[name]
     for backend in _backends.values():
-        if backend.supports(spec, x) is None:
+        if backend.supports(spec, x, precision) is None:
             return backend
-    raise RuntimeError(f"no backend runs this: {reasons(spec, x)}")
+    raise RuntimeError(f"no backend runs this in precision {precision!r}: {reasons(spec, x, precision)}")
 
 
 class use_backend(AbstractContextManager):

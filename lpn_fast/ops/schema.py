@@ -5,7 +5,8 @@
     vjp        gradient of sum (p psi + <v, f>) with respect to x and P
 
     x, v, f (N, C) or (N, C, H, W);   P (P,);   features (N, F) or None;   psi, p (N,)
-    tape    z_1..z_L, e_1..e_L of a convolutional network, or empty: hvp and vjp then recompute it.
+    tape    z_1..z_L, e_1..e_L of a convolutional network, in the storage type of the named precision, or empty:
+            hvp and vjp then recompute it.
             A dense network is cheaper to recompute than to store, so its tape is always empty.
 
 The operators are opaque: compilers see shapes, a backend sees plain tensors. Their derivatives are
@@ -18,34 +19,37 @@ from torch import Tensor
 from ..algebra.parameters import parameter_count
 from ..algebra.spec import Spec, decode
 from . import registry
+from .precision import storage
 
 _library = torch.library.Library("lpn_fast", "DEF")
 _library.define(
-    "evaluate(Tensor x, Tensor packed, Tensor? features, str spec, bool value, bool tape)"
+    "evaluate(Tensor x, Tensor packed, Tensor? features, str spec, str precision, bool value, bool tape)"
     " -> (Tensor psi, Tensor f, Tensor[] tape)"
 )
-_library.define("hvp(Tensor x, Tensor packed, Tensor? features, Tensor v, Tensor[] tape, str spec) -> Tensor")
 _library.define(
-    "vjp(Tensor x, Tensor packed, Tensor? features, Tensor? p, Tensor? v, Tensor[] tape, str spec)"
+    "hvp(Tensor x, Tensor packed, Tensor? features, Tensor v, Tensor[] tape, str spec, str precision) -> Tensor"
+)
+_library.define(
+    "vjp(Tensor x, Tensor packed, Tensor? features, Tensor? p, Tensor? v, Tensor[] tape, str spec, str precision)"
     " -> (Tensor gx, Tensor gP)"
 )
 
 
-def _evaluate(x, packed, features, spec, value, tape):
+def _evaluate(x, packed, features, spec, precision, value, tape):
     spec = decode(spec)
     keep = tape and not spec.is_dense
-    psi, f, kept = registry.select(spec, x).evaluate(spec, x, packed, features, value, keep)
+    psi, f, kept = registry.select(spec, x, precision).evaluate(spec, x, packed, features, value, keep, precision)
     return (x.new_empty(0) if psi is None else psi), f, kept
 
 
-def _hvp(x, packed, features, v, tape, spec):
+def _hvp(x, packed, features, v, tape, spec, precision):
     spec = decode(spec)
-    return registry.select(spec, x).hvp(spec, x, packed, features, v, tape)
+    return registry.select(spec, x, precision).hvp(spec, x, packed, features, v, tape, precision)
 
 
-def _vjp(x, packed, features, p, v, tape, spec):
+def _vjp(x, packed, features, p, v, tape, spec, precision):
     spec = decode(spec)
-    return registry.select(spec, x).vjp(spec, x, packed, features, p, v, tape)
+    return registry.select(spec, x, precision).vjp(spec, x, packed, features, p, v, tape, precision)
 
 
 for _name, _implementation in (("evaluate", _evaluate), ("hvp", _hvp), ("vjp", _vjp)):
@@ -53,28 +57,29 @@ for _name, _implementation in (("evaluate", _evaluate), ("hvp", _hvp), ("vjp", _
 
 
 @torch.library.register_fake("lpn_fast::evaluate", lib=_library)
-def _evaluate_fake(x, packed, features, spec, value, tape):
+def _evaluate_fake(x, packed, features, spec, precision, value, tape):
     spec = decode(spec)
     psi = x.new_empty(x.shape[0] if value else 0)
-    kept = _tape_like(spec, x) if tape and not spec.is_dense else []
+    kept = _tape_like(spec, x, precision) if tape and not spec.is_dense else []
     return psi, torch.empty_like(x, memory_format=torch.contiguous_format), kept
 
 
 @torch.library.register_fake("lpn_fast::hvp", lib=_library)
-def _hvp_fake(x, packed, features, v, tape, spec):
+def _hvp_fake(x, packed, features, v, tape, spec, precision):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("lpn_fast::vjp", lib=_library)
-def _vjp_fake(x, packed, features, p, v, tape, spec):
+def _vjp_fake(x, packed, features, p, v, tape, spec, precision):
     gx = torch.empty_like(x, memory_format=torch.contiguous_format)
     return gx, x.new_empty(parameter_count(decode(spec)))
 
 
-def _tape_like(spec: Spec, x: Tensor) -> list[Tensor]:
+def _tape_like(spec: Spec, x: Tensor, precision: str) -> list[Tensor]:
+    dtype = storage(precision, x.dtype)
     sizes = spec.stage_sizes(x.shape[-2], x.shape[-1])
     tensors = [
-        torch.empty((x.shape[0], stage.width, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        torch.empty((x.shape[0], stage.width, *size), dtype=dtype, device=x.device, memory_format=torch.channels_last)
         for stage, size in zip(spec.stages, sizes, strict=True)
     ]
     return tensors + [torch.empty_like(t) for t in tensors]

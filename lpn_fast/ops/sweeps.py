@@ -11,7 +11,8 @@
 
 e_l = d psi / d u_l, dz_l the derivative of z_l along v, delta_l the derivative of e_l along v. One forward
 and one transposed sweep give f; one tangent and one adjoint sweep more give H v, which is symmetric, so
-that the vjp, the jvp and the hvp of f are one operation. Only z, e and dz are ever stored. With F the
+that the vjp, the jvp and the hvp of f are one operation. Only z, e and dz are ever stored, and e only where
+a second-order sweep will want it: A_l^T e_l is added up on the way down. With F the
 operations of the value sweep: prox 2F, H v 2F with (z, e) at hand, all gradients 6F.
 """
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..algebra.parameters import layout, parameter_count, unpack
+from ..algebra.parameters import Slot, layout, parameter_count, unpack
 from ..algebra.spec import Spec
 from .epilogues import per_channel
 from .maps import maps_for
@@ -44,56 +45,99 @@ class Tape:
 
 
 class Sweeps:
-    """One network at one input: x (N, C) or (N, C, H, W), P (P,), noise features (N, F) or None."""
+    """One network at one input: x (N, C) or (N, C, H, W), P (P,), noise features (N, F) or None.
 
-    def __init__(self, spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, epilogues):
+    z, e, dz, delta and the cores W_l are held in `storage`; everything else, and all sums over pixels, in
+    x's type. `maps_for` gives the linear maps of (spec, parameters, x, storage).
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        x: Tensor,
+        packed: Tensor,
+        features: Tensor | None,
+        epilogues,
+        storage: torch.dtype,
+        maps_for=maps_for,
+    ):
         self.spec = spec
         self.x = x
         self.features = features
         self.weights = unpack(spec, packed)
         self.stages = self.weights.stages
-        self.maps = maps_for(spec, self.weights, x)
+        self.maps = maps_for(spec, self.weights, x, storage)
         self.epilogues = epilogues
         self.x_l = self.maps.skip_inputs(x)
 
-    def value_prox(self, with_value: bool) -> tuple[Tensor | None, Tensor, Tape]:
-        """(psi (N,) or None, f like x, tape)."""
-        tape = self.tape()
-        return (self._psi(tape.z) if with_value else None), self._assemble(tape.e, self.x, with_linear=True), tape
+    def value_prox(self, with_value: bool, keep: bool) -> tuple[Tensor | None, Tensor, Tape | None]:
+        """(psi (N,) or None, f like x, tape if it is to be kept)."""
+        z = self._forward()
+        psi = self._psi(z) if with_value else None
+        total = self.maps.skips_adjoint(self.x)
+        e = self._transposed(z, total, keep)
+        f = self._assemble(total.result(), self.x)
+        if self.weights.linear is not None:
+            f = f.add_(per_channel(self.weights.linear, f))
+        return psi, f, Tape(z, e) if keep else None
 
     def tape(self) -> Tape:
         """The forward and the transposed sweep."""
         z = self._forward()
-        return Tape(z, self._transposed(z))
+        return Tape(z, self._transposed(z, None, keep=True))
 
     def hvp(self, tape: Tape, v: Tensor) -> Tensor:
         """H v, of x's shape."""
-        _, delta = self._second_order(tape, v, self.maps.skip_inputs(v))
-        return self._assemble(delta, v, with_linear=False)
+        dz = self._tangent(tape, self.maps.skip_inputs(v))
+        total, a = self.maps.skips_adjoint(self.x), None
+        for l in reversed(range(len(self.stages))):
+            delta = self._adjoint(l, a, tape, dz)
+            total.add(l, delta)
+            a = self.maps.core_adjoint(l, delta, tape.z[l - 1]) if l else None
+            dz[l] = None  # not needed any more: its memory is
+        return self._assemble(total.result(), v)
 
     def vjp(self, tape: Tape, p: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(gradient in x, gradient in P) of sum (p psi + <v, f>); p (N,), v like x, either may be None."""
-        if v is None:
-            v_l, dz, delta = None, None, None
-            gx = torch.zeros_like(self.x)
-        else:
-            v_l = self.maps.skip_inputs(v)
-            dz, delta = self._second_order(tape, v, v_l)
-            gx = self._assemble(delta, v, with_linear=False)
-        if p is not None:
-            scaled = [e * _per_sample(p, e) for e in tape.e]
-            total = scaled if delta is None else [d + s for d, s in zip(delta, scaled, strict=True)]
-            f = self._assemble(tape.e, self.x, with_linear=True)
-            gx = gx + _per_sample(p, f) * f
-        else:
-            total = delta
-        return gx, self._gradients(tape, p, v, v_l, dz, total)
+        """(gradient in x, gradient in P) of sum (p psi + <v, f>); p (N,), v like x, either may be None.
+
+        The gradient in x, H v + p f, is the assembly of delta_l + p e_l: one pass over the skips for both.
+        """
+        v_l = None if v is None else self.maps.skip_inputs(v)
+        dz = None if v is None else self._tangent(tape, v_l)
+        gradient = self.x.new_zeros(parameter_count(self.spec))
+        slots: list[list[Slot]] = [[] for _ in self.stages]
+        for slot in layout(self.spec):
+            *prefix, name = slot.name.split(".")
+            if prefix:
+                slots[int(prefix[1])].append(slot)
+            else:
+                gradient[slot.offset : slot.end] = self._outer_gradient(name, p, v).reshape(-1)
+        sum_l, a = self.maps.skips_adjoint(self.x), None
+        for l in reversed(range(len(self.stages))):
+            e, total = tape.e[l], None
+            if v is not None:
+                total = self._adjoint(l, a, tape, dz)
+                a = self.maps.core_adjoint(l, total, tape.z[l - 1]) if l else None
+            if p is not None:
+                scaled = e * _per_sample(p.to(e.dtype), e)
+                total = scaled if total is None else total.add_(scaled)
+            sum_l.add(l, total)
+            for slot in slots[l]:
+                part = self._stage_gradient(l, slot.name.split(".")[-1], tape, p, v_l, dz, total)
+                gradient[slot.offset : slot.end] = part.reshape(-1)
+            if dz is not None:
+                dz[l] = None
+        direction = sum(t for t in (v, None if p is None else _per_sample(p, self.x) * self.x) if t is not None)
+        gx = self._assemble(sum_l.result(), direction)
+        if p is not None and self.weights.linear is not None:
+            gx = gx.add_(_per_sample(p, gx) * per_channel(self.weights.linear, gx))
+        return gx, gradient
 
     def _forward(self) -> list[Tensor]:
         z: list[Tensor] = []
         for l in range(len(self.stages)):
             u, rest = self.maps.stage(l, z[-1] if l else None, self.x_l[l])
-            z.append(self.epilogues.softplus(u, rest, self._bias(l), self.spec.beta))
+            z.append(self.epilogues.softplus(u, rest, self._bias(l), self.spec.beta, self.maps.storage))
         return z
 
     def _bias(self, l: int) -> Tensor | None:
@@ -105,92 +149,86 @@ class Sweeps:
         conditional = self.features @ w.noise.T
         return conditional if bias is None else conditional + bias
 
-    def _transposed(self, z: list[Tensor]) -> list[Tensor]:
-        e: list[Tensor | None] = [None] * len(z)
+    def _transposed(self, z: list[Tensor], total, keep: bool) -> list[Tensor | None]:
+        """All e_l if they are to be kept; A_l^T e_l goes to `total` where there is one. Else z is used up."""
+        kept: list[Tensor | None] = [None] * len(z)
         a = None
         for l in reversed(range(len(z))):
             w = self.stages[l]
             if a is None and w.head is None and w.head_squared is None:
-                e[l] = torch.zeros_like(z[l])  # a stage that psi does not reach
+                e = torch.zeros_like(z[l])  # a stage that psi does not reach
             else:
-                e[l] = self.epilogues.slope_mul(a, z[l], w.head, w.head_squared, self.spec.beta)
-            a = self.maps.core_adjoint(l, e[l], z[l - 1]) if l else None
-        return e
+                e = self.epilogues.slope_mul(a, z[l], w.head, w.head_squared, self.spec.beta)
+            if total is not None:
+                total.add(l, e)
+            if keep:
+                kept[l] = e
+            else:
+                z[l] = None
+            a = self.maps.core_adjoint(l, e, z[l - 1]) if l else None
+        return kept
 
-    def _second_order(self, tape: Tape, v: Tensor, v_l: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """(dz, delta): the tangent sweep and the adjoint sweep."""
-        beta, dz, delta = self.spec.beta, [], [None] * len(tape.z)
+    def _tangent(self, tape: Tape, v_l: list[Tensor]) -> list[Tensor | None]:
+        """All dz_l."""
+        dz: list[Tensor | None] = []
         for l in range(len(self.stages)):
             du, rest = self.maps.stage(l, dz[-1] if l else None, v_l[l])
-            dz.append(self.epilogues.tangent(du, rest, tape.z[l], beta))
-        a = None
-        for l in reversed(range(len(self.stages))):
-            g = self.stages[l].head_squared
-            delta[l] = self.epilogues.adjoint(a, tape.z[l], tape.e[l], dz[l], g, beta)
-            a = self.maps.core_adjoint(l, delta[l], tape.z[l - 1]) if l else None
-        return dz, delta
+            dz.append(self.epilogues.tangent(du, rest, tape.z[l], self.spec.beta))
+        return dz
 
-    def _assemble(self, e: list[Tensor], x: Tensor, with_linear: bool) -> Tensor:
-        """sum_l D_l^T A_l^T e_l + K^T K x + alpha x (+ c)."""
-        f = self.maps.skips_adjoint(e, x)
+    def _adjoint(self, l: int, a: Tensor | None, tape: Tape, dz: list[Tensor]) -> Tensor:
+        """delta_l, from a = W_{l+1}^T delta_{l+1}."""
+        return self.epilogues.adjoint(a, tape.z[l], tape.e[l], dz[l], self.stages[l].head_squared, self.spec.beta)
+
+    def _assemble(self, f: Tensor, x: Tensor) -> Tensor:
+        """f + K^T K x + alpha x, in f's memory: what follows sum_l D_l^T A_l^T e_l."""
         if self.spec.alpha:
             f = f.add_(x, alpha=self.spec.alpha)
         if self.weights.quadratic is not None:
             f = f.add_(self.maps.quadratic_adjoint(self.maps.quadratic(x), x))
-        if with_linear and self.weights.linear is not None:
-            f = f.add_(per_channel(self.weights.linear, f))
         return f
 
     def _psi(self, z: list[Tensor]) -> Tensor:
         """psi, (N,). Long sums of one sign: torch adds them pairwise."""
+        dtype = self.x.dtype
         psi = (0.5 * self.spec.alpha) * _squares(self.x)
         for z_l, w in zip(z, self.stages, strict=True):
             if w.head is not None:
-                psi = psi + _pixel_sum(z_l) @ w.head
+                psi = psi + _pixel_sum(z_l, dtype) @ w.head
             if w.head_squared is not None:
-                psi = psi + _pixel_sum(z_l * z_l) @ w.head_squared
+                psi = psi + _pixel_sum(_squared(z_l, dtype), dtype) @ w.head_squared
         if self.weights.linear is not None:
-            psi = psi + _pixel_sum(self.x) @ self.weights.linear
+            psi = psi + _pixel_sum(self.x, dtype) @ self.weights.linear
         if self.weights.quadratic is not None:
             psi = psi + 0.5 * _squares(self.maps.quadratic(self.x))
         return psi if self.weights.constant is None else psi + self.weights.constant
 
-    def _gradients(self, tape, p, v, v_l, dz, total) -> Tensor:
-        """The gradient in P, laid out as P."""
-        gradient = self.x.new_zeros(parameter_count(self.spec))
-        for slot in layout(self.spec):
-            *prefix, name = slot.name.split(".")
-            if prefix:
-                part = self._stage_gradient(int(prefix[1]), name, tape, p, v_l, dz, total)
-            else:
-                part = self._outer_gradient(name, p, v)
-            gradient[slot.offset : slot.end] = part.reshape(-1)
-        return gradient
-
     def _stage_gradient(self, l: int, name: str, tape, p, v_l, dz, total) -> Tensor:
+        dtype = self.x.dtype
         if name == "core":
-            pairs = [(total[l], tape.z[l - 1])]
+            pairs = [(total, tape.z[l - 1])]
             return self.maps.core_gradient(l, pairs if dz is None else [*pairs, (tape.e[l], dz[l - 1])])
         if name == "skip":
-            pairs = [(total[l], self.x_l[l])]
+            pairs = [(total, self.x_l[l])]
             return self.maps.skip_gradient(l, pairs if dz is None else [*pairs, (tape.e[l], v_l[l])])
         if name == "bias":
-            return _pixel_sum(total[l]).sum(0)
+            return _pixel_sum(total, dtype).sum(0)
         if name == "noise":
-            return _pixel_sum(total[l]).T @ self.features
+            return _pixel_sum(total, dtype).T @ self.features
         z, result = tape.z[l], 0  # the two heads
         if dz is not None:
-            result = _pixel_sum(dz[l] if name == "head" else 2 * z * dz[l]).sum(0)
+            result = _pixel_sum(dz[l] if name == "head" else 2 * z.to(dtype) * dz[l], dtype).sum(0)
         if p is not None:
-            result = result + p @ _pixel_sum(z if name == "head" else z * z)
+            result = result + p @ _pixel_sum(z if name == "head" else _squared(z, dtype), dtype)
         return result
 
     def _outer_gradient(self, name: str, p: Tensor | None, v: Tensor | None) -> Tensor:
+        dtype = self.x.dtype
         if name == "constant":
             return self.x.new_zeros(1) if p is None else p.sum()
         if name == "linear":
-            terms = [] if v is None else [_pixel_sum(v).sum(0)]
-            return sum(terms + ([] if p is None else [p @ _pixel_sum(self.x)]))
+            terms = [] if v is None else [_pixel_sum(v, dtype).sum(0)]
+            return sum(terms + ([] if p is None else [p @ _pixel_sum(self.x, dtype)]))
         Kx, result = self.maps.quadratic(self.x), 0
         if v is not None:
             result = self.maps.quadratic_gradient(self.maps.quadratic(v), self.x)
@@ -205,9 +243,15 @@ def _per_sample(p: Tensor, like: Tensor) -> Tensor:
     return p.view(-1, *(1,) * (like.dim() - 1))
 
 
-def _pixel_sum(t: Tensor) -> Tensor:
-    """[N, H(, h, w)] summed over its pixels: [N, H]."""
-    return t if t.dim() == 2 else t.sum((2, 3))
+def _pixel_sum(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """[N, H(, h, w)] summed over its pixels in `dtype`: [N, H]."""
+    return t.to(dtype) if t.dim() == 2 else t.sum((2, 3), dtype=dtype)
+
+
+def _squared(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """t^2 in `dtype`."""
+    t = t.to(dtype)
+    return t * t
 
 
 def _squares(t: Tensor) -> Tensor:

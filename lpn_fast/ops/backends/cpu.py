@@ -42,37 +42,39 @@ class CpuBackend:
     def __init__(self):
         self._conv = _ConvCpu()
 
-    def supports(self, spec: Spec, x: Tensor) -> str | None:
+    def supports(self, spec: Spec, x: Tensor, precision: str) -> str | None:
         if x.device.type != "cpu":
             return f"x is on {x.device}, this backend runs on the CPU"
         if x.dtype != torch.float32:
             return f"x is {x.dtype}, this backend computes in float32"
+        if precision != "fp32":
+            return f"precision {precision!r} is not covered"
         if spec.is_dense and spec.noise_levels:
             return "dense networks with noise-dependent biases are not covered"
         if spec.is_dense and spec.quadratic:
             return "dense networks with a quadratic term are not covered"
         return None
 
-    def evaluate(self, spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, value: bool, tape: bool):
+    def evaluate(self, spec: Spec, x: Tensor, packed: Tensor, features, value: bool, tape: bool, precision):
         if not spec.is_dense:
-            return self._conv.evaluate(spec, x, packed, features, value, tape)
+            return self._conv.evaluate(spec, x, packed, features, value, tape, precision)
         x, packed = x.contiguous(), packed.contiguous()
         psi = x.new_empty(x.shape[0]) if value else None
         f = torch.empty_like(x)
         _cpu.mlp_value_prox(_at(x), _at(packed), *_problem(spec, x), _at(psi), _at(f), torch.get_num_threads())
         return psi, f, []
 
-    def hvp(self, spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, v: Tensor, tape: list[Tensor]):
+    def hvp(self, spec: Spec, x: Tensor, packed: Tensor, features, v: Tensor, tape: list[Tensor], precision):
         if not spec.is_dense:
-            return self._conv.hvp(spec, x, packed, features, v, tape)
+            return self._conv.hvp(spec, x, packed, features, v, tape, precision)
         x, packed, v = x.contiguous(), packed.contiguous(), v.contiguous()
         out = torch.empty_like(x)
         _cpu.mlp_hvp(_at(x), _at(packed), _at(v), *_problem(spec, x), _at(out), torch.get_num_threads())
         return out
 
-    def vjp(self, spec, x, packed, features, p: Tensor | None, v: Tensor | None, tape: list[Tensor]):
+    def vjp(self, spec, x, packed, features, p: Tensor | None, v: Tensor | None, tape: list[Tensor], precision):
         if not spec.is_dense:
-            return self._conv.vjp(spec, x, packed, features, p, v, tape)
+            return self._conv.vjp(spec, x, packed, features, p, v, tape, precision)
         x, packed = x.contiguous(), packed.contiguous()
         p = None if p is None else p.contiguous()
         v = None if v is None else v.contiguous()
@@ -87,7 +89,7 @@ class CpuBackend:
 class FusedEpilogues:
     """ops/epilogues.py's four steps, each one pass over memory; tensors are [N, H, h, w], channels-last, float32."""
 
-    def softplus(self, u: Tensor, rest: Tensor | None, b: Tensor | None, beta: float) -> Tensor:
+    def softplus(self, u: Tensor, rest: Tensor | None, b: Tensor | None, beta: float, storage: torch.dtype) -> Tensor:
         rows, channels = _matrix(u)
         b = None if b is None else b.contiguous()
         rows_per_bias = max(1, rows // (1 if b is None else b.shape[0]))  # 1 for an empty batch

@@ -1,9 +1,13 @@
 """The analytic plain path: the sweeps with ATen's linear maps and torch epilogues. Runs everything."""
 
+import contextlib
+
+import torch
 from torch import Tensor
 
 from ...algebra.spec import Spec
 from ..epilogues import TorchEpilogues
+from ..precision import storage
 from ..sweeps import Sweeps, Tape
 
 
@@ -13,21 +17,24 @@ class SweepsBackend:
     name: str
     epilogues = TorchEpilogues()
 
-    def evaluate(self, spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, value: bool, tape: bool):
-        psi, f, kept = self._sweeps(spec, x, packed, features).value_prox(value)
+    def evaluate(self, spec, x: Tensor, packed: Tensor, features: Tensor | None, value: bool, tape: bool, precision):
+        with _products(x, precision):
+            psi, f, kept = self._sweeps(spec, x, packed, features, precision).value_prox(value, keep=tape)
         return psi, f.contiguous(), kept.flatten() if tape else []
 
-    def hvp(self, spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, v: Tensor, tape: list[Tensor]):
-        sweeps = self._sweeps(spec, x, packed, features)
-        return sweeps.hvp(self._tape(sweeps, tape), v).contiguous()
+    def hvp(self, spec, x: Tensor, packed: Tensor, features: Tensor | None, v: Tensor, tape: list[Tensor], precision):
+        with _products(x, precision):
+            sweeps = self._sweeps(spec, x, packed, features, precision)
+            return sweeps.hvp(self._tape(sweeps, tape), v).contiguous()
 
-    def vjp(self, spec, x, packed, features, p: Tensor | None, v: Tensor | None, tape: list[Tensor]):
-        sweeps = self._sweeps(spec, x, packed, features)
-        gx, gradient = sweeps.vjp(self._tape(sweeps, tape), p, v)
+    def vjp(self, spec, x, packed, features, p: Tensor | None, v: Tensor | None, tape: list[Tensor], precision):
+        with _products(x, precision):
+            sweeps = self._sweeps(spec, x, packed, features, precision)
+            gx, gradient = sweeps.vjp(self._tape(sweeps, tape), p, v)
         return gx.contiguous(), gradient
 
-    def _sweeps(self, spec, x, packed, features) -> Sweeps:
-        return Sweeps(spec, x, packed, features, self.epilogues)
+    def _sweeps(self, spec: Spec, x, packed, features, precision: str) -> Sweeps:
+        return Sweeps(spec, x, packed, features, self.epilogues, storage(precision, x.dtype))
 
     @staticmethod
     def _tape(sweeps: Sweeps, tape: list[Tensor]) -> Tape:
@@ -35,9 +42,28 @@ class SweepsBackend:
 
 
 class TorchBackend(SweepsBackend):
-    """Any device, float32 and float64."""
+    """Any device, float32 and float64; the named precisions of float32 tensors where the device has them."""
 
     name = "torch"
 
-    def supports(self, spec: Spec, x: Tensor) -> str | None:
+    def supports(self, spec: Spec, x: Tensor, precision: str) -> str | None:
+        if precision != "fp32" and x.dtype != torch.float32:
+            return f"precision {precision!r} is one of float32 tensors, x is {x.dtype}"
+        if precision == "tf32" and x.device.type != "cuda":
+            return f"TF32 products are a GPU's, x is on {x.device}"
         return None
+
+
+@contextlib.contextmanager
+def _products(x: Tensor, precision: str):
+    """TF32 where it was named and nowhere else: torch allows it in convolutions by default."""
+    if x.device.type != "cuda":
+        yield
+        return
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before

@@ -8,6 +8,8 @@ t = 0 inverts f. For t > 0 the solution is unique, and f(u) = prox_{tR}(z): with
 function 1/2 |x - z|^2 + t R(x) is t psi*(x) + (1 - t)/2 |x|^2 - <x, z> + const, convex whatever R is, and
 its optimality condition, with u in the subdifferential of psi* at x, is the equation.
 
+Solves run in full precision whatever the model's is: their residuals are certificates.
+
 Everything has the n samples still worked on first, and `select` keeps some of them.
 """
 
@@ -72,7 +74,9 @@ class Equation:
 
     def at(self, u: Tensor) -> Point:
         """Evaluate at u [n, ...]."""
-        psi, f, tape = _ops.evaluate.default(u, self.packed, self.features, self.spec.encoded, True, self.needs_tape)
+        psi, f, tape = _ops.evaluate.default(
+            u, self.packed, self.features, self.spec.encoded, "fp32", True, self.needs_tape
+        )
         t = column(self.strength, u)
         t64, psi64 = self.strength.double(), psi.double()
         terms = torch.stack([0.5 * t64 * dot(u, u), (1 - t64) * psi64, -dot(self.z, u)])  # [3, n]
@@ -105,7 +109,7 @@ class Curvature:
     scale: Tensor  # [n]
 
     def __call__(self, v: Tensor) -> Tensor:  # [n, ...] -> [n, ...]
-        hv = _ops.hvp.default(self.u, self.packed, self.features, v, self.tape, self.spec.encoded)
+        hv = _ops.hvp.default(self.u, self.packed, self.features, v, self.tape, self.spec.encoded, "fp32")
         return column(self.shift, v) * v + column(self.scale, v) * hv
 
     def select(self, rows: Tensor) -> "Curvature":

@@ -88,5 +88,5 @@ class _Solve(torch.autograd.Function):
             gt = -dot(w, u - f).to(strength.dtype)
         if ctx.needs_input_grad[2]:
             scaled = column(strength - 1, w) * w
-            gP = torch.ops.lpn_fast.vjp.default(u, packed, features, None, scaled, [], ctx.spec.encoded)[1]
+            gP = torch.ops.lpn_fast.vjp.default(u, packed, features, None, scaled, [], ctx.spec.encoded, "fp32")[1]
         return w, gt, gP, None, None, None

@@ -1,0 +1,27 @@
+"""Named precisions: how a backend stores activations and multiplies; what crosses the operators never changes.
+
+    fp32   products and storage in the tensors' own type (float64 tensors stay float64); never a silent TF32
+    tf32   storage float32, products in TF32 (GPU tensor cores)
+    fp16   storage and products in half precision, sums in float32
+    bf16   storage and products in bfloat16, sums in float32
+
+x, v, P, f, psi and all gradients keep their dtype. Weights are rounded once, where they are packed for a
+kernel, and rounded non-negative weights are just other non-negative weights: what is rounded *between* the
+sweeps is what bends exactness (README, "What is guaranteed").
+"""
+
+import torch
+
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+
+
+def checked(precision: str) -> str:
+    """`precision` itself, if it is one of PRECISIONS."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    return precision
+
+
+def storage(precision: str, dtype: torch.dtype) -> torch.dtype:
+    """The type in which activations are stored for tensors of `dtype`."""
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, dtype)

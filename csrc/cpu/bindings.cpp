@@ -15,40 +15,20 @@
 #include <vector>
 
 #include "adam.h"
+#include "arguments.h"
 #include "isa.h"
 #include "mlp.h"
+#include "projector_bindings.h"
 #include "threads.h"
+#include "winograd_bindings.h"
 
 namespace py = pybind11;
 
 namespace lpn {
 namespace {
 
-using Address = std::uintptr_t;
-
 // Activations per range of a thread: 16 Ki elements are some 10 us of work, large against drawing the range.
 constexpr int64_t elements_per_range = int64_t{1} << 14;
-
-template <class Value>
-Value* optional(Address address, const char* name) {
-  if (address % alignof(Value))
-    throw std::invalid_argument(std::string(name) + " must be aligned to " + std::to_string(alignof(Value)) +
-                                " bytes, got address " + std::to_string(address));
-  return reinterpret_cast<Value*>(address);
-}
-
-// An empty tensor may have no memory at all, so only a non-empty one must have an address.
-template <class Value>
-Value* required(Address address, const char* name, int64_t count) {
-  if (count > 0 && !address) throw std::invalid_argument(std::string(name) + " must be an address, got 0");
-  return optional<Value>(address, name);
-}
-
-void require_at_least(int64_t low, int64_t value, const char* name) {
-  if (value < low)
-    throw std::invalid_argument(std::string(name) + " must be at least " + std::to_string(low) + ", got " +
-                                std::to_string(value));
-}
 
 void require_common(int64_t rows, float beta, int threads) {
   require_at_least(0, rows, "rows");
@@ -282,6 +262,9 @@ PYBIND11_MODULE(_cpu, module) {
       arg("eps"), arg("threads"),
       "One Adam step, projected; table: per tensor parameter, gradient, exp_avg, exp_avg_sq, step, count, "
       "nonnegative.");
+
+  define_projector(module);
+  define_winograd(module);
 }
 
 }  // namespace lpn

@@ -9,6 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "projector_kernels.h"
+
 namespace lpn {
 
 // Rows that go through the dense network together. 64 rows x 64 units x 5 stages x 4 B = 82 KB per kept
@@ -59,6 +61,28 @@ struct Adjoint {
   float* out;            // [rows, channels], may be a, z, e or dz
   int64_t channels;
   float beta;
+};
+
+// ---- 3 x 3 correlations by minimal filtering, see isa/winograd.h -----------------------------------------
+
+struct Winograd {
+  float* pixels;  // [images, height, width, channels] or [images, out_height, out_width, channels]
+  float* planes;  // [36 or 81 planes, plane]: each starts with [tiles, channels]
+  int64_t plane;  // floats from one plane to the next
+  int64_t channels;
+  int64_t group;   // channels that one worker adds up in the adjoint of the inputs; divides channels
+  int64_t stride;  // 1 or 2
+  int64_t height, width;
+  int64_t out_height, out_width;
+  int64_t tile_rows, tile_columns;
+};
+
+struct WinogradWeights {
+  float* core;    // [units, channels, 3, 3]
+  float* planes;  // [36 or 81 planes, plane]: each is [units, channels]
+  int64_t plane;
+  int64_t channels;
+  int64_t stride;
 };
 
 // ---- dense network ----------------------------------------------------------------------------------------
@@ -164,6 +188,14 @@ struct Kernels {
   void (*slope_mul)(const SlopeMul&, int64_t begin, int64_t end);
   void (*tangent)(const Tangent&, int64_t begin, int64_t end);
   void (*adjoint)(const Adjoint&, int64_t begin, int64_t end);
+  // Tiles, or for the adjoint of the inputs pairs of image and channel group.
+  void (*winograd_inputs)(const Winograd&, int64_t begin, int64_t end);
+  void (*winograd_inputs_adjoint)(const Winograd&, int64_t begin, int64_t end);
+  void (*winograd_outputs)(const Winograd&, int64_t begin, int64_t end);
+  void (*winograd_outputs_adjoint)(const Winograd&, int64_t begin, int64_t end);
+  // Units of the core.
+  void (*winograd_weights)(const WinogradWeights&, int64_t begin, int64_t end);
+  void (*winograd_weights_adjoint)(const WinogradWeights&, int64_t begin, int64_t end);
   // Rows first <= r < first + count of the dense network, count <= block_rows.
   void (*mlp_prox)(const Mlp&, const MlpBlock&, const MlpProx&, int64_t first, int64_t count);
   void (*mlp_hvp)(const Mlp&, const MlpBlock&, const MlpHvp&, int64_t first, int64_t count);
@@ -171,6 +203,9 @@ struct Kernels {
   void (*mlp_vjp)(const Mlp&, const MlpBlock&, const MlpVjp&, int64_t first, int64_t count, float* partial);
   // Elements begin <= i < end of one tensor.
   void (*adam_step)(const AdamStep&, int64_t begin, int64_t end);
+  // Lines of the parallel-beam projector, in both precisions.
+  ResampleKernels<float> resample_float;
+  ResampleKernels<double> resample_double;
 };
 
 extern const Kernels baseline_kernels;

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "device_report.h"
+#include "mlp_bindings.h"
 
 namespace py = pybind11;
 
@@ -38,6 +39,7 @@ PYBIND11_MODULE(_cuda, module) {
       "device_report", &device_report_for_python,
       "driver_version and runtime_version (1000 major + 10 minor; 0 is none), devices, and reason: why no "
       "device can be used, or None.");
+  bind_mlp(module);
 }
 
 }  // namespace lpn

@@ -37,7 +37,7 @@ class Stage:
     heads: tuple[str, ...] = ()  # which of w . z ("linear") and g . z^2 ("squared") enter psi
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spec:
     """A whole network. Hashable; its attribute `encoded` is the string that crosses the operator boundary."""
 
@@ -58,6 +58,12 @@ class Spec:
         # Canonical JSON: readable in an exported graph, a cheap dictionary key, and what the operators take.
         encoded = json.dumps(to_dict(self), sort_keys=True, separators=(",", ":"))
         object.__setattr__(self, "encoded", encoded)
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Spec) and self.encoded == other.encoded
+
+    def __hash__(self) -> int:
+        return hash(self.encoded)  # a string remembers its hash; caches are asked for it on every call
 
     @property
     def is_dense(self) -> bool:

@@ -53,6 +53,7 @@ class LPN(nn.Module):
         self._precision = "fp32"
         self.stages = nn.ModuleList(nn.Module() for _ in spec.stages)
         self._slots = layout(spec)
+        self._places = [_place(slot.name) for slot in self._slots]
         for slot in self._slots:
             owner, name = self._owner(slot.name)
             owner.register_parameter(name, nn.Parameter(torch.zeros(slot.shape)))
@@ -264,12 +265,13 @@ class LPN(nn.Module):
 
     def packed(self) -> Tensor:
         """All parameters in one vector P, shape (P,), projected; differentiable in the parameters."""
-        return pack([getattr(*self._owner(slot.name)) for slot in self._slots], self._constrained)
+        stages = list(self.stages)
+        return pack([getattr(self if l is None else stages[l], name) for l, name in self._places], self._constrained)
 
     def _owner(self, name: str) -> tuple[nn.Module, str]:
         """The submodule that holds the parameter `stages.0.core` or `linear`, and its name there."""
-        *prefix, last = name.split(".")
-        return (self.stages[int(prefix[1])] if prefix else self), last
+        l, last = _place(name)
+        return (self if l is None else self.stages[l]), last
 
     def _evaluate(self, x: Tensor, sigma, with_value: bool) -> tuple[Tensor, Tensor]:
         x, features = self._checked(x, sigma)
@@ -286,7 +288,7 @@ class LPN(nn.Module):
             raise ValueError(f"x must have shape {wanted}, got {tuple(x.shape)}{hint}")
         if spec.image_size is not None and tuple(x.shape[-2:]) != spec.image_size:
             raise ValueError(f"this network takes images of {spec.image_size} pixels, got {tuple(x.shape[-2:])}")
-        own = next(self.parameters())
+        own = self.stages[0].skip  # there in every network
         if x.device != own.device:
             raise ValueError(f"x is on {x.device}, the model on {own.device}; move one with .to()")
         if x.dtype != own.dtype:
@@ -332,10 +334,18 @@ def explain(model: LPN, x: Tensor) -> str:
     """
     runs = registry.select(model.spec, x, model.precision).name
     lines = [f"{runs}: runs this call (chosen by {registry.chosen()!r})"]
+    reserved = registry.reservations(model.spec, x, model.precision)
     for name, reason in registry.reasons(model.spec, x, model.precision).items():
         if name != runs:
+            reason = reason or reserved.get(name)
             lines.append(f"{name}: {reason or 'could run it, others come first'}")
     return "\n".join(lines)
+
+
+def _place(name: str) -> tuple[int | None, str]:
+    """(stage or None, attribute) of the parameter `stages.0.core` or `linear`."""
+    *prefix, last = name.split(".")
+    return (int(prefix[1]) if prefix else None), last
 
 
 def _is_one(strength) -> bool:

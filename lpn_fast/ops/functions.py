@@ -10,6 +10,7 @@ Third order falls back to algebra/reference.py, in full precision. Dynamo refuse
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..algebra import reference
 from ..algebra.spec import Spec, decode
@@ -22,6 +23,8 @@ def evaluate(
     spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, with_value: bool, precision: str = "fp32"
 ) -> tuple[Tensor, Tensor]:
     """(psi (N,), f like x), differentiable in x and P; psi is empty without `with_value`."""
+    if _is_plain():
+        return _ops.evaluate.default(x, packed, features, spec.encoded, precision, with_value, False)[:2]
     needs_tape = torch.is_grad_enabled() and (x.requires_grad or packed.requires_grad)
     function = _EvaluateCompiled if torch.compiler.is_compiling() else _Evaluate
     return function.apply(x, packed, features, spec.encoded, precision, with_value, needs_tape)[:2]
@@ -33,6 +36,16 @@ def hvp(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, v: Tenso
         if any(t.requires_grad for t in (x, packed, v)):
             raise RuntimeError("derivatives of hvp are not available inside torch.compile; call it under no_grad there")
     return _hvp(x, packed, features, v, spec.encoded, precision, [])
+
+
+def _is_plain() -> bool:
+    """Whether nobody differentiates: no graph, no torch.func transform, no forward mode, no compiler."""
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
 
 
 class _EvaluateCompiled(torch.autograd.Function):

@@ -23,8 +23,16 @@ def constrained(spec: Spec) -> Tensor:
 
 def pack(parameters: list[Tensor], mask: Tensor) -> Tensor:
     """P, shape (parameter_count,), from the parameters in layout order; mask as `constrained` gives it."""
+    flat = torch.cat([t.reshape(-1) for t in parameters])
+    if not torch.is_grad_enabled():  # the rule for gradients is not needed, and calling it costs more than the rest
+        return _projected(flat, mask)
     function = _ProjectCompiled if torch.compiler.is_compiling() else _Project
-    return function.apply(torch.cat([t.reshape(-1) for t in parameters]), mask)
+    return function.apply(flat, mask)
+
+
+def _projected(flat: Tensor, mask: Tensor) -> Tensor:
+    """max(P, 0) where the mask is set; -0.0 becomes 0.0, NaN stays."""
+    return flat.masked_fill(mask & (flat <= 0), 0.0)
 
 
 class _ProjectCompiled(torch.autograd.Function):
@@ -34,7 +42,7 @@ class _ProjectCompiled(torch.autograd.Function):
 
     @staticmethod
     def forward(flat, mask):
-        return flat.masked_fill(mask & (flat <= 0), 0.0)
+        return _projected(flat, mask)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -6,6 +6,7 @@ it or raises with its reason: there is no silent fallback.
 """
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -60,13 +61,23 @@ class Backend(Protocol):
 
 
 _backends: dict[str, Backend] = {}  # in order of preference
+_reservations: dict[str, "Reservation"] = {}  # name -> why "auto" passes it over although it could run
 _absent: dict[str, str] = {}  # name -> why it cannot run at all
 _forced: str | None = None  # set by use_backend; None = ask the environment
 
 
-def register(backend: Backend) -> None:
-    """Add a backend; earlier ones are preferred."""
+Reservation = Callable[[Spec, Tensor, str], str | None]
+
+
+def register(backend: Backend, reservation: Reservation | None = None) -> None:
+    """Add a backend; earlier ones are preferred.
+
+    `reservation(spec, x, precision)` is asked about calls that the backend supports: None, or why "auto" prefers
+    whoever else supports them, because nobody measured that this one is faster there.
+    """
     _backends[backend.name] = backend
+    if reservation is not None:
+        _reservations[backend.name] = reservation
 
 
 def register_absent(name: str, reason: str) -> None:
@@ -84,6 +95,17 @@ def reasons(spec: Spec, x: Tensor, precision: str = "fp32") -> dict[str, str | N
     return {name: backend.supports(spec, x, precision) for name, backend in _backends.items()} | _absent
 
 
+def reservations(spec: Spec, x: Tensor, precision: str = "fp32") -> dict[str, str]:
+    """Per backend that supports the call: why "auto" prefers another one, for those with such a reason."""
+    found = {}
+    for name, reservation in _reservations.items():
+        if _backends[name].supports(spec, x, precision) is None:
+            reason = reservation(spec, x, precision)
+            if reason:
+                found[name] = reason
+    return found
+
+
 def select(spec: Spec, x: Tensor, precision: str = "fp32") -> Backend:
     """The backend that runs this call."""
     name = chosen()
@@ -94,9 +116,10 @@ def select(spec: Spec, x: Tensor, precision: str = "fp32") -> Backend:
         if reason:
             raise RuntimeError(f"backend {name!r} was asked for but cannot run this: {reason}")
         return _backends[name]
-    for backend in _backends.values():
-        if backend.supports(spec, x, precision) is None:
-            return backend
+    able = [backend for backend in _backends.values() if backend.supports(spec, x, precision) is None]
+    reserved = reservations(spec, x, precision) if len(able) > 1 else {}
+    for backend in [b for b in able if b.name not in reserved] or able:
+        return backend
     raise RuntimeError(f"no backend runs this in precision {precision!r}: {reasons(spec, x, precision)}")
 
 

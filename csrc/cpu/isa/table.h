@@ -7,13 +7,30 @@
 #include "activations.h"
 #include "adam.h"
 #include "mlp_blocks.h"
+#include "projector.h"
+#include "winograd.h"
 
 namespace lpn {
 namespace {
 
 constexpr Kernels kernels_named(const char* name) {
-  return {name,           softplus_rows, slope_mul_rows, tangent_rows,   adjoint_rows,
-          mlp_prox_block, mlp_hvp_block, mlp_vjp_any,    adam_step_range};
+  return {name,
+          softplus_rows,
+          slope_mul_rows,
+          tangent_rows,
+          adjoint_rows,
+          winograd_inputs,
+          winograd_inputs_adjoint,
+          winograd_outputs,
+          winograd_outputs_adjoint,
+          winograd_weights,
+          winograd_weights_adjoint,
+          mlp_prox_block,
+          mlp_hvp_block,
+          mlp_vjp_any,
+          adam_step_range,
+          resample_kernels<float>(),
+          resample_kernels<double>()};
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...algebra.parameters import layout
 from ...algebra.spec import Spec
 from .. import registry
+from ..cpu_maps import CpuConvMaps
 from .torch import SweepsBackend
 
 try:
@@ -119,6 +120,7 @@ class FusedEpilogues:
 class _ConvCpu(SweepsBackend):
     name = "cpu"
     epilogues = FusedEpilogues()
+    maps_for = CpuConvMaps
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...algebra.spec import Spec
 from ..epilogues import TorchEpilogues
+from ..maps import maps_for
 from ..precision import storage
 from ..sweeps import Sweeps, Tape
 
@@ -16,6 +17,7 @@ class SweepsBackend:
 
     name: str
     epilogues = TorchEpilogues()
+    maps_for = staticmethod(maps_for)
 
     def evaluate(self, spec, x: Tensor, packed: Tensor, features: Tensor | None, value: bool, tape: bool, precision):
         with _products(x, precision):
@@ -34,7 +36,7 @@ class SweepsBackend:
         return gx.contiguous(), gradient
 
     def _sweeps(self, spec: Spec, x, packed, features, precision: str) -> Sweeps:
-        return Sweeps(spec, x, packed, features, self.epilogues, storage(precision, x.dtype))
+        return Sweeps(spec, x, packed, features, self.epilogues, storage(precision, x.dtype), self.maps_for)
 
     @staticmethod
     def _tape(sweeps: Sweeps, tape: list[Tensor]) -> Tape:

@@ -9,6 +9,7 @@ from .descent import Solution, Verdict, descend
 from .equation import Equation
 from .fixed_point import FixedPoint
 from .gradient import AcceleratedGradient
+from .launch import in_one_launch
 from .lbfgs import LBFGS
 from .newton import NewtonCG
 
@@ -39,7 +40,9 @@ def solve(
     kind = METHODS[method]
     equation = replace(equation, needs_tape=kind.needs_tape)
     limits = {"max_iter": kind.max_iter if max_iter is None else max_iter, "radius": radius}
-    solution = descend(equation, start, kind(), tol=tol, **limits)
+    solution = in_one_launch(equation, start, method, tol, max_iter, radius)
+    if solution is None:
+        solution = descend(equation, start, kind(), tol=tol, **limits)
     if homotopy:
         late = (solution.verdict == Verdict.ITERATIONS) | (solution.verdict == Verdict.STALLED)
         late = late.nonzero()[:, 0]

@@ -1,0 +1,276 @@
+// 3 x 3 correlations with padding 1 and stride 1 or 2 by minimal filtering, 4 x 4 outputs at a time.
+//
+//   W z     planes = B^T d B per tile;   products = planes U^T (a matrix product per plane);   u = A^T
+//   products A W^T e   products = A e A^T;          planes = products U;                                  a
+//   += B planes B^T dW      U' = products^T planes summed over the tiles; dW = G^T U' G
+//
+// with U = G W G^T. The transposed map is the exact transpose of the forward one, term by term and with the
+// same rounded U, so the Hessian stays symmetric to rounding. Stride 1 takes 36 products for 16 outputs of 9
+// taps: a quarter of the multiplications. Stride 2 splits z into even and odd rows and columns:
+//
+//   u_i = g_1 z_{2i} + (g_0 z_{2i-1} + g_2 z_{2i+1})     an even phase of one tap, an odd phase of two: 4 + 5
+//   products
+//
+// and in two dimensions (4 + 5)^2 = 81 products for 144. All tensors are channels-last; a plane is a matrix
+// [tiles, channels]. Pixels outside are read as zero and not written. Channels are a multiple of `lanes`.
+
+#pragma once
+
+#include "../kernels.h"
+#include "vector.h"
+#include "winograd_matrices.h"
+
+namespace lpn {
+namespace {
+
+constexpr int tile = 4;  // outputs per side
+
+// One direction of one phase. Input k of tile t lies at pixel  stride (4 t + k) + offset.
+struct FullAxis {
+  static constexpr int taps = 3, inputs = 6, points = 6, offset = -1, first_tap = 0, tap_step = 1;
+  static constexpr float a(int i, int j) { return full_outputs[i][j]; }
+  static constexpr float b(int i, int j) { return full_inputs[i][j]; }
+  static constexpr float g(int i, int j) { return full_weights[i][j]; }
+};
+
+struct OddAxis {
+  static constexpr int taps = 2, inputs = 5, points = 5, offset = -1, first_tap = 0, tap_step = 2;
+  static constexpr float a(int i, int j) { return odd_outputs[i][j]; }
+  static constexpr float b(int i, int j) { return odd_inputs[i][j]; }
+  static constexpr float g(int i, int j) { return odd_weights[i][j]; }
+};
+
+struct EvenAxis {
+  static constexpr int taps = 1, inputs = 4, points = 4, offset = 0, first_tap = 1, tap_step = 1;
+  static constexpr float a(int i, int j) { return i == j; }
+  static constexpr float b(int i, int j) { return i == j; }
+  static constexpr float g(int, int) { return 1.0f; }
+};
+
+// The matrices of an axis as types, so that their zeros and ones are known where loops are unrolled.
+template <class Axis>
+struct A {  // A^T
+  static constexpr int rows = tile, columns = Axis::points;
+  static constexpr float at(int i, int j) { return Axis::a(i, j); }
+};
+template <class Axis>
+struct B {  // B^T
+  static constexpr int rows = Axis::points, columns = Axis::inputs;
+  static constexpr float at(int i, int j) { return Axis::b(i, j); }
+};
+template <class Axis>
+struct G {
+  static constexpr int rows = Axis::points, columns = Axis::taps;
+  static constexpr float at(int i, int j) { return Axis::g(i, j); }
+};
+template <class M>
+struct Transposed {
+  static constexpr int rows = M::columns, columns = M::rows;
+  static constexpr float at(int i, int j) { return M::at(j, i); }
+};
+
+// to[i] = sum_j M_ij from[j]
+template <class M>
+inline void apply(const Vec* from, int from_step, Vec* to, int to_step) {
+#pragma GCC unroll 8
+  for (int i = 0; i < M::rows; ++i) {
+    Vec sum = {};
+#pragma GCC unroll 8
+    for (int j = 0; j < M::columns; ++j)
+      if (M::at(i, j) != 0.0f) sum += M::at(i, j) * from[j * from_step];
+    to[i * to_step] = sum;
+  }
+}
+
+// to = Row from Column^T, [Row::rows, Column::rows] from [Row::columns, Column::columns]
+template <class Row, class Column>
+inline void sandwich(const Vec* from, Vec* to) {
+  Vec half[Row::rows * Column::columns];
+#pragma GCC unroll 8
+  for (int j = 0; j < Column::columns; ++j) apply<Row>(from + j, Column::columns, half + j, Column::columns);
+#pragma GCC unroll 8
+  for (int i = 0; i < Row::rows; ++i) apply<Column>(half + i * Column::columns, 1, to + i * Column::rows, 1);
+}
+
+// body(row axis, column axis, first plane of the phase)
+template <class Body>
+inline void for_each_phase(int64_t stride, Body body) {
+  if (stride == 1) return body(FullAxis{}, FullAxis{}, 0);
+  body(OddAxis{}, OddAxis{}, 0);
+  body(OddAxis{}, EvenAxis{}, 25);
+  body(EvenAxis{}, OddAxis{}, 45);
+  body(EvenAxis{}, EvenAxis{}, 65);
+}
+
+struct TilePlace {
+  int64_t image, row, column;
+};
+
+inline TilePlace place_of(const Winograd& op, int64_t index) {
+  const int64_t in_image = index % (op.tile_rows * op.tile_columns);
+  return {index / (op.tile_rows * op.tile_columns), in_image / op.tile_columns, in_image % op.tile_columns};
+}
+
+// body(i, j, pointer to the pixel) for the inputs of a tile that lie inside the image.
+template <class Row, class Column, class Body>
+inline void for_each_input(const Winograd& op, TilePlace at, Body body) {
+  const int64_t y = op.stride * tile * at.row + Row::offset,
+                x = op.stride * tile * at.column + Column::offset;
+  for (int i = 0; i < Row::inputs; ++i) {
+    const int64_t row = y + op.stride * i;
+    if (row < 0 || row >= op.height) continue;
+    for (int j = 0; j < Column::inputs; ++j) {
+      const int64_t column = x + op.stride * j;
+      if (column < 0 || column >= op.width) continue;
+      body(i, j, op.pixels + ((at.image * op.height + row) * op.width + column) * op.channels);
+    }
+  }
+}
+
+// body(i, j, pointer to the pixel) for the outputs of a tile that lie inside; `pixels` then is the output.
+template <class Body>
+inline void for_each_output(const Winograd& op, TilePlace at, Body body) {
+  for (int i = 0; i < tile && tile * at.row + i < op.out_height; ++i)
+    for (int j = 0; j < tile && tile * at.column + j < op.out_width; ++j) {
+      const int64_t row = at.image * op.out_height + tile * at.row + i;
+      body(i, j, op.pixels + (row * op.out_width + tile * at.column + j) * op.channels);
+    }
+}
+
+// planes = B^T d B, tiles begin <= index < end
+void winograd_inputs(const Winograd& op, int64_t begin, int64_t end) {
+  for (int64_t index = begin; index < end; ++index) {
+    const TilePlace at = place_of(op, index);
+    for_each_phase(op.stride, [&](auto row, auto column, int first) {
+      using Row = decltype(row);
+      using Column = decltype(column);
+      for (int64_t channel = 0; channel < op.channels; channel += lanes) {
+        Vec inputs[Row::inputs * Column::inputs] = {};
+        Vec points[Row::points * Column::points];
+        for_each_input<Row, Column>(op, at, [&](int i, int j, const float* pixel) {
+          inputs[i * Column::inputs + j] = load(pixel + channel);
+        });
+        sandwich<B<Row>, B<Column>>(inputs, points);
+        float* to = op.planes + first * op.plane + index * op.channels + channel;
+        for (int p = 0; p < Row::points * Column::points; ++p) store(to + p * op.plane, points[p]);
+      }
+    });
+  }
+}
+
+// u = A^T products A, summed over the phases; tiles begin <= index < end
+void winograd_outputs(const Winograd& op, int64_t begin, int64_t end) {
+  for (int64_t index = begin; index < end; ++index) {
+    const TilePlace at = place_of(op, index);
+    for (int64_t channel = 0; channel < op.channels; channel += lanes) {
+      Vec sum[tile * tile] = {};
+      for_each_phase(op.stride, [&](auto row, auto column, int first) {
+        using Row = decltype(row);
+        using Column = decltype(column);
+        Vec points[Row::points * Column::points], outputs[tile * tile];
+        const float* from = op.planes + first * op.plane + index * op.channels + channel;
+        for (int p = 0; p < Row::points * Column::points; ++p) points[p] = load(from + p * op.plane);
+        sandwich<A<Row>, A<Column>>(points, outputs);
+        for (int i = 0; i < tile * tile; ++i) sum[i] += outputs[i];
+      });
+      for_each_output(op, at, [&](int i, int j, float* pixel) { store(pixel + channel, sum[i * tile + j]); });
+    }
+  }
+}
+
+// products = A e A^T; tiles begin <= index < end
+void winograd_outputs_adjoint(const Winograd& op, int64_t begin, int64_t end) {
+  for (int64_t index = begin; index < end; ++index) {
+    const TilePlace at = place_of(op, index);
+    for (int64_t channel = 0; channel < op.channels; channel += lanes) {
+      Vec outputs[tile * tile] = {};
+      for_each_output(
+          op, at, [&](int i, int j, const float* pixel) { outputs[i * tile + j] = load(pixel + channel); });
+      for_each_phase(op.stride, [&](auto row, auto column, int first) {
+        using Row = decltype(row);
+        using Column = decltype(column);
+        Vec points[Row::points * Column::points];
+        sandwich<Transposed<A<Row>>, Transposed<A<Column>>>(outputs, points);
+        float* to = op.planes + first * op.plane + index * op.channels + channel;
+        for (int p = 0; p < Row::points * Column::points; ++p) store(to + p * op.plane, points[p]);
+      });
+    }
+  }
+}
+
+// a = sum over tiles of B planes B^T. Neighbouring tiles of a phase overlap, so the work is shared out by
+// (image, group of channels): begin <= item < end of images x groups.
+void winograd_inputs_adjoint(const Winograd& op, int64_t begin, int64_t end) {
+  const int64_t groups = op.channels / op.group, tiles = op.tile_rows * op.tile_columns;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t image = item / groups, first_channel = item % groups * op.group;
+    float* pixels = op.pixels + image * op.height * op.width * op.channels + first_channel;
+    for (int64_t p = 0; p < op.height * op.width; ++p)
+      for (int64_t c = 0; c < op.group; c += lanes) store(pixels + p * op.channels + c, Vec{});
+    for (int64_t index = image * tiles; index < (image + 1) * tiles; ++index) {
+      const TilePlace at = place_of(op, index);
+      for_each_phase(op.stride, [&](auto row, auto column, int first) {
+        using Row = decltype(row);
+        using Column = decltype(column);
+        for (int64_t channel = first_channel; channel < first_channel + op.group; channel += lanes) {
+          Vec points[Row::points * Column::points], inputs[Row::inputs * Column::inputs];
+          const float* from = op.planes + first * op.plane + index * op.channels + channel;
+          for (int p = 0; p < Row::points * Column::points; ++p) points[p] = load(from + p * op.plane);
+          sandwich<Transposed<B<Row>>, Transposed<B<Column>>>(points, inputs);
+          for_each_input<Row, Column>(op, at, [&](int i, int j, float* pixel) {
+            store(pixel + channel, load(pixel + channel) + inputs[i * Column::inputs + j]);
+          });
+        }
+      });
+    }
+  }
+}
+
+// U = G W G^T for output channels begin <= h < end
+void winograd_weights(const WinogradWeights& op, int64_t begin, int64_t end) {
+  for (int64_t h = begin; h < end; ++h)
+    for (int64_t c = 0; c < op.channels; c += lanes) {
+      float taps[9][lanes];
+      const float* from = op.core + (h * op.channels + c) * 9;
+      for (int lane = 0; lane < lanes; ++lane)
+        for (int t = 0; t < 9; ++t) taps[t][lane] = from[lane * 9 + t];
+      for_each_phase(op.stride, [&](auto row, auto column, int first) {
+        using Row = decltype(row);
+        using Column = decltype(column);
+        Vec filter[Row::taps * Column::taps], points[Row::points * Column::points];
+        for (int i = 0; i < Row::taps; ++i)
+          for (int j = 0; j < Column::taps; ++j)
+            filter[i * Column::taps + j] = load(
+                taps[3 * (Row::first_tap + i * Row::tap_step) + Column::first_tap + j * Column::tap_step]);
+        sandwich<G<Row>, G<Column>>(filter, points);
+        float* to = op.planes + first * op.plane + h * op.channels + c;
+        for (int p = 0; p < Row::points * Column::points; ++p) store(to + p * op.plane, points[p]);
+      });
+    }
+}
+
+// dW = G^T U' G for output channels begin <= h < end
+void winograd_weights_adjoint(const WinogradWeights& op, int64_t begin, int64_t end) {
+  for (int64_t h = begin; h < end; ++h)
+    for (int64_t c = 0; c < op.channels; c += lanes) {
+      float taps[9][lanes];
+      for_each_phase(op.stride, [&](auto row, auto column, int first) {
+        using Row = decltype(row);
+        using Column = decltype(column);
+        Vec filter[Row::taps * Column::taps], points[Row::points * Column::points];
+        const float* from = op.planes + first * op.plane + h * op.channels + c;
+        for (int p = 0; p < Row::points * Column::points; ++p) points[p] = load(from + p * op.plane);
+        sandwich<Transposed<G<Row>>, Transposed<G<Column>>>(points, filter);
+        for (int i = 0; i < Row::taps; ++i)
+          for (int j = 0; j < Column::taps; ++j)
+            store(taps[3 * (Row::first_tap + i * Row::tap_step) + Column::first_tap + j * Column::tap_step],
+                  filter[i * Column::taps + j]);
+      });
+      float* to = op.core + (h * op.channels + c) * 9;
+      for (int lane = 0; lane < lanes; ++lane)
+        for (int t = 0; t < 9; ++t) to[lane * 9 + t] = taps[t][lane];
+    }
+}
+
+}  // namespace
+}  // namespace lpn

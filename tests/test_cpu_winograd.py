@@ -1,0 +1,138 @@
+"""Correlations by minimal filtering against direct ones in float64: values, adjoints, gradients, exactness."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import relative
+
+import lpn_fast as lf
+from lpn_fast import _cpu
+from lpn_fast.algebra.spec import Stage
+from lpn_fast.ops import winograd
+
+SIZES = [(1, 1), (1, 3), (5, 6), (8, 8), (13, 9), (16, 17)]
+
+
+@pytest.fixture(params=_cpu.isas())
+def isa(request):
+    before = _cpu.isa()
+    _cpu.set_isa(request.param)
+    yield request.param
+    _cpu.set_isa(before)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def problem(size, stride, channels=16, units=32, images=3):
+    torch.manual_seed(size[0] * 100 + size[1])
+    out_size = tuple(-(-n // stride) for n in size)
+    core = torch.rand(units, channels, 3, 3)
+    z = torch.rand(images, channels, *size).contiguous(memory_format=torch.channels_last)
+    e = torch.rand(images, units, *out_size).contiguous(memory_format=torch.channels_last)
+    return core, z, e, winograd.WinogradCore(core, size, out_size, stride, winograd.Workspace())
+
+
+def direct(core, z, stride):
+    return F.conv2d(z.double(), core.double(), stride=stride, padding=1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_correlation_is_the_direct_one(isa, size, stride):
+    core, z, _, fast = problem(size, stride)
+    assert relative(fast.forward(z), direct(core, z, stride)) < 5e-7
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_adjoint_and_gradient_are_those_of_the_direct_one(isa, size, stride):
+    core, z, e, fast = problem(size, stride)
+    z64, core64 = z.double().requires_grad_(), core.double().requires_grad_()
+    loss = (direct(core64, z64, stride) * e.double()).sum()
+    true_adjoint, true_gradient = torch.autograd.grad(loss, [z64, core64])
+    assert relative(fast.adjoint(e), true_adjoint) < 1e-6
+    assert relative(fast.gradient([(e, z), (2 * e, z)]), 3 * true_gradient) < 1e-6
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_adjoint_is_the_transpose_of_the_same_rounded_map(stride):
+    core, z, e, fast = problem((13, 18), stride, channels=64, units=64)
+    v, w = torch.randn_like(z), torch.randn_like(e)
+    left, right = fast.forward(v).double() * w.double(), v.double() * fast.adjoint(w).double()
+    assert abs(left.sum() - right.sum()) <= 1e-6 * v.double().norm() * w.double().norm()
+
+
+@pytest.mark.parametrize("images", [0, 1, 5, 70])
+def test_groups_of_images_give_what_single_images_give(images, threads):
+    core, z, e, fast = problem((9, 7), 1, images=images)
+    assert fast.images_per_group < 70
+    u, a, g = fast.forward(z), fast.adjoint(e), fast.gradient([(e, z)])
+    assert u.shape == e.shape and a.shape == z.shape and g.shape == core.shape
+    assert images or not g.any()
+    for n in range(images):
+        assert relative(u[n], fast.forward(z[n : n + 1])[0]) < 2e-7
+        assert relative(a[n], fast.adjoint(e[n : n + 1])[0]) < 1e-6
+
+
+def test_two_runs_are_bit_identical(threads):
+    _, z, e, fast = problem((21, 22), 2, channels=64, units=48, images=6)
+    for function, argument in ((fast.forward, z), (fast.adjoint, e), (fast.gradient, [(e, z)])):
+        assert torch.equal(function(argument), function(argument))
+
+
+def test_memory_of_another_stage_never_reaches_a_gradient():
+    core, z, e, fast = problem((5, 5), 1, images=1)
+    clean = fast.gradient([(e, z)])
+    for which in (0, 1):
+        fast.workspace.take(which, (36, 500, 32), z).fill_(torch.nan)
+    assert torch.equal(fast.gradient([(e, z)]), clean)
+    assert torch.isfinite(fast.forward(z)).all() and torch.isfinite(fast.adjoint(e)).all()
+
+
+def test_nan_stays_in_its_own_sample():
+    _, z, _, fast = problem((9, 9), 1, images=4)
+    z[1, 0, 4, 4] = torch.nan
+    u = fast.forward(z)
+    assert u[1].isnan().any() and torch.isfinite(u[[0, 2, 3]]).all()
+
+
+def test_rounding_is_smaller_than_that_of_a_direct_float32_sum():
+    core, z, _, fast = problem((16, 16), 1, channels=256, units=32, images=1)
+    true = direct(core, z, 1)
+    plain = F.conv2d(z, core.contiguous(memory_format=torch.channels_last), padding=1)
+    assert relative(fast.forward(z), true) <= relative(plain, true) + 1e-7
+
+
+@pytest.mark.parametrize(
+    "change", [{"kernel": 5, "padding": 2}, {"padding": 0}, {"width": 72}, {"width": 16}, {"stride": 3}]
+)
+def test_other_stages_are_left_to_the_library(change):
+    stage = {"width": 64, "kernel": 3, "padding": 1, "stride": 1}
+    assert winograd.supports(Stage(**stage), 64)
+    assert not winograd.supports(Stage(**(stage | change)), 64)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (11, 13)])
+def test_wide_networks_agree_with_float64_and_stay_symmetric(size):
+    torch.manual_seed(1)
+    model = lf.ConvLPN(1, hidden=128, strides=(1, 2, 1))
+    assert sum(winograd.supports(s, 128) for s in model.spec.stages[1:]) == 2
+    x, u, v = torch.rand(2, 1, *size), torch.randn(2, 1, *size), torch.randn(2, 1, *size)
+    with lf.use_backend("cpu"):
+        f, hu, hv = model(x).detach(), model.hvp(x, u).detach(), model.hvp(x, v).detach()
+        gradients = torch.autograd.grad((v * model(x)).sum(), list(model.parameters()), allow_unused=True)
+    true = lf.ConvLPN(1, hidden=128, strides=(1, 2, 1)).double()
+    true.load_state_dict(model.state_dict())
+    expected = torch.autograd.grad((v.double() * true(x.double())).sum(), list(true.parameters()), allow_unused=True)
+    assert relative(f, true(x.double())) <= 1e-5
+    assert relative(hu, true.hvp(x.double(), u.double())) <= 1e-5
+    gap = ((u * hv).flatten(1).sum(1) - (v * hu).flatten(1).sum(1)).abs()
+    assert (gap <= 1e-6 * u.flatten(1).norm(dim=1) * hv.flatten(1).norm(dim=1)).all()
+    for ours, theirs in zip(gradients, expected, strict=True):
+        assert ours is None or relative(ours, theirs) <= 1e-5

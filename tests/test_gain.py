@@ -8,6 +8,7 @@ import torch
 import lpn_fast as lf
 from lpn_fast.algebra.spec import Spec, Stage
 from lpn_fast.networks import limit_gain_
+from lpn_fast.networks.gain import OVERSHOOT, largest_strength
 
 
 def dense_squared(alpha=0.05):
@@ -64,3 +65,73 @@ def test_gain_of_later_squared_heads_is_unknown():
     with pytest.raises(ValueError, match=r"limit must lie in \(alpha, 1\].*got 1.5"):
         limit_gain_(dense_squared(), 1.5)
     assert lf.asymptotic_gain(lf.MLPLPN(2, alpha=0.25)) == 0.25
+
+
+def dense_single(dim=1, heads=("squared",), scale=1.0):
+    torch.manual_seed(3)
+    model = lf.LPN(Spec("dense", dim, (Stage(8, heads=heads),), 10.0, 0.01)).double()
+    with torch.no_grad():
+        for name in ("head", "head_squared"):
+            if hasattr(model.stages[0], name):
+                getattr(model.stages[0], name).copy_(scale * torch.rand(8))
+        model.stages[0].skip.copy_(torch.randn_like(model.stages[0].skip))
+        model.stages[0].bias.copy_(torch.randn(8))
+    return model
+
+
+def half_curvature(u):
+    """(z^2)''/2 of z = softplus(u); another beta only rescales u."""
+    slope = torch.sigmoid(u)
+    return slope.square() + torch.nn.functional.softplus(u) * slope * (1 - slope)
+
+
+def test_the_curvature_of_a_unit_and_of_a_pair_stays_below_its_bound():
+    u = torch.linspace(-40, 40, 40001, dtype=torch.float64)
+    assert 1.03 < half_curvature(u).max() <= OVERSHOOT
+    for b in torch.linspace(-20, 0, 401, dtype=torch.float64):
+        assert (half_curvature(u + b) + half_curvature(-u + b)).max() <= OVERSHOOT
+
+
+@pytest.mark.parametrize("heads", [("squared",), ("linear",), ("linear", "squared")])
+@pytest.mark.parametrize("dim", [1, 4])
+def test_the_lipschitz_bound_holds_wherever_one_looks(dim, heads):
+    model = dense_single(dim, heads)
+    bound = lf.lipschitz_bound(model)
+    x = 3 * torch.randn(2000, dim, dtype=torch.float64)
+    v = torch.nn.functional.normalize(torch.randn_like(x), dim=1)
+    slopes = (v * model.hvp(x, v)).sum(1).detach()
+    assert slopes.max() <= bound < math.inf
+    assert dim > 1 or bound < 4 * slopes.max()  # and is not idle
+
+
+def test_of_a_ridge_network_a_pair_counts_once():
+    model = lf.RidgeLPN(1, pairs=6, kernel=5)
+    assert lf.lipschitz_bound(model) <= OVERSHOOT * lf.asymptotic_gain(model) + 1e-6
+
+
+def test_several_stages_have_no_known_bound_and_no_strength_above_one():
+    model = lf.MLPLPN(dim=2)
+    assert math.isinf(lf.lipschitz_bound(model)) and largest_strength(model) == 1
+    with pytest.raises(ValueError, match=r"strength must be in \(0, 1\], got 1.5.*lipschitz_bound"):
+        model.prox(torch.zeros(3, 2), strength=1.5)
+
+
+@pytest.mark.parametrize("t", [1.3, 1.9])
+def test_strength_above_one_minimises_by_brute_force(t):
+    model = dense_single()
+    limit = largest_strength(model)
+    assert t < limit < math.inf, limit
+    u = torch.linspace(-60, 60, 600001, dtype=torch.float64)[:, None]
+    points, prior = model.prox_and_prior(u)
+    z = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    best = ((points.T - z).square() / 2 + t * prior).argmin(1)
+    assert (model.prox(z, strength=t) - points[best]).abs().max() <= 1e-3  # spacing of the candidates
+    with pytest.raises(ValueError, match="positive and below"):
+        model.prox(z, strength=1.01 * limit)
+
+
+def test_gradients_of_strength_above_one():
+    model = dense_single()
+    z = torch.linspace(-1, 1, 4, dtype=torch.float64)[:, None].requires_grad_()
+    t = torch.tensor([1.2, 1.5, 0.5, 1.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z, t: model.prox(z, strength=t), (z, t))

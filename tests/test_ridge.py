@@ -5,7 +5,8 @@ import torch
 from cases import Case
 
 import lpn_fast as lf
-from lpn_fast.networks.ridge import LIMIT, OVERSHOOT
+from lpn_fast.networks.gain import OVERSHOOT
+from lpn_fast.networks.ridge import LIMIT
 
 
 def perturbed(channels=1, **arguments) -> lf.RidgeLPN:

@@ -2,7 +2,7 @@
 
 from .checkpoint import load, save
 from .families import MLPLPN, ConvLPN
-from .gain import asymptotic_gain, limit_gain_
+from .gain import asymptotic_gain, limit_gain_, lipschitz_bound
 from .lpn import LPN, explain
 from .pretrained import list_pretrained, pretrained
 from .published import from_reference, paper_network
@@ -14,6 +14,7 @@ __all__ = [
     "MLPLPN",
     "RidgeLPN",
     "asymptotic_gain",
+    "lipschitz_bound",
     "explain",
     "from_reference",
     "limit_gain_",

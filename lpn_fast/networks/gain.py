@@ -12,17 +12,28 @@ With gain < 1, psi(x) <= gain/2 |x|^2 + O(|x|), hence
 R is coercive, h + t R is bounded below for every operator, and a solver whose objective descends cannot run
 away. With gain > 1 descent alone does not prevent that: R may fall without bound in directions that the
 operator does not see. Squared heads on later stages are unbounded in the same sense, with no useful bound.
+
+Of a single stage the Lipschitz constant of f is as explicit: with s = sigma', a unit contributes at most
+
+    w sup sigma'' + 2 g sup k,     sup sigma'' = beta/4,     k = (z^2)''/2 = s^2 + z sigma'' <= OVERSHOOT for any beta.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..algebra.spec import Spec
-from .lpn import LPN
 
+if TYPE_CHECKING:
+    from .lpn import LPN
+
+# max over t and b <= 0 of  k(t + b) + k(-t + b): bounds one unit (b -> -inf) and a mirrored pair
+OVERSHOOT = 1.06
 GRID = 512  # frequencies per axis on which transfer functions are sampled
 
 
@@ -45,11 +56,55 @@ def asymptotic_gain(model: LPN) -> float:
         weight = (2 * first.head_squared.clamp(min=0)).sqrt()
         skip = first.skip * weight.view(-1, *(1,) * (first.skip.dim() - 1))
         # of an exactly mirrored pair a, -a one side is inactive far from zero
-        mirrored = len(skip) % 2 == 0 and torch.equal(skip[::2], -skip[1::2])
-        operators.append(skip[::2] if mirrored else skip)
+        operators.append(skip[::2] if _is_mirrored(skip, -1) else skip)
     if model.spec.quadratic:
         operators.append(model.quadratic)
     return model.alpha + (transfer_bound(model.spec, _stacked(operators)) if operators else 0.0)
+
+
+@torch.no_grad()
+def lipschitz_bound(model: LPN) -> float:
+    """Upper bound on the Lipschitz constant of f, for every noise level; inf for networks of several stages.
+
+    It bounds the strengths t for which the prox of t R is surely unique: all if it is at most 1, else
+    t < bound / (bound - 1).
+
+    Examples
+    --------
+    >>> import lpn_fast as lf
+    >>> lf.lipschitz_bound(lf.MLPLPN(dim=2))
+    inf
+    """
+    if len(model.spec.stages) > 1:
+        return math.inf
+    stage, operators = model.stages[0], []
+    curvature = stage.skip.new_zeros(len(stage.skip))  # [H]
+    if "linear" in model.spec.stages[0].heads:
+        curvature = curvature + stage.head.clamp(min=0) * (model.spec.beta / 4)
+    if "squared" in model.spec.stages[0].heads:
+        curvature = curvature + 2 * OVERSHOOT * stage.head_squared.clamp(min=0)
+    skip = stage.skip * curvature.sqrt().view(-1, *(1,) * (stage.skip.dim() - 1))
+    thresholds = [t for t in (getattr(stage, "bias", None), getattr(stage, "noise", None)) if t is not None]
+    paired = "linear" not in model.spec.stages[0].heads and _is_mirrored(skip, -1)
+    if paired and all(_is_mirrored(t, 1) and bool((t <= 0).all()) for t in thresholds):
+        skip = skip[::2]  # with thresholds b <= 0 a pair is bounded like one unit
+    operators.append(skip)
+    if model.spec.quadratic:
+        operators.append(model.quadratic)
+    return model.alpha + transfer_bound(model.spec, _stacked(operators))
+
+
+def largest_strength(model: LPN) -> float:
+    """Supremum of the strengths t whose prox is surely unique: 1 where no Lipschitz constant is known."""
+    bound = lipschitz_bound(model)
+    if math.isinf(bound):
+        return 1.0
+    return math.inf if bound <= 1 else bound / (bound - 1)
+
+
+def _is_mirrored(t: Tensor, sign: int) -> bool:
+    """Whether row 2 i + 1 is exactly sign times row 2 i, for all i."""
+    return len(t) % 2 == 0 and torch.equal(t[::2], sign * t[1::2])
 
 
 def _stacked(operators: list[Tensor]) -> Tensor:

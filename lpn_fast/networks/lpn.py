@@ -18,6 +18,7 @@ from ..ops import functions, registry
 from ..ops.packing import constrained, pack
 from ..ops.precision import checked as checked_precision
 from ..ops.solve import Problem, Solution, Verdict, differentiable_solution
+from .gain import largest_strength
 from .initialise import initialise_
 
 # of the equation behind prox of strength below 1: a few units of rounding above what each type can reach
@@ -150,8 +151,9 @@ class LPN(nn.Module):
         Parameters
         ----------
         z : Tensor, shape (N, dim) or (N, C, H, W)
-        strength : float or Tensor, shape () or (N,), in (0, 1]
-            Weight t of the prior. 1 is a single evaluation of the network.
+        strength : float or Tensor, shape () or (N,), in (0, 1], or above where f is known to allow it
+            Weight t of the prior. 1 is a single evaluation of the network. t > 1 has a unique prox if
+            Lip(f) < t / (t - 1), which `lipschitz_bound` decides.
         sigma : as for `forward`
         tol : float, optional
             Bound on |t u + (1 - t) f(u) - z| / max(|z|, |f(z)|), per sample; None is 1e-6 in float32 and 1e-12
@@ -170,7 +172,7 @@ class LPN(nn.Module):
         Raises
         ------
         ValueError
-            strength outside (0, 1]: beyond 1 the equation need not have one solution.
+            strength not positive, or above 1 and not covered by the Lipschitz bound of f.
 
         Warns
         -----
@@ -233,7 +235,7 @@ class LPN(nn.Module):
         return (x, prior, u) if return_preimage else (x, prior)
 
     def _solve(self, z, strength, packed, features, tol, max_iter, start) -> Solution:
-        strength = _checked_strength(strength, z)
+        strength = self._checked_strength(strength, z)
         if start is not None:
             if start.shape != z.shape or start.dtype != z.dtype or start.device != z.device:
                 wanted, seen = ((tuple(t.shape), t.dtype, str(t.device)) for t in (z, start))
@@ -251,6 +253,25 @@ class LPN(nn.Module):
                 stacklevel=3,
             )
         return solution
+
+    def _checked_strength(self, strength, z: Tensor) -> Tensor:
+        """t of every sample, (N,), in z's dtype."""
+        if not isinstance(strength, Tensor):
+            strength = torch.as_tensor(strength, dtype=z.dtype, device=z.device)
+        if strength.dim() > 1 or (strength.dim() == 1 and len(strength) != len(z)):
+            raise ValueError(f"strength must be a number or have shape ({len(z)},), got {tuple(strength.shape)}")
+        wrong = ~((strength > 0) & (strength <= 1))
+        if bool(wrong.any()):
+            limit = largest_strength(self)
+            wrong = ~((strength > 0) & ((strength <= 1) | (strength < limit)))
+        if bool(wrong.any()):
+            seen = strength[wrong].detach().flatten()[0].item()
+            wanted = "in (0, 1]" if limit == 1 else f"positive and below {limit:g}"
+            raise ValueError(
+                f"strength must be {wanted}, got {seen:g}; beyond that the prox need not be unique, because "
+                f"Lip(f) < t / (t - 1) is not known to hold (see lipschitz_bound)"
+            )
+        return strength.to(z).expand(len(z))
 
     @torch.no_grad()
     def project_(self) -> "LPN":
@@ -350,16 +371,3 @@ def _place(name: str) -> tuple[int | None, str]:
 
 def _is_one(strength) -> bool:
     return isinstance(strength, int | float) and strength == 1
-
-
-def _checked_strength(strength, z: Tensor) -> Tensor:
-    """t of every sample, (N,), in z's dtype."""
-    if not isinstance(strength, Tensor):
-        strength = torch.as_tensor(strength, dtype=z.dtype, device=z.device)
-    if strength.dim() > 1 or (strength.dim() == 1 and len(strength) != len(z)):
-        raise ValueError(f"strength must be a number or have shape ({len(z)},), got {tuple(strength.shape)}")
-    wrong = ~((strength > 0) & (strength <= 1))
-    if bool(wrong.any()):
-        seen = strength[wrong].detach().flatten()[0].item()
-        raise ValueError(f"strength must be in (0, 1], got {seen:g}; beyond 1 the prox need not be unique")
-    return strength.to(z).expand(len(z))

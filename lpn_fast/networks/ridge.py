@@ -8,8 +8,8 @@ only one side is active far from zero, hence the gain at infinity (networks/gain
     S = sup_omega sum_j 2 g_j |A_j(omega)|^2 + alpha,        held at LIMIT by `project_`:
 
 on a grid of frequencies; `asymptotic_gain` certifies the result. Where S < 1, R is coercive, and since the
-curvature of a pair never exceeds OVERSHOOT times 2 g_j, grad^2 psi <= OVERSHOOT S and R is convex up to a
-quadratic of modulus 1 - 1 / OVERSHOOT < 0.06. Less expressive than the multi-scale networks, but solvers behave
+curvature of a pair never exceeds gain.OVERSHOOT = 1.06 times 2 g_j, grad^2 psi <= 1.06 S and R is convex up to a
+quadratic of modulus 1 - 1 / 1.06 < 0.06. Less expressive than the multi-scale networks, but solvers behave
 as for a convex problem. (Convex ridge regularisers, arXiv 2211.12461, learn R; here the prox itself is explicit.)
 """
 
@@ -19,8 +19,6 @@ from ..algebra.spec import Spec, Stage
 from .families import noise_knots
 from .lpn import LPN
 
-# max over t and b <= 0 of  k(t + b) + k(-t + b),  k(u) = s(u)^2 + z(u) s'(u), half the curvature of z^2
-OVERSHOOT = 1.06
 LIMIT = 0.995  # of S: one would still be coercive in the limit only
 GRID = 64  # frequencies per axis in `project_`; asymptotic_gain checks the result on a finer one
 

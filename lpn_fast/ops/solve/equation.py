@@ -1,12 +1,14 @@
 """The equation, what is known of it at a point, and its linearisation.
 
-    r(u) = t u + (1 - t) f(u) - z = 0,     t in [0, 1)     (t = 1 is allowed and trivial)
+    r(u) = t u + (1 - t) f(u) - z = 0,     t >= 0     (t = 1 is allowed and trivial)
     r = grad phi,     phi(u) = t/2 |u|^2 + (1 - t) psi(u) - <z, u>      convex, (t + (1 - t) alpha)-strongly
     r'(u) = t I + (1 - t) H(u),     H = grad^2 psi, symmetric, positive semi-definite
 
 t = 0 inverts f. For t > 0 the solution is unique, and f(u) = prox_{tR}(z): with R + 1/2 |.|^2 = psi* the
 function 1/2 |x - z|^2 + t R(x) is t psi*(x) + (1 - t)/2 |x|^2 - <x, z> + const, convex whatever R is, and
-its optimality condition, with u in the subdifferential of psi* at x, is the equation.
+its optimality condition, with u in the subdifferential of psi* at x, is the equation. For t > 1 both phi and
+that function stay convex as long as f has a Lipschitz constant L < t / (t - 1): phi is (t - (t - 1) L)-strongly
+convex, because then H <= L I, and psi* is 1/L-strongly convex.
 
 Solves run in full precision whatever the model's is: their residuals are certificates.
 

@@ -5,16 +5,22 @@
 Every guarantee of the solvers leans on two facts about A: that ``A_adjoint`` is its adjoint, not
 merely similar to it (``adjoint_mismatch`` measures that), and that ``norm`` bounds ||A|| from
 above. Power iteration approaches ||A|| from *below*; ``operator_norm`` therefore adds a margin,
-and its result is an estimate, never a proof.
+and its result is an estimate, never a proof. ``operator_norm_bound`` turns the same iteration into a
+bound that fails with a stated probability.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from lpn_fast.per_sample import dot, norm
+from lpn_fast.per_sample import column, dot, norm
 from lpn_fast.physics.cg import prox_l2_by_cg
+from lpn_fast.physics.checks import check_count
+from lpn_fast.physics.noise import Noisy
 
 
 class Physics:
@@ -66,6 +72,38 @@ class Physics:
         Tensor, shape (N, C, H, W)
         """
         return prox_l2_by_cg(self, z, y, gamma)
+
+    def measurement_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of ``A(x)`` for images of shape ``image_shape``, (N, C, H, W)."""
+        return (image_shape[0], *self.A(torch.zeros(1, *image_shape[1:])).shape[1:])
+
+    def select(self, samples: Tensor) -> Physics:
+        """The operator of some samples of a batch.
+
+        Parameters
+        ----------
+        samples : Tensor, shape (n,), int64, or shape (N,), bool
+            Which ones.
+
+        Returns
+        -------
+        Physics
+            This object, unless the operator differs from sample to sample.
+        """
+        return self
+
+    def with_noise(self, noise) -> Noisy:
+        """This operator together with a noise model: it can then simulate measurements.
+
+        Parameters
+        ----------
+        noise : GaussianNoise or PoissonNoise
+
+        Returns
+        -------
+        Noisy
+        """
+        return Noisy(self, noise)
 
 
 def adjoint_mismatch(physics, x: Tensor, y: Tensor) -> Tensor:
@@ -158,3 +196,74 @@ def operator_norm(
             break
         v = physics.A_adjoint(measured)
     return margin * estimate
+
+
+def operator_norm_bound(
+    physics,
+    image_shape: Sequence[int],
+    *,
+    failure_probability: float = 1e-9,
+    max_iter: int = 100,
+    starts: int = 4,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> float:
+    """Upper bound on ||A|| that holds but for a stated probability.
+
+    With B = A^T A and a normal random image w, the part g of w along the top singular vector is a standard
+    normal number, and ||B^q w|| >= ||A||^(2 q) |g| for every q. Of r independent starts the largest |g| is below
+    tau with probability at most (tau sqrt(2 / pi))^r, hence but for that probability, for all q at once,
+
+        ||A||^2 <= min over q of  (max over starts of ||B^q w|| / tau)^(1 / q)
+
+    Near the norm after some tens of steps, whatever the spectrum: of use where ``norm()`` is loose, as
+    for ``CompressedSensing`` with few rows. Runs in float64.
+
+    Parameters
+    ----------
+    physics : object with ``A`` and ``A_adjoint``
+        Acting on every sample alike.
+    image_shape : (C, H, W), or any shape of one sample
+    failure_probability : float in (0, 1)
+        Over the random starts; the seed must not be chosen with a view to the result.
+    max_iter : int
+        Steps q, each one A and one A^T on ``starts`` samples.
+    starts : int
+        Independent random images r.
+    seed : int
+    device : torch.device or str
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    TypeError, ValueError
+        A probability outside (0, 1), counts below 1.
+
+    Examples
+    --------
+    >>> from lpn_fast.physics import Denoising
+    >>> 1 <= operator_norm_bound(Denoising(), (1, 8, 8)) < 1.1
+    True
+    """
+    if not 0 < failure_probability < 1:
+        raise ValueError(f"failure_probability must lie in (0, 1), got {failure_probability}")
+    check_count("max_iter", max_iter)
+    check_count("starts", starts)
+    tau = failure_probability ** (1 / starts) * math.sqrt(math.pi / 2)
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.randn(starts, *image_shape, generator=generator, dtype=torch.float64).to(device)  # (r, ...)
+    log_length = torch.zeros(starts, dtype=torch.float64, device=v.device)  # log ||B^q w||, (r,)
+    bound = math.inf
+    with torch.no_grad():
+        for q in range(1, max_iter + 1):
+            v = physics.A_adjoint(physics.A(v))
+            length = norm(v)  # (r,)
+            if not bool((length > 0).all()):
+                return 0.0  # a normal random image is mapped to zero by the zero operator only
+            v = v / column(length, v)
+            log_length = log_length + length.log()
+            bound = min(bound, math.exp((float(log_length.max()) - math.log(tau)) / (2 * q)))
+    return bound

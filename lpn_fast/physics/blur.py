@@ -1,19 +1,23 @@
-"""Blur: convolution with one kernel, on every channel alike.
+"""Blur: convolution of every channel with a kernel, one for all samples or one for each.
 
-    circular   (A x)[i] = sum_j k[j] x[i - j + c],  indices modulo the image size, c = (kh // 2, kw // 2)
-               y has the size of x, and A = F^* diag(K) F is diagonal in the Fourier basis, so
-               argmin_x 1/2 ||x - z||^2 + gamma/2 ||A x - y||^2
-                   = F^* (F z + gamma conj(K) F y) / (1 + gamma |K|^2)
-    full       (A x)[i] = sum_j k[j] x[i - j],  x zero outside the image
-               y is (H + kh - 1, W + kw - 1): nothing of the image is lost; no closed form of the prox
+    (A x)[i] = sum_j k[j] x[i - j + c],  c = (kh // 2, kw // 2),  with x continued beyond its borders
+    circular     periodically; A = F^* diag(K) F is diagonal in the Fourier basis, so
+                 argmin_x 1/2 ||x - z||^2 + gamma/2 ||A x - y||^2
+                     = F^* (F z + gamma conj(K) F y) / (1 + gamma |K|^2)
+    reflective   by reflection, the border pixel repeated (boundaries.py)
+    full         by zeros, and c = 0: y is (H + kh - 1, W + kw - 1), nothing of the image is lost
 
-Both run through the real FFT on one grid G: with E = zero padding to G and P = crop to the size of
-y, full convolution is A = P C E for the circular C on G (G at least the size of y, so nothing
-wraps), and A^T = E^T C^T P^T is again padding, conj(K), crop. The adjoint is matched by
-construction. The FFT, not a convolution layer, because cuDNN may round the latter to TF32 and
-the adjoint would hold to three digits only.
+All run through the real FFT on one grid G: with E = extension (by zeros or by reflection) and P = crop
+to the size of y, A = P C E for the circular C on G (large enough that nothing wraps into what is kept),
+and A^T = E^T C^T P^T. The adjoint is matched by construction. The FFT, not a convolution layer, because
+cuDNN may round the latter to TF32 and the adjoint would hold to three digits only.
 
-||A|| <= sum |k| for both boundaries (Young's inequality), with equality for non-negative circular kernels.
+||A|| <= sum |k| for the circular and the full boundary (Young's inequality), with equality for
+non-negative circular kernels. Reflection needs more: the shift by o has norm 1 once averaged with its
+mirror images (they are diagonal in the cosine basis), else up to sqrt(2) per axis that it moves along,
+since it may read a border pixel twice. Hence, with s = the mean of k and its flips about the centre,
+
+    ||A|| <= sum_o |s[o]| + sum_o |k[o] - s[o]| sqrt(2)^(axes along which o != 0)
 """
 
 from __future__ import annotations
@@ -21,27 +25,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lpn_fast.per_sample import check_positive, column
+from lpn_fast.per_sample import column
 from lpn_fast.physics.base import Physics
+from lpn_fast.physics.boundaries import fold, reflect
+from lpn_fast.physics.checks import check_images, check_prox
+from lpn_fast.physics.fourier import irfft2, rfft2
+from lpn_fast.physics.kernels import gaussian_kernel
 
-BOUNDARIES = ("circular", "full")
+BOUNDARIES = ("circular", "reflective", "full")
 CACHED_GRIDS = 8  # transfer functions kept: a folder of images of many sizes must not fill the memory
 
 
 class Blur(Physics):
-    """Convolution of every channel with one kernel.
+    """Convolution of every channel with one kernel, the same for all samples or one per sample.
 
     Parameters
     ----------
-    kernel : Tensor, shape (kh, kw)
+    kernel : Tensor, shape (kh, kw) or (N, kh, kw)
         Kernel, any sizes, odd or even; its centre is (kh // 2, kw // 2). Not normalised here.
-    boundary : "circular" or "full"
-        Wrap around, y of the size of x; or zero outside the image, y of size (H + kh - 1, W + kw - 1).
+        With a first axis, sample n of a batch of exactly N is blurred by kernel n.
+    boundary : "circular", "reflective" or "full"
+        Continued periodically or by reflection, y of the size of x; or zero outside the image,
+        y of size (H + kh - 1, W + kw - 1).
 
     Raises
     ------
     ValueError
-        A kernel that is not two-dimensional, empty or not finite; an unknown boundary.
+        A kernel of another rank, empty or not finite; an unknown boundary.
 
     Examples
     --------
@@ -53,12 +63,12 @@ class Blur(Physics):
 
     def __init__(self, kernel: Tensor, boundary: str = "circular"):
         kernel = torch.as_tensor(kernel).detach().to("cpu", torch.float64)
-        if kernel.dim() != 2 or kernel.numel() == 0:
-            raise ValueError(f"kernel must have shape (kh, kw), got {tuple(kernel.shape)}")
+        if kernel.dim() not in (2, 3) or kernel.numel() == 0:
+            raise ValueError(f"kernel must have shape (kh, kw) or (N, kh, kw), got {tuple(kernel.shape)}")
         if not bool(kernel.isfinite().all()):
             raise ValueError("kernel must be finite, got NaN or infinite values")
         if boundary not in BOUNDARIES:
-            raise ValueError(f"boundary must be 'circular' or 'full', got {boundary!r}")
+            raise ValueError(f"boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
         self.kernel = kernel
         self.boundary = boundary
         self._transfers: dict[tuple, Tensor] = {}
@@ -71,11 +81,10 @@ class Blur(Physics):
         ----------
         sigma : float
             Standard deviation in pixels.
-        boundary : "circular" or "full"
+        boundary : "circular", "reflective" or "full"
             As in the class.
         size : int, optional
-            Side of the kernel. None is the rule of the published deblurring experiments
-            (arXiv 2310.14344): max(5, int(3 sigma)), plus one if that is even.
+            Side of the kernel; None is the published rule, see :func:`gaussian_kernel`.
 
         Returns
         -------
@@ -91,15 +100,7 @@ class Blur(Physics):
         >>> Blur.gaussian(2.0, boundary="full")
         Blur(kernel 7 x 7, boundary='full')
         """
-        check_positive("sigma", sigma, samples=1)
-        if size is None:
-            size = max(5, int(3 * sigma)) | 1
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
-        offsets = torch.arange(size, dtype=torch.float64) - size // 2  # (size,)
-        taps = torch.exp(-0.5 * (offsets / sigma) ** 2)
-        kernel = torch.outer(taps, taps)
-        return cls(kernel / kernel.sum(), boundary)
+        return cls(gaussian_kernel(sigma, size), boundary)
 
     def A(self, x: Tensor) -> Tensor:
         """Blurred images.
@@ -110,11 +111,19 @@ class Blur(Physics):
 
         Returns
         -------
-        Tensor, shape (N, C, H, W) if circular, (N, C, H + kh - 1, W + kw - 1) if full
+        Tensor, shape (N, C, H, W), or (N, C, H + kh - 1, W + kw - 1) if full
+
+        Raises
+        ------
+        ValueError
+            Not as many samples as kernels; with the reflective boundary, an image smaller than half the kernel.
         """
-        _check_images("x", x)
+        check_images("x", x)
+        self._check_samples("x", x)
         data_size = self._image_to_data(*x.shape[-2:])
         grid = self._grid(*data_size)
+        if self.boundary == "reflective":
+            x = reflect(x, *self._margins(*data_size))
         return _filter(x, self._transfer(grid, x), grid, data_size)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
@@ -122,7 +131,7 @@ class Blur(Physics):
 
         Parameters
         ----------
-        y : Tensor, shape (N, C, H, W) if circular, (N, C, H + kh - 1, W + kw - 1) if full
+        y : Tensor, shape (N, C, H, W), or (N, C, H + kh - 1, W + kw - 1) if full
 
         Returns
         -------
@@ -131,23 +140,35 @@ class Blur(Physics):
         Raises
         ------
         ValueError
-            With the full boundary, y smaller than the kernel.
+            As for ``A``; with the full boundary, y smaller than the kernel.
         """
-        _check_images("y", y)
+        check_images("y", y)
+        self._check_samples("y", y)
         image_size = self._data_to_image(*y.shape[-2:])
         if min(image_size) < 1:
             raise ValueError(f"y must be at least as large as the {self._size()} kernel, got {tuple(y.shape)}")
         grid = self._grid(*y.shape[-2:])
-        return _filter(y, self._transfer(grid, y).conj(), grid, image_size)
+        transfer = self._transfer(grid, y).conj()
+        if self.boundary != "reflective":
+            return _filter(y, transfer, grid, image_size)
+        before, after = self._margins(*image_size)
+        extended = tuple(low + side + high for low, side, high in zip(before, image_size, after, strict=True))
+        return fold(_filter(y, transfer, grid, extended), before, after)
 
     def norm(self) -> float:
-        """Upper bound sum |k| on ||A||, attained by a non-negative kernel with circular boundary."""
-        return float(self.kernel.abs().sum())
+        """Upper bound on ||A||, see the head of this file; attained by a non-negative circular kernel."""
+        plain = self.kernel.abs().sum(dim=(-2, -1))  # () or (N,)
+        if self.boundary != "reflective":
+            return float(plain.max())
+        symmetric, rest, moved = self._mirror_parts()
+        bound = symmetric.abs().sum(dim=(-2, -1)) + (rest.abs() * moved).sum(dim=(-2, -1))
+        whole = ((symmetric + rest).abs() * moved).sum(dim=(-2, -1))  # without the split; smaller for one far tap
+        return float(torch.minimum(bound, whole).max())
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
         """Data prox argmin_x 1/2 ||x - z||^2 + gamma/2 ||A x - y||^2.
 
-        In closed form for the circular boundary, by conjugate gradients for the full one.
+        In closed form for the circular boundary, by conjugate gradients for the others.
 
         Parameters
         ----------
@@ -167,41 +188,66 @@ class Blur(Physics):
         ValueError
             gamma not positive, or shapes of z and y that do not belong together.
         """
-        _check_images("z", z)
-        wanted = (*z.shape[:2], *self._image_to_data(*z.shape[-2:]))
-        if y.shape != wanted:
-            raise ValueError(f"y must have shape {wanted} for z of shape {tuple(z.shape)}, got {tuple(y.shape)}")
-        if self.boundary == "full":
+        check_images("z", z)
+        self._check_samples("z", z)
+        check_prox(z, y, gamma, self.measurement_shape(z.shape))
+        if self.boundary != "circular":
             return super().prox_l2(z, y, gamma)
-        check_positive("gamma", gamma, len(z))
         size = tuple(z.shape[-2:])
-        transfer = self._transfer(size, z)  # (H, W // 2 + 1)
+        transfer = self._transfer(size, z)  # (H, W // 2 + 1) or (N, 1, H, W // 2 + 1)
         weight = column(gamma, z)
-        spectrum = torch.fft.rfft2(z) + weight * transfer.conj() * torch.fft.rfft2(y)
+        spectrum = rfft2(z, size) + weight * transfer.conj() * rfft2(y, size)
         spectrum = spectrum / (1 + weight * transfer.abs().square())
-        return torch.fft.irfft2(spectrum, s=size)
+        return irfft2(spectrum, size)
+
+    def measurement_shape(self, image_shape) -> tuple[int, ...]:
+        """Shape of ``A(x)`` for images (N, C, H, W)."""
+        return (*image_shape[:2], *self._image_to_data(*image_shape[-2:]))
+
+    def select(self, samples: Tensor) -> Blur:
+        """The blur of these samples of the batch; the operator itself if all samples share one kernel."""
+        return self if self.kernel.dim() == 2 else Blur(self.kernel[samples.to("cpu")], self.boundary)
 
     def __repr__(self) -> str:
-        return f"Blur(kernel {self._size()}, boundary={self.boundary!r})"
+        count = "" if self.kernel.dim() == 2 else f"s {len(self.kernel)} x"
+        return f"Blur(kernel{count} {self._size()}, boundary={self.boundary!r})"
 
     def _size(self) -> str:
-        return " x ".join(map(str, self.kernel.shape))
+        return " x ".join(map(str, self.kernel.shape[-2:]))
+
+    def _check_samples(self, name: str, tensor: Tensor) -> None:
+        if self.kernel.dim() == 3 and len(tensor) != len(self.kernel):
+            raise ValueError(f"{name} must hold {len(self.kernel)} samples, one per kernel, got {tuple(tensor.shape)}")
 
     def _image_to_data(self, height: int, width: int) -> tuple[int, int]:
-        kh, kw = self.kernel.shape
-        return (height, width) if self.boundary == "circular" else (height + kh - 1, width + kw - 1)
+        kh, kw = self.kernel.shape[-2:]
+        return (height + kh - 1, width + kw - 1) if self.boundary == "full" else (height, width)
 
     def _data_to_image(self, height: int, width: int) -> tuple[int, int]:
-        kh, kw = self.kernel.shape
-        return (height, width) if self.boundary == "circular" else (height - kh + 1, width - kw + 1)
+        kh, kw = self.kernel.shape[-2:]
+        return (height - kh + 1, width - kw + 1) if self.boundary == "full" else (height, width)
+
+    def _margins(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Rows and columns by which reflection extends an image: (before, after)."""
+        kh, kw = self.kernel.shape[-2:]
+        after = kh // 2, kw // 2
+        before = kh - 1 - after[0], kw - 1 - after[1]
+        if after[0] > height or after[1] > width:
+            raise ValueError(
+                f"images must be at least half as large as the {self._size()} kernel to be reflected, "
+                f"got {height} x {width}"
+            )
+        return before, after
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
-        """Size of the FFT for measurements of this size; a full one is free to take a faster size."""
+        """Size of the FFT for measurements of this size; only a circular one must have just that."""
         if self.boundary == "circular":
             return height, width
+        if self.boundary == "reflective":
+            height, width = (side + k - 1 for side, k in zip((height, width), self.kernel.shape[-2:], strict=True))
         return _fast_fft_size(height), _fast_fft_size(width)
 
-    def _transfer(self, grid: tuple[int, int], like: Tensor) -> Tensor:  # (Gh, Gw // 2 + 1) complex
+    def _transfer(self, grid: tuple[int, int], like: Tensor) -> Tensor:  # (Gh, Gw // 2 + 1) or (N, 1, ...) complex
         """Transfer function K on the grid, on the device and in the precision of ``like``."""
         key = (*grid, like.dtype, like.device)
         if key not in self._transfers:
@@ -214,35 +260,43 @@ class Blur(Physics):
                 self._transfers[key] = spectrum.to(like.device, complex_type)
         return self._transfers[key]
 
-    def _embedded(self, height: int, width: int) -> Tensor:  # (height, width) float64
-        """The kernel on the grid: its centre (circular) or its first entry (full) at the origin.
+    def _embedded(self, height: int, width: int) -> Tensor:  # (height, width) or (N, 1, height, width) float64
+        """The kernel on the grid, shifted so that the first entry of the result is the first measurement.
 
-        A kernel larger than the image wraps around and adds up, as circular convolution demands.
+        At the origin lies the centre (circular), the first entry (full), or the last one (reflective:
+        the extended image begins before the first pixel). A circular kernel larger than the image
+        wraps around and adds up, as circular convolution demands.
         """
-        kh, kw = self.kernel.shape
-        top, left = (kh // 2, kw // 2) if self.boundary == "circular" else (0, 0)
+        kh, kw = self.kernel.shape[-2:]
+        top, left = {"circular": (kh // 2, kw // 2), "reflective": (kh - 1, kw - 1), "full": (0, 0)}[self.boundary]
         rows = (torch.arange(kh) - top) % height  # (kh,)
         columns = (torch.arange(kw) - left) % width  # (kw,)
-        plane = torch.zeros(height, width, dtype=torch.float64)
-        return plane.index_put((rows[:, None], columns[None, :]), self.kernel, accumulate=True)
+        plane = torch.zeros(*self.kernel.shape[:-2], height, width, dtype=torch.float64)
+        place = rows[:, None], columns[None, :]
+        for kernel, target in zip(self.kernel.reshape(-1, kh, kw), plane.reshape(-1, height, width), strict=True):
+            target.index_put_(place, kernel, accumulate=True)
+        return plane if self.kernel.dim() == 2 else plane[:, None]
+
+    def _mirror_parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(s, k - s, sqrt(2)^(axes moved along)) with k padded to odd sides about its centre."""
+        kh, kw = self.kernel.shape[-2:]
+        centred = torch.nn.functional.pad(self.kernel, (0, 1 - kw % 2, 0, 1 - kh % 2))  # (..., odd, odd)
+        symmetric = (centred + centred.flip(-1)) / 2
+        symmetric = (symmetric + symmetric.flip(-2)) / 2
+        factors = [torch.full((2 * (k // 2) + 1,), 2.0**0.5, dtype=torch.float64) for k in (kh, kw)]
+        for factor in factors:
+            factor[len(factor) // 2] = 1
+        return symmetric, centred - symmetric, torch.outer(*factors)
 
 
 def _filter(
     images: Tensor,  # (N, C, h, w), zero-padded to the grid by the transform
-    transfer: Tensor,  # (Gh, Gw // 2 + 1) complex
+    transfer: Tensor,  # (Gh, Gw // 2 + 1) or (N, 1, Gh, Gw // 2 + 1) complex
     grid: tuple[int, int],
     size: tuple[int, int],
 ) -> Tensor:  # (N, C, *size)
-    filtered = torch.fft.irfft2(torch.fft.rfft2(images, s=grid) * transfer, s=grid)
+    filtered = irfft2(rfft2(images, grid) * transfer, grid)
     return filtered[..., : size[0], : size[1]]
-
-
-def _check_images(name: str, images: Tensor) -> None:
-    if images.dim() != 4:
-        remedy = f"; add a batch axis with {name}[None]" if images.dim() == 3 else ""
-        raise ValueError(f"{name} must have shape (N, C, H, W), got {tuple(images.shape)}{remedy}")
-    if images.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name} must be float32 or float64, got {images.dtype}")
 
 
 def _fast_fft_size(size: int) -> int:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lpn_fast.per_sample import check_positive, column
+from lpn_fast.per_sample import column
 from lpn_fast.physics.base import Physics
+from lpn_fast.physics.checks import check_prox
 
 
 class Denoising(Physics):
@@ -35,9 +36,13 @@ class Denoising(Physics):
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
         """Weighted mean (z + gamma y) / (1 + gamma), shape (N, ...); gamma is a float or (N,)."""
-        check_positive("gamma", gamma, len(z))
+        check_prox(z, y, gamma, z.shape)
         weight = column(gamma, z)
         return (z + weight * y) / (1 + weight)
+
+    def measurement_shape(self, image_shape) -> tuple[int, ...]:
+        """The shape of the images themselves."""
+        return tuple(image_shape)
 
     def __repr__(self) -> str:
         return "Denoising()"

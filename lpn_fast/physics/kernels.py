@@ -1,0 +1,108 @@
+"""Blur kernels: the sampled Gaussian of the published experiments, and kernels from a file.
+
+k[i, j] = exp(-(i^2 + j^2) / (2 sigma^2)) / sum,     side max(5, int(3 sigma)), plus one if that is even
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lpn_fast.per_sample import check_positive
+from lpn_fast.physics.checks import check_count
+
+
+def gaussian_kernel(sigma: float, size: int | None = None) -> Tensor:
+    """Sampled Gaussian of unit sum.
+
+    Parameters
+    ----------
+    sigma : float
+        Standard deviation in pixels.
+    size : int, optional
+        Side. None is the rule of the published deblurring experiments (arXiv 2310.14344):
+        max(5, int(3 sigma)), plus one if that is even.
+
+    Returns
+    -------
+    Tensor, shape (size, size), float64
+
+    Raises
+    ------
+    TypeError, ValueError
+        sigma not positive, or size not a whole number of at least 1.
+
+    Examples
+    --------
+    >>> gaussian_kernel(2.0).shape
+    torch.Size([7, 7])
+    """
+    check_positive("sigma", sigma, samples=1)
+    size = max(5, int(3 * sigma)) | 1 if size is None else check_count("size", size)
+    offsets = torch.arange(size, dtype=torch.float64) - size // 2  # (size,)
+    taps = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = torch.outer(taps, taps)
+    return kernel / kernel.sum()
+
+
+def load_kernels(path: str | Path, *, unit_sum: bool = True) -> dict[str, Tensor]:
+    """Blur kernels, such as recorded camera shakes, from an .npz or .npy file.
+
+    Parameters
+    ----------
+    path : str or Path
+        An .npz of arrays (kh, kw), or an .npy with one such array or a stack (K, kh, kw).
+        Read without executing anything that the file may hold.
+    unit_sum : bool
+        Divide every kernel by its sum, so that blurring keeps the mean of an image.
+
+    Returns
+    -------
+    dict of str -> Tensor, shape (kh, kw), float64
+        Named as in the file; "0", "1", ... for an .npy.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    ValueError
+        Not such a file, or an array that is not a kernel: its name and shape are given.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib, numpy
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = pathlib.Path(folder.name, "shakes.npz")
+    >>> numpy.savez(path, left=numpy.ones((1, 5)))
+    >>> load_kernels(path)["left"]
+    tensor([[0.2000, 0.2000, 0.2000, 0.2000, 0.2000]], dtype=torch.float64)
+    """
+    path = Path(path)
+    try:
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            stack = content[None] if content.ndim == 2 else content
+            arrays = {str(i): array for i, array in enumerate(stack)}
+        else:
+            with content:
+                arrays = {name: content[name] for name in content.files}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zip, header and pickle errors of many types; all mean the same to the user
+        raise ValueError(f"{path} must be an .npz or .npy file of numbers: {error}") from error
+    return {name: _kernel(f"{path}, {name}", array, unit_sum) for name, array in arrays.items()}
+
+
+def _kernel(name: str, array: np.ndarray, unit_sum: bool) -> Tensor:
+    if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "fiu":
+        raise ValueError(f"{name}: a kernel must be numbers of shape (kh, kw), got {array.dtype} {array.shape}")
+    kernel = torch.from_numpy(array.astype(np.float64))
+    total = float(kernel.sum())
+    if not bool(kernel.isfinite().all()):
+        raise ValueError(f"{name}: a kernel must be finite, got NaN or infinite values")
+    if unit_sum and not total > 0:
+        raise ValueError(f"{name}: a kernel needs a positive sum to be normalised, got {total}")
+    return kernel / total if unit_sum else kernel

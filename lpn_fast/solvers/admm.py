@@ -16,53 +16,105 @@ arXiv 2310.14344). F itself may rise on the way. With the dual last, u would be 
 
 Stationarity: grad h(z+) + t rho dR(z+) contains grad h(z+) - grad h(x+) + rho (x+ - z+), of size at
 most (||A||^2 + rho) ||x+ - z+||. So ||x+ - z+|| is the residual that matters; ||z+ - z|| is watched with it.
+
+A box a <= x <= b is a second term, with its own copy w and dual v: the data prox then sees both,
+    x+ = argmin_x 1/2 ||A x - y||^2 + rho/2 ||x - (z - u)||^2 + rho/2 ||x - (w - v)||^2,
+and v+ = v + x+ - w, w+ = clip(x+ + v+) run beside u and z, as in the published compressed sensing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from lpn_fast.solvers.automatic import Settings, choose
 from lpn_fast.solvers.conditions import admm_conditions
-from lpn_fast.solvers.driver import State, iterate
-from lpn_fast.solvers.problem import Problem, check_number, data_prox, half_square, pose, relative_change
+from lpn_fast.solvers.driver import Callback, State
+from lpn_fast.solvers.problem import Problem, data_prox, half_square, pose, positive, relative_change
+from lpn_fast.solvers.prox import LearnedProx
 from lpn_fast.solvers.reconstruction import Reconstruction
+from lpn_fast.solvers.run import solve
 
 SAFE_FACTOR = 1.05  # default rho over its limit ||A||^2; at the limit itself the proven decrease is zero
+
+# Update orders and the digits by which the published code calls them: 1 data prox, 2 learned prox, 3 dual.
+ORDERS = {
+    "data-dual-prior": ("data", "dual", "prior"),  # 132, in all published experiments
+    "prior-data-dual": ("prior", "data", "dual"),  # 213, the same cycle entered one update later
+    "data-prior-dual": ("data", "prior", "dual"),  # 123, another iteration
+}
 
 
 @dataclass(frozen=True)
 class ADMMState(State):
-    """Adds the two other variables; ``image`` is z."""
+    """Adds the other variables; ``image`` is z."""
 
     data_image: Tensor  # (n, ...) x, output of the data prox
     dual: Tensor  # (n, ...) u, scaled by 1 / rho
+    prior: Tensor  # (n,) float64, R(z)
+    box_image: Tensor | None  # (n, ...) w
+    box_dual: Tensor | None  # (n, ...) v
+    returns_data: bool
+
+    @property
+    def output(self) -> Tensor:  # (n, ...)
+        return self.data_image if self.returns_data else self.image
 
 
 @dataclass(frozen=True)
 class AlternatingDirections:
-    """The iteration: one operator, one model, one penalty."""
+    """The iteration."""
 
-    physics: object
-    model: object
-    rho: float
+    prox: LearnedProx
+    order: tuple[str, str, str] = ORDERS["data-dual-prior"]
+    box: tuple[float, float] | None = None
+    returns_data: bool = False
 
-    def start(self, problem: Problem) -> ADMMState:
-        """State before the first iteration; R of the start is unknown, hence NaN."""
-        unknown = torch.full((len(problem.y),), torch.nan, dtype=torch.float64, device=problem.y.device)
-        x0 = problem.x0
-        return ADMMState(problem.y, problem.strength, problem.sigma, x0, unknown, unknown, x0, torch.zeros_like(x0))
+    def start(self, problem: Problem, settings: Settings) -> ADMMState:
+        """The state before the first iteration, all duals zero."""
+        x0, boxed = problem.x0, self.box is not None
+        return ADMMState.before(
+            problem,
+            settings,
+            data_image=x0,
+            dual=torch.zeros_like(x0),
+            prior=torch.full((len(x0),), torch.nan, dtype=torch.float64, device=x0.device),
+            box_image=x0 if boxed else None,
+            box_dual=torch.zeros_like(x0) if boxed else None,
+            returns_data=self.returns_data,
+        )
 
     def step(self, state: ADMMState) -> ADMMState:
-        x = data_prox(self.physics)(state.image - state.dual, state.y, 1 / self.rho)  # (n, ...)
-        dual = state.dual + x - state.image
-        image, prior = self.model.prox_and_prior(x + dual, strength=state.strength, sigma=state.sigma)
-        objective = half_square(self.physics.A(image) - state.y) + state.strength * self.rho * prior
-        residual = torch.maximum(relative_change(image, x), relative_change(image, state.image))
-        return replace(state, image=image, objective=objective, residual=residual, data_image=x, dual=dual)
+        """One iteration: the three updates in their order, then what is known of the new z."""
+        updates = {"data": self.data_update, "dual": self.dual_update, "prior": self.prior_update}
+        new = state
+        for name in self.order:
+            new = updates[name](new)
+        objective = half_square(new.physics.A(new.image) - new.y) + new.weight * new.prior
+        residual = torch.maximum(relative_change(new.image, new.data_image), relative_change(new.image, state.image))
+        return replace(new, objective=objective, residual=residual)
+
+    def data_update(self, state: ADMMState) -> ADMMState:
+        target, gamma = state.image - state.dual, state.step_size  # gamma = 1 / rho
+        if self.box is not None:
+            # rho/2 |x - a|^2 + rho/2 |x - b|^2 = rho |x - (a + b)/2|^2 + const
+            target, gamma = (target + state.box_image - state.box_dual) / 2, gamma / 2
+        return replace(state, data_image=data_prox(state.physics)(target, state.y, gamma))
+
+    def dual_update(self, state: ADMMState) -> ADMMState:
+        state = replace(state, dual=state.dual + state.data_image - state.image)
+        if self.box is None:
+            return state
+        return replace(state, box_dual=state.box_dual + state.data_image - state.box_image)
+
+    def prior_update(self, state: ADMMState) -> ADMMState:
+        image, prior, preimage = self.prox(state.data_image + state.dual, state.strength, state.sigma, state.preimage)
+        state = replace(state, image=image, prior=prior, preimage=preimage)
+        if self.box is None:
+            return state
+        return replace(state, box_image=(state.data_image + state.box_dual).clamp(*self.box))
 
 
 @torch.no_grad()
@@ -71,14 +123,18 @@ def admm(
     physics,
     model,
     *,
-    rho: float | None = None,
-    strength: float | Tensor = 1.0,
+    rho: float | Tensor | None = None,
+    strength: float | Tensor | str | None = None,
     sigma: float | Tensor | None = None,
+    noise: float | Tensor | None = None,
+    order: str = "data-dual-prior",
+    box: tuple[float, float] | None = None,
+    returned: str = "prior",
     max_iter: int = 50,
     tol: float = 1e-5,
     x0: Tensor | None = None,
     strict: bool = False,
-    callback: Callable[[int, Tensor, Tensor], bool | None] | None = None,
+    callback: Callback | None = None,
     progress: bool = False,
 ) -> Reconstruction:
     """Reconstructions by the alternating direction method of multipliers (PnP-ADMM).
@@ -90,48 +146,32 @@ def admm(
 
     Parameters
     ----------
-    y : Tensor, shape (N, ...), float32 or float64
-        Measurements.
-    physics : object with ``A`` and ``A_adjoint``
-        Linear operator acting on every sample alike. Its ``norm()`` is used if it has one, else
-        ||A|| is estimated with a margin and the report says so; its ``prox_l2(z, y, gamma)`` is
-        used if it has one, else conjugate gradients.
-    model : LPN
-        Learned prior: ``prox_and_prior(z, strength, sigma)`` and ``alpha``.
-    rho : float, optional
-        Penalty; None is 1.05 ||A||^2.
-    strength : float or Tensor, shape (N,), in (0, 1]
-        Weight t of the prior.
-    sigma : float or Tensor, shape (N,), optional
-        Noise level for a model that is conditioned on it.
-    max_iter : int
-        Most iterations a sample may take.
+    y, physics, model, strength, sigma, noise, max_iter, strict, callback, progress
+        As for `pgd`. The model's ``alpha`` is used too. The operator's ``prox_l2(z, y, gamma)`` is used if it has
+        one, else conjugate gradients.
+    rho : float or Tensor, shape (N,), optional
+        Penalty; None is 1.05 ||A||^2, or more where the network knows no noise as large as ``strength`` asks.
+    order : str
+        "data-dual-prior" (132 in the published code), "prior-data-dual" (213) or "data-prior-dual" (123). The
+        theorem covers the first two.
+    box : (float, float), optional
+        Least and largest intensity, as a second non-smooth term, outside the theorem.
+    returned : "prior" or "data"
+        Which image to return: the learned prox's, where the objective is known, or the data prox's, as the
+        published code does.
     tol : float
         A sample has converged when ||z+ - x+|| and ||z+ - z|| are at most tol ||z+||.
     x0 : Tensor, shape (N, ...), optional
         Start of z, the dual starts at zero; None is A^T y.
-    strict : bool
-        Raise before the first iteration if a condition of the theorem does not hold.
-    callback : callable, optional
-        Called as ``callback(iteration, x, objective)`` after every iteration, counted from 1, with
-        all N images and objectives; returning True stops the run.
-    progress : bool
-        Show a progress bar.
 
     Returns
     -------
     Reconstruction
-        Samples do not influence each other: each result is what the sample gives alone, up to rounding.
 
     Raises
     ------
     TypeError, ValueError
-        Arguments of the wrong kind or out of range, NaN in y, or with ``strict`` a failing condition.
-
-    Warns
-    -----
-    RuntimeWarning
-        Samples that became NaN or infinite on the way; they keep their last good image.
+        As for `pgd`.
 
     Examples
     --------
@@ -143,13 +183,26 @@ def admm(
     >>> result.objective.shape, result.conditions["penalty"].holds
     (torch.Size([5, 2]), True)
     """
-    problem = pose(y, physics, strength=strength, sigma=sigma, x0=x0, max_iter=max_iter, tol=tol)
-    rho = SAFE_FACTOR * problem.norm**2 if rho is None else check_number("rho", rho)
-    conditions = admm_conditions(problem, rho, float(model.alpha))
-    if strict:
-        conditions.raise_unless_all_hold()
-    method = AlternatingDirections(physics, model, rho)
-    return iterate(
-        "admm", method.step, method.start(problem), conditions,
-        max_iter=max_iter, tol=tol, callback=callback, progress=progress,
+    if order not in ORDERS:
+        raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
+    if returned not in ("prior", "data"):
+        raise ValueError(f"returned must be 'prior' or 'data', got {returned!r}")
+    if box is not None and not (len(box) == 2 and box[0] < box[1]):
+        raise ValueError(f"box must be (least, largest) intensity, got {box!r}")
+    problem = pose(y, physics, x0=x0, max_iter=max_iter, tol=tol)
+    settings = choose(
+        problem,
+        model,
+        step_size=None if rho is None else 1 / positive("rho", rho, y),
+        default_step=1 / (SAFE_FACTOR * problem.norm**2),
+        strength=strength,
+        sigma=sigma,
+        noise=noise,
+    )
+    terms = 1 if box is None else 2
+    conditions = admm_conditions(problem, 1 / settings.step_size, float(model.alpha), order, terms)
+    method = AlternatingDirections(LearnedProx.of(model), ORDERS[order], box, returned == "data")
+    return solve(
+        "admm", method, problem, settings, conditions,
+        max_iter=max_iter, tol=tol, strict=strict, callback=callback, progress=progress,
     )  # fmt: skip

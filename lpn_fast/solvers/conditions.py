@@ -2,13 +2,19 @@
 
 PGD    x+ = prox_{tR}(x - eta A^T (A x - y)) minimises F = h + (t / eta) R, and for 0 < eta < 1 / ||A||^2
            F(x+) <= F(x) - (1 / (2 eta) - ||A||^2 / 2) ||x+ - x||^2,      R non-convex included.
+FISTA  accepts an extrapolated point only where F falls enough, else takes the step above: the same hypothesis.
 ADMM   with penalty rho minimises h + t rho R; its iterates converge to a fixed point for a softplus
-       network, 0 < alpha < 1 and rho > ||A||^2                           arXiv 2310.14344.
+       network, 0 < alpha < 1 and rho > ||A||^2, with the dual behind the smooth prox and a single
+       non-smooth term                                                    arXiv 2310.14344.
+DRS    with step gamma < 1 / ||A||^2 and relaxation in (0, 2): its envelope falls in every iteration for
+       convex h and any R                                  Themelis, Patrinos, SIAM J. Optim. 30, 2020.
+HQS    alternates two exact minimisations of one function, which falls for every rho > 0.
 
 Two hypotheses have no row because nothing else gets this far: every network of this package is a
 softplus network, and a strength t outside (0, 1] is refused as an argument. The adjoint has one:
 an unmatched A^T makes the data step the gradient of nothing. It is measured at one random pair,
-which can expose a wrong adjoint and cannot prove a right one.
+which can expose a wrong adjoint and cannot prove a right one. Where samples have their own steps or
+operators, the row shows the sample that is worst off.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from lpn_fast.solvers.problem import Problem
 
@@ -26,12 +33,31 @@ ADJOINT_TOL = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 @dataclass(frozen=True)
 class Condition:
-    """One hypothesis: its name, what the theorem requires, what the run has, whether that is enough."""
+    """One hypothesis.
+
+    Attributes
+    ----------
+    name, required, actual : str
+        What the theorem requires and what the run has.
+    holds : bool
+        Whether that is enough.
+    factor : float, optional
+        How many times the run is outside: by this number the step would have to shrink, or the penalty to
+        grow, to reach the limit. None where the condition holds or is no matter of size.
+    """
 
     name: str
     required: str
     actual: str
     holds: bool
+    factor: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """``yes``, ``no``, or ``no (10.5x outside)``."""
+        if self.holds:
+            return "yes"
+        return "no" if self.factor is None else f"no ({self.factor:.3g}x outside)"
 
 
 @dataclass(frozen=True)
@@ -40,9 +66,9 @@ class Conditions:
 
     Examples
     --------
-    >>> print(Conditions("PGD", (Condition("step size", "0 < eta < 1", "2", False),)))
+    >>> print(Conditions("PGD", (Condition("step size", "0 < eta < 1", "2", False, factor=2.0),)))
     PGD        required     actual  holds
-    step size  0 < eta < 1  2       no
+    step size  0 < eta < 1  2       no (2x outside)
     """
 
     theorem: str
@@ -54,8 +80,13 @@ class Conditions:
         return all(row.holds for row in self.rows)
 
     def raise_unless_all_hold(self) -> None:
-        """Raise a ValueError that names every condition that does not hold."""
-        failing = "; ".join(f"{c.name} must satisfy {c.required}, got {c.actual}" for c in self if not c.holds)
+        """Raise a ValueError that names every condition that does not hold, and by how much."""
+        failing = "; ".join(
+            f"{c.name} must satisfy {c.required}, got {c.actual}"
+            + ("" if c.factor is None else f", outside by a factor of {c.factor:.3g}")
+            for c in self
+            if not c.holds
+        )
         if failing:
             raise ValueError(f"{self.theorem} is outside its convergence theorem: {failing}")
 
@@ -70,33 +101,69 @@ class Conditions:
 
     def __str__(self) -> str:
         lines = [(self.theorem, "required", "actual", "holds")]
-        lines += [(row.name, row.required, row.actual, "yes" if row.holds else "no") for row in self.rows]
+        lines += [(row.name, row.required, row.actual, row.verdict) for row in self.rows]
         widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
         )
 
 
-def pgd_conditions(problem: Problem, step_size: float) -> Conditions:
-    """The hypotheses of sufficient decrease for proximal gradient descent."""
-    limit = 1 / problem.norm**2
-    step = Condition(
-        "step size",
-        f"0 < eta < 1/||A||^2 = {limit:.4g}{_provenance(problem)}",
-        f"{step_size:.4g}",
-        0 < step_size < limit,
-    )
-    return Conditions("PGD", (step, _adjoint(problem)))
+def gradient_conditions(problem: Problem, step_size: float | Tensor, theorem: str = "PGD") -> Conditions:
+    """The hypotheses of sufficient decrease for proximal gradient descent, plain or accelerated."""
+    row = _step("step size", "eta", problem, step_size)
+    return Conditions(theorem, (row, _adjoint(problem)))
 
 
-def admm_conditions(problem: Problem, rho: float, alpha: float) -> Conditions:
+def admm_conditions(problem: Problem, rho: float | Tensor, alpha: float, order: str, terms: int) -> Conditions:
     """The hypotheses of convergence to a fixed point for ADMM."""
-    curvature = problem.norm**2
+    excess, rho, curvature = _worst(problem.norm**2 / rho, rho, problem.norm**2)
+    holds = excess < 1
     penalty = Condition(
-        "penalty", f"rho > ||A||^2 = {curvature:.4g}{_provenance(problem)}", f"{rho:.4g}", rho > curvature
+        "penalty",
+        f"rho > ||A||^2 = {curvature:.4g}{_provenance(problem)}",
+        f"{rho:.4g}",
+        holds,
+        None if holds else excess,
     )
     convexity = Condition("strong convexity", "0 < alpha < 1", f"{alpha:.4g}", 0 < alpha < 1)
-    return Conditions("ADMM", (penalty, convexity, _adjoint(problem)))
+    rows = [penalty, convexity, _adjoint(problem)]
+    if order == "data-prior-dual":  # the two others are the same cycle, entered at different places
+        rows.append(Condition("update order", "dual behind the data prox", "dual behind the learned prox", False))
+    if terms > 1:
+        rows.append(Condition("terms", "one non-smooth term", f"{terms}", False))
+    return Conditions("ADMM", tuple(rows))
+
+
+def drs_conditions(problem: Problem, step_size: float | Tensor, relaxation: float) -> Conditions:
+    """The hypotheses of envelope decrease for Douglas-Rachford splitting."""
+    relaxed = Condition("relaxation", "0 < lambda < 2", f"{relaxation:.4g}", 0 < relaxation < 2)
+    return Conditions("DRS", (_step("step size", "gamma", problem, step_size), relaxed, _adjoint(problem)))
+
+
+def hqs_conditions(problem: Problem, rho: float | Tensor) -> Conditions:
+    """The hypotheses of decrease for half-quadratic splitting."""
+    smallest = float(rho.min()) if isinstance(rho, Tensor) else rho
+    return Conditions("HQS", (Condition("penalty", "rho > 0", f"{smallest:.4g}", smallest > 0), _adjoint(problem)))
+
+
+def _step(name: str, symbol: str, problem: Problem, step_size: float | Tensor) -> Condition:
+    excess, step, limit = _worst(step_size * problem.norm**2, step_size, 1 / problem.norm**2)
+    holds = 0 < step and excess < 1
+    return Condition(
+        name,
+        f"0 < {symbol} < 1/||A||^2 = {limit:.4g}{_provenance(problem)}",
+        f"{step:.4g}",
+        holds,
+        None if holds else excess,
+    )
+
+
+def _worst(excess: float | Tensor, *values: float | Tensor) -> tuple[float, ...]:
+    """The excess of the sample that has most of it, and the other values of that sample."""
+    if not isinstance(excess, Tensor):
+        return (float(excess), *map(float, values))
+    worst = int(excess.argmax())
+    return (float(excess[worst]), *(float(v[worst]) if isinstance(v, Tensor) else float(v) for v in values))
 
 
 def _provenance(problem: Problem) -> str:

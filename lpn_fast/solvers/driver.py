@@ -3,11 +3,14 @@
 A solver is a map from state to state. The loop applies it to the samples that are still *active*
 and lets a sample go when
     its residual is at most tol                        converged,
-    its objective or residual is not finite            stopped, its last good image kept, with a warning,
+    its objective or residual is not finite            broken, its last good image kept, with a warning,
     the iterations are used up or the callback says so neither.
 A sample that is let go is cut out of the state, so it costs nothing further and cannot influence
 the others. The histories stay on the device; the only thing the CPU waits for in an iteration is
 the answer to "does any sample leave?".
+
+That answer decides the batch of the next iteration, so iterations are not captured as CUDA graphs: a graph needs
+one shape, and a batch of one shape would carry its finished samples to the end.
 """
 
 from __future__ import annotations
@@ -20,9 +23,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lpn_fast.per_sample import choose
+from lpn_fast.per_sample import choose, norm
+from lpn_fast.solvers.automatic import Settings
 from lpn_fast.solvers.conditions import Conditions
+from lpn_fast.solvers.problem import Problem, subset
 from lpn_fast.solvers.reconstruction import Reconstruction
+
+Callback = Callable[[int, Tensor, Tensor], bool | None]
 
 
 @dataclass(frozen=True)
@@ -32,19 +39,56 @@ class State:
     Solvers add their own variables in a subclass.
     """
 
+    physics: object  # of the active samples
     y: Tensor  # (n, ...) measurements
-    strength: float | Tensor  # (n,)
+    step_size: float | Tensor  # (n,) eta, or 1 / rho
+    strength: float | Tensor  # (n,) t
     sigma: float | Tensor | None  # (n,)
     image: Tensor  # (n, ...) last prox output
+    preimage: Tensor | None  # (n, ...) u with f(u) = image, where t < 1
     objective: Tensor  # (n,) float64, at image
     residual: Tensor  # (n,) float64, relative change that led to image
+
+    @classmethod
+    def before(cls, problem: Problem, settings: Settings, **own) -> State:
+        """The state before the first iteration; R of the start is unknown, hence NaN. ``own``: a subclass's fields."""
+        unknown = torch.full((len(problem.y),), torch.nan, dtype=torch.float64, device=problem.y.device)
+        return cls(
+            problem.physics, problem.y, settings.step_size, settings.strength, settings.sigma,
+            problem.x0, None, unknown, unknown, **own,
+        )  # fmt: skip
+
+    @property
+    def weight(self) -> float | Tensor:  # (n,)
+        """Weight t / eta of R in the objective."""
+        return self.strength / self.step_size
+
+    @property
+    def output(self) -> Tensor:  # (n, ...)
+        """What the user gets: the prox output, unless a solver is asked for something else."""
+        return self.image
 
     def select(
         self,
         keep: Tensor,  # (n,) bool
     ) -> State:
+        """The samples to keep, the operator included."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: v[keep] for name, v in values.items() if isinstance(v, Tensor)})
+        kept = {name: v[keep] for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, physics=subset(self.physics, keep), **kept)
+
+    def merge(
+        self,
+        place: Tensor,  # (n,) bool, m of them true
+        other: State,  # of those m samples
+    ) -> State:
+        """These samples replaced by others."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        where = place.nonzero().flatten()
+        merged = {
+            name: v.index_copy(0, where, getattr(other, name)) for name, v in values.items() if isinstance(v, Tensor)
+        }
+        return replace(self, **merged)
 
 
 def iterate(
@@ -52,11 +96,12 @@ def iterate(
     step: Callable[[State], State],
     state: State,
     conditions: Conditions,
+    settings: Settings,
     *,
     max_iter: int,
     tol: float,
-    callback: Callable[[int, Tensor, Tensor], bool | None] | None,
-    progress: bool,
+    callback: Callback | None = None,
+    progress: bool = False,
 ) -> Reconstruction:
     """Run ``step`` until every sample has stopped.
 
@@ -68,7 +113,7 @@ def iterate(
         One iteration on samples that do not see each other.
     state : State
         Start, all N samples; its image is what a sample that never completes an iteration returns.
-    conditions : Conditions
+    conditions, settings
         Passed through to the result.
     max_iter, tol, callback, progress
         As documented by the solvers.
@@ -77,13 +122,14 @@ def iterate(
     -------
     Reconstruction
     """
-    samples, device = len(state.image), state.image.device
-    images = state.image  # (N, ...), kept up to date for stopped samples only
+    start, samples, device = state, len(state.image), state.image.device
+    images = state.output  # (N, ...), kept up to date for stopped samples only
     active = torch.arange(samples, device=device)  # (n,) which samples the state holds
     objective = torch.full((max_iter, samples), torch.nan, dtype=torch.float64, device=device)
     residual = torch.full_like(objective, torch.nan)
     iterations = torch.zeros(samples, dtype=torch.int64, device=device)
     converged = torch.zeros(samples, dtype=torch.bool, device=device)
+    broken = torch.zeros_like(converged)
 
     for k in tqdm(range(max_iter), desc=name, unit="it", disable=not progress):
         new = step(state)
@@ -98,9 +144,10 @@ def iterate(
         residual[k, active] = torch.where(good, new.residual, state.residual)
         iterations[active] += good
         converged[active] = finished
+        broken[active] = ~good
 
         if leaving or callback is not None:
-            images = images.index_copy(0, active, choose(good, new.image, state.image))
+            images = images.index_copy(0, active, choose(good, new.output, state.output))
         stop = callback is not None and bool(callback(k + 1, images, objective[k].clone()))
         if leaving:
             _warn_of_nan(name, k + 1, active[~good])
@@ -109,8 +156,14 @@ def iterate(
         if stop or len(active) == 0:
             break
 
-    images = images.index_copy(0, active, state.image)
-    return Reconstruction(images, objective[: k + 1], residual[: k + 1], iterations, converged, conditions)
+    images = images.index_copy(0, active, state.output)
+    misfit = None
+    if settings.noise is not None:
+        measurements = start.y[0].numel()
+        misfit = norm(start.physics.A(images) - start.y) / (settings.noise * measurements**0.5)
+    return Reconstruction(
+        images, objective[: k + 1], residual[: k + 1], iterations, converged, broken, conditions, settings, misfit
+    )
 
 
 def _warn_of_nan(name: str, iteration: int, broken: Tensor) -> None:
@@ -119,5 +172,5 @@ def _warn_of_nan(name: str, iteration: int, broken: Tensor) -> None:
             f"{name}: samples {broken.tolist()} became NaN or infinite in iteration {iteration} "
             "and keep their last good image",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )

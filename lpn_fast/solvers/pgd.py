@@ -8,22 +8,33 @@ x+ is the *global* minimiser of the model h(x) + <grad h(x), . - x> + 1/(2 eta) 
 and the model lies above F by at least (1/(2 eta) - ||A||^2/2) ||. - x||^2; convexity of R is not used.
 A x+ serves both the objective and the next gradient, and R(x+) comes with the prox, so the
 objective costs two sums.
+
+Backtracking keeps the weight w = t / eta, for it is the problem, and lets step and strength grow together, t = w eta
+with t <= 1: a sample starts from the longest step there is, 1 / w, and halves it until F itself has fallen enough,
+    F(x+) <= F(x) - delta / (2 eta) ||x+ - x||^2,
+which every step below 1 / ||A||^2 does. Accepted steps grow slowly, so that few trials are wasted. Where F(x) is
+unknown, at the start, ||A (x+ - x)||^2 <= ||x+ - x||^2 / eta takes its place: there the model lies above F at x+.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lpn_fast.solvers.conditions import pgd_conditions
-from lpn_fast.solvers.driver import State, iterate
-from lpn_fast.solvers.problem import Problem, check_number, half_square, pose, relative_change
+from lpn_fast.per_sample import column
+from lpn_fast.solvers.automatic import Settings, choose
+from lpn_fast.solvers.conditions import gradient_conditions
+from lpn_fast.solvers.driver import Callback, State
+from lpn_fast.solvers.problem import Problem, half_square, pose, positive, relative_change
+from lpn_fast.solvers.prox import LearnedProx
 from lpn_fast.solvers.reconstruction import Reconstruction
+from lpn_fast.solvers.run import solve
 
 SAFE_FRACTION = 0.95  # default step over its limit 1 / ||A||^2; at the limit itself the proven decrease is zero
+GROWTH = 1.1  # of an accepted step: one trial in seven is rejected where the halved step is just right
+SUFFICIENT = 0.02  # delta: below the 1 - SAFE_FRACTION that a safe step is sure to have
 
 
 @dataclass(frozen=True)
@@ -35,27 +46,65 @@ class PGDState(State):
 
 @dataclass(frozen=True)
 class ProximalGradient:
-    """The iteration: one operator, one model, one step size."""
+    """The iteration with a fixed step."""
 
-    physics: object
-    model: object
-    step_size: float
+    prox: LearnedProx
 
-    def start(self, problem: Problem) -> PGDState:
-        """State before the first iteration; R of the start is unknown, hence NaN."""
-        unknown = torch.full((len(problem.y),), torch.nan, dtype=torch.float64, device=problem.y.device)
-        measured = self.physics.A(problem.x0)
-        return PGDState(problem.y, problem.strength, problem.sigma, problem.x0, unknown, unknown, measured)
+    def start(self, problem: Problem, settings: Settings) -> PGDState:
+        """The state before the first iteration."""
+        return PGDState.before(problem, settings, measured=problem.physics.A(problem.x0))
 
     def step(self, state: PGDState) -> PGDState:
-        gradient = self.physics.A_adjoint(state.measured - state.y)  # (n, ...)
-        image, prior = self.model.prox_and_prior(
-            state.image - self.step_size * gradient, strength=state.strength, sigma=state.sigma
-        )  # (n, ...), (n,) float64
-        measured = self.physics.A(image)
-        objective = half_square(measured - state.y) + state.strength / self.step_size * prior
+        """One iteration."""
+        return self.step_from(state, state.image, state.measured)
+
+    def step_from(
+        self,
+        state: PGDState,
+        point: Tensor,  # (n, ...) where the gradient is taken
+        measured: Tensor,  # (n, ...) A point
+    ) -> PGDState:
+        gradient = state.physics.A_adjoint(measured - state.y)  # (n, ...)
+        image, prior, preimage = self.prox(
+            point - column(state.step_size, point) * gradient, state.strength, state.sigma, state.preimage
+        )
+        measured = state.physics.A(image)
+        objective = half_square(measured - state.y) + state.weight * prior
         residual = relative_change(image, state.image)
-        return replace(state, image=image, objective=objective, residual=residual, measured=measured)
+        return replace(state, image=image, preimage=preimage, objective=objective, residual=residual, measured=measured)
+
+
+@dataclass(frozen=True)
+class BacktrackedGradient(ProximalGradient):
+    """The iteration with a step of its own for every sample; ``safe_step`` is the least it uses."""
+
+    safe_step: Tensor  # (1,) or (N,) of the samples at the start; the least of them is safe for all
+
+    def step(self, state: PGDState) -> PGDState:
+        """One iteration: trial steps until every sample has its decrease."""
+        weight = state.weight  # (n,)
+        floor = torch.minimum(self.safe_step.min().to(weight), 1 / weight)
+        longest = torch.where(state.objective.isnan(), 1 / weight, GROWTH * state.step_size)
+        new = super().step(_with_step(state, torch.minimum(longest, 1 / weight), weight))
+        pending = ~has_decreased(new, state) & (new.step_size > floor)  # (n,)
+        while bool(pending.any()):
+            shorter = torch.maximum(new.step_size / 2, floor)[pending]
+            retried = super().step(_with_step(state.select(pending), shorter, weight[pending]))
+            new = new.merge(pending, retried)
+            pending = pending & ~has_decreased(new, state) & (new.step_size > floor)
+        return new
+
+
+def has_decreased(new: PGDState, old: PGDState) -> Tensor:  # (n,) bool
+    """Whether F fell enough for the length of the step; where the old F is unknown, whether the model bounds it."""
+    moved = 2 * half_square(new.image - old.image)  # (n,) ||x+ - x||^2
+    fell = new.objective <= old.objective - SUFFICIENT / 2 * moved / new.step_size
+    bounded = 2 * half_square(new.measured - old.measured) <= (1 - SUFFICIENT) * moved / new.step_size
+    return torch.where(old.objective.isnan(), bounded, fell)
+
+
+def _with_step(state: PGDState, step_size: Tensor, weight: Tensor) -> PGDState:
+    return replace(state, step_size=step_size, strength=(weight * step_size).clamp(max=1))
 
 
 @torch.no_grad()
@@ -64,14 +113,16 @@ def pgd(
     physics,
     model,
     *,
-    step_size: float | None = None,
-    strength: float | Tensor = 1.0,
+    step_size: float | Tensor | None = None,
+    strength: float | Tensor | str | None = None,
     sigma: float | Tensor | None = None,
+    noise: float | Tensor | None = None,
+    backtracking: bool = False,
     max_iter: int = 100,
     tol: float = 1e-5,
     x0: Tensor | None = None,
     strict: bool = False,
-    callback: Callable[[int, Tensor, Tensor], bool | None] | None = None,
+    callback: Callback | None = None,
     progress: bool = False,
 ) -> Reconstruction:
     """Reconstructions by proximal gradient descent (PnP-PGD, PnP-ISTA).
@@ -85,16 +136,27 @@ def pgd(
     y : Tensor, shape (N, ...), float32 or float64
         Measurements.
     physics : object with ``A`` and ``A_adjoint``
-        Linear operator acting on every sample alike. Its ``norm()`` is used if it has one, else
+        Linear operator acting on every sample alone. Its ``norm()`` is used if it has one, else
         ||A|| is estimated with a margin and the report says so.
     model : LPN
         Learned prior: ``prox_and_prior(z, strength, sigma)``.
-    step_size : float, optional
-        Step eta; None is 0.95 / ||A||^2.
-    strength : float or Tensor, shape (N,), in (0, 1]
-        Weight t of the prior.
+    step_size : float or Tensor, shape (N,), optional
+        Step eta; None is 0.95 / ||A||^2, or less where the network knows no noise as large as the choice below asks.
+    strength : float or Tensor, shape (N,), in (0, 1], "map", "discrepancy", optional
+        Weight t of the prior. "map" derives it from the noise in y and the noise the network was trained on,
+        "discrepancy" finds, in up to 72 further iterations, the weight at which ||A x - y|| is what the noise makes
+        it. None is "map" for a network conditioned on noise without ``sigma``, and, where ``noise`` or the physics
+        says how noisy y is, "map" for a network of one known level and "discrepancy" for one of an unknown level;
+        else 1. The result's ``settings`` tell (solvers/automatic.py has the formulas).
     sigma : float or Tensor, shape (N,), optional
-        Noise level for a model that is conditioned on it.
+        Noise level for a network that is conditioned on it; None is derived with ``strength``.
+    noise : float or Tensor, shape (N,), optional
+        Standard deviation of the noise in y. None asks the physics, and where a choice needs it, y itself
+        (``solvers.estimate_noise``).
+    backtracking : bool
+        Start from the longest step, at fixed weight t / eta, and halve it sample by sample until the objective falls
+        enough. It helps where t < 1: for t = 1 no longer step has the same minimisers. ``settings`` then hold the
+        weight, and with it step and strength before the first iteration.
     max_iter : int
         Most iterations a sample may take.
     tol : float
@@ -134,13 +196,21 @@ def pgd(
     >>> result.x.shape, result.conditions.all_hold
     (torch.Size([2, 1, 16, 16]), True)
     """
-    problem = pose(y, physics, strength=strength, sigma=sigma, x0=x0, max_iter=max_iter, tol=tol)
-    step_size = SAFE_FRACTION / problem.norm**2 if step_size is None else check_number("step_size", step_size)
-    conditions = pgd_conditions(problem, step_size)
-    if strict:
-        conditions.raise_unless_all_hold()
-    method = ProximalGradient(physics, model, step_size)
-    return iterate(
-        "pgd", method.step, method.start(problem), conditions,
-        max_iter=max_iter, tol=tol, callback=callback, progress=progress,
+    problem = pose(y, physics, x0=x0, max_iter=max_iter, tol=tol)
+    step_size = None if step_size is None else positive("step_size", step_size, y)
+    safe = SAFE_FRACTION / problem.norm**2
+    settings = choose(
+        problem, model, step_size=step_size, default_step=safe, strength=strength, sigma=sigma, noise=noise
+    )
+    conditions = gradient_conditions(problem, settings.step_size)
+    method = ProximalGradient(LearnedProx.of(model))
+    if backtracking:
+        everyone = torch.ones(len(y), dtype=torch.float64, device=y.device)
+        settings = replace(settings, step_size=settings.step_size * everyone, strength=settings.strength * everyone)
+        # A step that is known to be safe is the last resort, even if the one given is longer.
+        method = BacktrackedGradient(LearnedProx.of(model), torch.as_tensor(safe, device=y.device).reshape(-1))
+        conditions = gradient_conditions(problem, safe)
+    return solve(
+        "pgd", method, problem, settings, conditions,
+        max_iter=max_iter, tol=tol, strict=strict, callback=callback, progress=progress,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One checked inverse problem: measurements, operator, prior weight and start.
+"""One checked inverse problem: measurements, operator and start.
 
     h(x) = 1/2 ||A x - y||^2 for every sample, in float64
 
@@ -25,14 +25,10 @@ class Problem:
     y : Tensor, shape (N, ...)
         Measurements.
     physics : object with ``A`` and ``A_adjoint``
-    strength : float or Tensor, shape (N,)
-        Weight t of the prior inside its prox.
-    sigma : None, float or Tensor, shape (N,)
-        Noise level handed to a network that is conditioned on it.
     x0 : Tensor, shape (N, ...)
         Start.
-    norm : float
-        Upper bound on ||A||, or an estimate of it with a margin.
+    norm : float or Tensor, shape (N,)
+        Upper bound on ||A||, or an estimate of it with a margin; (N,) where samples have their own operators.
     norm_is_estimated : bool
         Which of the two it is.
     adjoint_mismatch : float
@@ -41,15 +37,13 @@ class Problem:
 
     y: Tensor
     physics: object
-    strength: float | Tensor
-    sigma: float | Tensor | None
     x0: Tensor
-    norm: float
+    norm: float | Tensor
     norm_is_estimated: bool
     adjoint_mismatch: float
 
 
-def pose(y: Tensor, physics, *, strength, sigma, x0, max_iter, tol) -> Problem:
+def pose(y: Tensor, physics, *, x0=None, max_iter: int = 1, tol: float = 0.0) -> Problem:
     """A Problem, once all arguments that solvers share are found good.
 
     Raises
@@ -64,7 +58,7 @@ def pose(y: Tensor, physics, *, strength, sigma, x0, max_iter, tol) -> Problem:
     for method in ("A", "A_adjoint"):
         if not callable(getattr(physics, method, None)):
             raise TypeError(f"physics must have a method {method}, got {type(physics).__name__}")
-    _check_tensor("y", y)
+    check_tensor("y", y)
     samples = len(y)
     if isinstance(max_iter, bool) or not isinstance(max_iter, int):
         raise TypeError(f"max_iter must be an integer, got {max_iter!r}")
@@ -72,29 +66,34 @@ def pose(y: Tensor, physics, *, strength, sigma, x0, max_iter, tol) -> Problem:
         raise ValueError(f"max_iter must be at least 1, got {max_iter}")
     if not 0 <= tol < float("inf"):
         raise ValueError(f"tol must be at least 0, got {tol}")
-    strength = _per_sample("strength", strength, y)
-    if (strength > 1) if isinstance(strength, float) else bool((strength > 1).any()):
-        raise ValueError(f"strength must lie in (0, 1], got {_shown(strength)}")
-    sigma = None if sigma is None else _per_sample("sigma", sigma, y)
 
-    if x0 is None:
-        x0 = physics.A_adjoint(y)
-    else:
-        _check_tensor("x0", x0)
+    given = x0 is not None
+    if given:
+        check_tensor("x0", x0)
         if len(x0) != samples:
             raise ValueError(f"x0 must hold {samples} samples as y does, got shape {tuple(x0.shape)}")
         if (x0.dtype, x0.device) != (y.dtype, y.device):
             raise TypeError(f"x0 must be {y.dtype} on {y.device} as y is, got {x0.dtype} on {x0.device}")
-        measured = physics.A(x0[:1])
-        if measured.shape[1:] != y.shape[1:]:
+    else:
+        x0 = physics.A_adjoint(y)
+    first = subset(physics, torch.zeros(1, dtype=torch.int64, device=y.device))
+    wanted = (samples, *first.A(x0[:1]).shape[1:])
+    if y.shape != wanted:
+        if given:
             raise ValueError(
                 f"x0 must have measurements of the shape of y {tuple(y.shape)}, got {tuple(x0.shape)} "
-                f"which measures as {(samples, *measured.shape[1:])}"
+                f"which measures as {wanted}"
             )
+        raise ValueError(f"y must have the shape that the operator measures, {wanted}, got {tuple(y.shape)}")
 
-    bound, estimated = _norm(physics, x0)
-    mismatch = _mismatch_at_random(physics, x0, y)
-    return Problem(y, physics, strength, sigma, x0, bound, estimated, mismatch)
+    bound, estimated = _norm(physics, first, x0)
+    return Problem(y, physics, x0, bound, estimated, _mismatch_at_random(first, x0, y))
+
+
+def subset(physics, samples: Tensor):  # (n,) indices or (N,) bool
+    """The operator of these samples: its own ``select`` where samples have operators of their own, else itself."""
+    own = getattr(physics, "select", None)
+    return own(samples) if callable(own) else physics
 
 
 def half_square(difference: Tensor) -> Tensor:  # (N, ...) -> (N,) float64
@@ -116,16 +115,8 @@ def data_prox(physics):
     return own if callable(own) else lambda z, y, gamma: prox_l2_by_cg(physics, z, y, gamma)
 
 
-def check_number(name: str, value) -> float:
-    """``value`` as a float, or an error: one positive number for the whole batch."""
-    if isinstance(value, Tensor) and value.dim() > 0:
-        raise ValueError(f"{name} must be one number for the whole batch, got shape {tuple(value.shape)}")
-    value = float(value)
-    check_positive(name, value, samples=1)
-    return value
-
-
-def _check_tensor(name: str, value) -> None:
+def check_tensor(name: str, value) -> None:
+    """Raise unless ``value`` is a finite float32 or float64 tensor (N, ...) with N > 0."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in (torch.float32, torch.float64):
@@ -134,34 +125,41 @@ def _check_tensor(name: str, value) -> None:
         raise ValueError(f"{name} must have shape (N, ...) with at least one sample, got {tuple(value.shape)}")
     if not bool(value.isfinite().all()):
         broken = (~value.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
-        raise ValueError(f"{name} must be finite, got NaN or infinite values in samples {_shown(broken)}")
+        raise ValueError(f"{name} must be finite, got NaN or infinite values in samples {shown(broken)}")
 
 
-def _per_sample(name: str, value, y: Tensor) -> float | Tensor:
-    """A float, or a tensor (N,) in the type of y: the objective must use the value the prox used."""
+def positive(name: str, value, y: Tensor) -> float | Tensor:
+    """A positive float, or a positive tensor (N,) in the type of y: the objective must use what the prox used."""
     if isinstance(value, Tensor) and value.dim() > 0:
         check_positive(name, value, len(y))
         return value.to(y)
-    return check_number(name, value)
+    if isinstance(value, str):
+        raise TypeError(f"{name} must be a number or a tensor, got {value!r}")
+    value = float(value)
+    check_positive(name, value, samples=1)
+    return value
 
 
-def _shown(values) -> str:
+def shown(values) -> str:
+    """Values for a message, cut after eight."""
     values = values.tolist() if isinstance(values, Tensor) else values
     if isinstance(values, list) and len(values) > 8:
         return f"[{', '.join(map(str, values[:8]))}, ...]"
     return str(values)
 
 
-def _norm(physics, x0: Tensor) -> tuple[float, bool]:
+def _norm(physics, first, x0: Tensor) -> tuple[float | Tensor, bool]:
     own = getattr(physics, "norm", None)
-    bound = float(own()) if callable(own) else operator_norm(physics, x0)
-    if not 0 < bound < float("inf"):
-        raise ValueError(f"physics must have a positive finite norm, got {bound}")
+    bound = own() if callable(own) else operator_norm(first, x0)
+    bound = bound.to(x0) if isinstance(bound, Tensor) and bound.dim() > 0 else float(bound)
+    low, high = (float(bound.min()), float(bound.max())) if isinstance(bound, Tensor) else (bound, bound)
+    if not (0 < low and high < float("inf")):
+        raise ValueError(f"physics must have a positive finite norm, got {shown(bound)}")
     return bound, not callable(own)
 
 
-def _mismatch_at_random(physics, x0: Tensor, y: Tensor) -> float:
+def _mismatch_at_random(first, x0: Tensor, y: Tensor) -> float:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, *x0.shape[1:], generator=generator, dtype=torch.float64).to(x0)
     v = torch.randn(1, *y.shape[1:], generator=generator, dtype=torch.float64).to(y)
-    return float(adjoint_mismatch(physics, x, v))
+    return float(adjoint_mismatch(first, x, v))

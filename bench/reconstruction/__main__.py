@@ -1,0 +1,100 @@
+"""`python -m bench.reconstruction`: inverse problems against what a user would pick, measured here and now.
+
+    python -m bench.reconstruction --data ../shared/data     everything; hours on two cores
+    python -m bench.reconstruction --quick                   two small tasks and the rest in small, two minutes
+    python -m bench.reconstruction --tasks deblur --photographs 4
+    python -m bench.reconstruction --only throughput         16 problems against the published way; cost of F
+    python -m bench.reconstruction --only oscillating        operators outside the o-minimal class
+
+Without --data, the folder in LPN_FAST_DATA or shared/data beside the project is taken. Writes quality.csv,
+throughput.csv, oscillating.csv and a picture per task to bench/results/reconstruction (quick: to --out only).
+Exit codes: 0 done, 1 a goal was missed, 2 wrong use.
+"""
+
+import argparse
+import functools
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import lpn_fast as lf
+
+from ..experiments.provenance import ROOT, write_csv
+from . import data, figures, oscillating, quality, throughput
+
+PARTS = ("quality", "throughput", "oscillating")
+RESULTS = ROOT / "bench" / "results" / "reconstruction"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what is asked for; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.reconstruction", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", metavar="DIR", help="folder with natural, ct_mayo, kernels, weights")
+    parser.add_argument("--only", choices=PARTS, help="one part of the three")
+    parser.add_argument("--tasks", metavar="REGEX", default="", help=", ".join(t.name for t in quality.TASKS))
+    parser.add_argument("--methods", metavar="REGEX", default="", help="e.g. 'lpn|TV'")
+    parser.add_argument("--photographs", type=int, metavar="N", help=f"default: {quality.FULL.photographs}")
+    parser.add_argument("--slices", type=int, metavar="N", help=f"default: {quality.FULL.slices}")
+    parser.add_argument("--slice-side", type=int, choices=(128, 256, 512), help="pixels; default: 512")
+    parser.add_argument(
+        "--model", default="natural-gray", help="a shipped model or a checkpoint (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's own choice")
+    parser.add_argument("--quick", action="store_true", help="two minutes, to see it work")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: bench/results/reconstruction")
+    try:
+        args = parser.parse_args(arguments)
+    except SystemExit as leave:
+        return int(leave.code or 0)
+    try:
+        return _run(args)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(args) -> int:
+    torch.set_num_threads(args.threads)
+    show = functools.partial(print, flush=True)
+    if args.quick and args.out is None:
+        raise ValueError("--out must be given with --quick: small runs do not overwrite the results of large ones")
+    out = RESULTS if args.out is None else args.out
+    out.mkdir(parents=True, exist_ok=True)
+    model = lf.pretrained(args.model) if args.model in lf.list_pretrained() else lf.load(args.model)
+    model = model.eval().requires_grad_(False)
+    missed = False
+
+    if args.only in (None, "quality"):
+        effort = quality.QUICK if args.quick else quality.FULL
+        changes = {"photographs": args.photographs, "slices": args.slices, "slice_side": args.slice_side}
+        effort = replace(effort, **{name: value for name, value in changes.items() if value is not None})
+        tasks = args.tasks or ("|".join(f"^{name}$" for name in quality.QUICK_TASKS) if args.quick else "")
+        scored = []
+        for one in quality.run(data.find(args.data), model, tasks, args.methods, effort, show):
+            scored.append(one)
+            write_csv(out / "quality.csv", [s.row for s in scored])
+        if not scored:
+            raise ValueError(f"--tasks and --methods must match something, got {args.tasks!r} and {args.methods!r}")
+        for path in figures.draw(scored, out):
+            show(f"written: {path}")
+    if args.only in (None, "throughput"):
+        size = {"side": 48, "iterations": 3, "rounds": 3, "seconds": 4.0} if args.quick else {
+            "side": 128, "iterations": 10, "rounds": 15, "seconds": 120.0
+        }  # fmt: skip
+        rows = throughput.run(model, show=show, **size)
+        write_csv(out / "throughput.csv", rows)
+        missed |= not args.quick and (
+            rows[0]["ratio_p50"] < throughput.GOAL or rows[1]["ratio_p50"] > 1 + throughput.COST_GOAL
+        )
+    if args.only in (None, "oscillating"):
+        write_csv(out / "oscillating.csv", oscillating.run(model, 60 if args.quick else 5000, show))
+    show(f"written: {out}")
+    return int(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

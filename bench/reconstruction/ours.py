@@ -1,0 +1,67 @@
+"""The package's solvers: inside their theorems with nothing tuned, and with the published settings.
+
+Nothing is set but the number of iterations and the start: step, strength and noise level of the network follow from
+the noise of the measurements (lpn_fast/solvers/automatic.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lpn_fast import solvers
+from lpn_fast.solvers.automatic import trained_levels
+
+from .outcome import Outcome
+from .tasks import Instance, Task
+
+ITERATIONS = 100
+METHODS = ("lpn-pgd", "lpn-fista", "lpn-admm", "lpn-drs", "lpn-hqs")
+
+
+def theorem(method: str, model, instance: Instance, iterations: int = ITERATIONS) -> Outcome:
+    """A solver by its name, refusing to leave its theorem."""
+    solver = getattr(solvers, method.removeprefix("lpn-"))
+    result = solver(instance.y, instance.physics, model, x0=instance.simple, max_iter=iterations, tol=1e-4, strict=True)
+    return _outcome(result)
+
+
+def continued(model, instance: Instance, iterations: int = ITERATIONS) -> Outcome:
+    """FISTA after short runs with a stronger prior, each inside the theorem and started from the last.
+
+    Where the noise is small and the operator sees little, the right weight is tiny and what the operator does not
+    see moves slowly under it; the large levels of the network fill it in first.
+    """
+    x, done = instance.simple, 0
+    low, high = trained_levels(model) or (None, None)
+    for sigma in (high, (low * high) ** 0.5) if model.is_noise_conditional else (None,):
+        result = solvers.fista(
+            instance.y, instance.physics, model, x0=x, sigma=sigma, strength=1.0,
+            max_iter=iterations, tol=1e-3, strict=True,
+        )  # fmt: skip
+        x, done = result.x, done + result.iterations
+    result = solvers.fista(instance.y, instance.physics, model, x0=x, max_iter=iterations, tol=1e-4, strict=True)
+    return replace(_outcome(result), iterations=done + result.iterations)
+
+
+def published(task: Task, model, instance: Instance) -> Outcome:
+    """ADMM as in the published code: small penalty, fixed network level, few iterations, the data step's image."""
+    settings = task.published
+    result = solvers.admm(
+        instance.y, instance.physics, model, x0=instance.simple, rho=settings.equivalent_rho,
+        sigma=settings.sigma if model.is_noise_conditional else None, strength=1.0,
+        box=(0.0, 1.0) if settings.box else None, returned="data", max_iter=settings.iterations, tol=0.0,
+    )  # fmt: skip
+    return _outcome(result)
+
+
+def _outcome(result) -> Outcome:
+    factors = [c.factor or float("inf") for c in result.conditions if not c.holds]
+    return Outcome(
+        result.x,
+        result.iterations,
+        result.objective,
+        int(result.converged.sum()),
+        max((f for f in factors if f != float("inf")), default=1.0 if not factors else float("inf")),
+        "" if result.misfit is None else result.misfit.mean().item(),
+        {"settings": str(result.settings), "conditions": str(result.conditions)},
+    )

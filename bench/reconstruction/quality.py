@@ -1,0 +1,184 @@
+"""One row per task and method.
+
+PSNR of images clipped to [0, 1], range 1; SSIM as scikit-image's default (uniform window) and with the Gaussian
+window. Seconds are of the wall clock, tuning not counted; the peak is memory above what was resident before.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import lpn_fast as lf
+
+from ..experiments.provenance import where
+from ..memory import _status
+from . import baselines, ours
+from .outcome import Outcome
+from .tasks import TASKS, Instance, Task
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much of everything; ``sides`` of photographs and slices."""
+
+    photographs: int
+    photograph_side: int
+    slices: int
+    slice_side: int
+    train: int
+    iterations: int
+    tv_iterations: int
+    ridge_iterations: int
+    thinned: int = 1  # every so many of the values that a baseline may be tuned to
+
+    def grid(self, values: tuple[float, ...]) -> tuple[float, ...]:
+        """The values that are tried."""
+        return values[:: self.thinned]
+
+
+FULL = Effort(16, 160, 14, 512, 2, 100, 300, 200)
+QUICK = Effort(2, 64, 1, 128, 1, 15, 30, 15, thinned=2)
+QUICK_TASKS = ("deblur-1-0.04", "ct")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A task, a method, its images and its row."""
+
+    task: Task
+    method: str
+    instance: Instance
+    outcome: Outcome
+    row: dict
+
+
+def run(root: Path, model, tasks: str, methods: str, effort: Effort, show=print) -> Iterator[Scored]:
+    """Score every method on every task whose names match; `show` receives the table line by line."""
+    show(
+        f"{'task':<15}{'method':<16}{'PSNR':>16}{'SSIM':>16}{'iterations':>12}{'s/image':>9}{'MB':>7}  outside  misfit"
+    )
+    for task in TASKS:
+        if not re.search(tasks, task.name):
+            continue
+        photographs = task.images == "photographs"
+        count, side = (
+            (effort.photographs, effort.photograph_side) if photographs else (effort.slices, effort.slice_side)
+        )
+        instance = task.instance(root, "validation", count, side)
+        train = task.instance(root, "train", effort.train, side)
+        for method, solve, reason in _methods(task, root, model, train, effort):
+            if not re.search(methods, method):
+                continue
+            if reason:
+                show(f"{task.name:<15}{method:<16}skipped: {reason}")
+                continue
+            call = solve()
+            with torch.no_grad():
+                outcome, seconds, megabytes = _measured(call, instance)
+            scored = Scored(task, method, instance, outcome, {})
+            row = _row(scored, seconds, megabytes, effort)
+            show(_line(row))
+            yield Scored(task, method, instance, outcome, row)
+
+
+def _methods(
+    task: Task, root: Path, model, train: Instance, effort: Effort
+) -> Iterator[tuple[str, Callable[[], Callable[[Instance], Outcome]], str | None]]:
+    """(name, what tunes it and gives the method, why it cannot run)."""
+    yield task.simple, lambda: lambda i: Outcome(i.simple, 0), None
+
+    def tv():
+        def method(instance, c):
+            return baselines.total_variation(instance, c, effort.tv_iterations)
+
+        c = baselines.tuned(method, effort.grid(baselines.TV_GRID), train)
+        return lambda i: method(i, c)
+
+    def dncnn():
+        denoiser = baselines.FlexibleDnCNN(root)
+
+        def method(instance, c):
+            return baselines.pnp_dncnn(denoiser, instance, c)
+
+        c = baselines.tuned(method, effort.grid(baselines.DNCNN_GRID), train)
+        return lambda i: method(i, c)
+
+    def wcrr():
+        regulariser = baselines.RidgeRegulariser(root)
+
+        def method(instance, c):
+            return baselines.ridges(regulariser, instance, c, effort.ridge_iterations)
+
+        c = baselines.tuned(method, effort.grid(baselines.WCRR_GRID), train)
+        return lambda i: method(i, c)
+
+    def bm3d():
+        c = baselines.tuned(baselines.bm3d, (0.02, 0.05, 0.1), train)
+        return lambda i: baselines.bm3d(i, c)
+
+    missing = None if (root / "weights").is_dir() else "no folder weights in the data"
+    yield "TV", tv, None
+    yield "PnP-DnCNN", dncnn, missing
+    yield "WCRR", wcrr, missing
+    yield "BM3D", bm3d, baselines.why_no_bm3d()
+    yield "lpn-continued", lambda: lambda i: ours.continued(model, i, effort.iterations), None
+    for name in ours.METHODS:
+        yield name, lambda name=name: lambda i: ours.theorem(name, model, i, effort.iterations), None
+    no_settings = None if task.published else "nothing of the kind was published"
+    yield "lpn-published", lambda: lambda i: ours.published(task, model, i), no_settings
+
+
+def _measured(call: Callable[[Instance], Outcome], instance: Instance) -> tuple[Outcome, float, float | str]:
+    """(result, seconds, peak MB above what was resident; "" where the system does not tell)."""
+    reset = Path("/proc/self/clear_refs")
+    before = None
+    if reset.exists():
+        reset.write_text("5")  # resets the high-water mark
+        before = _status("VmRSS")
+    started = time.perf_counter()
+    outcome = call(instance)
+    seconds = time.perf_counter() - started
+    return outcome, seconds, "" if before is None else round(max(0, _status("VmHWM") - before) / 1024, 1)
+
+
+def _row(scored: Scored, seconds: float, megabytes: float | str, effort: Effort) -> dict:
+    x, truth, outcome = scored.outcome.x.clamp(0, 1), scored.instance.x, scored.outcome
+    values = {
+        "psnr": lf.metrics.psnr(x, truth),
+        "ssim": lf.metrics.ssim(x, truth),
+        "ssim_gaussian": lf.metrics.ssim(x, truth, window="gaussian"),
+    }
+    iterations = torch.as_tensor(outcome.iterations, dtype=torch.float64)
+    row = {"task": scored.task.name, "method": scored.method, "images": len(x), "side": x.shape[-1]}
+    for name, value in values.items():
+        row |= {f"{name}_mean": round(value.mean().item(), 4), f"{name}_std": round(_deviation(value), 4)}
+    return row | {
+        "iterations": round(iterations.mean().item(), 1),
+        "converged": outcome.converged,
+        "seconds_per_image": round(seconds / len(x), 4),
+        "peak_mb": megabytes,
+        "outside_factor": outcome.outside,
+        "misfit": outcome.misfit,
+        **where(outcome.config | {"effort": effort.__dict__}),
+    }
+
+
+def _deviation(values: Tensor) -> float:
+    return values.std().item() if len(values) > 1 else 0.0
+
+
+def _line(row: dict) -> str:
+    psnr, ssim = (f"{row[k + '_mean']:.{d}f} +- {row[k + '_std']:.{d}f}" for k, d in (("psnr", 2), ("ssim", 3)))
+    outside, misfit = (f"{row[k]:.3g}" if isinstance(row[k], float) else "" for k in ("outside_factor", "misfit"))
+    megabytes = f"{row['peak_mb']:.0f}" if row["peak_mb"] != "" else ""
+    return (
+        f"{row['task']:<15}{row['method']:<16}{psnr:>16}{ssim:>16}{row['iterations']:>12}"
+        f"{row['seconds_per_image']:>9.2f}{megabytes:>7}  {outside:>7}{misfit:>8}"
+    )

@@ -1,0 +1,76 @@
+"""The learned prox inside an iteration, with the value of R it gives away.
+
+    x = f(u),   t u + (1 - t) f(u) = z,      R(x) = <u, x> - 1/2 ||x||^2 - psi(u)
+
+For t = 1 the preimage u is z. For t < 1 the equation is solved by iteration, and u moves little from one solver
+iteration to the next: the last u is where a model that takes a start begins.
+
+On a CPU a single evaluation of a large batch is cut into pieces whose widest activation stays in the cache; samples
+do not see each other, so only the time changes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CACHED_BYTES = 16 * 2**20  # of one activation; above 32 MB the allocator asks the system for fresh pages every time
+
+
+@dataclass(frozen=True)
+class LearnedProx:
+    """``model.prox_and_prior`` with a warm start where the model has one.
+
+    Attributes
+    ----------
+    model : LPN, or any object with ``prox_and_prior(z, strength=, sigma=)``
+    warm : bool
+        Whether it also takes ``start`` and ``return_preimage``.
+    """
+
+    model: object
+    warm: bool
+
+    @classmethod
+    def of(cls, model) -> LearnedProx:
+        """Looks once at what the model accepts."""
+        accepted = inspect.signature(model.prox_and_prior).parameters
+        return cls(model, {"start", "return_preimage"} <= accepted.keys())
+
+    def __call__(
+        self,
+        z: Tensor,  # (n, ...)
+        strength: float | Tensor,  # (n,)
+        sigma: float | Tensor | None,  # (n,)
+        preimage: Tensor | None,  # (n, ...) of the previous call
+    ) -> tuple[Tensor, Tensor, Tensor | None]:  # x (n, ...), R(x) (n,) float64, u (n, ...) or None
+        if not self.warm or (isinstance(strength, float) and strength == 1):
+            return *self._in_pieces(z, strength, sigma), None
+        return self.model.prox_and_prior(z, strength=strength, sigma=sigma, start=preimage, return_preimage=True)
+
+    def _in_pieces(
+        self, z: Tensor, strength: float | Tensor, sigma: float | Tensor | None
+    ) -> tuple[Tensor, Tensor]:  # as prox_and_prior
+        """One evaluation, of a few samples at a time where a batch would leave the cache."""
+        size = piece(self.model, z)
+        if size >= len(z) or isinstance(strength, Tensor):
+            return self.model.prox_and_prior(z, strength=strength, sigma=sigma)
+        sigmas = sigma.split(size) if isinstance(sigma, Tensor) and sigma.dim() else [sigma] * -(-len(z) // size)
+        parts = [
+            self.model.prox_and_prior(part, strength=strength, sigma=level)
+            for part, level in zip(z.split(size), sigmas, strict=True)
+        ]
+        images, priors = zip(*parts, strict=True)
+        return torch.cat(images), torch.cat(priors)
+
+
+def piece(model, z: Tensor) -> int:  # z (n, ...)
+    """How many samples to evaluate together; all of them unless on a CPU and of a network of known width."""
+    stages = getattr(getattr(model, "spec", None), "stages", ())
+    if z.device.type != "cpu" or z.dim() != 4 or not stages:
+        return len(z)
+    widest = max(stage.width for stage in stages) * z.shape[-1] * z.shape[-2] * z.element_size()
+    return max(1, CACHED_BYTES // widest)

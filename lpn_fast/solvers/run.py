@@ -1,0 +1,95 @@
+"""A posed problem and chosen settings, run to the end: refuse, find the weight, iterate.
+
+The discrepancy principle wants  ||A x - y||^2 = s^2 m  at the solution, which a weight in closed form cannot promise.
+So the weight is found first, per sample, by short runs of the same solver, each warm-started from the last; then the
+weight is frozen, and only from there on are objectives recorded: they belong to one function and may be compared.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lpn_fast.per_sample import choose as choose_sample
+from lpn_fast.per_sample import norm
+from lpn_fast.solvers.automatic import SMALLEST_STRENGTH, Settings, calibrated, trained_levels
+from lpn_fast.solvers.conditions import Conditions
+from lpn_fast.solvers.driver import Callback, iterate
+from lpn_fast.solvers.problem import Problem
+from lpn_fast.solvers.reconstruction import Reconstruction
+
+STAGES, STAGE_ITERATIONS = 6, 12  # short runs, and iterations of each
+FIRST_SLOPE = 0.3  # of log misfit against log of the assumed noise, for photographs and CT slices; then a secant
+# What a secant may claim: a pure denoiser at small t has slope 2; outside, two short runs say more about themselves.
+SLOPES = (0.05, 2.0)
+LARGEST_MOVE = math.log(2)  # of log of the assumed noise, in one stage
+LARGEST_KAPPA = -0.5 * math.log(SMALLEST_STRENGTH)  # of its logarithm: there t = kappa^2 meets its limit
+CLOSE_ENOUGH = 0.01  # relative distance from the misfit that is wanted
+
+
+def solve(
+    name: str,
+    method,
+    problem: Problem,
+    settings: Settings,
+    conditions: Conditions,
+    *,
+    max_iter: int,
+    tol: float,
+    strict: bool,
+    callback: Callback | None,
+    progress: bool,
+) -> Reconstruction:
+    """The reconstruction of a problem by a method (an object with ``start(problem, settings)`` and ``step(state)``)."""
+    if strict:
+        conditions.raise_unless_all_hold()
+    if settings.rule == "discrepancy":
+        settings, problem = meet_discrepancy(method, problem, settings)
+    return iterate(
+        name, method.step, method.start(problem, settings), conditions, settings,
+        max_iter=max_iter, tol=tol, callback=callback, progress=progress,
+    )  # fmt: skip
+
+
+def meet_discrepancy(method, problem: Problem, settings: Settings) -> tuple[Settings, Problem]:
+    """Settings whose solution has misfit one, as far as strengths in (0, 1] allow, and a warm start.
+
+    The weight is that of MAP for an assumed noise kappa s; misfits rise with kappa. The step stays.
+    """
+    model, y = method.prox.model, problem.y
+    levels, conditional = trained_levels(model), settings.sigma is not None
+    samples, measurements = len(y), y[0].numel()
+    noise = torch.as_tensor(settings.noise, dtype=torch.float64, device=y.device).expand(samples)
+    log_kappa = torch.zeros(samples, dtype=torch.float64, device=y.device)
+    slope = torch.full_like(log_kappa, FIRST_SLOPE)
+    previous: tuple[Tensor, Tensor] | None = None
+    for stage in range(STAGES):
+        state = method.start(problem, settings)
+        for _ in range(STAGE_ITERATIONS):
+            state = method.step(state)
+        good = state.objective.isfinite()
+        problem = replace(problem, x0=choose_sample(good, state.image, problem.x0))
+        misfit = norm(problem.physics.A(problem.x0) - y) / (noise * measurements**0.5)
+        error = misfit.clamp_min(torch.finfo(torch.float64).tiny).log()  # (N,), zero is wanted
+        if stage == STAGES - 1 or bool((error.abs() <= CLOSE_ENOUGH).all()):
+            break
+        if previous is not None:
+            moved = log_kappa - previous[0]
+            secant = ((error - previous[1]) / moved).clamp(*SLOPES)
+            slope = torch.where(secant.isfinite() & (moved.abs() > 1e-3), secant, slope)
+        previous = log_kappa, error
+        log_kappa = log_kappa - (error / slope).clamp(-LARGEST_MOVE, LARGEST_MOVE)
+        log_kappa = log_kappa.clamp(-LARGEST_KAPPA, 0.0 if levels is None else LARGEST_KAPPA)
+        settings = _with_assumed_noise(settings, levels, conditional, log_kappa.exp(), noise, y)
+    return settings, problem
+
+
+def _with_assumed_noise(settings, levels, conditional, kappa, noise, y) -> Settings:
+    if levels is None:  # t = kappa^2: the only scale there is
+        strength = kappa.square().clamp(SMALLEST_STRENGTH, 1).to(y)
+        return replace(settings, strength=strength)
+    _, strength, sigma = calibrated(y, levels, kappa * noise, settings.step_size, conditional=conditional)
+    return replace(settings, strength=strength, sigma=sigma if conditional else settings.sigma)

@@ -8,7 +8,7 @@ from cases import Case
 
 import lpn_fast as lf
 from lpn_fast.optim import ProjectedAdam, projected_adam
-from lpn_fast.training.state import load_state, save_state
+from lpn_fast.training import state
 
 compiled = pytest.mark.skipif(
     not hasattr(projected_adam._cpu, "adam_step"), reason="the compiled module is absent or older than this file"
@@ -196,10 +196,10 @@ def test_resume_file_restores_it(tmp_path):
     optimizer, generator = ProjectedAdam(model, lr=0.05), torch.Generator().manual_seed(7)
     give_gradients((model,), generator)
     optimizer.step()
-    save_state(tmp_path / "resume", model, optimizer, generator, {}, {"step": 1})
+    state.write(tmp_path / "resume", state.take(model, optimizer, generator, {"step": 1}))
     again = drawn()
     restored, other = ProjectedAdam(again, lr=0.05), torch.Generator()
-    load_state(tmp_path / "resume", again, restored, other)
+    state.restore(state.read(tmp_path / "resume"), again, restored, other)
     for m, o, g in ((model, optimizer, generator), (again, restored, other)):
         give_gradients((m,), g)
         o.step()

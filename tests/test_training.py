@@ -2,11 +2,6 @@
 
 import csv
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -15,7 +10,16 @@ from PIL import Image
 
 import lpn_fast as lf
 from lpn_fast.data import ImageCrops, validation_batch
-from lpn_fast.training import Phase, ProximalMatchingLoss, SolverStates, Trainer, l1_loss, l2_loss, published_phases
+from lpn_fast.training import (
+    Phase,
+    ProximalMatchingLoss,
+    SolverStates,
+    Trainer,
+    l1_loss,
+    l2_loss,
+    published_phases,
+    state,
+)
 from lpn_fast.training.denoiser import train_denoiser
 from lpn_fast.training.laplacian import sample_laplace
 from lpn_fast.training.schedule import locate
@@ -60,7 +64,7 @@ def test_laplace_samples_have_the_moments_of_laplace():
 def small_trainer(out=None, phases=None, **arguments):
     torch.manual_seed(3)
     model = lf.MLPLPN(1, hidden=8, layers=1)
-    phases = phases or [Phase("l1", 20, 1e-2), Phase("matching", 10, 1e-3, 1e-4, gamma=0.3)]
+    phases = phases or [Phase("l1", 30, 1e-2), Phase("matching", 30, 1e-3, 1e-4, gamma=0.3)]
     return Trainer(model, sample_laplace, phases, sigma=1.0, batch_size=64, out=out, progress=False, **arguments)
 
 
@@ -96,9 +100,10 @@ def test_resumed_run_ends_in_the_same_weights_bit_for_bit(tmp_path):
     whole = small_trainer(tmp_path / "whole")
     whole.run()
     first = small_trainer(tmp_path / "parts", checkpoint_seconds=0.0)
-    stop_at(first, 17)
+    stop_at(first, 47)
     second = small_trainer(tmp_path / "parts")
-    assert second.run()["step"] == 30
+    assert state.read(tmp_path / "parts" / "resume.safetensors").progress["step"] == 40
+    assert second.run()["step"] == 60
     assert torch.equal(weights(second), weights(whole))
     assert torch.equal(lf.load(tmp_path / "parts" / "model.safetensors").packed(), second.model.packed())
 
@@ -115,14 +120,7 @@ def test_resume_refuses_another_configuration_and_a_broken_file(tmp_path):
 def test_log_has_one_row_per_validation(tmp_path):
     small_trainer(tmp_path, validate=lambda model: {"figure": 1.5}, validate_every=10).run()
     rows = list(csv.DictReader(open(tmp_path / "log.csv")))
-    assert [int(row["step"]) for row in rows] == [10, 20, 30] and rows[0]["figure"] == "1.5"
-
-
-def test_nan_loss_stops_with_advice():
-    trainer = small_trainer(phases=[Phase("l2", 400, 1e-2)])
-    trainer.sampler = lambda count, generator: torch.full((count, 1), float("nan"))
-    with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        trainer.run()
+    assert [int(row["step"]) for row in rows] == [10, 20, 30, 40, 50, 60] and rows[0]["figure"] == "1.5"
 
 
 def image_trainer(out, phases, **arguments):
@@ -161,11 +159,11 @@ def test_solver_states_take_one_pgd_step_per_answer():
 
 
 def test_run_with_solver_states_resumes_bit_for_bit(tmp_path):
-    phases = [Phase("l2", 12, 1e-3)]
+    phases = [Phase("l2", 48, 1e-3)]
     whole = image_trainer(tmp_path / "whole", phases)
     whole.run()
     first = image_trainer(tmp_path / "parts", phases, checkpoint_seconds=0.0)
-    stop_at(first, 7)
+    stop_at(first, 27)
     second = image_trainer(tmp_path / "parts", phases)
     second.run()
     assert torch.equal(weights(second), weights(whole))
@@ -185,7 +183,7 @@ def photographs(tmp_path):
 
 def test_crops_come_from_the_images_and_the_generator(photographs):
     crops = ImageCrops([photographs], crop=16, channels=3, exclude=["1"])
-    assert len(crops.paths) == 2
+    assert len(crops.names) == 2
     a, b = (crops(5, torch.Generator().manual_seed(4)) for _ in range(2))
     assert a.shape == (5, 3, 16, 16) and torch.equal(a, b) and 0 <= a.min() and a.max() <= 1
     assert ImageCrops([photographs], crop=16)(2, torch.Generator()).shape == (2, 1, 16, 16)
@@ -210,33 +208,3 @@ def test_a_conditional_denoiser_trains_and_fills_its_card(photographs, tmp_path)
     assert model.card["result"]["psnr@0.2"] > noisy + 2
     assert lf.load(tmp_path / "out" / "model.safetensors").card == model.card
     assert "three random surfaces" in (tmp_path / "out" / "card.md").read_text()
-
-
-@pytest.mark.slow
-def test_training_killed_by_the_system_goes_on_to_the_same_weights(photographs, tmp_path):
-    """kill -9 in the middle, then the same command: the weights of an uninterrupted run."""
-
-    def command(out):
-        return [
-            sys.executable, "-m", "lpn_fast.cli", "train", "--data", str(photographs), "--out", str(out),
-            "--sigma", "0.1", "--steps", "60", "--crop", "16", "--batch-size", "4", "--hidden", "4", "--threads", "1",
-        ]  # fmt: skip
-
-    code = "import lpn_fast.training.trainer as t; t.Trainer.__init__.__kwdefaults__['checkpoint_seconds'] = 0.0; "
-    code += "from lpn_fast.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
-    killed = subprocess.Popen(
-        [sys.executable, "-c", code, *command(tmp_path / "killed")[3:]],
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-    resume = tmp_path / "killed" / "resume.safetensors"
-    deadline = time.time() + 60
-    while not resume.exists() and time.time() < deadline:
-        time.sleep(0.01)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    assert resume.exists() and not (tmp_path / "killed" / "model.safetensors").exists()
-    for out in ("killed", "whole"):
-        subprocess.run(command(tmp_path / out), check=True, capture_output=True)
-    a, b = (lf.load(tmp_path / out / "model.safetensors") for out in ("killed", "whole"))
-    assert torch.equal(a.packed(), b.packed())

@@ -5,6 +5,10 @@ An experiment is a module of this folder with ``add_parser(subparsers)`` and ``r
 
 # name on the command line -> module
 EXPERIMENTS = {
+    "laplacian": "laplacian",
+    "gaussian-mixture": "gaussian_mixture",
+    "initialisation": "initialisation",
+    "training-speed": "training_speed",
     "mnist-prior": "mnist_prior",
     "mnist-inversion": "mnist_inversion",
 }

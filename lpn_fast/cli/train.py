@@ -1,124 +1,153 @@
-"""`lpn-fast train`: a denoiser from folders of images."""
+"""`lpn-fast train`: a denoiser from images, from a configuration file, from flags, or from both."""
 
 import argparse
-from pathlib import Path
+import dataclasses
 
 import torch
 
-from ..data import ImageCrops, validation_batch
-from ..networks import LPN, ConvLPN, RidgeLPN, load
-from ..training import Phase, SolverStates, published_phases
-from ..training.denoiser import train_denoiser
+from ..networks import LPN
+from ..prior import verify
+from ..training.config import FAMILIES, DataConfig, from_dict, merge, read_config
+from ..training.denoiser import write_result
+from ..training.distributed import current_group, join, launched_by_torchrun, leave
+from ..training.run import build_crops, train
 
 EXAMPLES = """examples:
   lpn-fast train --data photos --out runs/gray --sigma 0.03
-  lpn-fast train --data photos --out runs/any --sigma 0.01 0.1 --steps 20000 --validate val
-  lpn-fast train --data photos --out runs/gray --sigma 0.1 --loss matching --steps 40000
+  lpn-fast train --data photos.zip --out runs/any --sigma 0.01 0.1 --steps 20000 --validate val
+  lpn-fast train --data photos --out runs/map --sigma 0.1 --loss matching --steps 40000
+  lpn-fast train --data photos --out runs/tuned --sigma 0.1 --start runs/gray/model.safetensors \\
+      --loss matching --pretrain none                    # fine-tune a denoiser by proximal matching
+  lpn-fast train --synthetic dead-leaves --out runs/leaves --sigma 0.1    # nothing to download
+  lpn-fast train --config run.toml --seed 3              # flags go before the file
+  torchrun --nproc-per-node 2 -m lpn_fast.cli train --config run.toml
 
-The run can be interrupted at any moment; the same command continues it.
+The run can be interrupted at any moment; the same command continues it. A configuration file holds the same
+names as the flags, in the tables [data], [model] and [schedule]; see lpn_fast/training/config.py.
 """
+
+# flag -> place in the configuration
+PLACES = {
+    "data": "data.sources",
+    "synthetic": "data.synthetic",
+    "validate": "data.validate",
+    "exclude": "data.exclude",
+    "crop": "data.crop",
+    "channels": "data.channels",
+    "contrast": "data.contrast",
+    "cache": "data.cache",
+    "start": "model.start",
+    "family": "model.family",
+    "hidden": "model.hidden",
+    "strides": "model.strides",
+    "kernel": "model.kernel",
+    "skip_kernel": "model.skip_kernel",
+    "heads": "model.heads",
+    "squared_head": "model.squared_head",
+    "beta": "model.beta",
+    "alpha": "model.alpha",
+    "loss": "schedule.loss",
+    "pretrain": "schedule.pretrain",
+    "steps": "schedule.steps",
+    "learning_rate": "schedule.learning_rate",
+    "gamma_min": "schedule.gamma_min",
+    "warmup": "schedule.warmup",
+}
 
 
 def add_parser(subparsers) -> None:
     """Declare the command's arguments."""
     parser = subparsers.add_parser(
         "train",
-        help="train a denoiser (an exact prox) on folders of images",
+        help="train a denoiser (an exact prox) on images",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # what is not given is left to the file, then to the defaults
     )
     add = parser.add_argument
-    add("--data", nargs="+", required=True, metavar="PATH", help="image files or folders to train on")
-    add("--out", required=True, metavar="DIR", help="folder for model, card, log and resume file")
-    add("--sigma", nargs="+", type=float, required=True, metavar="S", help="noise level, or lowest and highest")
-    add("--validate", nargs="+", metavar="PATH", help="image files or folders for the validation PSNR")
+    add("--config", metavar="FILE", help="TOML or JSON")
+    add("--data", nargs="+", metavar="PATH", help="images, .npy, DICOM, zip, npz, idx, HDF5, or folders of them")
+    add("--synthetic", metavar="KIND", help="instead: dead-leaves, ellipses or phantoms, made up")
+    add("--out", metavar="DIR", help="folder for model, card, log and resume file")
+    add("--sigma", nargs="+", type=float, metavar="S", help="noise level, or lowest and highest")
+    add("--validate", nargs="+", metavar="PATH", help="the same, for the validation PSNR and SSIM")
     add("--exclude", metavar="FILE", help="text file of image names never to train on, one a line")
-    add("--loss", choices=("l2", "l1", "matching"), default="l2", help="matching = the published schedule")
-    add("--steps", type=int, default=20_000)
-    add("--batch-size", type=int, default=16)
-    add("--crop", type=int, default=64, help="side of the training crops in pixels")
-    add("--solver-states", type=int, default=0, metavar="N", help="deblurring problems that join every batch")
-    add("--expansion-weight", type=float, default=0.0, metavar="W", help="price on |f(u + d) - f(u)| > |d|")
-    add("--start", metavar="MODEL", help="go on from this model instead of a fresh one (same architecture)")
-    add("--contrast", type=float, default=1.5, help="contrast of the crops varies up to this factor; 1 = never")
-    add("--learning-rate", type=float, default=2e-3, help="of Adam; falls to 1 %% on a cosine (l1 and l2)")
-    add("--channels", type=int, choices=(1, 3), default=1, help="1 = gray, 3 = colour")
-    add("--family", choices=("multiscale", "ridge"), default="multiscale", help="ridge: R is convex, see RidgeLPN")
-    add("--hidden", type=int, default=48, help="channels per stage; ridge: pairs of filters")
-    add("--strides", nargs="+", type=int, default=[1, 2, 1, 2, 1], help="stride of each stage")
-    add("--kernel", type=int, default=3, help="side of the core kernels")
-    add("--skip-kernel", type=int, default=5, help="side of the skip kernels")
-    add("--heads", choices=("last", "all"), default="all", help="stages that enter the potential")
-    add("--squared-head", action=argparse.BooleanOptionalAction, default=True, help="first stage: head on z^2 too")
+    add("--loss", choices=("l2", "l1", "matching"), help="default l2; matching = the published schedule")
+    add("--pretrain", choices=("l1", "l2", "none"), help="before matching (default l1); none = fine-tune")
+    add("--gamma-min", type=float, metavar="G", help="last gamma of matching in units of sqrt(n) (default 0.08)")
+    add("--steps", type=int, help="default 20000")
+    add("--batch-size", type=int, help="default 16")
+    add("--crop", type=int, help="side of the training crops in pixels (default 64)")
+    add("--cache", metavar="DIR", help="keep decoded images there, mapped into memory")
+    add("--solver-states", type=int, metavar="N", help="deblurring problems that join every batch")
+    add("--expansion-weight", type=float, metavar="W", help="price on |f(u + d) - f(u)| > |d|")
+    add("--start", metavar="MODEL", help="go on from this model instead of a fresh one")
+    add("--contrast", type=float, help="contrast of the crops varies up to this factor (default 1.5; 1 = never)")
+    add("--learning-rate", type=float, help="of Adam (default 2e-3, falling to 1 %% on a cosine, for l1 and l2)")
+    add("--warmup", type=int, metavar="STEPS", help="the rate rises over so many steps")
+    add("--clip-norm", type=float, metavar="C", help="scale longer gradients down to this 2-norm")
+    add("--ema-decay", type=float, metavar="D", help="average the weights, e.g. 0.999")
+    add("--precision", choices=("fp32", "tf32", "bf16", "fp16"), help="of the steps, behind an accuracy gate")
+    add("--channels", type=int, choices=(1, 3), help="1 = gray (default), 3 = colour")
+    add("--family", choices=FAMILIES, help="default multiscale; ridge: R is convex, see RidgeLPN; published ones")
+    add("--hidden", type=int, help="channels per stage (default 48); ridge: pairs of filters")
+    add("--strides", nargs="+", type=int, help="stride of each stage (default 1 2 1 2 1)")
+    add("--kernel", type=int, help="side of the core kernels (default 3)")
+    add("--skip-kernel", type=int, help="side of the skip kernels (default 5)")
+    add("--heads", choices=("last", "all"), help="stages that enter the potential (default all)")
+    add("--squared-head", action=argparse.BooleanOptionalAction, help="first stage: head on z^2 too (default yes)")
     add("--gain-limit", type=float, metavar="G", help="bound the growth of f; below 1 the prior is surely coercive")
-    add("--beta", type=float, default=100.0, help="sharpness of the softplus")
-    add("--alpha", type=float, default=1e-3, help="strong convexity alpha/2 |x|^2")
-    add("--validate-every", type=int, default=500, metavar="STEPS")
-    add("--seed", type=int, default=0)
+    add("--beta", type=float, help="sharpness of the softplus (default 100)")
+    add("--alpha", type=float, help="strong convexity alpha/2 |x|^2 (default 0.001)")
+    add("--validate-every", type=int, metavar="STEPS", help="default 500")
+    add("--seed", type=int, help="default 0")
+    add("--device", help="cpu (default) or cuda")
     add("--threads", type=int, help="CPU threads")
+    add("--tensorboard", action="store_true", help="figures for TensorBoard, too")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; 0 when the last step is done."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if len(args.sigma) > 2:
-        raise ValueError(f"--sigma takes one noise level or a range of two, got {args.sigma}")
-    sigma = args.sigma[0] if len(args.sigma) == 1 else tuple(args.sigma)
-    exclude = [Path(line).stem for line in Path(args.exclude).read_text().split()] if args.exclude else []
-    crops = ImageCrops(args.data, args.crop, args.channels, exclude, args.contrast)
-    validation = validation_batch(args.validate, args.channels) if args.validate else None
-    torch.manual_seed(args.seed)
-    model = _fresh(args, isinstance(sigma, tuple))
-    if args.start:
-        _start_from(model, args.start)
-    print(
-        f"{len(crops.paths)} images, {sum(p.numel() for p in model.parameters()):,} parameters, writing to {args.out}"
-    )
-    train_denoiser(
-        model,
-        crops,
-        _phases(args),
-        sigma=sigma,
-        out=args.out,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        gain_limit=args.gain_limit,
-        expansion_weight=args.expansion_weight,
-        states=SolverStates(args.solver_states) if args.solver_states else None,
-        validation=validation,
-        validate_every=args.validate_every,
-        data_description=f"{len(crops.paths)} images of {', '.join(Path(d).name for d in args.data)}",
-    )
-    print(f"wrote {args.out}/model.safetensors and card.md: {model.card['result']}")
-    return 0
+    """Train and verify; 0 when the last step is done and the result is an exact prox, 1 if it is not."""
+    given = {name: value for name, value in vars(args).items() if name not in ("run", "command", "config")}
+    config = from_dict(merge(read_config(args.config) if "config" in args else {}, _as_tables(given)))
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if launched_by_torchrun():
+        device = join(config.device)
+        config = from_dict(config.to_dict() | {"device": str(device)})
+    try:
+        model = train(config)
+        if not current_group().leads:
+            return 0
+        holds = True
+        if config.verify:
+            sample = _sample(config.data, model)
+            levels = config.sigma if isinstance(config.sigma, tuple) else None
+            report = verify(model, sample.to(config.device), None if levels is None else (levels[0] * levels[1]) ** 0.5)
+            holds = report.all_hold
+            model.card["verified"] = "every property" if holds else f"NOT: {', '.join(p.name for p in report.failed)}"
+            print(report)
+            write_result(model, config.out)
+        print(f"wrote {config.out}/model.safetensors and card.md: {model.card['result']}")
+        return 0 if holds else 1
+    finally:
+        leave()
 
 
-def _fresh(args: argparse.Namespace, conditional: bool) -> LPN:
-    shared = {"beta": args.beta, "alpha": args.alpha, "sigma_conditional": conditional}
-    if args.family == "ridge":
-        return RidgeLPN(args.channels, pairs=args.hidden, kernel=args.skip_kernel, **shared)
-    return ConvLPN(
-        args.channels,
-        hidden=args.hidden,
-        strides=tuple(args.strides),
-        kernel=args.kernel,
-        skip_kernel=args.skip_kernel,
-        heads=args.heads,
-        squared_head=args.squared_head,
-        **shared,
-    )
+def _sample(data: DataConfig, model: LPN) -> torch.Tensor:
+    """Two crops of the training data, (2, C, crop, crop); no more than two images are read for them."""
+    first = data.samples[0] if data.samples else 0
+    few = dataclasses.replace(data, samples=(first, first + 2), cache=None)
+    return build_crops(few, model, pool=2)(2, torch.Generator().manual_seed(0))
 
 
-def _start_from(model: LPN, path: str) -> None:
-    start = load(path)
-    if start.spec != model.spec:
-        raise ValueError(f"--start must have the architecture asked for, got {start}; wanted {model}")
-    model.load_state_dict(start.state_dict())
-
-
-def _phases(args: argparse.Namespace) -> list[Phase]:
-    if args.loss == "matching":
-        return published_phases(args.channels * args.crop**2, args.steps)
-    return [Phase(args.loss, args.steps, args.learning_rate, args.learning_rate / 100)]
+def _as_tables(given: dict) -> dict:
+    """Flags as the nested tables of a configuration."""
+    tables: dict = {}
+    for name, value in given.items():
+        if name == "sigma" and len(value) == 1:
+            value = value[0]
+        *table, key = PLACES.get(name, name).split(".")
+        (tables.setdefault(table[0], {}) if table else tables)[key] = value
+    return tables

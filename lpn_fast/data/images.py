@@ -1,17 +1,24 @@
-"""Image folders as samplers of clean crops.
+"""Images as samplers of clean crops.
 
-Every image is decoded once and kept as bytes (500 photographs of 481 x 321 are 77 MB in gray); a batch is cut,
-flipped and turned from there. All randomness comes from the generator that the trainer hands in.
+Every image is decoded once (store.py); a batch is gathered from there, on the device that holds it. All
+randomness comes from the generator that the trainer hands in.
 """
 
+import hashlib
+import json
+import warnings
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+from . import ct
+from .augment import Augment, symmetry_table
+from .readers import reader
+from .sources import find_items
+from .store import ImageStore
 
 
 class ImageCrops:
@@ -20,16 +27,34 @@ class ImageCrops:
     Parameters
     ----------
     sources : list of path
-        Image files or folders; folders are searched for images, not recursively.
-    crop : int
-        Side of a crop in pixels. Images smaller than that are an error that names them.
+        Images, arrays, archives or folders of them; see `lpn_fast.data.find_items`.
+    crop : int, optional
+        Side of a crop in pixels. Images smaller than that are an error that names them. None takes whole
+        images, which must then be squares of one size.
     channels : 1 or 3
         Gray (ITU-R 601 luma) or colour.
     exclude : list of str
         File stems never to read: test sets that lie in the same folders.
     contrast : float
-        Each crop's contrast about its mean is multiplied by a factor drawn from [1/contrast, contrast],
-        uniform in the logarithm: a prior meets under- and overshoot in a solver. 1 switches it off.
+        Short for ``augment=Augment(contrast=...)``.
+    augment : Augment, optional
+        What is varied; the eight symmetries of the square unless told otherwise.
+    centre : int, optional
+        Only the centre of every image is used, a square of so many pixels.
+    samples : (int, int), optional
+        Only samples first <= n < last of the sources, in their order.
+    split, recursive
+        As for `find_items`.
+    window : Window
+        Hounsfield units that become [0, 1], for DICOM files.
+    full_scale : float, optional
+        Stored value that becomes 1, for integer images: 4095 for 12 bits in a 16-bit file.
+    skip_broken : bool
+        Warn of unreadable files, listing them, instead of raising.
+    cache : path, optional
+        Folder for decoded pixels; they are mapped from there, by all runs that read the same files.
+    device : device
+        Where the pixels lie and the crops are cut.
 
     Raises
     ------
@@ -46,75 +71,152 @@ class ImageCrops:
     def __init__(
         self,
         sources: list[str | Path],
-        crop: int = 64,
+        crop: int | None = 64,
         channels: int = 1,
         exclude: list[str] | None = None,
         contrast: float = 1.0,
+        *,
+        augment: Augment | None = None,
+        centre: int | None = None,
+        samples: tuple[int, int] | None = None,
+        split: str | None = None,
+        recursive: bool = False,
+        window: ct.Window = ct.FULL_RANGE,
+        full_scale: float | None = None,
+        skip_broken: bool = False,
+        cache: str | Path | None = None,
+        device: str | torch.device = "cpu",
     ):
-        if crop < 1:
+        if crop is not None and crop < 1:
             raise ValueError(f"crop must be at least 1, got {crop}")
-        if channels not in (1, 3):
-            raise ValueError(f"channels must be 1 (gray) or 3 (colour), got {channels}")
-        if not contrast >= 1:
-            raise ValueError(f"contrast must be at least 1, got {contrast}")
-        self.crop, self.contrast = crop, contrast
-        self.paths = find_images(sources, exclude)
-        self.images = [read_gray_or_colour(path, channels) for path in self.paths]  # uint8 [C, H, W] each
-        for path, image in zip(self.paths, self.images, strict=True):
-            if min(image.shape[1:]) < crop:
-                raise ValueError(f"{path} is {tuple(image.shape[1:])} pixels, smaller than the crop of {crop}")
+        if augment is not None and contrast != 1:
+            raise ValueError("contrast belongs into augment where that is given")
+        augment = Augment(contrast=contrast) if augment is None else augment
+        read = reader(channels, window)
+        items = find_items(sources, exclude, split=split, recursive=recursive)
+        if samples is not None:
+            first, last = samples
+            if not 0 <= first < last:
+                raise ValueError(f"samples must be an increasing pair from 0 on, got {samples}")
+            items = items[first:last]
+            if not items:
+                raise ValueError(f"samples must lie within the sources, got {samples}")
+        broken: list[str] = []
 
-    def __call__(self, count: int, generator: torch.Generator) -> Tensor:
-        """Crops, float32 (count, channels, crop, crop)."""
-        which = torch.randint(len(self.images), (count,), generator=generator).tolist()
-        where = torch.rand(count, 2, generator=generator).tolist()
-        turns = torch.randint(8, (count,), generator=generator).tolist()
-        crops = []
-        for index, (row, column), turn in zip(which, where, turns, strict=True):
-            image = self.images[index]
-            top = int(row * (image.shape[1] - self.crop + 1))
-            left = int(column * (image.shape[2] - self.crop + 1))
-            cut = image[:, top : top + self.crop, left : left + self.crop]
-            cut = torch.rot90(cut, turn % 4, (1, 2))
-            crops.append(cut.flip(2) if turn >= 4 else cut)
-        batch = torch.stack(crops).float().div_(255)
-        if self.contrast == 1:
-            return batch
-        exponent = 2 * torch.rand(count, 1, 1, 1, generator=generator) - 1
-        mean = batch.mean((1, 2, 3), keepdim=True)
-        return mean + self.contrast**exponent * (batch - mean)
+        def decode() -> list[np.ndarray]:
+            arrays = []
+            for item in items:
+                try:
+                    array = _centred(item.read(read), centre, item.name)
+                    if crop is not None and min(array.shape[1:]) < crop:
+                        size = array.shape[1:]
+                        raise ValueError(f"{item.name} is {size} pixels, smaller than the crop of {crop}")
+                    if array.shape[0] != channels:
+                        raise ValueError(f"{item.name} has {array.shape[0]} channels, wanted {channels}")
+                except ValueError as error:
+                    if not skip_broken:
+                        raise
+                    broken.append(str(error))
+                    continue
+                arrays.append(array)
+            if broken:
+                warnings.warn(f"{len(broken)} samples left out: {'; '.join(broken)}", RuntimeWarning, stacklevel=3)
+            if not arrays:
+                raise ValueError(f"none of {len(items)} samples could be read, the first one: {broken[0]}")
+            return arrays
 
+        options = [channels, centre, crop if skip_broken else None, astuple(window), skip_broken]
+        key = [[(item.name, *item.stamp) for item in items], options]
+        if cache is None:
+            store = ImageStore.of_arrays(decode(), full_scale, device)
+        else:
+            store = ImageStore.cached(key, cache, decode, full_scale, device)
+        self._start(store, crop, augment)
+        self.names = [item.name for item in items]
+        self.fingerprint = _digest([sorted(item.name for item in items), options, full_scale, crop, astuple(augment)])
 
-def find_images(sources: list[str | Path], exclude: list[str] | None = None) -> list[Path]:
-    """Image files of the sources, sorted by folder and name; ValueError if there is none."""
-    banned, paths = set(exclude or ()), []
-    for source in map(Path, sources):
-        if not source.exists():
-            raise ValueError(f"there is no image or folder {source}")
-        found = sorted(source.iterdir()) if source.is_dir() else [source]
-        paths += [p for p in found if p.suffix.lower() in SUFFIXES and p.stem not in banned]
-    if not paths:
-        raise ValueError(f"no images ({', '.join(sorted(SUFFIXES))}) in {[str(s) for s in sources]}")
-    return paths
+    @classmethod
+    def of_store(cls, store: ImageStore, crop: int | None, augment: Augment, fingerprint: str) -> "ImageCrops":
+        """A sampler of images that are already there."""
+        crops = cls.__new__(cls)
+        crops._start(store, crop, augment)
+        crops.names, crops.fingerprint = [], _digest([fingerprint, crop, astuple(augment)])
+        return crops
+
+    def _start(self, store: ImageStore, crop: int | None, augment: Augment) -> None:
+        heights, widths = store.sizes.unbind(1)
+        if crop is None:
+            crop = int(heights[0])
+            if not ((heights == crop) & (widths == crop)).all():
+                raise ValueError("crop must be given: the images are not squares of one size")
+        elif int(store.sizes.min()) < crop:
+            raise ValueError(
+                f"crop must fit into every image, the smallest side is {int(store.sizes.min())}, got {crop}"
+            )
+        self.store, self.crop, self.augment = store, crop, augment
+        self._places = symmetry_table(crop)  # [8, crop^2]
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __call__(self, count: int, generator: torch.Generator, rows: slice = slice(None)) -> Tensor:
+        """Crops, float32 (count, channels, crop, crop); with `rows`, those of a batch of `count`."""
+        which = torch.randint(len(self.store), (count,), generator=generator)[rows]
+        where = torch.rand(count, 2, generator=generator)[rows].double()
+        turns = self.augment.turns(count, generator)[rows]
+        drawn = {name: values[rows] for name, values in self.augment.draw(count, generator).items()}
+        sizes = self.store.sizes[which]  # [n, 2]
+        corner = (where * (sizes - self.crop + 1)).long()  # [n, 2]
+        device, width = self.store.buffer.device, sizes[:, 1]
+        start = self.store.offsets[which] + corner[:, 0] * width + corner[:, 1]
+        planes = torch.arange(self.store.channels) * sizes.prod(1, keepdim=True)  # [n, C]
+        start, width = (start[:, None] + planes).to(device), width.to(device)
+        places = self._places.to(device)[turns.to(device)]  # [n, crop^2]
+        inside = places // self.crop * width[:, None] + places % self.crop
+        index = start[:, :, None] + inside[:, None]  # [n, C, crop^2]
+        batch = self.store.gather(index).view(*index.shape[:2], self.crop, self.crop)
+        return self.augment.apply(batch, drawn)
 
 
 def read_gray_or_colour(path: str | Path, channels: int) -> Tensor:
-    """An image as uint8 (channels, H, W); ValueError naming the file if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    except OSError as error:
-        raise ValueError(f"{path} is not a readable image: {error}") from error
-    return torch.from_numpy(np.array(pixels)).reshape(*pixels.shape[:2], channels).permute(2, 0, 1)
+    """An image as uint8 (channels, H, W), or float32 if it has more than 8 bits; ValueError naming a broken file."""
+    (item,) = find_items([path])
+    pixels = item.read(reader(channels))
+    return torch.from_numpy(pixels.astype(np.float32) / 65535 if pixels.dtype == np.uint16 else pixels.copy())
 
 
-def validation_batch(sources: list[str | Path], channels: int = 1, side: int = 160) -> Tensor:
-    """Centre crops of `side` pixels of every image of the sources, float32 (count, channels, side, side)."""
-    crops = []
-    for path in find_images(sources):
-        image = read_gray_or_colour(path, channels)
-        top, left = ((n - side) // 2 for n in image.shape[1:])
-        if min(top, left) < 0:
-            raise ValueError(f"{path} is {tuple(image.shape[1:])} pixels, smaller than the validation side of {side}")
-        crops.append(image[:, top : top + side, left : left + side])
-    return torch.stack(crops).float().div_(255)
+def validation_batch(
+    sources: list[str | Path],
+    channels: int = 1,
+    side: int = 160,
+    *,
+    exclude: list[str] | None = None,
+    samples: tuple[int, int] | None = None,
+    split: str | None = None,
+    recursive: bool = False,
+    window: ct.Window = ct.FULL_RANGE,
+    full_scale: float | None = None,
+) -> Tensor:
+    """Centre crops of `side` pixels of every image of the sources, float32 (count, channels, side, side).
+
+    Arguments as for `ImageCrops`; ValueError names an image that is smaller than `side`.
+    """
+    read = reader(channels, window)
+    items = find_items(sources, exclude, split=split, recursive=recursive)[slice(*(samples or (None,)))]
+    arrays = [_centred(item.read(read), side, item.name, "the validation side") for item in items]
+    store = ImageStore.of_arrays(arrays, full_scale)
+    return torch.stack([store.image(index) for index in range(len(store))])
+
+
+def _centred(image: np.ndarray, side: int | None, name: str, what: str = "the centre") -> np.ndarray:
+    """The centre square of an image (C, H, W)."""
+    if side is None:
+        return image
+    top, left = ((n - side) // 2 for n in image.shape[1:])
+    if min(top, left) < 0:
+        raise ValueError(f"{name} is {image.shape[1:]} pixels, smaller than {what} of {side}")
+    return image[:, top : top + side, left : left + side]
+
+
+def _digest(parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

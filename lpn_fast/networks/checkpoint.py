@@ -80,13 +80,18 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LPN:
         raise ValueError(f"{path} is not a readable safetensors file (truncated or foreign): {error}") from error
     if header.get("format") != "lpn-fast":
         raise ValueError(f"{path} must be written by lpn_fast.save, its header says format={header.get('format')!r}")
-    if int(header["version"]) > VERSION:
-        raise ValueError(f"{path} has checkpoint version {header['version']}, this lpn_fast reads up to {VERSION}")
-    spec = from_dict(json.loads(header["spec"]))
-    _check_tensors(path, tensors, layout(spec))
+    try:
+        version, card = int(header["version"]), json.loads(header.get("card", "{}"))
+        spec = from_dict(json.loads(header["spec"])) if version <= VERSION else None
+        slots = [] if spec is None else layout(spec)
+    except Exception as error:  # a header is outside input: whatever it provokes concerns this file only
+        raise ValueError(f"{path} must have a readable header, this one is damaged: {error!r}") from error
+    if spec is None:
+        raise ValueError(f"{path} has checkpoint version {version}, this lpn_fast reads up to {VERSION}")
+    _check_tensors(path, tensors, slots)
     model = LPN(spec).to(next(iter(tensors.values())).dtype)
     model.load_state_dict(tensors)
-    model.card = json.loads(header.get("card", "{}"))
+    model.card = card
     return model.to(device).eval()
 
 

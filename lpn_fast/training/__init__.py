@@ -1,7 +1,9 @@
-"""Training: losses, schedules, and a trainer whose runs can be stopped and resumed at any moment."""
+"""Training: losses, schedules, configurations, and a trainer whose runs can be stopped and resumed at any moment."""
 
+from .config import TrainingConfig, from_dict, read_config
 from .laplacian import soft_threshold, train_laplacian
 from .losses import ProximalMatchingLoss, l1_loss, l2_loss
+from .run import train
 from .schedule import Phase, published_phases
 from .trainer import Trainer
 from .trajectories import SolverStates
@@ -11,9 +13,13 @@ __all__ = [
     "ProximalMatchingLoss",
     "SolverStates",
     "Trainer",
+    "TrainingConfig",
+    "from_dict",
     "l1_loss",
     "l2_loss",
     "published_phases",
+    "read_config",
     "soft_threshold",
+    "train",
     "train_laplacian",
 ]

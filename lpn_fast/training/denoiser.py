@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..metrics import psnr
-from ..networks import LPN, asymptotic_gain, save
+from ..metrics import UNIFORM_SIDE, psnr, ssim
+from ..networks import LPN, asymptotic_gain
 from .schedule import Phase
+from .state import write_model
 from .trainer import Trainer
 from .trajectories import SolverStates
 
@@ -32,9 +33,9 @@ def train_denoiser(
     states: SolverStates | None = None,
     expansion_weight: float = 0.0,
     validation: Tensor | None = None,
-    validate_every: int = 500,
     data_description: str = "",
-    progress: bool = True,
+    config: dict | None = None,
+    **options,
 ) -> LPN:
     """Train `model` on clean crops; write model.safetensors, card.md and log.csv to `out`.
 
@@ -51,9 +52,13 @@ def train_denoiser(
     gain_limit, states, expansion_weight
         As for `Trainer`.
     validation : Tensor, shape (M, C, H, W), optional
-        Clean images for the PSNR in log and card.
+        Clean images for PSNR and SSIM in log and card.
     data_description : str
         Goes into the card.
+    config : dict, optional
+        The configuration of the run, recorded in the card.
+    **options
+        Of `Trainer`: clip_norm, ema_decay, precision, validate_every, checkpoint_seconds, progress, tensorboard.
 
     Returns
     -------
@@ -61,7 +66,7 @@ def train_denoiser(
         `model`, in evaluation mode, its card filled in.
     """
     levels = validation_levels(sigma)
-    validate = None if validation is None else lambda m: denoising_psnr(m, validation, levels)
+    validate = None if validation is None else lambda m: denoising_figures(m, validation, levels)
     trainer = Trainer(
         model,
         crops,
@@ -74,8 +79,7 @@ def train_denoiser(
         expansion_weight=expansion_weight,
         out=out,
         validate=validate,
-        validate_every=validate_every,
-        progress=progress,
+        **options,
     )
     result = trainer.run()
     model.card = {
@@ -94,11 +98,23 @@ def train_denoiser(
         "device": str(next(model.parameters()).device),
         "torch": torch.__version__,
         "machine": platform.machine(),
+        "clip_norm": trainer.clip_norm,
+        "ema_decay": options.get("ema_decay"),
+        "precision": trainer.precision,
+        "rollbacks": trainer.rollbacks,
         "result": result,
     }
-    save(model, Path(out) / "model.safetensors")
-    (Path(out) / "card.md").write_text(card_text(model, Path(out).name))
+    if config is not None:
+        model.card["config"] = config
+    if trainer.group.leads:
+        write_result(model, out)
     return model
+
+
+def write_result(model: LPN, out: str | Path) -> None:
+    """Write model.safetensors and card.md to the folder `out`."""
+    write_model(model, Path(out) / "model.safetensors")
+    (Path(out) / "card.md").write_text(card_text(model, Path(out).name))
 
 
 def card_text(model: LPN, name: str) -> str:
@@ -108,7 +124,7 @@ def card_text(model: LPN, name: str) -> str:
     result = card.pop("result", {})
     for key, value in (card | {f"result: {k}": v for k, v in result.items()}).items():
         lines.append(f"| {key.replace('_', ' ')} | {value if isinstance(value, str) else json.dumps(value)} |")
-    note = "psnr@s: mean PSNR in dB of f(x + s n) on the validation images, noise n seeded, range 1."
+    note = "psnr@s, ssim@s: mean PSNR in dB and SSIM of f(x + s n) on the validation images, n seeded, range 1."
     return "\n".join([*lines, "", note, ""])
 
 
@@ -121,15 +137,21 @@ def validation_levels(sigma: float | tuple[float, float]) -> list[float]:
 
 
 @torch.no_grad()
-def denoising_psnr(model: LPN, images: Tensor, levels: list[float]) -> dict[str, float]:
-    """Mean PSNR of f(x + noise) over `images` (M, C, H, W) at each noise level, seeded noise."""
+def denoising_figures(model: LPN, images: Tensor, levels: list[float]) -> dict[str, float]:
+    """Mean PSNR and SSIM of f(x + noise) over `images` (M, C, H, W) at each noise level, seeded noise."""
     figures = {}
     own = next(model.parameters())
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(2024))
+    has_ssim = min(images.shape[-2:]) >= UNIFORM_SIDE
     for level in levels:
-        values = []
+        decibels, similarities = [], []
         for x, n in zip(images.split(4), noise.split(4), strict=True):
             x, n = x.to(own), n.to(own)
-            values.append(psnr(model(x + level * n, level if model.is_noise_conditional else None), x))
-        figures[f"psnr@{level:g}"] = round(torch.cat(values).mean().item(), 3)
+            denoised = model(x + level * n, level if model.is_noise_conditional else None)
+            decibels.append(psnr(denoised, x))
+            if has_ssim:
+                similarities.append(ssim(denoised, x))
+        figures[f"psnr@{level:g}"] = round(torch.cat(decibels).mean().item(), 3)
+        if has_ssim:
+            figures[f"ssim@{level:g}"] = round(torch.cat(similarities).mean().item(), 4)
     return figures

@@ -30,14 +30,14 @@ class ProximalMatchingLoss(nn.Module):
 
     Parameters
     ----------
-    gamma : float
-        Width of the well, on the plain 2-norm of a whole sample, positive. The published floor is
-        0.08 sqrt(n) for samples of n entries in [0, 1].
+    gamma : float, or Tensor of shape (N,)
+        Width of the well, on the plain 2-norm of a whole sample, positive; one for all samples, or one for
+        each. The published floor is 0.08 sqrt(n) for samples of n entries in [0, 1].
 
     Raises
     ------
     ValueError
-        gamma that is not positive and finite; pred and target of different shape.
+        gamma that is not positive and finite, or not one per sample; pred and target of different shape.
 
     Examples
     --------
@@ -46,21 +46,34 @@ class ProximalMatchingLoss(nn.Module):
     tensor(0.)
     """
 
-    def __init__(self, gamma: float):
+    def __init__(self, gamma: float | Tensor):
         super().__init__()
-        if not (math.isfinite(gamma) and gamma > 0):
+        if isinstance(gamma, Tensor):
+            if gamma.dim() > 1:
+                raise ValueError(f"gamma must be a number or have shape (N,), got {tuple(gamma.shape)}")
+            # values on another device are not looked at: that would wait for it
+            if gamma.device.type == "cpu" and not (gamma.isfinite() & (gamma > 0)).all():
+                raise ValueError(f"gamma must be positive, got {gamma.tolist()}")
+            self.gamma = gamma
+        elif not (math.isfinite(gamma) and gamma > 0):
             raise ValueError(f"gamma must be positive, got {gamma}")
-        self.gamma = float(gamma)
+        else:
+            self.gamma = float(gamma)
 
     def forward(self, pred: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Scalar loss for pred and target of shape (N, ...); weight (N,) or None (ones)."""
         if pred.shape != target.shape:
             raise ValueError(f"pred and target must have one shape, got {tuple(pred.shape)} and {tuple(target.shape)}")
         squared = _wide(pred - target).square().sum(1)  # [N]
-        return _mean(-torch.expm1(-squared / self.gamma**2), weight)
+        gamma = self.gamma
+        if isinstance(gamma, Tensor):
+            if gamma.dim() == 1 and len(gamma) != len(squared):
+                raise ValueError(f"gamma must be one for each of {len(squared)} samples, got {len(gamma)}")
+            gamma = gamma.to(squared)
+        return _mean(-torch.expm1(-squared / gamma**2), weight)
 
     def extra_repr(self) -> str:
-        return f"gamma={self.gamma:g}"
+        return f"gamma={self.gamma:g}" if isinstance(self.gamma, float) else f"gamma of {self.gamma.numel()} samples"
 
 
 def _wide(difference: Tensor) -> Tensor:

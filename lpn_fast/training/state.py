@@ -1,11 +1,13 @@
-"""The resume file: everything that decides the rest of a run, as safetensors with a JSON header.
+"""The state of a run: everything that decides what comes next. In memory for going back, as a file for going on.
 
-Tensors: model.*, adam.exp_avg.*, adam.exp_avg_sq.*, adam.step.*, generator, states.* (solver trajectories).
-Written to a temporary file, synced and renamed, so that a kill at any moment leaves the last complete state.
+Tensors: model.*, adam.{step, exp_avg, exp_avg_sq}.*, average.* (averaged weights), generator, states.* (solver
+trajectories); and `progress`, which is JSON-ready. The file is safetensors with progress in its header, written to
+a temporary file, synced and renamed: a kill or a full disk at any moment leaves the last complete state.
 """
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,63 +15,97 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..networks import LPN, save
 
-def save_state(
-    path: Path,
+FORMAT = "lpn-fast-training"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Copies of all tensors of a run, and its progress."""
+
+    tensors: dict[str, Tensor]
+    progress: dict
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """Copies of the tensors whose names start with `prefix` and a dot, without these."""
+        start = prefix + "."
+        return {n.removeprefix(start): t.clone() for n, t in self.tensors.items() if n.startswith(start)}
+
+
+def take(
     model: nn.Module,
     optimizer: torch.optim.Adam,
     generator: torch.Generator,
-    states: dict[str, Tensor],
     progress: dict,
-) -> None:
-    """Write the state; `progress` is JSON-ready (step, configuration fingerprint)."""
+    *,
+    states: dict[str, Tensor] | None = None,
+    average: dict[str, Tensor] | None = None,
+) -> Snapshot:
+    """Copy the state of a run."""
     tensors: dict[str, Tensor] = {f"model.{name}": t for name, t in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state[parameter].items():
             tensors[f"adam.{key}.{name}"] = value
-    tensors |= {f"states.{name}": t for name, t in states.items()}
+    tensors |= {f"states.{name}": t for name, t in (states or {}).items()}
+    tensors |= {f"average.{name}": t for name, t in (average or {}).items()}
     tensors["generator"] = generator.get_state()
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    return Snapshot({name: t.detach().clone() for name, t in tensors.items()}, dict(progress))
+
+
+def restore(
+    snapshot: Snapshot, model: nn.Module, optimizer: torch.optim.Adam, generator: torch.Generator
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Put model, optimizer and generator back in place; returns the solver states and the averaged weights."""
+    model.load_state_dict(snapshot.part("model"))
+    for name, parameter in model.named_parameters():
+        state = {}
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            stored = snapshot.tensors.get(f"adam.{key}.{name}")
+            if stored is not None:  # in the memory format of the parameter, which a file does not keep
+                stored = stored.clone() if key == "step" else torch.empty_like(parameter).copy_(stored)
+                state[key] = stored
+        if state:
+            optimizer.state[parameter] = state
+        else:  # the state before the first step
+            optimizer.state.pop(parameter, None)
+    generator.set_state(snapshot.tensors["generator"].cpu())
+    stored = snapshot.part("average")  # a file sorts by name
+    average = {n: torch.empty_like(p).copy_(stored[n]) for n, p in model.named_parameters()} if stored else {}
+    return snapshot.part("states"), average
+
+
+def write(path: Path, snapshot: Snapshot) -> None:
+    """Write a snapshot; OSError if that fails, and what lay at `path` still lies there."""
+    tensors = {name: t.cpu().contiguous() for name, t in snapshot.tensors.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, metadata={"format": "lpn-fast-training", "progress": json.dumps(progress)})
+        save_file(tensors, temporary, metadata={"format": FORMAT, "progress": json.dumps(snapshot.progress)})
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except SafetensorError as error:  # what a full disk becomes on its way through safetensors
+        raise OSError(f"{path} could not be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def read_progress(path: Path) -> dict:
-    """The progress entry of a resume file; ValueError if it is none."""
-    return _open(path)[0]
-
-
-def load_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Adam, generator: torch.Generator
-) -> tuple[dict, dict[str, Tensor]]:
-    """Restore the state in place; returns the progress entry and the solver states."""
-    progress, tensors = _open(path)
-    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-    for name, parameter in model.named_parameters():
-        state = {}
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            stored = tensors.get(f"adam.{key}.{name}")
-            if stored is not None:
-                state[key] = stored if key == "step" else stored.to(parameter.device)
-        if state:
-            optimizer.state[parameter] = state
-    generator.set_state(tensors["generator"])
-    return progress, {n.removeprefix("states."): t for n, t in tensors.items() if n.startswith("states.")}
-
-
-def _open(path: Path) -> tuple[dict, dict[str, Tensor]]:
+def read(path: Path) -> Snapshot:
+    """A snapshot from its file; ValueError if the file is torn or something else."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable resume file: {error}; remove it to start anew") from error
-    if header.get("format") != "lpn-fast-training":
+    if header.get("format") != FORMAT:
         raise ValueError(f"{path} is not a resume file of lpn-fast train; remove it to start anew")
-    return json.loads(header["progress"]), tensors
+    return Snapshot(tensors, json.loads(header["progress"]))
+
+
+def write_model(model: LPN, path: Path) -> None:
+    """`lpn_fast.save`, whose failure on a full disk is an OSError here, too."""
+    try:
+        save(model, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from error

@@ -2,31 +2,41 @@
 
     x ~ data,   y = x + sigma n,   minimise  loss(f(y), x)  with Adam,   then project W, w, g onto >= 0
 
-sigma is fixed, or drawn per sample, uniform in log sigma, for noise-conditional networks; losses are then
-weighted by 1 / sigma^2, that is, errors are measured in units of the noise, so that no level drowns the
-others. A run is a function of its arguments and its seed: stopped and resumed, it ends in the same weights.
+sigma is fixed, or drawn per sample, uniform in log sigma, for noise-conditional networks; errors are then measured
+in units of the noise (schedule.py). A run is a function of its arguments and its seed: stopped and resumed,
+rolled back after a NaN or not, it ends in the same weights. For that, whatever is written is a state that was
+looked at, at a multiple of GUARD steps.
 """
 
-import csv
 import dataclasses
 import hashlib
+import inspect
 import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..networks import LPN, limit_gain_, save
+from ..networks import LPN, limit_gain_
+from ..optim import ProjectedAdam
+from . import gate, state
+from .average import WeightAverage
+from .distributed import current_group
 from .expansion import expansion_penalty
+from .log import EARLY_SECONDS, WINDOW, Pace, RunLog
 from .schedule import Phase, locate
-from .state import load_state, read_progress, save_state
+from .state import write_model
 from .trajectories import SolverStates
 
-Sampler = Callable[[int, torch.Generator], Tensor]  # (batch size, generator) -> clean samples (N, ...)
+Sampler = Callable[..., Tensor]  # (batch size, generator) -> clean samples (N, ...)
+
+GUARD = WINDOW  # steps between looks for NaN; a look waits for the device
+MOST_ROLLBACKS = 5
 
 
 class Trainer:
@@ -36,33 +46,45 @@ class Trainer:
     ----------
     model : LPN
     sampler : callable
-        ``sampler(batch_size, generator)`` gives clean samples, (batch_size, dim) or (batch_size, C, H, W), on
-        the CPU; all its randomness comes from `generator`.
+        ``sampler(batch_size, generator)`` gives clean samples, (batch_size, dim) or (batch_size, C, H, W); all
+        its randomness comes from `generator`, which lives on the CPU. If it takes a third argument ``rows``, a
+        slice, it may make those of the samples only (for training in several processes).
     phases : list of Phase
     sigma : float or (float, float)
         Noise standard deviation, or the range it is drawn from for a noise-conditional model.
     batch_size : int
+        Samples per step, of all processes together.
     seed : int
         Of the data, the noise and the drawn sigmas. (The model's start is the caller's.)
     gain_limit : float, optional
         Keep the asymptotic gain of f at most this after every step; below 1 the learned R is coercive and
         solvers cannot run away (networks/gain.py). None lets it be.
+    clip_norm : float, optional
+        Gradients with a larger 2-norm are scaled down to it. None leaves them.
+    ema_decay : float, optional
+        Average the weights with this decay (average.py). Validation and the result use the average.
+    precision : str
+        "fp32", or "bf16", "fp16", "tf32" for the steps, wherever the gate lets them (gate.py).
     noise : callable
         ``noise(shape, generator=..., dtype=...)`` -> standard normal samples; torch.randn unless told otherwise.
+    gamma_factor : callable, optional
+        ``gamma_factor(y)`` -> (N,), positive: what gamma is multiplied by for each noisy sample.
     expansion_weight : float
         Weight of the expansion penalty (training/expansion.py) on a quarter of every batch, its last samples
         (solver states, where there are any); image models only. 0 switches it off.
     states : SolverStates, optional
         Deblurring problems that join every batch (training/trajectories.py), for image models.
     out : path, optional
-        Folder for `resume.safetensors`, `log.csv` and at the end `model.safetensors`. If it holds a resume
-        file of the same configuration the run continues there. None keeps everything in memory.
+        Folder for `resume.safetensors`, `log.csv`, `train.log` and at the end `model.safetensors`. If it holds a
+        resume file of the same configuration the run continues there. None keeps everything in memory.
     validate : callable, optional
         ``validate(model)`` -> dict of figures, called every `validate_every` steps and at the end.
     checkpoint_seconds : float
         Time between resume files.
     progress : bool
-        Show a progress bar.
+        Show a progress bar, and events.
+    tensorboard : bool
+        Figures for TensorBoard in `out`, too; wants the package.
 
     Raises
     ------
@@ -90,32 +112,43 @@ class Trainer:
         batch_size: int,
         seed: int = 0,
         gain_limit: float | None = None,
-        states: SolverStates | None = None,
-        expansion_weight: float = 0.0,
+        clip_norm: float | None = None,
+        ema_decay: float | None = None,
+        precision: str = "fp32",
         noise: Callable[..., Tensor] = torch.randn,
+        gamma_factor: Callable[[Tensor], Tensor] | None = None,
+        expansion_weight: float = 0.0,
+        states: SolverStates | None = None,
         out: str | Path | None = None,
         validate: Callable[[LPN], dict] | None = None,
         validate_every: int = 1000,
         checkpoint_seconds: float = 60.0,
         progress: bool = True,
+        tensorboard: bool = False,
     ):
-        if not phases:
-            raise ValueError("phases must hold at least one Phase, got none")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.model, self.sampler, self.phases = model, sampler, list(phases)
         self.sigma_range = _sigma_range(sigma, model.is_noise_conditional)
-        if not expansion_weight >= 0:
-            raise ValueError(f"expansion_weight must be zero or positive, got {expansion_weight}")
         self.batch_size, self.seed, self.gain_limit, self.states = batch_size, seed, gain_limit, states
-        self.expansion_weight, self.noise = expansion_weight, noise
+        self.clip_norm, self.precision = clip_norm, precision
+        self.expansion_weight, self.noise, self.gamma_factor = expansion_weight, noise, gamma_factor
         self.out = None if out is None else Path(out)
         self.validate, self.validate_every = validate, validate_every
-        self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
+        self.checkpoint_seconds, self.group = checkpoint_seconds, current_group()
+        self.progress = progress and self.group.leads
+        self._check()
         self.generator = torch.Generator().manual_seed(seed)
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=self.phases[0].learning_rate)
-        self.step = 0
-        self.total_steps = sum(phase.steps for phase in self.phases)
+        self.optimizer = ProjectedAdam(model, lr=self.phases[0].learning_rate)
+        self.average = None if ema_decay is None else WeightAverage(model, ema_decay)
+        self.step, self.total_steps = 0, sum(phase.steps for phase in self.phases)
+        self.rate_factor, self.rollbacks = 1.0, 0
+        self._tried = -1  # step of the last state that was to be written
+        self.passed: dict[int, bool] = {}  # index of a phase -> whether its precision passed the gate
+        self.log = RunLog(self.out if self.group.leads else None, self.progress, tensorboard and self.group.leads)
+        if not callable(sampler):
+            raise TypeError(f"sampler must be callable as (batch_size, generator), got {type(sampler).__name__}")
+        self._draws_rows = "rows" in inspect.signature(sampler).parameters
+        # the optimizer's step clamps; families with further constraints bring a project_ of their own
+        self._own_projection = type(model).project_ is not LPN.project_
 
     def run(self) -> dict:
         """Train to the end of the last phase.
@@ -123,130 +156,279 @@ class Trainer:
         Returns
         -------
         dict
-            step, seconds (of this session), loss (of the last step) and what `validate` gave at the end.
+            step, seconds (of this session), loss (mean of the last steps) and what `validate` gave at the end.
 
         Raises
         ------
         FloatingPointError
-            The loss became NaN or infinite; the resume file still holds the last good state.
+            The loss or a weight became NaN or infinite again and again, however much the learning rate was
+            lowered; the resume file still holds the last good state.
         """
         self._resume()
-        started = saved = time.monotonic()
-        first, loss = self.step, math.nan
-        bar = tqdm(total=self.total_steps, initial=first, disable=not self.progress, unit="step", desc="train")
+        self.pace, saved, early = Pace(self.total_steps, self.step), time.monotonic(), False
+        self._good = self._snapshot()
+        self._bar = tqdm(
+            total=self.total_steps, initial=self.step, disable=not self.progress, unit="step", desc="train"
+        )
         self.model.train()
-        while self.step < self.total_steps:
-            loss = self._one_step()
-            self.step += 1
-            bar.update()
-            if self.step % 20 == 0:
-                bar.set_postfix(loss=f"{loss.item():.4g}", refresh=False)
-            if self.step % 200 == 0 and not torch.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss is {loss.item()} at step {self.step}; lower the learning rate and run again, "
-                    "which continues from the last resume file"
-                )
-            if self.step % self.validate_every == 0 and self.step < self.total_steps:
-                self._log(loss, started)
-            if self.out is not None and time.monotonic() - saved > self.checkpoint_seconds:
-                self._checkpoint()
-                saved = time.monotonic()
-        bar.close()
-        self.model.eval()
-        figures = self._log(loss, started)
-        result = {"step": self.step, "seconds": round(time.monotonic() - started, 1), **figures}
-        if self.out is not None:
+        own_precision, self.model.precision = self.model.precision, "fp32"
+        try:
+            while self.step < self.total_steps:
+                self.pace.note(self._one_step())
+                self.step += 1
+                self._bar.update()
+                if (self.step % GUARD == 0 or self.step == self.total_steps) and not self._guard():
+                    continue
+                if not early and time.monotonic() - self.pace.started > EARLY_SECONDS:
+                    early = True
+                    self.log.say(self.pace.answer(self.step))
+                if self.step % self.validate_every == 0 and self.step < self.total_steps:
+                    self._validate()
+                if time.monotonic() - saved > self.checkpoint_seconds:
+                    self._checkpoint()
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
             self._checkpoint()
-            save(self.model, self.out / "model.safetensors")
-        return result
+            raise
+        finally:
+            self._bar.close()
+            self.model.eval()
+            self.model.precision = own_precision
+        figures = self._validate()
+        self._checkpoint()
+        if self.average is not None:
+            self.average.install()
+            self._project(everything=True)
+        if self.out is not None and self.group.leads:
+            write_model(self.model, self.out / "model.safetensors")
+        return {"step": self.step, "seconds": round(time.monotonic() - self.pace.started, 1), **figures}
+
+    # ---- one step
 
     def _one_step(self) -> Tensor:
+        """The loss, scalar, of the whole batch."""
         index, within = locate(self.phases, self.step)
         phase = self.phases[index]
+        if within == 0:
+            self.pace.new_phase()
         for group in self.optimizer.param_groups:
-            group["lr"] = phase.rate(within)
-        x, y, sigma = self._batch()
-        pred = self.model(y, sigma if self.model.is_noise_conditional else None)
-        weight = sigma**-2 if self.model.is_noise_conditional else None
-        loss = phase.criterion()(pred, x, weight)
-        if self.expansion_weight:
-            last = slice(-max(1, len(y) // 4), None)
-            level = sigma[last] if self.model.is_noise_conditional else None
-            penalty = expansion_penalty(self.model, y[last], pred[last], level, self.generator)
-            loss = loss + self.expansion_weight * penalty
-        if self.states is not None:
-            self.states.advance(pred[-self.states.count :])
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+            group["lr"] = self.rate_factor * phase.rate(within)
+        low_precision = self.precision != "fp32" and self._passes_gate(index)
+        x, y, sigma = self._batch(self.generator)
+        if low_precision:
+            self.model.precision = self.precision
+        try:
+            with self.group.averaged_gradients(self.model):
+                pred = self.model(y, sigma)
+            loss = self._criterion(phase, y, sigma)(pred, x)
+            if self.expansion_weight:
+                last = slice(-max(1, len(y) // 4), None)
+                level = None if sigma is None else sigma[last]
+                penalty = expansion_penalty(self.model, y[last], pred[last], level, self.generator)
+                loss = loss + self.expansion_weight * penalty
+            if self.states is not None:
+                self.states.advance(pred[-self.states.count :])
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        finally:
+            if low_precision:
+                self.model.precision = "fp32"
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
-        self.model.project_()
+        self._project()
+        if self.average is not None:
+            self.average.update(self.step)
+        return self.group.mean(loss.detach())
+
+    def _batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(clean x, noisy y, sigma (N,) or None for a network of one level), this process' rows, on its device."""
+        own, rows = next(self.model.parameters()), self.group.share(self.batch_size)
+        if self._draws_rows:
+            x = self.sampler(self.batch_size, generator, rows=rows)
+        else:
+            x = self.sampler(self.batch_size, generator)[rows]
+        x = x.to(own.dtype)
+        low, high = self.sigma_range
+        sigma = torch.rand(self.batch_size, generator=generator, dtype=x.dtype)[rows]
+        sigma = low * (high / low) ** sigma
+        if self.noise is torch.randn and own.device.type != "cpu":
+            # drawn where it is used; the seed keeps it a function of the one generator
+            there = torch.Generator(own.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            whole = (self.batch_size, *x.shape[1:])
+            noise = torch.randn(whole, generator=there, dtype=x.dtype, device=own.device)[rows]
+            x, sigma = x.to(own.device, non_blocking=True), sigma.to(own.device)
+        else:
+            shape = torch.Size((self.batch_size, *x.shape[1:]))
+            noise = self.noise(shape, generator=generator, dtype=x.dtype)[rows].to(x.device)
+            sigma = sigma.to(x.device)
+        y = x + sigma.view(-1, *(1,) * (x.dim() - 1)) * noise
+        if self.states is not None and generator is self.generator:
+            more = self.states.inputs(self.sampler, self.sigma_range, generator, x.dtype)
+            x, y, sigma = (torch.cat([a, b.to(a.device)]) for a, b in zip((x, y, sigma), more, strict=True))
+        x, y, sigma = (t.to(own.device) for t in (x, y, sigma))
+        return x, y, sigma if self.model.is_noise_conditional else None
+
+    def _criterion(self, phase: Phase, y: Tensor, sigma: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+        adapts = self.gamma_factor is not None and phase.loss == "matching"
+        return phase.criterion(sigma, self.gamma_factor(y) if adapts else None)
+
+    def _project(self, everything: bool = False) -> None:
+        """Restore the constraints that the optimizer's step does not: a family's own, and the gain."""
+        if everything or self._own_projection:
+            self.model.project_()
         if self.gain_limit is not None:
             limit_gain_(self.model, self.gain_limit)
-        return loss.detach()
 
-    def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(clean x, noisy y, sigma (N,)), on the model's device."""
-        own = next(self.model.parameters())
-        x = self.sampler(self.batch_size, self.generator).to(own.dtype)
-        low, high = self.sigma_range
-        sigma = torch.rand(x.shape[0], generator=self.generator, dtype=x.dtype)
-        sigma = low * (high / low) ** sigma
-        noise = self.noise(x.shape, generator=self.generator, dtype=x.dtype)
-        y = x + sigma.view(-1, *(1,) * (x.dim() - 1)) * noise
+    def _passes_gate(self, index: int) -> bool:
+        """Whether the named precision may be used in this phase; measured once, before its first step."""
+        if index not in self.passed:
+            generator = torch.Generator().manual_seed(hash((self.seed, index)) % 2**63)
+            x, y, sigma = self._batch(generator)
+            loss = self._criterion(self.phases[index], y, sigma)
+            report = gate.measure(self.model, self.precision, y, sigma, lambda pred: loss(pred, x))
+            self.passed[index] = self.group.agree(report.holds, y.device)
+            self.log.say(f"phase {index + 1}: {report}")
+        return self.passed[index]
+
+    # ---- looking back and going back
+
+    def _guard(self) -> bool:
+        """Keep the state if it is sound; else go back to the last sound one with half the rate, and return False."""
+        loss = self.pace.window_ends()
+        sums = torch._foreach_norm([p.detach() for p in self.model.parameters()])
+        if math.isfinite(loss) and bool(torch.isfinite(torch.stack(sums)).all()):
+            self._good = self._snapshot()
+            self._bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+            return True
+        bad, self.rollbacks = self.step, self.rollbacks + 1
+        factor, rollbacks = self.rate_factor / 2, self.rollbacks
+        self._restore(self._good)
+        self.rate_factor, self.rollbacks = factor, rollbacks
+        if self.rollbacks > MOST_ROLLBACKS:
+            raise FloatingPointError(
+                f"the loss or a weight was NaN or infinite by step {bad}, after {MOST_ROLLBACKS} attempts from step "
+                f"{self.step} with ever lower learning rates; look at the data, lower the learning rate or set "
+                "clip_norm"
+            )
+        self._good, self._tried = self._snapshot(), -1  # with the new rate: a kill now must not forget it
+        self.pace.new_phase()
+        self.log.forget_after(self.step)
+        self._bar.n = self.step
+        self.log.say(
+            f"the loss or a weight was NaN or infinite by step {bad}: back to step {self.step}, "
+            f"learning rates times {self.rate_factor:g} from here on"
+        )
+        return False
+
+    def _snapshot(self) -> state.Snapshot:
+        progress = {
+            "step": self.step,
+            "fingerprint": self._fingerprint(),
+            "rate_factor": self.rate_factor,
+            "rollbacks": self.rollbacks,
+            "passed": {str(index): flag for index, flag in self.passed.items()},
+        }
+        states = None if self.states is None else self.states.tensors
+        average = None if self.average is None else self.average.tensors
+        return state.take(self.model, self.optimizer, self.generator, progress, states=states, average=average)
+
+    def _restore(self, snapshot: state.Snapshot) -> None:
+        states, average = state.restore(snapshot, self.model, self.optimizer, self.generator)
+        progress = snapshot.progress
+        self.step, self.rate_factor = progress["step"], progress["rate_factor"]
+        self.rollbacks = progress["rollbacks"]
+        self.passed = {int(index): flag for index, flag in progress["passed"].items()}
         if self.states is not None:
-            more = self.states.inputs(self.sampler, self.sigma_range, self.generator, x.dtype)
-            x, y, sigma = (torch.cat(pair) for pair in zip((x, y, sigma), more, strict=True))
-        return x.to(own.device), y.to(own.device), sigma.to(own.device)
+            self.states.tensors = states
+        if self.average is not None:
+            self.average.tensors = average
 
-    def _log(self, loss, started: float) -> dict:
-        """Validate, append a row to log.csv, return the figures."""
-        figures = {"loss": float(loss)}
-        if self.validate is not None:
-            self.model.eval()
-            figures |= self.validate(self.model)
-            self.model.train(self.step < self.total_steps)
-        if self.out is not None:
-            row = {"step": self.step, "seconds": round(time.monotonic() - started, 1)} | figures
-            path = self.out / "log.csv"
-            fresh = not path.exists()
-            with open(path, "a", newline="") as file:
-                writer = csv.DictWriter(file, list(row))
-                if fresh:
-                    writer.writeheader()
-                writer.writerow(row)
-        return figures
-
-    def _fingerprint(self) -> str:
-        """Digest of what makes two runs the same run."""
-        parts = [
-            self.model.spec.encoded,
-            json.dumps([dataclasses.asdict(phase) for phase in self.phases]),
-            json.dumps([self.sigma_range, self.batch_size, self.seed, self.gain_limit, self.expansion_weight]),
-            "" if self.states is None else json.dumps([self.states.count, self.states.blur, self.states.longest]),
-        ]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    # ---- files
 
     def _checkpoint(self) -> None:
-        progress = {"step": self.step, "fingerprint": self._fingerprint()}
-        states = {} if self.states is None else self.states.tensors
-        save_state(self.out / "resume.safetensors", self.model, self.optimizer, self.generator, states, progress)
+        """Write the last state that was looked at; a failure is said and the older file stays."""
+        step = self._good.progress["step"]
+        if self.out is None or not self.group.leads or step == self._tried:
+            return
+        self._tried = step
+        path = self.out / "resume.safetensors"
+        try:
+            state.write(path, self._good)
+        except OSError as error:
+            kept = f"the one of step {state.read(path).progress['step']} is kept" if path.exists() else "there is none"
+            self.log.say(f"could not write the resume file of step {step}, {kept}: {error}")
 
     def _resume(self) -> None:
         if self.out is None:
             return
-        self.out.mkdir(parents=True, exist_ok=True)
-        path = self.out / "resume.safetensors"
-        if not path.exists():
-            return
-        if read_progress(path)["fingerprint"] != self._fingerprint():
-            raise ValueError(
-                f"{path} belongs to a run with another model, schedule, sigma, batch size or seed; "
-                "choose another folder or remove it"
-            )
-        progress, states = load_state(path, self.model, self.optimizer, self.generator)
-        self.step = progress["step"]
-        if self.states is not None:
-            self.states.tensors = states
+        if self.group.leads:
+            self.out.mkdir(parents=True, exist_ok=True)
+        path, own = self.out / "resume.safetensors", next(self.model.parameters())
+        self.group.agree(True, own.device)  # wait for the folder
+        if path.exists():
+            snapshot = state.read(path)
+            if snapshot.progress["fingerprint"] != self._fingerprint():
+                raise ValueError(
+                    f"{path} belongs to a run with another model, schedule, sigma, batch size or seed, or other data; "
+                    "choose another folder or remove it"
+                )
+            self._restore(snapshot)
+            # a finished run validates again, and writes that row again
+            self.log.forget_after(self.step - (self.step == self.total_steps))
+        self.group.check_same(self.step, "the step to go on from", own.device)
+
+    def _validate(self) -> dict:
+        """Validate, append a row to the log, return the figures."""
+        index, within = locate(self.phases, self.step - 1)
+        figures = {"loss": self.pace.mean_loss()}
+        rate = self.rate_factor * self.phases[index].rate(within)
+        if self.validate is not None and self.group.leads:
+            mode = self.model.training
+            self.model.eval()
+            weights = nullcontext() if self.average is None else self.average.installed(lambda: self._project(True))
+            with weights:
+                figures |= self.validate(self.model)
+            self.model.train(mode)
+        seconds = round(time.monotonic() - self.pace.started, 1)
+        self.log.row(self.step, {"seconds": seconds, "learning_rate": rate, **figures})
+        return figures
+
+    def _fingerprint(self) -> str:
+        """Digest of what makes two runs the same run."""
+        decay = None if self.average is None else self.average.decay
+        numbers = [self.sigma_range, self.batch_size, self.seed, self.gain_limit, self.expansion_weight]
+        parts = [
+            self.model.spec.encoded,
+            json.dumps([dataclasses.asdict(phase) for phase in self.phases]),
+            json.dumps([*numbers, self.clip_norm, decay, self.precision]),
+            "" if self.states is None else json.dumps([self.states.count, self.states.blur, self.states.longest]),
+            getattr(self.sampler, "fingerprint", ""),
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def _check(self) -> None:
+        if not self.phases:
+            raise ValueError("phases must hold at least one Phase, got none")
+        for name in ("batch_size", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.expansion_weight >= 0:
+            raise ValueError(f"expansion_weight must be zero or positive, got {self.expansion_weight}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive or None, got {self.clip_norm}")
+        if not self.model.is_noise_conditional and any(phase.gamma_unit == "sigma" for phase in self.phases):
+            raise ValueError("gamma_unit='sigma' is for noise-conditional networks, this one has a single noise level")
+        if self.group.size > 1:
+            if self.batch_size % self.group.size:
+                raise ValueError(
+                    f"batch_size must be a multiple of the {self.group.size} processes, got {self.batch_size}"
+                )
+            if self.states is not None or self.expansion_weight:
+                raise ValueError("solver states and expansion_weight need a single process")
+        before = self.model.precision
+        self.model.precision = self.precision  # names what is wrong with it, if anything is
+        self.model.precision = before
 
 
 def _sigma_range(sigma, conditional: bool) -> tuple[float, float]:

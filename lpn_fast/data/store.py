@@ -1,0 +1,135 @@
+"""Decoded images of any sizes in one flat buffer: in memory, or mapped from a cache file that runs share.
+
+    image n  =  buffer[offset_n : offset_n + C H_n W_n]  as (C, H_n, W_n)
+
+Pixels stay as they were stored (bytes for photographs: 500 of 481 x 321 are 77 MB in gray), and a batch is
+gathered from the buffer by index, on whatever device it lies.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
+VERSION = 1
+
+
+class ImageStore:
+    """Images of one channel count.
+
+    Parameters
+    ----------
+    flat : array, shape (pixels,)
+        uint8, uint16 or float32.
+    sizes : array, shape (images, 2)
+        Heights and widths.
+    channels : int
+    full_scale : float, optional
+        Stored value that becomes 1; by default the largest of the integer type, and 1 for floats.
+    device : device
+        Where the buffer lies.
+    """
+
+    def __init__(self, flat: np.ndarray, sizes, channels: int, full_scale: float | None = None, device="cpu"):
+        if flat.dtype not in FULL_SCALE:
+            raise ValueError(f"pixels must be uint8, uint16 or float32, got {flat.dtype}")
+        if full_scale is not None and not full_scale > 0:
+            raise ValueError(f"full_scale must be positive, got {full_scale}")
+        self.channels = channels
+        self.full_scale = full_scale or FULL_SCALE[flat.dtype]
+        sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
+        self.sizes = torch.from_numpy(sizes)  # [images, 2]
+        lengths = channels * sizes[:, 0] * sizes[:, 1]
+        self.offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64))  # [images]
+        self._wide = flat.dtype == np.uint16  # torch gathers no uint16; as int16 it does
+        self.buffer = torch.from_numpy(flat.view(np.int16) if self._wide else flat).to(device)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @classmethod
+    def of_arrays(cls, arrays: Sequence[np.ndarray], full_scale: float | None = None, device="cpu") -> "ImageStore":
+        """A store of samples (C, H, W), which may differ in size and type (then they become float32)."""
+        flat, sizes, channels = _joined(arrays)
+        return cls(flat, sizes, channels, full_scale, device)
+
+    @classmethod
+    def cached(
+        cls,
+        key: object,
+        folder: str | Path,
+        arrays: Callable[[], Sequence[np.ndarray]],
+        full_scale: float | None = None,
+        device="cpu",
+    ) -> "ImageStore":
+        """The store of `key` mapped from its file in `folder`, which is written first if it is not there.
+
+        Parameters
+        ----------
+        key : JSON-ready
+            Everything the pixels depend on.
+        folder : path
+        arrays : callable
+            Makes the samples.
+        """
+        folder, digest = Path(folder), hashlib.sha256(json.dumps([VERSION, key]).encode()).hexdigest()[:20]
+        header, pixels = folder / f"{digest}.json", folder / f"{digest}.pixels"
+        if not (header.exists() and pixels.exists()):
+            folder.mkdir(parents=True, exist_ok=True)
+            flat, sizes, channels = _joined(arrays())
+            _replace(pixels, lambda file: flat.tofile(file))
+            about = {"dtype": flat.dtype.name, "sizes": sizes.tolist(), "channels": channels, "pixels": flat.size}
+            _replace(header, lambda file: file.write(json.dumps(about).encode()))
+        about = json.loads(header.read_text())
+        dtype = np.dtype(about["dtype"])
+        if pixels.stat().st_size != about["pixels"] * dtype.itemsize:
+            raise ValueError(f"{pixels} must hold {about['pixels']} values of {dtype}; remove it to make it anew")
+        # copy on write: torch wants writable memory, the file stays as it is
+        flat = np.memmap(pixels, dtype, mode="c")
+        return cls(flat, about["sizes"], about["channels"], full_scale, device)
+
+    def image(self, index: int) -> Tensor:
+        """Image `index`, float32 (C, H, W) in [0, 1]."""
+        height, width = self.sizes[index].tolist()
+        start = int(self.offsets[index])
+        return self._values(self.buffer[start : start + self.channels * height * width]).view(-1, height, width)
+
+    def gather(self, index: Tensor) -> Tensor:
+        """Values at positions `index` of the buffer, float32, same shape."""
+        return self._values(self.buffer[index])
+
+    def _values(self, stored: Tensor) -> Tensor:
+        if self._wide:
+            stored = stored.to(torch.int32).bitwise_and_(0xFFFF)
+        return stored.float() / self.full_scale
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
+    """(flat pixels, sizes [images, 2], channels)."""
+    if not len(arrays):
+        raise ValueError("arrays must hold at least one image, got none")
+    channels = {a.shape[0] for a in arrays}
+    if len(channels) > 1:
+        raise ValueError(f"all images must have as many channels, got {sorted(channels)}")
+    if len({a.dtype for a in arrays}) > 1:
+        arrays = [a.astype(np.float32) / np.float32(FULL_SCALE[a.dtype]) for a in arrays]
+    flat = np.concatenate([np.ascontiguousarray(a).reshape(-1) for a in arrays])
+    return flat, np.array([a.shape[1:] for a in arrays]), channels.pop()
+
+
+def _replace(path: Path, write: Callable) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

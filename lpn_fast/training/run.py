@@ -1,0 +1,164 @@
+"""A run from its configuration: data, network, schedule, training, and the files in the end."""
+
+from pathlib import Path
+
+import torch
+
+from ..data import ImageCrops, synthetic_crops, validation_batch
+from ..networks import LPN, ConvLPN, RidgeLPN, load, paper_network
+from ..networks.initialise import initialise_as_
+from .config import DataConfig, TrainingConfig
+from .denoiser import train_denoiser
+from .distributed import current_group
+from .trajectories import SolverStates
+
+SYNTHETIC_POOL = 64
+SYNTHETIC_SIDE = 256
+
+
+def train(config: TrainingConfig, progress: bool = True) -> LPN:
+    """Train what a configuration describes; a run found in its folder is resumed.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    progress : bool
+        Show a progress bar, and events.
+
+    Returns
+    -------
+    LPN
+        In evaluation mode, its card filled in; also in `config.out`, as model.safetensors with card.md.
+
+    Examples
+    --------
+    >>> from lpn_fast.training import from_dict, train
+    >>> table = {"out": "runs/leaves", "sigma": 0.1, "data": {"synthetic": "dead-leaves"}}
+    >>> model = train(from_dict(table))  # doctest: +SKIP
+    """
+    torch.manual_seed(config.seed)
+    model = build_model(config)
+    crops = build_crops(config.data, model)
+    if progress and current_group().leads:
+        size = sum(p.numel() for p in model.parameters())
+        print(f"{len(crops)} images, {size:,} parameters, writing to {config.out}")
+    entries = model.spec.channels * crops.crop**2
+    return train_denoiser(
+        model.to(config.device),
+        crops,
+        config.schedule.phases(entries),
+        sigma=config.sigma,
+        out=config.out,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        gain_limit=config.gain_limit,
+        clip_norm=config.clip_norm,
+        ema_decay=config.ema_decay,
+        precision=config.precision,
+        expansion_weight=config.expansion_weight,
+        states=SolverStates(config.solver_states) if config.solver_states else None,
+        validation=build_validation(config.data, model),
+        validate_every=config.validate_every,
+        checkpoint_seconds=config.checkpoint_seconds,
+        tensorboard=config.tensorboard,
+        data_description=describe(config.data, len(crops)),
+        config=config.to_dict(),
+        progress=progress,
+    )
+
+
+def build_model(config: TrainingConfig) -> LPN:
+    """The network, freshly drawn from torch's generator, or the one to go on from."""
+    table, conditional = config.model, not isinstance(config.sigma, float | int)
+    if table.start is not None:
+        model = _with_family(load(table.start))
+        if model.is_noise_conditional != conditional:
+            levels = "a range" if model.is_noise_conditional else "one number"
+            raise ValueError(f"sigma must be {levels} for {table.start}, got {config.sigma}")
+    elif table.family in ("multiscale", "ridge"):
+        shared = {"beta": table.beta, "alpha": table.alpha, "sigma_conditional": conditional}
+        if table.family == "ridge":
+            model = RidgeLPN(config.data.channels, pairs=table.hidden, kernel=table.skip_kernel, **shared)
+        else:
+            model = ConvLPN(
+                config.data.channels,
+                hidden=table.hidden,
+                strides=table.strides,
+                kernel=table.kernel,
+                skip_kernel=table.skip_kernel,
+                heads=table.heads,
+                squared_head=table.squared_head,
+                **shared,
+            )
+    else:
+        model = paper_network(table.family)
+        if model.spec.is_dense:
+            raise ValueError("model.family 'laplacian' takes numbers, not images: see lpn-fast demo")
+    if model.spec.channels != config.data.channels:
+        raise ValueError(f"data.channels must be {model.spec.channels} for this model, got {config.data.channels}")
+    if table.initialise is not None and table.start is None:
+        initialise_as_(model, table.initialise).project_()
+    return model.train()
+
+
+def _with_family(model: LPN) -> LPN:
+    """The same network as a RidgeLPN if it is one: its projection does more than that of an LPN."""
+    spec, first = model.spec, model.spec.stages[0]
+    if len(spec.stages) > 1 or first.heads != ("squared",) or first.width % 2:
+        return model
+    ridge = RidgeLPN(
+        spec.channels, first.width // 2, first.skip_kernel, spec.beta, spec.alpha, spec.noise_levels or False
+    )
+    if ridge.spec != spec:
+        return model
+    ridge.load_state_dict(model.state_dict())
+    ridge.card = model.card
+    return ridge
+
+
+def build_crops(data: DataConfig, model: LPN, pool: int = SYNTHETIC_POOL) -> ImageCrops:
+    """The sampler, of `pool` images if they are made up; networks of one image size decide the crop."""
+    crop = data.crop if model.spec.image_size is None else model.spec.image_size[0]
+    if data.synthetic is not None:
+        side = max(SYNTHETIC_SIDE, crop)
+        return synthetic_crops(data.synthetic, crop, data.channels, pool=pool, side=side, augment=data.augment)
+    exclude = [Path(line).stem for line in Path(data.exclude).read_text().split()] if data.exclude else []
+    return ImageCrops(
+        list(data.sources),
+        crop,
+        data.channels,
+        exclude,
+        augment=data.augment,
+        centre=data.centre,
+        samples=data.samples,
+        split=data.split,
+        recursive=data.recursive,
+        window=data.hounsfield,
+        full_scale=data.full_scale,
+        skip_broken=data.skip_broken,
+        cache=data.cache,
+    )
+
+
+def build_validation(data: DataConfig, model: LPN) -> torch.Tensor | None:
+    """Clean validation images, (M, C, H, W), or None."""
+    if not data.validate:
+        return None
+    side = data.validate_side if model.spec.image_size is None else model.spec.image_size[0]
+    return validation_batch(
+        list(data.validate),
+        data.channels,
+        side,
+        samples=data.validate_samples,
+        split=data.validate_split,
+        recursive=data.recursive,
+        window=data.hounsfield,
+        full_scale=data.full_scale,
+    )
+
+
+def describe(data: DataConfig, count: int) -> str:
+    """The data in words, for the card."""
+    if data.synthetic is not None:
+        return f"{count} synthetic images ({data.synthetic})"
+    return f"{count} images of {', '.join(Path(source).name for source in data.sources)}"

@@ -1,0 +1,93 @@
+"""Runs a batch job in processes that are killed at random, and prints what was computed when, as JSON.
+
+    python killed_job.py IMAGES OUT CHECKPOINT WORLD KILLS SEED
+
+Not a test itself: a process of its own, because it forks, and forks are only safe where no thread runs. Images are
+arrays whose first value is their number / SCALE, so that a batch says whose it is.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import lpn_fast as lf
+from lpn_fast.pipeline import Denoise, Share, reconstruct
+from lpn_fast.pipeline.manifest import read_results
+
+SIDE, SCALE, BATCH, SIGMA = 8, 4096, 20, 0.1
+POLL_SECONDS = 0.002
+PROBE_SIDE = 32  # of the blank image that is tried before a job
+
+
+class Recorded(Denoise):
+    """Denoising that notes the numbers of the images it has computed."""
+
+    log: Path
+
+    def solve(self, y, model, on_iteration=None):
+        solution = super().solve(y, model, on_iteration)
+        if y.shape[-1] != PROBE_SIDE:
+            numbers = (y[:, 0, 0, 0] * SCALE).round().int().tolist()
+            with open(self.log, "ab", buffering=0) as file:
+                file.write("".join(f"{number}\n" for number in numbers).encode())
+        return solution
+
+
+def start(images, out, model, share, log):
+    """A child process that does its share of the job; its id."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        task = Recorded(SIGMA)
+        object.__setattr__(task, "log", log)
+        summary = reconstruct(images, out, task=task, model=model, batch_pixels=BATCH * SIDE * SIDE, share=share)
+        status = 0 if not summary.failed else 2
+    finally:
+        os._exit(status)
+
+
+def finished(out):
+    """Numbers of the images whose line and file are both there."""
+    if not out.is_dir():
+        return set()
+    done = (r.item for r in read_results(out).values() if r.status == "done" and (out / r.item).exists())
+    return {int(Path(item).stem) for item in done}
+
+
+def computed(log):
+    return [int(line) for line in log.read_text().split()] if log.exists() else []
+
+
+def main(images, out, checkpoint, world, kills, seed):
+    torch.set_num_threads(1)
+    model = lf.load(checkpoint)
+    images, out, world = Path(images), Path(out), int(world)
+    count, chance = len(list(images.iterdir())), random.Random(int(seed))
+    thresholds = sorted(chance.sample(range(1, count - count // 10), int(kills)))
+    rounds, log = [], out.parent / "computed.log"
+    for threshold in [*thresholds, None]:
+        before, seen = finished(out), len(computed(log))
+        children = [start(images, out, model, Share(rank, world), log) for rank in range(world)]
+        if threshold is not None:
+            manifests = [out / ("manifest.jsonl" if rank == 0 else f"manifest.{rank}.jsonl") for rank in range(world)]
+            while sum(path.read_bytes().count(b"\n") for path in manifests if path.exists()) < threshold:
+                time.sleep(POLL_SECONDS)
+            time.sleep(chance.random() * 0.02)
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+        ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        again = sorted(before & set(computed(log)[seen:]))
+        rounds.append({"ends": ends, "finished": len(finished(out)), "computed_again": again})
+    print(json.dumps({"rounds": rounds, "computed": len(computed(log)), "batch": BATCH}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -137,7 +137,7 @@ BAD_FILES = {
     "complex.npy": "dtype",
     "nan.npy": "1 NaN",
     "range.npy": "divide",
-    "empty.npy": "No data",
+    "empty.npy": "empty",
     "colour16.tif": "16-bit colour",
     "missing.png": "No such file",
     "document.pdf": "suffix",

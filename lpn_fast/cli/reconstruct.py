@@ -10,7 +10,7 @@ import torch
 from .. import pipeline
 from ..physics import Blur
 from ..pipeline.tasks import METHODS
-from . import options
+from . import batch, options
 
 DESCRIPTION = """\
 Reconstruct blurred, noisy images by plug-and-play with a learned prior.
@@ -23,13 +23,16 @@ the same command goes on where it stopped."""
 EXAMPLES = """\
   lpn-fast reconstruct photos/ -o sharp --blur-sigma 1.6 --noise 0.03
   lpn-fast reconstruct "scans/*.tif" -o sharp --kernel motion.npy --boundary full --noise 0.01
+  lpn-fast reconstruct @files.txt -o sharp --report sharp.html       files named in a text file; a page about it
+  lpn-fast reconstruct stack.npy photos.zip -o sharp                 files of many images: results in such files
+  torchrun --nproc-per-node 2 -m lpn_fast.cli reconstruct photos/ -o sharp
   lpn-fast reconstruct truths/ -o test --simulate            blurs them first and prints PSNR and SSIM"""
 
 
 def add_parser(subparsers) -> None:
     """Add the command to the parser's commands."""
     parser = options.add_command(subparsers, "reconstruct", "reconstruct a batch of images", DESCRIPTION, EXAMPLES)
-    options.add_batch_arguments(parser)
+    batch.add_arguments(parser)
     parser.add_argument("--task", choices=["deblur"], default="deblur", help="(default: deblur)")
     blur = parser.add_mutually_exclusive_group()
     blur.add_argument(
@@ -63,7 +66,6 @@ def add_parser(subparsers) -> None:
 
 def run(args) -> int:
     """Do it; the exit code."""
-    options.set_threads(args.threads)
     task = pipeline.Deblur(
         physics=_blur(args),
         noise=args.noise,
@@ -72,22 +74,11 @@ def run(args) -> int:
         sigma=args.sigma,
         strict=args.strict,
     )
-    pipeline.find_images(args.images)  # wrong names are told before the model is loaded
-    model = options.load_model(args.model, args.device)
+    model, share = batch.prepare(args)
     conditions = task.conditions(model)
     level = options.describe_level(model, task.network_sigma(model))
-    print(f"{task.physics}, noise {args.noise:g}; {args.model} at {level}\n\n{conditions}\n", flush=True)
-    summary = pipeline.reconstruct(
-        args.images,
-        args.out,
-        task=task,
-        model=model,
-        simulate=args.simulate,
-        seed=args.seed,
-        batch_pixels=args.batch_pixels,
-        progress=True,
-    )
-    return options.report(summary, args.simulate)
+    heading = f"{task.physics}, noise {args.noise:g}; {args.model} at {level}"
+    return batch.run(args, task, model, share, heading, conditions)
 
 
 def _blur(args) -> Blur:

@@ -1,8 +1,10 @@
 """From image files to reconstructed image files: batched, restartable, one bad file never stops the rest."""
 
-from .images import Encoding, Image, UnreadableImage, find_images, read_image, write_image
+from .images import Encoding, Image, UnreadableImage, read_image, write_image
 from .manifest import ItemResult
+from .processes import Share
 from .reconstruct import Summary, reconstruct
+from .sources import find_images
 from .tasks import Deblur, Denoise, Solution
 
 __all__ = [
@@ -11,6 +13,7 @@ __all__ = [
     "Encoding",
     "Image",
     "ItemResult",
+    "Share",
     "Solution",
     "Summary",
     "UnreadableImage",

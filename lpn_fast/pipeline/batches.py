@@ -11,17 +11,53 @@ bucket. Samples do not see each other, so the grouping changes results by roundi
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from ..networks import LPN
+
 # Activations of a 64-channel network take about 1.6 kB per pixel; one 512 x 512 plane keeps them near 400 MB.
 BATCH_PIXELS = 512 * 512
 WAITING_BATCHES = 8  # pixels that may wait in unfinished buckets, in batches: bounds memory on mixed folders
 
+MEMORY_SHARE = 0.25  # of what is free: solvers keep a few images besides, and others use the machine, too
+KEPT = 4  # tensors of a stage's size that an evaluation holds at once, at most: u, z, e and a copy
+
 Job = TypeVar("Job")
+
+
+def batch_pixels_for(model: LPN) -> int:
+    """How many pixels of the input one evaluation of a network can take in the memory that is free.
+
+    On a CPU larger batches than BATCH_PIXELS do not run faster, so that is the most; on a GPU they do.
+
+    Examples
+    --------
+    >>> import lpn_fast as lf
+    >>> 1 <= batch_pixels_for(lf.ConvLPN(1, hidden=8)) <= BATCH_PIXELS
+    True
+    """
+    own, spec = next(model.parameters()), model.spec
+    side = 64  # pixels; any size shows how many units there are per pixel
+    sizes = [(1, 1)] * len(spec.stages) if spec.is_dense else spec.stage_sizes(*(spec.image_size or (side, side)))
+    pixels = spec.channels * (1 if spec.is_dense else math.prod(spec.image_size or (side, side)))
+    units = sum(stage.width * math.prod(size) for stage, size in zip(spec.stages, sizes, strict=True))
+    affordable = int(MEMORY_SHARE * _free_bytes(own.device) / (KEPT * own.element_size() * units / pixels))
+    return max(1, affordable if own.device.type == "cuda" else min(BATCH_PIXELS, affordable))
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not every system tells
+        return 2 * 2**30
 
 
 def to_samples(

@@ -1,9 +1,10 @@
-"""Image files: find them, read them to [0, 1], write results in the format and bit depth they came in.
+"""Image files: read them to [0, 1], write results in the format and bit depth they came in.
 
     pixels = stored / levels,     stored = round(levels * clip(pixels, 0, 1)),     levels = 255 or 65535
 
 so reading and writing an unchanged image gives back the stored values. Floating-point files (.npy, float
-TIFF) are neither scaled nor clipped.
+TIFF) are neither scaled nor clipped, unless an intensity range (low, high) is given: then
+pixels = (stored - low) / (high - low), and back. DICOM files have a module of their own, dicom.py.
 
 Nothing is lost in silence. Alpha is dropped with a note. Pillow would cut 16-bit colour to 8 bits without
 a word, so such files are refused, as are files of several pages.
@@ -11,16 +12,18 @@ a word, so such files are refused, as are files of several pages.
 
 from __future__ import annotations
 
-import glob
-import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
+
+from . import dicom
+from .files import write_temporary
 
 PILLOW_FORMATS = {
     ".png": "PNG",
@@ -30,7 +33,7 @@ PILLOW_FORMATS = {
     ".tiff": "TIFF",
     ".bmp": "BMP",
 }
-SUFFIXES = (*PILLOW_FORMATS, ".npy")
+SUFFIXES = (*PILLOW_FORMATS, ".npy", ".dcm")
 # JPEG is the one lossy format: best quality short of the useless, and colour at full resolution.
 SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}}
 
@@ -42,6 +45,8 @@ ORIENTATION = 0x0112  # the one EXIF tag that changes how pixels are shown, so i
 # Noise takes a measurement somewhat outside [0, 1]; beyond this it is on another scale, most often 0..255,
 # and a result is no image any more.
 LARGEST_PLAUSIBLE = 8.0
+
+Range = tuple[float, float]  # the stored intensities that become 0 and 1
 
 
 class UnreadableImage(ValueError):
@@ -74,6 +79,10 @@ class Encoding:
         EXIF orientation, if the file has one.
     icc_profile : bytes or None
         Colour profile, if the file has one.
+    intensities : (low, high) or None
+        The stored intensities that became 0 and 1, for floating-point and DICOM files.
+    template : bytes or None
+        For DICOM: the file itself, whose other entries the result keeps.
     """
 
     suffix: str
@@ -81,6 +90,8 @@ class Encoding:
     is_plane: bool = False
     orientation: int | None = None
     icc_profile: bytes | None = None
+    intensities: Range | None = None
+    template: bytes | None = field(default=None, repr=False)
 
     @property
     def levels(self) -> int | None:
@@ -98,54 +109,15 @@ class Image:
     notes: tuple[str, ...] = ()
 
 
-def find_images(patterns: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Image files named by files, folders and glob patterns, in a reproducible order.
-
-    A folder stands for the image files directly in it, without hidden ones. A file that is named is
-    returned whatever it is called: if it is no image, reading it will say so.
-
-    Parameters
-    ----------
-    patterns : path or iterable of paths
-        Each an existing file or folder, or a pattern with ``*``, ``?`` or ``[...]`` (``**`` descends).
-
-    Returns
-    -------
-    list of Path
-        Every file once.
-
-    Raises
-    ------
-    FileNotFoundError
-        A file or folder that is not there, or a pattern that matches nothing.
-    ValueError
-        A folder without images, or no pattern at all.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> _ = write_image(folder / "a.png", torch.zeros(1, 2, 2), Encoding(".png", "L"))
-    >>> [path.name for path in find_images(folder)]
-    ['a.png']
-    """
-    if isinstance(patterns, str | Path):
-        patterns = [patterns]
-    found: dict[Path, None] = {}  # a set that keeps its order
-    for pattern in patterns:
-        found.update(dict.fromkeys(_matches(Path(pattern))))
-    if not found:
-        raise ValueError("images must name at least one file, folder or pattern, got none")
-    return list(found)
-
-
-def read_image(path: str | Path) -> Image:
+def read_image(path: str | Path, intensities: Range | None = None) -> Image:
     """One image file as float32 in [0, 1] (integer files) or as stored (floating-point files).
 
     Parameters
     ----------
     path : path
-        PNG, JPEG, TIFF or BMP; or .npy of shape (H, W), (1, H, W) or (3, H, W).
+        PNG, JPEG, TIFF or BMP; .npy of shape (H, W), (1, H, W) or (3, H, W); or DICOM of one gray frame.
+    intensities : (low, high), optional
+        The stored intensities that become 0 and 1, for floating-point and DICOM files.
 
     Returns
     -------
@@ -167,16 +139,81 @@ def read_image(path: str | Path) -> Image:
     """
     path = Path(path)
     try:
-        if path.suffix.lower() == ".npy":
-            pixels, encoding, notes = _read_array(path)
-        elif path.suffix.lower() in PILLOW_FORMATS:
-            pixels, encoding, notes = _read_picture(path)
-        else:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImage(path, one_line(error)) from error
+    return decode(data, path, intensities)
+
+
+def decode(data: bytes, path: Path, intensities: Range | None = None) -> Image:
+    """The image in the bytes of a file, whose suffix says how to read them; see `read_image`.
+
+    Raises
+    ------
+    UnreadableImage
+        Whatever is wrong with the bytes.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix not in SUFFIXES:
             raise ValueError(f"suffix must be one of {', '.join(SUFFIXES)}, got {path.suffix!r}")
-        _check_values(pixels)
-    except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
-        raise UnreadableImage(path, _one_line(error)) from error
-    return Image(path, torch.from_numpy(pixels), encoding, notes)
+        if not data:
+            raise ValueError("it is empty (0 bytes)")
+        if suffix == ".npy":
+            image = from_array(np.load(io.BytesIO(data), allow_pickle=False), path, intensities)
+        elif suffix == ".dcm":
+            pixels, kind, used = dicom.decode(data, intensities)
+            image = Image(path, torch.from_numpy(pixels), Encoding(".dcm", kind, intensities=used, template=data))
+        else:
+            pixels, encoding, notes = _read_picture(data, suffix)
+            image = _in_range(path, pixels, encoding, intensities, notes)
+        check_values(image.pixels)
+    except Exception as error:  # a decoder that is fed garbage may raise anything; it concerns this file only
+        raise UnreadableImage(path, one_line(error)) from error
+    return image
+
+
+def from_array(stored: np.ndarray, path: Path, intensities: Range | None = None) -> Image:
+    """The image in an array (H, W), (1, H, W) or (3, H, W), floating point, uint8 or uint16.
+
+    Raises
+    ------
+    ValueError
+        Another shape or dtype.
+    """
+    if stored.dtype.kind != "f" and stored.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"dtype must be floating point, uint8 or uint16, got {stored.dtype}")
+    is_plane = stored.ndim == 2
+    pixels = stored[None] if is_plane else stored
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or pixels.size == 0:
+        raise ValueError(f"shape must be (H, W), (1, H, W) or (3, H, W), got {stored.shape}")
+    return _in_range(path, pixels, Encoding(".npy", stored.dtype.name, is_plane), intensities, ())
+
+
+def encode(pixels: Tensor, encoding: Encoding) -> bytes:
+    """The bytes of a file that holds the pixels (C, H, W) as `encoding` says."""
+    if encoding.suffix == ".dcm":
+        return dicom.encode(pixels.detach().cpu().double().numpy(), encoding.template, encoding.intensities)
+    buffer, stored = io.BytesIO(), to_array(pixels, encoding)
+    if encoding.suffix == ".npy":
+        np.save(buffer, stored)
+    else:
+        _save_picture(buffer, stored, encoding)
+    return buffer.getvalue()
+
+
+def to_array(pixels: Tensor, encoding: Encoding) -> np.ndarray:
+    """The pixels (C, H, W) as stored: (C, H, W), or (H, W) for a plane."""
+    values = pixels.detach().cpu().double().numpy()
+    levels = encoding.levels
+    if levels is None:
+        if encoding.intensities is not None:
+            low, high = encoding.intensities
+            values = low + (high - low) * values
+        values = values.astype(np.float32 if encoding.kind == "F" else encoding.kind)
+    else:
+        values = np.rint(levels * values.clip(0, 1)).astype(np.uint8 if levels == 255 else np.uint16)
+    return values[0] if encoding.is_plane else values
 
 
 def write_image(
@@ -211,55 +248,19 @@ def write_image(
     'gray.png'
     """
     path = Path(path)
-    stored = _stored(pixels, encoding)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = write_temporary(path, encode(pixels, encoding))
     try:
-        with open(temporary, "wb") as file:
-            if encoding.suffix == ".npy":
-                np.save(file, stored)
-            else:
-                _save_picture(file, stored, encoding)
-            file.flush()
-            os.fsync(file.fileno())
         if before_rename is not None:
             before_rename()
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     return path
 
 
-def _matches(pattern: Path) -> list[Path]:
-    if pattern.is_file():
-        return [pattern]
-    if pattern.is_dir():
-        visible = (path for path in pattern.iterdir() if not path.name.startswith("."))
-        files = sorted(path for path in visible if path.suffix.lower() in SUFFIXES)
-        if not files:
-            raise ValueError(f"{pattern} must hold images ({', '.join(SUFFIXES)}), found none")
-        return files
-    if not glob.has_magic(str(pattern)):
-        raise FileNotFoundError(f"there is no file or folder {pattern}")
-    files = sorted(p for p in map(Path, glob.glob(str(pattern), recursive=True)) if p.is_file())
-    if not files:
-        raise FileNotFoundError(f"no file matches {str(pattern)!r}")
-    return files
-
-
-def _read_array(path: Path) -> tuple[np.ndarray, Encoding, tuple[str, ...]]:
-    stored = np.load(path, allow_pickle=False)
-    if stored.dtype.kind != "f" and stored.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"dtype must be floating point, uint8 or uint16, got {stored.dtype}")
-    is_plane = stored.ndim == 2
-    pixels = stored[None] if is_plane else stored
-    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or pixels.size == 0:
-        raise ValueError(f"shape must be (H, W), (1, H, W) or (3, H, W), got {stored.shape}")
-    encoding = Encoding(".npy", stored.dtype.name, is_plane)
-    return _scaled(pixels, encoding), encoding, ()
-
-
-def _read_picture(path: Path) -> tuple[np.ndarray, Encoding, tuple[str, ...]]:
-    with PIL.Image.open(path) as picture:
+def _read_picture(data: bytes, suffix: str) -> tuple[np.ndarray, Encoding, tuple[str, ...]]:
+    """((C, H, W) as stored, encoding, notes)."""
+    with PIL.Image.open(io.BytesIO(data)) as picture:
         if getattr(picture, "n_frames", 1) > 1:
             raise ValueError(f"it holds {picture.n_frames} pages; split it into one file per page")
         if picture.mode == "I":
@@ -278,9 +279,8 @@ def _read_picture(path: Path) -> tuple[np.ndarray, Encoding, tuple[str, ...]]:
     notes = ("alpha channel dropped",) if has_alpha else ()
     if stored_mode == "1" or (stored_mode not in GRAY_MODES and not stored_mode.startswith("RGB")):
         notes += (f"converted from mode {stored_mode} to {kind}",)
-    encoding = Encoding(path.suffix.lower(), kind, False, orientation, info.get("icc_profile"))
-    planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)  # (C, H, W)
-    return _scaled(planes, encoding), encoding, notes
+    encoding = Encoding(suffix, kind, False, orientation, info.get("icc_profile"))
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), encoding, notes
 
 
 def _save_picture(file, stored: np.ndarray, encoding: Encoding) -> None:
@@ -296,31 +296,29 @@ def _save_picture(file, stored: np.ndarray, encoding: Encoding) -> None:
     PIL.Image.fromarray(np.ascontiguousarray(planes)).save(file, format=name, **options)
 
 
-def _scaled(stored: np.ndarray, encoding: Encoding) -> np.ndarray:
+def _in_range(path: Path, stored: np.ndarray, encoding: Encoding, intensities: Range | None, notes) -> Image:
     """(C, H, W) as stored -> float32 in [0, 1]; its 24 bits tell 65536 levels apart."""
-    levels = encoding.levels
     pixels = stored.astype(np.float32)
-    return pixels if levels is None else pixels / np.float32(levels)
+    if encoding.levels is not None:
+        pixels = pixels / np.float32(encoding.levels)
+    elif intensities is not None:
+        low, high = intensities
+        pixels = ((stored.astype(np.float64) - low) / (high - low)).astype(np.float32)
+        encoding = replace(encoding, intensities=intensities)
+    return Image(path, torch.from_numpy(pixels), encoding, notes)
 
 
-def _stored(pixels: Tensor, encoding: Encoding) -> np.ndarray:
-    values = pixels.detach().cpu().double().numpy()  # (C, H, W)
-    levels = encoding.levels
-    if levels is None:
-        values = values.astype(np.float32 if encoding.kind == "F" else encoding.kind)
-    else:
-        values = np.rint(levels * values.clip(0, 1)).astype(np.uint8 if levels == 255 else np.uint16)
-    return values[0] if encoding.is_plane else values
-
-
-def _check_values(pixels: np.ndarray) -> None:
-    broken = int(np.count_nonzero(~np.isfinite(pixels)))
+def check_values(pixels: Tensor) -> None:
+    broken = int((~pixels.isfinite()).sum())
     if broken:
-        raise ValueError(f"it holds {broken} NaN or infinite values of {pixels.size}")
-    largest = float(np.abs(pixels).max())
+        raise ValueError(f"it holds {broken} NaN or infinite values of {pixels.numel()}")
+    largest = float(pixels.abs().max())
     if largest > LARGEST_PLAUSIBLE:
-        raise ValueError(f"intensities must be about [0, 1], got {largest:g}; divide by the full range")
+        raise ValueError(
+            f"intensities must be about [0, 1], got {largest:g}; divide by the full range or give the intensity range"
+        )
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says, on one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -2,8 +2,11 @@
 
 A result file and its line become true together in this order: the file is complete under a temporary name;
 the line is on disk; the file gets its name. An image counts as finished if both are there, so a kill
-between the steps costs one image computed again, never a result without a record. Where an image has
+between the steps costs images computed again, never a result without a record. Where an image has
 several lines the last one counts. A line cut short by a kill is removed when the manifest is opened.
+
+Of several processes each appends to a manifest of its own, `manifest.1.jsonl` and so on, and reads them all.
+What one of them has done counts for all; so a job may go on with another number of processes.
 """
 
 from __future__ import annotations
@@ -13,9 +16,13 @@ import hashlib
 import json
 import math
 import os
+import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+
+from .files import append_whole
+from .processes import Share
 
 try:
     import fcntl
@@ -32,7 +39,7 @@ class ItemResult:
     Attributes
     ----------
     item : str
-        File name of the result.
+        File name of the result; `container::member` for an image in a container.
     status : "done" or "failed"
     source, source_sha256 : str
         The input as it was named, and the digest of its bytes ("" if it could not be read).
@@ -56,6 +63,8 @@ class ItemResult:
         Share of the batch's time, by pixels.
     psnr_before, ssim_before, psnr, ssim : float or None
         Of the measurement and of the result, both clipped to [0, 1], where the truth is known.
+    noise_estimate : float or None
+        Of the measurement, from itself (pipeline/noise.py).
     notes : tuple of str
         What was changed in reading.
     """
@@ -80,11 +89,12 @@ class ItemResult:
     ssim_before: float | None = None
     psnr: float | None = None
     ssim: float | None = None
+    noise_estimate: float | None = None
     notes: tuple[str, ...] = ()
 
     def to_line(self) -> str:
-        values = {name: _json_number(value) for name, value in asdict(self).items()}
-        return json.dumps(values, allow_nan=False) + "\n"
+        values = {name: _json_number(value) for name, value in vars(self).items()}
+        return json.dumps(values, allow_nan=False) + "\n"  # other alphabets are escaped: lines are ASCII
 
     @classmethod
     def from_line(cls, line: str) -> ItemResult:
@@ -100,27 +110,34 @@ class ItemResult:
 
 
 class Manifest:
-    """The results recorded in a folder, open for more; `open_manifest` makes one."""
+    """The results recorded in a folder, open for more; `open_manifest` makes one. Threads may share it."""
 
     def __init__(self, path: Path, descriptor: int, results: dict[str, ItemResult]):
         self.path, self.results = path, results
         self._descriptor = descriptor
+        self._lock = threading.Lock()
 
-    def append(self, result: ItemResult) -> None:
-        """Record a result; it is on disk when this returns."""
-        os.write(self._descriptor, result.to_line().encode())
-        os.fsync(self._descriptor)
-        self.results[result.item] = result
+    def append(self, *results: ItemResult) -> None:
+        """Record results; they are on disk when this returns, or, after an OSError, none of them is."""
+        with self._lock:
+            append_whole(self._descriptor, "".join(result.to_line() for result in results).encode())
+            self.results.update((result.item, result) for result in results)
 
 
 @contextlib.contextmanager
-def open_manifest(folder: Path) -> Iterator[Manifest]:
+def open_manifest(folder: Path, share: Share | None = None) -> Iterator[Manifest]:
     """The manifest of a folder, which exists; locked against a second job while open.
+
+    Parameters
+    ----------
+    folder : Path
+    share : Share, optional
+        Which of several processes this is; None is the only one.
 
     Raises
     ------
     ValueError
-        Another job is writing there, or the file is no manifest.
+        Another job is writing there, or a file is no manifest.
 
     Examples
     --------
@@ -128,22 +145,70 @@ def open_manifest(folder: Path) -> Iterator[Manifest]:
     >>> with open_manifest(Path(tempfile.mkdtemp())) as manifest:
     ...     manifest.append(ItemResult("a.png", "failed", "a.png", "", {}, "", error="it is empty"))
     """
-    path = folder / NAME
+    share = share or Share()
+    path = folder / manifest_name(share.rank)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         _lock(descriptor, folder)
+        _refuse_processes_beyond(folder, share)
         text = path.read_bytes()
         whole = text[: text.rfind(b"\n") + 1]
         if len(whole) < len(text):
             os.ftruncate(descriptor, len(whole))
-        yield Manifest(path, descriptor, _parsed(path, whole))
+        yield Manifest(path, descriptor, read_results(folder))
     finally:
         os.close(descriptor)  # releases the lock, as a kill does
+
+
+def manifest_name(rank: int) -> str:
+    """Of the manifest of a process."""
+    return NAME if rank == 0 else NAME.replace(".", f".{rank}.", 1)
+
+
+def read_results(folder: Path) -> dict[str, ItemResult]:
+    """The last word on every item in the manifests of a folder; what is done is done, whoever failed at it.
+
+    Raises
+    ------
+    ValueError
+        A file is no manifest.
+    """
+    results: dict[str, ItemResult] = {}
+    settings: dict[str, dict] = {}  # one copy per digest: they make up most of a line
+    for path in _manifests(folder):
+        text = path.read_bytes()
+        for item, result in _parsed(path, text[: text.rfind(b"\n") + 1], settings).items():
+            known = results.get(item)
+            if known is None or known.status != "done" or result.status == "done":
+                results[item] = result
+    return results
 
 
 def digest_of(settings: dict) -> str:
     """Digest of JSON-ready settings, the same for equal ones in any order."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _manifests(folder: Path) -> list[Path]:
+    stem, suffix = NAME.split(".")
+    return [path for path in sorted(folder.glob(f"{stem}*.{suffix}")) if _rank_of(path) is not None]
+
+
+def _rank_of(path: Path) -> int | None:
+    """The process a manifest belongs to; None if it is none."""
+    middle = path.name.split(".")[1:-1]
+    return 0 if path.name == NAME else int(middle[0]) if len(middle) == 1 and middle[0].isdigit() else None
+
+
+def _refuse_processes_beyond(folder: Path, share: Share) -> None:
+    """A job of more processes that still runs would do the same images."""
+    for path in _manifests(folder):
+        if _rank_of(path) >= share.world:
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                _lock(descriptor, folder)
+            finally:
+                os.close(descriptor)
 
 
 def _lock(descriptor: int, folder: Path) -> None:
@@ -155,7 +220,7 @@ def _lock(descriptor: int, folder: Path) -> None:
         raise ValueError(f"another job writes to {folder}; wait for it or choose another folder") from error
 
 
-def _parsed(path: Path, text: bytes) -> dict[str, ItemResult]:
+def _parsed(path: Path, text: bytes, settings: dict[str, dict]) -> dict[str, ItemResult]:
     results = {}
     for number, line in enumerate(text.decode(errors="replace").splitlines(), start=1):
         try:
@@ -164,7 +229,7 @@ def _parsed(path: Path, text: bytes) -> dict[str, ItemResult]:
             raise ValueError(
                 f"{path} line {number} is no manifest entry ({error}); remove it or choose another folder"
             ) from error
-        results[result.item] = result
+        results[result.item] = replace(result, settings=settings.setdefault(result.digest, result.settings))
     return results
 
 

@@ -1,0 +1,294 @@
+"""A learned proximal network as a denoiser and as an explicit prior of deepinv, and operators both ways.
+
+    LPNDenoiser    f(x), for deepinv's PnP and RED priors, training and metrics
+    LPNPrior       R itself:  fn = R,  grad R(x) = u - x,  prox(x, gamma) = prox_{gamma R}(x) = f(u),   0 < gamma <= 1
+                   with the preimage u of  gamma u + (1 - gamma) f(u) = x
+
+deepinv's optimizers call prior.prox(x, sigma, gamma = lambda * stepsize) and then prior(x_new) for the cost. The
+second needs u with f(u) = x_new, which the first has just had; it is kept, so the cost is free. With a prox that
+follows gamma, `lambda_reg` and `stepsize` mean in deepinv what they say, as long as their product is at most 1.
+
+Needs deepinv 0.5 (extra [deepinv]).
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..networks import LPN
+from ..physics import Physics
+from ..prior import prior as prior_value
+
+try:
+    import deepinv
+    from deepinv.models import Denoiser
+    from deepinv.optim import Prior
+    from deepinv.physics import LinearPhysics
+except ImportError as error:
+    raise ImportError(
+        f'lpn_fast.interop.deepinv needs deepinv ({error}): pip install "lpn-fast[deepinv]"', name=error.name
+    ) from error
+
+__all__ = ["LPNDenoiser", "LPNPrior", "from_deepinv_physics", "to_deepinv_physics"]
+
+
+class LPNDenoiser(Denoiser):
+    """f(x) = prox_R(x) with deepinv's arguments.
+
+    Parameters
+    ----------
+    network : LPN
+        Convolutional. One of a single channel takes colour images plane by plane, which is an exact prox again.
+    sigma : float, optional
+        Noise level of calls that give none; None is the middle one of a noise-conditional network's levels.
+
+    Raises
+    ------
+    ValueError
+        A dense network, or a sigma for a network of one noise level.
+
+    Examples
+    --------
+    >>> denoiser = LPNDenoiser(lf.pretrained("natural-gray"))  # doctest: +SKIP
+    >>> denoiser(torch.rand(2, 3, 31, 33), sigma=0.05).shape  # doctest: +SKIP
+    torch.Size([2, 3, 31, 33])
+    """
+
+    def __init__(self, network: LPN, sigma: float | None = None):
+        if network.spec.is_dense:
+            raise ValueError("network must be convolutional, got a dense one")
+        levels = network.spec.noise_levels
+        if sigma is not None and not levels:
+            raise ValueError(f"sigma must be None for a network of one noise level, got {sigma:g}")
+        super().__init__(device=next(network.parameters()).device)
+        self.network = network
+        self.sigma = levels[len(levels) // 2] if sigma is None and levels else sigma
+
+    def forward(self, x: Tensor, sigma=None, **_) -> Tensor:
+        """f(x), shape (B, C, H, W).
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, C, H, W)
+        sigma : float or Tensor, shape (), (B,) or (B, 1, 1, 1), or None
+            A network of one noise level has no use for it.
+        """
+        samples, levels = self.samples(x, sigma)
+        return self.network(samples, levels).view(x.shape)
+
+    def samples(self, x: Tensor, sigma=None) -> tuple[Tensor, Tensor | None]:
+        """x as the network takes it, (N, c, H, W), and the noise level of every sample, (N,) or None."""
+        planes = self.planes(x)
+        samples = x.reshape(-1, self.network.spec.channels, *x.shape[-2:])
+        if not self.network.is_noise_conditional:
+            return samples, None
+        sigma = self.sigma if sigma is None else sigma
+        levels = self._handle_sigma(sigma, batch_size=len(x), device=x.device, dtype=x.dtype)
+        return samples, levels.reshape(-1).expand(len(x)).repeat_interleave(planes)
+
+    def planes(self, x: Tensor) -> int:
+        """Samples per image: the colour planes for a network of one channel, else 1."""
+        channels = self.network.spec.channels
+        if x.dim() != 4 or x.shape[1] != channels and channels != 1:
+            wanted = "any number of" if channels == 1 else channels
+            raise ValueError(f"x must have shape (B, C, H, W) with {wanted} channels, got {tuple(x.shape)}")
+        return x.shape[1] // channels
+
+
+@dataclass
+class _Visited:
+    """A point whose preimage is known."""
+
+    x: Tensor  # (B, C, H, W)
+    sigma: Tensor | None  # (N,)
+    preimage: Tensor  # (B, C, H, W)
+    value: Tensor  # (B,) float64
+
+
+class LPNPrior(Prior):
+    """R, the function whose prox the network is, as an explicit prior: optimizers track the true cost with it.
+
+    Parameters
+    ----------
+    denoiser : LPN or LPNDenoiser
+    sigma : float, optional
+        As for `LPNDenoiser`, for optimizers without ``g_param``.
+    tol : float
+        Of the inversion behind `fn` and `grad` at points that are no output of `prox`.
+
+    Attributes
+    ----------
+    denoiser : LPNDenoiser
+    explicit_prior : bool
+        True.
+
+    Examples
+    --------
+    >>> prior = LPNPrior(lf.pretrained("natural-gray"), sigma=0.03)  # doctest: +SKIP
+    >>> optimizer = deepinv.optim.PGD(L2(), prior, stepsize=0.9, lambda_reg=0.5)  # doctest: +SKIP
+    >>> x = optimizer(y, physics)  # doctest: +SKIP
+    """
+
+    def __init__(self, denoiser: LPN | LPNDenoiser, sigma: float | None = None, tol: float = 1e-5):
+        super().__init__()
+        self.denoiser = denoiser if isinstance(denoiser, LPNDenoiser) else LPNDenoiser(denoiser, sigma)
+        self.tol = tol
+        self.explicit_prior = True
+        self._last: _Visited | None = None
+
+    def fn(self, x: Tensor, sigma_denoiser=None, *_, **__) -> Tensor:
+        """R(x), shape (B,), float64; free at the last output of `prox`, else by inversion.
+
+        Warns
+        -----
+        RuntimeWarning
+            Points whose inversion did not converge; their value is a lower bound.
+        """
+        known = self._known(x, sigma_denoiser)
+        return known.value if known is not None else self._by_inversion(x, sigma_denoiser).value
+
+    def grad(self, x: Tensor, sigma_denoiser=None, *_, **__) -> Tensor:
+        """grad R(x) = u - x with f(u) = x, shape (B, C, H, W); free at the last output of `prox`."""
+        known = self._known(x, sigma_denoiser) or self._by_inversion(x, sigma_denoiser)
+        return known.preimage - x
+
+    def prox(self, x: Tensor, sigma_denoiser=None, *_, gamma=1.0, **__) -> Tensor:
+        """prox_{gamma R}(x), shape (B, C, H, W); differentiable where gradients are wanted.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, C, H, W)
+        sigma_denoiser : as for `LPNDenoiser`
+        gamma : float or Tensor, shape (), (B,) or (B, 1, 1, 1), in (0, 1]
+            The optimizers' lambda_reg * stepsize.
+
+        Raises
+        ------
+        ValueError
+            gamma outside (0, 1].
+        """
+        strength = self._strength(gamma, x)
+        samples, levels = self.denoiser.samples(x, sigma_denoiser)
+        network = self.denoiser.network
+        if torch.is_grad_enabled() and (samples.requires_grad or any(p.requires_grad for p in network.parameters())):
+            return network.prox(samples, strength, levels).view(x.shape)
+        out, value, preimage = network.prox_and_prior(samples, strength, levels, return_preimage=True)
+        value = value.view(len(x), -1).sum(1)
+        self._last = _Visited(out.view(x.shape), levels, preimage.view(x.shape), value)
+        return self._last.x.clone()  # its owner may change it in place
+
+    def _strength(self, gamma, x: Tensor) -> float | Tensor:
+        """Of every sample, (N,), or one for all."""
+        values = torch.as_tensor(gamma, dtype=torch.float64).detach()
+        if not bool(((values > 0) & (values <= 1)).all()):
+            raise ValueError(
+                f"gamma = lambda_reg * stepsize must be in (0, 1], got {values.flatten().tolist()}: beyond 1 the prox "
+                "of a non-convex R need not be unique; lower lambda_reg or the stepsize"
+            )
+        if values.numel() == 1:
+            return float(values)
+        if values.numel() != len(x):
+            raise ValueError(f"gamma must be a number or have {len(x)} entries, got shape {tuple(values.shape)}")
+        return values.flatten().to(x).repeat_interleave(self.denoiser.planes(x))
+
+    def _known(self, x: Tensor, sigma) -> _Visited | None:
+        """What is kept of x, if it is the last output of `prox`; compared by value, as optimizers hand on copies."""
+        last = self._last
+        if last is None or last.x.shape != x.shape or last.x.dtype != x.dtype or last.x.device != x.device:
+            return None
+        levels = self.denoiser.samples(x, sigma)[1]
+        if levels is not None and not torch.equal(levels, last.sigma):
+            return None
+        return last if torch.equal(last.x, x) else None
+
+    def _by_inversion(self, x: Tensor, sigma) -> _Visited:
+        samples, levels = self.denoiser.samples(x, sigma)
+        found = prior_value(self.denoiser.network, samples, sigma=levels, tol=self.tol)
+        if not bool(found.converged.all()):
+            warnings.warn(
+                f"R is known from below only at {int((~found.converged).sum())} of {len(samples)} points: "
+                f"{found.inversion}; start the optimizer from an output of the prox to avoid this",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        value = found.value.view(len(x), -1).sum(1)
+        return _Visited(x, levels, found.preimage.view(x.shape), value)
+
+
+class _Deepinv(LinearPhysics):
+    """One of our operators with deepinv's methods."""
+
+    def __init__(self, physics):
+        super().__init__()
+        self.operator = physics
+
+    def A(self, x: Tensor, **_) -> Tensor:
+        return self.operator.A(x)
+
+    def A_adjoint(self, y: Tensor, **_) -> Tensor:
+        return self.operator.A_adjoint(y)
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma, *arguments, **options) -> Tensor:
+        own = getattr(self.operator, "prox_l2", None)
+        if not callable(own) or not isinstance(z, Tensor):
+            return super().prox_l2(z, y, gamma, *arguments, **options)
+        return own(z, y, gamma.flatten().expand(len(z)) if isinstance(gamma, Tensor) else gamma)
+
+    def compute_sqnorm(self, x0: Tensor, **options) -> Tensor:
+        own = getattr(self.operator, "norm", None)
+        return torch.as_tensor(own() ** 2).to(x0) if callable(own) else super().compute_sqnorm(x0, **options)
+
+
+class _Ours(Physics):
+    """An operator of deepinv with our methods. Its norm is not known, so solvers estimate it and say so."""
+
+    norm = None
+
+    def __init__(self, physics: LinearPhysics):
+        self.operator = physics
+
+    def A(self, x: Tensor) -> Tensor:
+        return self.operator.A(x)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return self.operator.A_adjoint(y)
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
+        if type(self.operator).prox_l2 is LinearPhysics.prox_l2:  # iterative: ours stops every sample on its own
+            return super().prox_l2(z, y, gamma)
+        return self.operator.prox_l2(z, y, gamma.view(-1, 1, 1, 1) if isinstance(gamma, Tensor) else gamma)
+
+
+def to_deepinv_physics(physics) -> LinearPhysics:
+    """One of our operators, or any with ``A`` and ``A_adjoint``, for deepinv.
+
+    Raises
+    ------
+    TypeError
+        No ``A`` or ``A_adjoint``.
+    """
+    if isinstance(physics, _Ours):
+        return physics.operator
+    for method in ("A", "A_adjoint"):
+        if not callable(getattr(physics, method, None)):
+            raise TypeError(f"physics must have a method {method}, got {type(physics).__name__}")
+    return physics if isinstance(physics, LinearPhysics) else _Deepinv(physics)
+
+
+def from_deepinv_physics(physics: LinearPhysics) -> Physics:
+    """A linear operator of deepinv for our solvers, with its closed-form data prox where it has one.
+
+    Raises
+    ------
+    TypeError
+        Not linear.
+    """
+    if isinstance(physics, _Deepinv):
+        return physics.operator
+    if not isinstance(physics, deepinv.physics.LinearPhysics):
+        raise TypeError(f"physics must be a deepinv LinearPhysics, got {type(physics).__name__}")
+    return _Ours(physics)

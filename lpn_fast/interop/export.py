@@ -1,0 +1,273 @@
+"""f and psi as plain feed-forward graphs, for torch.export, ONNX and whoever reads these.
+
+The operators of ops/schema.py are opaque to exporters. What they compute is a forward and a transposed sweep of
+linear maps and element-wise functions, so it can be written as a graph without any derivative in it:
+
+    u_l = W_l z_{l-1} + A_l D_l x + b_l,   z_l = softplus_beta(u_l),   s_l = 1 - exp(-beta z_l)
+    e_l = s_l (W_{l+1}^T e_{l+1} + w_l + 2 g_l z_l),   f = sum_l D_l^T A_l^T e_l + c + K^T K x + alpha x
+
+ops/sweeps.py has the same equations with what makes them fast: work in place, saved memory, library kernels that
+exporters do not know. Weights are projected once, when the module is made.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..algebra.noise import noise_features
+from ..algebra.parameters import unpack
+from ..algebra.resize import resize
+from ..networks import LPN
+from ..pipeline.files import write_whole
+
+SUFFIXES = (".pt2", ".onnx")
+MAX_ERROR = 1e-5  # of an exported file against the model, relative to the largest value
+SIDE = 24  # pixels of the example image; any size would do where sizes are dynamic
+
+
+class FeedForward(nn.Module):
+    """f, or f and psi, of a network as a module of plain operations; weights are constants of it.
+
+    Parameters
+    ----------
+    model : LPN
+    with_potential : bool
+        Return (f(x), psi(x)) instead of f(x).
+
+    Examples
+    --------
+    >>> import torch, lpn_fast as lf
+    >>> model, x = lf.ConvLPN(1, hidden=4).eval(), torch.rand(2, 1, 9, 8)
+    >>> bool(torch.allclose(FeedForward(model)(x), model(x), atol=1e-5))
+    True
+    """
+
+    def __init__(self, model: LPN, with_potential: bool = False):
+        super().__init__()
+        self.spec, self.with_potential = model.spec, with_potential
+        with torch.no_grad():
+            weights = unpack(self.spec, model.packed())
+        for l, stage in enumerate(weights.stages):
+            for name in ("core", "skip", "bias", "noise", "head", "head_squared"):
+                self.register_buffer(f"{name}_{l}", _owned(getattr(stage, name)))
+        for name in ("linear", "constant", "quadratic"):
+            self.register_buffer(name, _owned(getattr(weights, name)))
+
+    def forward(self, x: Tensor, sigma: Tensor | None = None):
+        """f(x), of x's shape, or (f(x), psi(x)); x (N, d) or (N, C, H, W), sigma (N,) for conditional networks."""
+        spec = self.spec
+        features = None if not spec.noise_levels else noise_features(sigma, spec.noise_levels)
+        inputs = self._resized(x)
+        z = [None] * len(spec.stages)
+        for l, stage in enumerate(spec.stages):
+            u = 0
+            core, skip = self._of("core", l), self._of("skip", l)
+            if core is not None:
+                u = u + self._apply(z[l - 1], core, stage.stride, stage.padding)
+            if skip is not None:
+                u = u + self._apply(inputs[stage.resize], skip, stage.skip_stride, stage.skip_padding)
+            if self._of("bias", l) is not None:
+                u = u + _channels(self._of("bias", l)[None], x)
+            if self._of("noise", l) is not None:
+                u = u + _channels(features @ self._of("noise", l).T, x)
+            z[l] = _softplus(u, spec.beta)
+        f = self._transposed(x, inputs, z)
+        return (f, self._potential(x, z)) if self.with_potential else f
+
+    def _of(self, name: str, l: int) -> Tensor | None:
+        return getattr(self, f"{name}_{l}")
+
+    def _resized(self, x: Tensor) -> dict[int, Tensor]:
+        """D_r x for every factor in use."""
+        return {factor: resize(x, factor) for factor in dict.fromkeys(s.resize for s in self.spec.stages)}
+
+    def _apply(self, z: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+        return z @ weight.T if self.spec.is_dense else F.conv2d(z, weight, None, stride, padding)
+
+    def _adjoint(self, e: Tensor, weight: Tensor, like: Tensor, stride: int, padding: int) -> Tensor:
+        """Transposed `_apply`, of the shape of `like`."""
+        if self.spec.is_dense:
+            return e @ weight
+        if stride == 1:
+            return F.conv_transpose2d(e, weight, None, stride, padding)
+        return self._strided_adjoint(e, weight, like.shape[-2:], stride, padding)
+
+    @staticmethod
+    def _strided_adjoint(e: Tensor, weight: Tensor, size, stride: int, padding: int) -> Tensor:
+        """Transposed correlation without its padding, cut or extended with zeros to the size: any parity."""
+        full = F.conv_transpose2d(e, weight, None, stride)  # (h - 1) stride + k
+        full = F.pad(full, (0, stride, 0, stride))
+        return full[..., padding : padding + size[0], padding : padding + size[1]]
+
+    def _transposed(self, x: Tensor, inputs: dict[int, Tensor], z: list[Tensor]) -> Tensor:
+        spec = self.spec
+        f = spec.alpha * x
+        sums: dict[int, Tensor] = {}
+        a = None
+        for l in reversed(range(len(spec.stages))):
+            stage = spec.stages[l]
+            if self._of("head", l) is not None:
+                w = _channels(self._of("head", l)[None], x)
+                a = w if a is None else a + w
+            if self._of("head_squared", l) is not None:
+                curved = 2 * _channels(self._of("head_squared", l)[None], x) * z[l]
+                a = curved if a is None else a + curved
+            if a is None:
+                continue  # a stage that psi does not reach
+            e = (1 - torch.exp(-spec.beta * z[l])) * a
+            if self._of("skip", l) is not None:
+                source = inputs[stage.resize]
+                image = self._adjoint(e, self._of("skip", l), source, stage.skip_stride, stage.skip_padding)
+                sums[stage.resize] = sums[stage.resize] + image if stage.resize in sums else image
+            a = self._adjoint(e, self._of("core", l), z[l - 1], stage.stride, stage.padding) if l else None
+        for factor, image in sums.items():
+            f = f + (image if factor == 1 else _resize_adjoint(image, factor, x))
+        if self.linear is not None:
+            f = f + _channels(self.linear[None], x)
+        if self.quadratic is not None:
+            padding = self.spec.quadratic_kernel // 2
+            f = f + self._adjoint(self._apply(x, self.quadratic, 1, padding), self.quadratic, x, 1, padding)
+        return f
+
+    def _potential(self, x: Tensor, z: list[Tensor]) -> Tensor:
+        axes = tuple(range(1, x.dim()))
+        psi = 0.5 * self.spec.alpha * (x * x).sum(axes)
+        for l in range(len(z)):
+            if self._of("head", l) is not None:
+                psi = psi + (z[l] * _channels(self._of("head", l)[None], x)).sum(axes)
+            if self._of("head_squared", l) is not None:
+                psi = psi + (z[l] * z[l] * _channels(self._of("head_squared", l)[None], x)).sum(axes)
+        if self.linear is not None:
+            psi = psi + (x * _channels(self.linear[None], x)).sum(axes)
+        if self.quadratic is not None:
+            k = self._apply(x, self.quadratic, 1, self.spec.quadratic_kernel // 2)
+            psi = psi + 0.5 * (k * k).sum(axes)
+        return psi if self.constant is None else psi + self.constant
+
+
+def export(
+    model: LPN, path: str | Path, *, size: tuple[int, int] | None = None, batch: int | None = None, potential=False
+) -> Path:
+    """Write f, or f and psi, as a file for other programs: .pt2 of torch.export, or .onnx.
+
+    Parameters
+    ----------
+    model : LPN
+    path : path
+        Its suffix decides the format.
+    size : (height, width), optional
+        Of the images; None is any size, where the architecture allows that.
+    batch : int, optional
+        Number of samples; None is any number.
+    potential : bool
+        Give psi(x), shape (N,), as a second output.
+
+    Returns
+    -------
+    Path
+        The file takes x and, for noise-conditional networks, sigma (N,).
+
+    Raises
+    ------
+    ValueError
+        Another suffix; no onnx and onnxscript for .onnx (extra [onnx]); a size for a dense network.
+    RuntimeError
+        The exported graph does not reproduce the model to 1e-5.
+
+    Examples
+    --------
+    >>> import lpn_fast as lf
+    >>> lf.interop.export(lf.pretrained("natural-gray"), "prox.onnx")  # doctest: +SKIP
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"path must end in {' or '.join(SUFFIXES)}, got {path.name!r}")
+    program, module, example = _exported(model, size, batch, potential)
+    with torch.no_grad():
+        _check(module(*example), program.module()(*example))
+    buffer = io.BytesIO()
+    if path.suffix == ".pt2":
+        torch.export.save(program, buffer)
+    else:
+        try:
+            import onnx  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise ValueError(
+                f'exporting to ONNX needs onnx and onnxscript: pip install "lpn-fast[onnx]" ({error})'
+            ) from error
+        names = ["x", "sigma"][: len(example)]
+        outputs = ["f", "psi"] if potential else ["f"]
+        converted = torch.onnx.export(program, input_names=names, output_names=outputs, dynamo=True, verbose=False)
+        buffer.write(converted.model_proto.SerializeToString())
+    return write_whole(path, buffer.getvalue())
+
+
+def _exported(model: LPN, size, batch, potential):
+    spec, own = model.spec, next(model.parameters())
+    if spec.is_dense and size is not None:
+        raise ValueError(f"size must be None for a dense network, got {size}")
+    size = spec.image_size or size
+    module = FeedForward(model, potential).eval()
+    count = batch or 2  # torch.export takes a dimension of 1 for a constant
+    shape = (count, spec.channels) if spec.is_dense else (count, spec.channels, *(size or (SIDE, SIDE + 8)))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(shape, generator=generator).to(own)
+    example = (x, torch.full((count,), spec.noise_levels[0]).to(own)) if spec.noise_levels else (x,)
+    free = torch.export.Dim.DYNAMIC
+    axes = {0: free} if batch is None else {}
+    images = {} if spec.is_dense or size is not None else {2: free, 3: free}
+    dynamic = ({**axes, **images}, axes)[: len(example)]
+    with torch.no_grad():
+        return torch.export.export(module, example, dynamic_shapes=dynamic, strict=False), module, example
+
+
+def _check(wanted, got) -> None:
+    pairs = zip(wanted, got, strict=True) if isinstance(wanted, tuple) else [(wanted, got)]
+    for a, b in pairs:
+        error = float((a - b).abs().max() / a.abs().max().clamp_min(1e-30))
+        if not error <= MAX_ERROR:
+            raise RuntimeError(f"the exported graph differs from the model by {error:.1e}, wanted {MAX_ERROR:g}")
+
+
+def _owned(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.detach().clone()
+
+
+def _channels(t: Tensor, like: Tensor) -> Tensor:
+    """[N, H] against [N, H, h, w] where there are pixels."""
+    return t.reshape(t.shape + (1,) * (like.dim() - 2))
+
+
+def _softplus(u: Tensor, beta: float) -> Tensor:
+    """max(u, 0) + log(1 + exp(-beta |u|)) / beta: no threshold, and nothing that overflows."""
+    return u.clamp_min(0) + torch.log1p(torch.exp(-beta * u.abs())) / beta
+
+
+def _resize_adjoint(y: Tensor, factor: int, x: Tensor) -> Tensor:
+    """D_r^T y of x's shape, as correlations and slices: algebra/resize.py writes in place instead.
+
+    A sample of y goes to the two middle positions of its block of r along each axis, with weight 1/2; what falls
+    beyond the image belongs to its last sample, which padding had repeated.
+    """
+    height, width = x.shape[-2:]
+    tap = y.new_zeros(factor)
+    tap[factor // 2 - 1] = tap[factor // 2] = 0.5
+    kernel = (tap[:, None] * tap).expand(y.shape[1], 1, factor, factor)
+    full = F.conv_transpose2d(y, kernel, stride=factor, groups=y.shape[1])  # [N, C, r h, r w]
+    return _folded(_folded(full, height, 2), width, 3)
+
+
+def _folded(y: Tensor, length: int, axis: int) -> Tensor:
+    """What lies beyond `length` along an axis, added to sample length - 1; at most r - 1 samples do."""
+    head = y.narrow(axis, 0, length - 1)
+    last = y.narrow(axis, length - 1, y.shape[axis] - length + 1).sum(axis, keepdim=True)
+    return torch.cat([head, last], axis)
+
+
+__all__ = ["FeedForward", "export"]

@@ -1,0 +1,290 @@
+"""Files that hold many images: .npz, .zip, .h5, and .npy stacks. Their results are one such file again.
+
+    stack.npy           (N, C, H, W), C = 1 or 3           members 0 .. N - 1
+    arrays.npz          any number of arrays               members `name`, and `name[i]` of a stack
+    photos.zip          files of any format in images.py   members by their name
+    scans.h5            datasets, in groups or not         members as for .npz
+
+While a job runs, results lie as single files in a hidden folder; when the last one is there, the container is
+written in one go and the folder vanishes. So a kill costs what it costs for plain files.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import images
+from .files import temporary_name
+from .images import Image, Range, UnreadableImage, from_array, one_line
+
+SUFFIXES = (".npz", ".zip", ".h5", ".hdf5")
+MAX_MEMBER_BYTES = 2**31  # of a zip member unpacked: more than an image has, less than a bomb
+STACK_DIMENSIONS = 4
+
+
+@dataclass(frozen=True)
+class Member:
+    """One image of a container.
+
+    Attributes
+    ----------
+    name : str
+        Of the array or file in it; "" for the one array of a .npy file.
+    index : int or None
+        Position in a stack.
+    """
+
+    name: str
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.index is None else f"{self.name}[{self.index}]"
+
+
+def is_container(path: Path) -> bool:
+    """Whether a file holds images to be listed; the header of a .npy file tells a stack from an image."""
+    suffix = path.suffix.lower()
+    if suffix != ".npy":
+        return suffix in SUFFIXES
+    try:
+        return len(_mapped(path).shape) == STACK_DIMENSIONS
+    except (OSError, ValueError, EOFError):
+        return False  # reading it as an image will say what is wrong
+
+
+def members(path: Path) -> list[Member]:
+    """The images of a container, in its order.
+
+    Raises
+    ------
+    UnreadableImage
+        No container, or one without images.
+    """
+    try:
+        found = _LISTINGS[path.suffix.lower()](path)
+    except Exception as error:  # see images.decode
+        raise UnreadableImage(path, one_line(error)) from error
+    if not found:
+        raise UnreadableImage(path, "it holds no images")
+    return found
+
+
+def read_member(path: Path, member: Member, intensities: Range | None = None) -> Image:
+    """One image of a container; its `path` is that of the container and the member's name.
+
+    Raises
+    ------
+    UnreadableImage
+        As `read_image`.
+    """
+    shown = Path(f"{path}::{member}")
+    if path.suffix.lower() == ".zip":
+        try:
+            data = _zip_member(path, member.name)
+        except Exception as error:  # see images.decode
+            raise UnreadableImage(shown, one_line(error)) from error
+        return images.decode(data, shown, intensities)
+    try:
+        array = _ARRAYS[path.suffix.lower()](path, member)
+        image = from_array(array, shown, intensities)
+        images.check_values(image.pixels)
+    except Exception as error:
+        raise UnreadableImage(shown, one_line(error)) from error
+    return image
+
+
+def part_suffix(path: Path, member: Member) -> str:
+    """Of the file that holds a member's result until all are there."""
+    return Path(member.name).suffix.lower() if path.suffix.lower() == ".zip" else ".npy"
+
+
+def pack(source: Path, parts: list[tuple[Member, Path]], out: Path) -> None:
+    """Write the results of a container, made from the files that hold them, as one file like `source`.
+
+    Parameters
+    ----------
+    source : Path
+        The container the members came from.
+    parts : list of (Member, Path)
+        Results in the order of the container; a stack must be complete.
+    out : Path
+        Absent or complete after this.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be written to, or is full.
+    """
+    temporary = temporary_name(out)
+    try:
+        _PACKERS[source.suffix.lower()](parts, temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove a folder of parts so that it is whole or gone: a kill in between must not leave some of them."""
+    gone = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    os.replace(folder, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+# ---- what is in a container
+
+
+def _of_array(name: str, shape: tuple[int, ...]) -> list[Member]:
+    return [Member(name, index) for index in range(shape[0])] if len(shape) == STACK_DIMENSIONS else [Member(name)]
+
+
+def _list_npy(path: Path) -> list[Member]:
+    return _of_array("", _mapped(path).shape)
+
+
+def _list_npz(path: Path) -> list[Member]:
+    """From the headers: the arrays themselves stay on disk."""
+    found = []
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.filename.endswith(".npy"):
+                with archive.open(entry) as file:
+                    shape = _header_shape(file)
+                found += _of_array(entry.filename[: -len(".npy")], shape)
+    return found
+
+
+def _header_shape(file) -> tuple[int, ...]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)[0]
+
+
+def _list_zip(path: Path) -> list[Member]:
+    with zipfile.ZipFile(path) as archive:
+        names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+    visible = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)]
+    return [Member(name) for name in visible if Path(name).suffix.lower() in images.SUFFIXES]
+
+
+def _list_h5(path: Path) -> list[Member]:
+    found: list[Member] = []
+
+    def visit(name: str, item) -> None:
+        if hasattr(item, "shape") and 2 <= len(item.shape) <= STACK_DIMENSIONS:
+            found.extend(_of_array(name, item.shape))
+
+    with _h5py().File(path, "r") as file:
+        file.visititems(visit)
+    return found
+
+
+_LISTINGS = {".npy": _list_npy, ".npz": _list_npz, ".zip": _list_zip, ".h5": _list_h5, ".hdf5": _list_h5}
+
+
+# ---- reading one image
+
+
+def _mapped(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _npy_array(path: Path, member: Member) -> np.ndarray:
+    return np.array(_mapped(path)[member.index])
+
+
+def _npz_array(path: Path, member: Member) -> np.ndarray:
+    array = _npz_entry(str(path), path.stat().st_mtime_ns, member.name)
+    return array if member.index is None else array[member.index]
+
+
+@functools.lru_cache(maxsize=1)
+def _npz_entry(path: str, changed_ns: int, name: str) -> np.ndarray:
+    """A stack is compressed as a whole: its members come one after the other and share one unpacking."""
+    with np.load(path, allow_pickle=False) as archive:
+        return archive[name]
+
+
+def _h5_array(path: Path, member: Member) -> np.ndarray:
+    with _h5py().File(path, "r") as file:
+        dataset = file[member.name]
+        return np.asarray(dataset[()] if member.index is None else dataset[member.index])
+
+
+_ARRAYS = {".npy": _npy_array, ".npz": _npz_array, ".h5": _h5_array, ".hdf5": _h5_array}
+
+
+def _zip_member(path: Path, name: str) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        size = archive.getinfo(name).file_size
+        if size > MAX_MEMBER_BYTES:
+            raise ValueError(f"it must unpack to at most {MAX_MEMBER_BYTES} bytes, got {size}")
+        return archive.read(name)
+
+
+def _h5py():
+    try:
+        import h5py
+    except ImportError as error:
+        raise ValueError('reading HDF5 needs h5py: pip install "lpn-fast[hdf5]"') from error
+    return h5py
+
+
+# ---- writing them together
+
+
+def _stacked(parts: list[tuple[Member, Path]]):
+    """(name, array) per array of the container, one at a time; members of a stack lie next to each other."""
+    start = 0
+    while start < len(parts):
+        member, stop = parts[start][0], start + 1
+        if member.index is None:
+            yield member.name, np.load(parts[start][1], allow_pickle=False)
+        else:
+            while stop < len(parts) and parts[stop][0].name == member.name:
+                stop += 1
+            yield member.name, np.stack([np.load(part, allow_pickle=False) for _, part in parts[start:stop]])
+        start = stop
+
+
+def _pack_npy(parts, out: Path) -> None:
+    """Part by part into a mapped file: a stack need not fit into memory."""
+    first = np.load(parts[0][1], allow_pickle=False)
+    shape = (len(parts), *first.shape)
+    target = np.lib.format.open_memmap(out, mode="w+", dtype=first.dtype, shape=shape)
+    for row, (_, part) in zip(target, parts, strict=True):
+        row[...] = np.load(part, allow_pickle=False)
+    target.flush()
+
+
+def _pack_npz(parts, out: Path) -> None:
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:
+        for name, array in _stacked(parts):
+            buffer = io.BytesIO()
+            np.save(buffer, array)
+            archive.writestr(f"{name}.npy", buffer.getvalue())
+
+
+def _pack_zip(parts, out: Path) -> None:
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:  # images are compressed already
+        for member, part in parts:
+            archive.write(part, member.name)
+
+
+def _pack_h5(parts, out: Path) -> None:
+    with _h5py().File(out, "w") as file:
+        for name, array in _stacked(parts):
+            file.create_dataset(name, data=array, compression="gzip", compression_opts=1)
+
+
+_PACKERS = {".npy": _pack_npy, ".npz": _pack_npz, ".zip": _pack_zip, ".h5": _pack_h5, ".hdf5": _pack_h5}

@@ -1,0 +1,242 @@
+"""What happens to the images of a job: read, solve, write. `reconstruct` runs these in its threads."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import metrics
+from ..networks import LPN
+from .batches import from_samples, to_samples
+from .files import write_temporary, write_whole
+from .flow import Background, in_order
+from .images import LARGEST_PLAUSIBLE, Encoding, Range, UnreadableImage, encode, one_line
+from .manifest import ItemResult, Manifest
+from .noise import noise_level
+from .sources import Source
+from .tasks import Solution, Task
+from .transfer import Transfer
+
+DEGRADED_FOLDER = "degraded"  # inside the output folder
+READERS = 2  # threads; decoding a photograph takes some 10 ms, so two keep up with any network here
+READ_AHEAD = 8  # images
+
+
+@dataclass(frozen=True)
+class Work:
+    """One image on its way. Tensors lie on the CPU."""
+
+    source: Source
+    source_sha256: str
+    encoding: Encoding
+    truth: Tensor | None  # (C, H, W)
+    measured: Tensor  # (C, H', W')
+    samples: Tensor  # (n, c, H', W'), `measured` as the network takes it
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One image that could not be used, and why."""
+
+    source: Source
+    reason: str
+
+
+@dataclass
+class Run:
+    """What all images of a call share, and what has become of them so far."""
+
+    out: Path
+    task: Task
+    model: LPN
+    manifest: Manifest
+    settings: dict
+    digest: str
+    simulate: bool
+    seed: int
+    intensities: Range | None
+    bar: tqdm
+    transfer: Transfer
+    writer: Background
+    done: list[ItemResult] = field(default_factory=list)
+    failed: list[ItemResult] = field(default_factory=list)
+
+
+def usable(run: Run, sources: list[Source]) -> Iterator[Work]:
+    """The images as work, read ahead of time; those that cannot be used are recorded as failed and left out."""
+    with contextlib.closing(in_order(lambda source: _read(run, source), sources, READERS, READ_AHEAD)) as read:
+        for work in read:
+            if isinstance(work, Work):
+                yield work
+            else:
+                record_failures(run, work)
+                run.bar.update(1)
+
+
+def _read(run: Run, source: Source) -> Work | Failure:
+    try:
+        image, digest = source.read(run.intensities)
+        truth = image.pixels if run.simulate else None
+        measured = run.task.degrade(truth, _generator(run.seed, source)) if run.simulate else image.pixels
+        samples = to_samples(measured, run.model.spec.channels)
+    except UnreadableImage as error:
+        return Failure(source, error.reason)
+    except ValueError as error:
+        return Failure(source, one_line(error))
+    return Work(source, digest, image.encoding, truth, measured, samples, image.notes)
+
+
+def solve(
+    run: Run,
+    batch: list[Work],
+    y: Tensor,  # (sum n, c, H', W'), on the device
+) -> None:
+    """Solve a batch and have it written; if it fails as a whole, one by one to find who is to blame."""
+    before, started = run.bar.n, time.monotonic()
+
+    def advance(iteration: int) -> None:
+        run.bar.update(before + len(batch) * min(iteration / run.task.iterations, 1.0) - run.bar.n)
+
+    try:
+        solution = run.task.solve(y, run.model, on_iteration=advance)
+        computed = run.transfer.computed()
+    except (ValueError, RuntimeError) as error:
+        run.transfer.check_alive()
+        run.bar.update(before - run.bar.n)
+        if len(batch) == 1:
+            run.writer.submit(record_failures, run, Failure(batch[0].source, one_line(error)))
+            run.bar.update(1)
+        else:
+            for work, samples in zip(batch, y.split([len(work.samples) for work in batch]), strict=True):
+                solve(run, [work], samples)
+        return
+    seconds = (time.monotonic() - started) / len(batch)
+    run.writer.submit(_write, run, batch, solution, computed, seconds)
+    run.bar.update(before + len(batch) - run.bar.n)
+
+
+def _write(run: Run, batch: list[Work], solution: Solution, computed, seconds: float) -> None:
+    """Result files and manifest lines of a batch: files under temporary names, lines, names, in this order.
+
+    Lines are forced to disk once per batch. If the disk fills up, what is complete by then is kept.
+    """
+    solution = run.transfer.download(solution, computed)
+    ready: list[tuple[Path, Path, ItemResult]] = []  # temporary, final, line
+    failures: list[Failure] = []
+    start = 0
+    try:
+        for work in batch:
+            own = slice(start, start + len(work.samples))
+            start = own.stop
+            reason = _divergence(solution, own)
+            if reason is None:
+                image = from_samples(solution.x[own]).float()  # (C, H, W)
+                try:
+                    data = encode(image, work.encoding)
+                except Exception as error:  # a format with limits of its own, say on the size
+                    reason = f"its result cannot be stored as {work.encoding.suffix}: {one_line(error)}"
+            if reason is not None:
+                failures.append(Failure(work.source, reason))
+                continue
+            if work.truth is not None:
+                _keep_degraded(run, work)
+            path = work.source.result(run.out)
+            path.parent.mkdir(exist_ok=True)
+            ready.append((write_temporary(path, data), path, _result(run, work, solution, own, image, seconds)))
+    finally:
+        try:
+            run.manifest.append(*(line for _, _, line in ready))
+        except BaseException:
+            for temporary, _, _ in ready:
+                temporary.unlink(missing_ok=True)
+            raise
+        for temporary, path, line in ready:
+            os.replace(temporary, path)
+            run.done.append(line)
+    record_failures(run, *failures)
+
+
+def _result(run: Run, work: Work, solution: Solution, own: slice, image: Tensor, seconds: float) -> ItemResult:
+    objective = solution.objective[:, own].sum(dim=1)  # (iterations,)
+    quality = {}
+    if work.truth is not None:
+        before = run.task.cropped(work.measured, tuple(work.truth.shape[-2:]))
+        quality["psnr_before"], quality["ssim_before"] = _quality(before, work.truth)
+        quality["psnr"], quality["ssim"] = _quality(image, work.truth)
+    return ItemResult(
+        item=work.source.item,
+        status="done",
+        source=str(work.source),
+        source_sha256=work.source_sha256,
+        settings=run.settings,
+        digest=run.digest,
+        height=image.shape[1],
+        width=image.shape[2],
+        channels=image.shape[0],
+        objective_first=float(objective[0]),
+        objective_last=float(objective[-1]),
+        residual=float(solution.residual[own].max()),
+        iterations=int(solution.iterations[own].max()),
+        converged=bool(solution.converged[own].all()),
+        seconds=round(seconds, 4),
+        noise_estimate=noise_level(work.measured),
+        notes=work.notes,
+        **quality,
+    )
+
+
+def _keep_degraded(run: Run, work: Work) -> None:
+    path = work.source.result(run.out / DEGRADED_FOLDER)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, encode(work.measured, work.encoding))
+
+
+def _divergence(solution: Solution, own: slice) -> str | None:
+    """Why the result is no image, or None.
+
+    The theorem promises that the objective falls, not that it is bounded below: where the blur hides a
+    pattern and the network amplifies it, the iterates leave the range of images for good.
+    """
+    if bool(solution.broken[own].any()):
+        return "it became NaN or infinite on the way"
+    largest = float(solution.x[own].abs().max())
+    if largest > LARGEST_PLAUSIBLE:
+        return f"it diverged, to values of {largest:.1e}; take fewer iterations or another sigma or model"
+    return None
+
+
+def record_failures(run: Run, *failures: Failure) -> None:
+    if not failures:
+        return
+    results = [
+        ItemResult(f.source.item, "failed", str(f.source), f.source.sha256() or "", run.settings, run.digest, f.reason)
+        for f in failures
+    ]
+    run.manifest.append(*results)
+    run.failed.extend(results)
+
+
+def _quality(
+    image: Tensor,  # (C, H, W)
+    truth: Tensor,  # (C, H, W)
+) -> tuple[float, float | None]:
+    """PSNR and SSIM after clipping to [0, 1]; SSIM is None for images smaller than its window."""
+    pair = image[None].clamp(0, 1), truth[None].clamp(0, 1)
+    side = min(truth.shape[-2:])
+    return float(metrics.psnr(*pair)), float(metrics.ssim(*pair)) if side >= metrics.UNIFORM_SIDE else None
+
+
+def _generator(seed: int, source: Source) -> torch.Generator:
+    """Noise that depends on the seed and the name only."""
+    digest = hashlib.sha256(f"{seed}/{source.item}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

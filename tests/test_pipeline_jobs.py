@@ -1,0 +1,346 @@
+"""Batch jobs under bad conditions: killed at random, on full disks, in several processes. Nothing is lost or redone."""
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from killed_job import BATCH, SCALE, SIDE, SIGMA
+
+import lpn_fast as lf
+from lpn_fast import cli, pipeline
+from lpn_fast.pipeline import Denoise, Share, reconstruct
+from lpn_fast.pipeline.flow import Background, ahead_of_time, in_order
+from lpn_fast.pipeline.manifest import open_manifest, read_results
+
+ROOT = Path(lf.__file__).parents[1]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return lf.ConvLPN(1, hidden=2, strides=(1, 2), sigma_conditional=True).eval()
+
+
+@pytest.fixture
+def checkpoint(model, tmp_path):
+    return lf.save(model, tmp_path / "model.safetensors")
+
+
+def numbered_images(folder, count):
+    """Arrays (SIDE, SIDE) whose first value is their number / SCALE."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        array = generator.random((SIDE, SIDE)).astype(np.float32)
+        array[0, 0] = number / SCALE
+        np.save(folder / f"{number:04d}.npy", array)
+    return folder
+
+
+def assert_all_right(folder, out, model):
+    """Every result is f of its image."""
+    paths = sorted(folder.iterdir())
+    images = torch.from_numpy(np.stack([np.load(path) for path in paths]))[:, None]
+    with torch.no_grad():
+        wanted = model(images, sigma=SIGMA)[:, 0].numpy()
+    results = np.stack([np.load(out / path.name) for path in paths])
+    assert np.abs(results - wanted).max() <= 1e-5
+    assert not list(out.glob(".*.tmp"))
+
+
+# ---- killed
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_job_of_a_thousand_images_killed_five_times_ends_with_all_and_does_none_twice(
+    tmp_path, checkpoint, model, world
+):
+    folder, out, kills = numbered_images(tmp_path / "images", 1000), tmp_path / "out", 5
+    script = Path(__file__).parent / "killed_job.py"
+    command = [sys.executable, script, folder, out, checkpoint, world, kills, 3 + world]
+    done = subprocess.run(list(map(str, command)), env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    story = json.loads(done.stdout)
+    assert [r["ends"] for r in story["rounds"]] == [[-signal.SIGKILL] * world] * kills + [[0] * world]
+    assert all(r["computed_again"] == [] for r in story["rounds"])
+    # lost by a kill: at most the batch being computed and the one being written, of each process
+    assert 1000 <= story["computed"] <= 1000 + kills * world * 2 * BATCH
+    assert story["rounds"][-1]["finished"] == 1000
+    assert_all_right(folder, out, model)
+
+
+def launch(count, folder, out, checkpoint, *options):
+    """The arguments of `torchrun --nproc-per-node count -m lpn_fast.cli denoise ...`."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count, *options]
+    job = ["-m", "lpn_fast.cli", "denoise", folder, "-o", out, "--model", checkpoint, "--sigma", SIGMA]
+    return list(map(str, [*command, *job, "--threads", 1, "--batch-pixels", SIDE * SIDE]))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_the_work_and_give_the_results_of_one(tmp_path, checkpoint, model, world):
+    folder = numbered_images(tmp_path / "images", 31)
+    np.save(folder / "stack.npy", np.load(folder / "0003.npy")[None, None].repeat(7, 0))
+    (folder / "broken.png").write_text("no picture")
+    command = launch(world, folder, tmp_path / "out", checkpoint)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    lines = re.findall(r"process (\d) of \d: (\d+) done, (\d) failed", done.stdout)
+    assert sorted(rank for rank, _, _ in lines) == [str(rank) for rank in range(world)], done.stdout + done.stderr
+    assert (
+        sum(int(count) for _, count, _ in lines) == 38 and min(int(count) for _, count, _ in lines) + 1 >= 38 // world
+    )
+    assert done.returncode != 0 and done.stdout.count("broken.png: cannot identify") == 1
+    reconstruct(folder, tmp_path / "one", task=Denoise(SIGMA), model=model, batch_pixels=SIDE * SIDE)
+    for path in sorted((tmp_path / "one").glob("*.npy")):
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
+    # one process goes on where two or three were, and finds everything done
+    again = reconstruct(folder, tmp_path / "out", task=Denoise(SIGMA), model=model)
+    assert len(again.skipped) == 38 and not again.done
+
+
+def test_a_killed_worker_is_started_again_and_finishes_the_job(tmp_path, checkpoint, model):
+    folder, out = numbered_images(tmp_path / "images", 200), tmp_path / "out"
+    command = launch(2, folder, out, checkpoint, "--max-restarts", 2, "--monitor-interval", 0.1)
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        worker, deadline = None, time.monotonic() + 60
+        while worker is None:
+            assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+            time.sleep(0.005)
+            if (out / "manifest.1.jsonl").exists() and (out / "manifest.1.jsonl").stat().st_size:
+                worker = process_that_locks(out / "manifest.1.jsonl")
+        os.kill(worker, signal.SIGKILL)
+        output = process.communicate(timeout=100)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    assert "finished earlier" in output  # so the kill came before the end
+    assert len(read_results(out)) == 200
+    assert_all_right(folder, out, model)
+
+
+def process_that_locks(path):
+    """The process that holds the lock on a file; None once it has ended."""
+    inode = path.stat().st_ino
+    for line in Path("/proc/locks").read_text().splitlines():
+        words = line.split()
+        if words[1] == "FLOCK" and words[5].rsplit(":", 1)[-1] == str(inode):
+            return int(words[4])
+    return None
+
+
+def test_two_jobs_cannot_work_in_one_folder_whatever_their_number_of_processes(tmp_path, model):
+    folder, out = numbered_images(tmp_path / "images", 2), tmp_path / "out"
+    out.mkdir()
+    for running, other in ((Share(), Share(0, 2)), (Share(1, 2), Share()), (Share(1, 2), Share(1, 3))):
+        with open_manifest(out, running), pytest.raises(ValueError, match="another job"):
+            reconstruct(folder, out, task=Denoise(SIGMA), model=model, share=other)
+
+
+def test_a_share_outside_its_world_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match=r"rank must be in 0 \.\. 1, got 2"):
+        Share(2, 2)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(ValueError, match="set together"):
+        Share.from_environment()
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(ValueError, match="must be numbers"):
+        Share.from_environment()
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert Share.from_environment() == Share(1, 3, 0)
+
+
+# ---- disks
+
+
+def test_a_full_disk_stops_the_job_and_keeps_what_was_finished(tmp_path, model):
+    """A real small file system where that may be mounted."""
+    folder = numbered_images(tmp_path / "images", 60)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    code = (
+        "import os, sys; sys.argv[0] = 'lpn-fast'\n"
+        f"from lpn_fast import cli; sys.exit(cli.main({job_arguments(folder, disk / 'out', tmp_path, model)!r}))"
+    )
+    mount = f'mount -t tmpfs -o size=64k,nr_inodes=1000 none {disk} && {sys.executable} -c "$CODE"'
+    look = f"ls {disk}/out | grep -c 'npy$'; ls -A {disk}/out | grep -c tmp; cp -r {disk}/out {tmp_path}/kept"
+    inside = f"{mount}; echo code $?; {look}"
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", inside], env=ENVIRONMENT | {"CODE": code}, capture_output=True, text=True
+    )
+    if "unshare" in done.stderr or "mount:" in done.stderr or "not found" in done.stderr:
+        pytest.skip(f"no small file system can be mounted here: {done.stderr.strip()[:80]}")
+    exit_code, kept, temporary = re.search(r"code (\d+)\n(\d+)\n(\d+)", done.stdout).groups()
+    assert (exit_code, temporary) == ("1", "0"), done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1 and "No space left" in done.stderr
+    recorded = [r for r in read_results(tmp_path / "kept").values() if r.status == "done"]
+    assert 0 < int(kept) == len(recorded) < 60
+
+
+def job_arguments(folder, out, tmp_path, model):
+    checkpoint = lf.save(model, tmp_path / "model.safetensors")
+    options = ["--sigma", SIGMA, "--threads", 1, "--batch-pixels", 4 * SIDE * SIDE]
+    return list(map(str, ["denoise", folder, "-o", out, "--model", checkpoint, *options]))
+
+
+def test_a_manifest_that_cannot_grow_stops_the_job_without_a_torn_line(tmp_path, model):
+    """Files may not grow beyond a limit of the process: results fit, the manifest soon does not."""
+    folder = numbered_images(tmp_path / "images", 60)
+    arguments = job_arguments(folder, tmp_path / "out", tmp_path, model)
+    code = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from lpn_fast import cli\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+        f"sys.exit(cli.main({arguments!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "File too large" in done.stderr, done.stderr
+    assert (tmp_path / "out/manifest.jsonl").read_bytes().endswith(b"}\n")
+    recorded = {r.item for r in read_results(tmp_path / "out").values()}
+    assert recorded == {path.name for path in (tmp_path / "out").glob("*.npy")} and 0 < len(recorded) < 60
+    assert not list((tmp_path / "out").glob(".*.tmp"))
+    assert cli.main(arguments) == 0  # with room again, the same command does the rest
+    assert_all_right(folder, tmp_path / "out", model)
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_in_one_line(tmp_path, model, capsys, monkeypatch):
+    folder = numbered_images(tmp_path / "images", 2)
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "out"))
+
+    monkeypatch.setattr("lpn_fast.pipeline.files.open", refuse, raising=False)
+    assert cli.main(job_arguments(folder, tmp_path / "out", tmp_path, model)) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "Permission denied" in error
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["manifest.jsonl"]
+
+
+# ---- threads
+
+
+def test_reading_computing_and_writing_overlap(tmp_path, model, monkeypatch):
+    """Each stage sleeps; together they must take little longer than the slowest."""
+    folder, pause, count = numbered_images(tmp_path / "images", 12), 0.05, 12
+
+    def slowed(function):
+        def slow(*arguments, **options):
+            time.sleep(pause)
+            return function(*arguments, **options)
+
+        return slow
+
+    class Slow(Denoise):
+        def solve(self, y, model, on_iteration=None):
+            time.sleep(pause)
+            return super().solve(y, model, on_iteration)
+
+    monkeypatch.setattr("lpn_fast.pipeline.sources.images.decode", slowed(pipeline.images.decode))
+    monkeypatch.setattr("lpn_fast.pipeline.run.encode", slowed(pipeline.images.encode))
+    started = time.monotonic()
+    summary = reconstruct(folder, tmp_path / "out", task=Slow(SIGMA), model=model, batch_pixels=SIDE * SIDE)
+    assert len(summary.done) == count
+    assert time.monotonic() - started < 2 * count * pause  # one after the other: 3
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path, checkpoint):
+    """What a job of 160 images of 256 x 256 adds to the peak of one of 40; kept in memory they would be 42 MB."""
+    array = np.random.default_rng(0).random((256, 256)).astype(np.float32)
+    for count in (40, 160):
+        (tmp_path / str(count)).mkdir()
+        for number in range(count):
+            np.save(tmp_path / str(count) / f"{number}.npy", array)
+    code = (
+        "import resource, torch; torch.set_num_threads(1)\n"
+        "import lpn_fast as lf; from lpn_fast.pipeline import Denoise, reconstruct\n"
+        "for count in (40, 160):\n"
+        f"    folder, model = {str(tmp_path)!r} + f'/{{count}}', lf.load({str(checkpoint)!r})\n"
+        "    reconstruct(folder, folder + '-out', task=Denoise(0.1), model=model)\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    few, many = (int(line) / 1024 for line in done.stdout.split())
+    assert many - few < 10, f"peak MB: {few:.0f}, then {many:.0f}"
+
+
+def test_stages_stay_in_order_and_within_bounds():
+    running, most, lock = 0, 0, threading.Lock()
+
+    def work(number):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.002 * (number % 3))
+        with lock:
+            running -= 1
+        return number
+
+    assert list(in_order(work, range(30), workers=3, ahead=5)) == list(range(30))
+    assert most <= 3
+    taken = []
+
+    def items():
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    stream = ahead_of_time(items(), ahead=2)
+    assert next(stream) == 0
+    time.sleep(0.1)
+    assert len(taken) <= 4  # one handed out, two waiting, one in hand
+    stream.close()
+    assert len(taken) < 100
+
+
+def test_errors_of_a_stage_surface_after_what_came_before():
+    def items():
+        yield 1
+        raise OSError("disk gone")
+
+    seen = []
+    with pytest.raises(OSError, match="disk gone"):
+        for item in ahead_of_time(items()):
+            seen.append(item)
+    assert seen == [1]
+    done = []
+    with pytest.raises(OSError, match="full"), Background() as background:
+        background.submit(done.append, 1)
+        background.submit(fail)
+    with pytest.raises(KeyboardInterrupt), Background() as background:
+        background.submit(done.append, 2)
+        raise KeyboardInterrupt
+    assert done == [1, 2]
+
+
+def fail():
+    raise OSError("full")
+
+
+def test_a_lost_device_ends_the_job_instead_of_failing_every_image(tmp_path, model, monkeypatch):
+    folder = numbered_images(tmp_path / "images", 5)
+
+    def lost(self):
+        raise RuntimeError("cuda:0 does not answer any more; finished images are kept: gone")
+
+    def break_down(self, y, model, on_iteration=None):
+        raise RuntimeError("device-side error")
+
+    monkeypatch.setattr("lpn_fast.pipeline.transfer.Transfer.check_alive", lost)
+    monkeypatch.setattr(Denoise, "conditions", lambda *_: None)
+    monkeypatch.setattr(Denoise, "solve", break_down)
+    with pytest.raises(RuntimeError, match="does not answer"):
+        reconstruct(folder, tmp_path / "out", task=Denoise(SIGMA), model=model)
+    assert read_results(tmp_path / "out") == {}

@@ -68,9 +68,17 @@ class MlpNetwork {
            std::int64_t rows,
            int device,
            std::uintptr_t stream) const {
-    const MlpCall call{problem_,          at<const float>(parameters), at<unsigned char>(packed), at<const float>(x),
-                       at<const float>(v), at<const float>(p),          at<float>(psi),            at<float>(f),
-                       at<float>(hv),      at<float>(partial),          rows};
+    const MlpCall call{problem_,
+                       at<const float>(parameters),
+                       at<unsigned char>(packed),
+                       at<const float>(x),
+                       at<const float>(v),
+                       at<const float>(p),
+                       at<float>(psi),
+                       at<float>(f),
+                       at<float>(hv),
+                       at<float>(partial),
+                       rows};
     mlp_run(call, precision_named(precision), operation_named(operation), plan, at<float>(gradient), device,
             at<void>(stream));
   }
@@ -93,12 +101,20 @@ class MlpNetwork {
              int max_iter,
              int device,
              std::uintptr_t stream) const {
-    const MlpCall mlp{problem_,           at<const float>(parameters), at<unsigned char>(packed),
-                      at<const float>(z), at<const float>(start),      at<const float>(strength),
-                      at<float>(psi),     at<float>(f),                at<float>(u),
-                      nullptr,            rows};
+    const MlpCall mlp{problem_,
+                      at<const float>(parameters),
+                      at<unsigned char>(packed),
+                      at<const float>(z),
+                      at<const float>(start),
+                      at<const float>(strength),
+                      at<float>(psi),
+                      at<float>(f),
+                      at<float>(u),
+                      nullptr,
+                      rows};
     const SolveCall call{
-        mlp, at<double>(residual), at<std::int64_t>(iterations), at<std::int64_t>(verdict), tol, radius, max_iter};
+        mlp,     at<double>(residual), at<std::int64_t>(iterations), at<std::int64_t>(verdict), tol, radius,
+        max_iter};
     mlp_solve(call, plan, device, at<void>(stream));
   }
 
@@ -125,9 +141,11 @@ void bind_mlp(py::module_& module) {
       .def_readonly("packed_bytes", &Plan::packed_bytes)
       .def_readonly("partial_bytes", &Plan::partial_bytes);
   py::class_<MlpNetwork>(module, "MlpNetwork", "A dense network. Tensors are addresses, 0 for none.")
-      .def(py::init<std::uintptr_t, std::int64_t, std::int64_t, std::int64_t, double, double>(), py::arg("table"),
-           py::arg("dim"), py::arg("stages"), py::arg("parameter_count"), py::arg("beta"), py::arg("alpha"))
-      .def("plan", &MlpNetwork::plan, py::arg("operation"), py::arg("precision"), py::arg("rows"), py::arg("limits"))
+      .def(py::init<std::uintptr_t, std::int64_t, std::int64_t, std::int64_t, double, double>(),
+           py::arg("table"), py::arg("dim"), py::arg("stages"), py::arg("parameter_count"), py::arg("beta"),
+           py::arg("alpha"))
+      .def("plan", &MlpNetwork::plan, py::arg("operation"), py::arg("precision"), py::arg("rows"),
+           py::arg("limits"))
       .def("run", &MlpNetwork::run)
       .def("solve", &MlpNetwork::solve);
   module.def("mlp_prepare", &mlp_prepare, py::arg("device"),

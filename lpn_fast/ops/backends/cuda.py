@@ -166,7 +166,8 @@ class CudaBackend:
         )
 
     def _plan(self, spec: Spec, operation: str, precision: str, rows: int, device: int):
-        return self._network(spec).plan(operation, precision, rows, self._limits(device))
+        limits = self._limits(device)
+        return self._network(spec).plan(operation, precision, rows, limits)
 
     def _unfit(self, spec: Spec, precision: str, device: int) -> str | None:
         """Why some operation of the network cannot run on a device at all."""

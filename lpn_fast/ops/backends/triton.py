@@ -13,7 +13,6 @@ biases stay float32; the image enters as two halves in 16-bit precisions, so tha
 
 import functools
 import importlib.util
-import os
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -23,6 +22,7 @@ from torch import Tensor
 from ...algebra.parameters import Parameters
 from ...algebra.resize import resize
 from ...algebra.spec import Spec, ceil_div
+from ...kernels.triton.interpreter import interpreted, mend
 from .. import registry
 from ..maps import ConvMaps
 from ..precision import storage
@@ -80,11 +80,6 @@ class TritonBackend(SweepsBackend):
     def _sweeps(self, spec: Spec, x, packed, features, precision: str) -> Sweeps:
         maps_for = functools.partial(TritonMaps, precision=precision)
         return Sweeps(spec, x, packed, features, FusedEpilogues(), storage(precision, x.dtype), maps_for)
-
-
-def interpreted() -> bool:
-    """Whether kernels run under Triton's interpreter, on the CPU."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on")
 
 
 def reservation(spec: Spec, x: Tensor, precision: str) -> str | None:
@@ -333,6 +328,8 @@ class SkipsAdjoint:
 @functools.cache
 def _kernels():
     """The kernels' launchers, loaded at the first call: importing Triton takes a while."""
+    if interpreted():
+        mend()
     from ...kernels.triton import launch
     from ...kernels.triton.assemble import assemble
     from ...kernels.triton.correlate import correlate

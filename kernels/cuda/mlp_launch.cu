@@ -1,0 +1,130 @@
+#include "mlp_launch.h"
+
+#include <cuda_runtime_api.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "mlp_pack.h"
+#include "mlp_vjp.h"
+
+namespace lpn {
+namespace {
+
+constexpr int most_devices = 64;
+constexpr int sum_threads = 256;
+
+struct Prepared {
+  bool done;
+  DeviceLimits limits;
+};
+Prepared prepared[most_devices];  // written under Python's global lock
+
+const char* name_of(Precision precision) {
+  static const char* const names[] = {"fp32", "tf32", "fp16", "bf16"};
+  return names[static_cast<int>(precision)];
+}
+
+const char* name_of(Operation operation) {
+  static const char* const names[] = {"prox", "hvp", "vjp", "solve"};
+  return names[static_cast<int>(operation)];
+}
+
+const MlpKernels& kernels_of(Precision precision) {
+  static const MlpKernels* const tables[] = {&mlp_fp32, &mlp_tf32, &mlp_fp16, &mlp_bf16};
+  return *tables[static_cast<int>(precision)];
+}
+
+void require(int status, const std::string& what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // reported here; the next call must not trip over it
+  throw std::runtime_error("CUDA kernel '" + what +
+                           "': " + cudaGetErrorString(static_cast<cudaError_t>(status)));
+}
+
+// The device of the tensors while this lives, then the one that was current before.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    require(cudaGetDevice(&before_), "device guard");
+    if (before_ != device) require(cudaSetDevice(device), "device guard");
+    changed_ = before_ != device;
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+__global__ void __launch_bounds__(sum_threads) sum_kernel(const __grid_constant__ SumCall call) {
+  sum_partials(call);
+}
+
+void pack(const MlpCall& call, Precision precision, const Plan& plan, void* stream) {
+  const PackCall pack_call{call.problem, call.parameters, const_cast<unsigned char*>(call.packed),
+                           !plan.resident};
+  require(kernels_of(precision).pack(pack_call, stream), std::string("mlp pack ") + name_of(precision));
+}
+
+}  // namespace
+
+void mlp_prepare(int device) {
+  if (device < 0 || device >= most_devices)
+    throw std::runtime_error("device index " + std::to_string(device));
+  if (prepared[device].done) return;
+  const DeviceGuard guard(device);
+  DeviceLimits limits{};
+  const auto read = [device](int* value, cudaDeviceAttr attribute) {
+    require(cudaDeviceGetAttribute(value, attribute, device), "device attributes");
+  };
+  read(&limits.processors, cudaDevAttrMultiProcessorCount);
+  read(&limits.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  read(&limits.shared_per_processor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  for (const Precision precision : {Precision::fp32, Precision::tf32, Precision::fp16, Precision::bf16}) {
+    const char* kernel = "";
+    const int status = kernels_of(precision).prepare(limits.shared_per_block, &kernel);
+    require(status, std::string("mlp ") + kernel + " " + name_of(precision));
+  }
+  prepared[device] = {true, limits};
+}
+
+const DeviceLimits& mlp_limits(int device) {
+  if (device < 0 || device >= most_devices || !prepared[device].done)
+    throw std::runtime_error("device " + std::to_string(device) + " was not prepared");
+  return prepared[device].limits;
+}
+
+void mlp_run(const MlpCall& call,
+             Precision precision,
+             Operation operation,
+             const Plan& plan,
+             float* gradient,  // [parameter_count]
+             int device,
+             void* stream) {
+  const DeviceGuard guard(device);
+  if (call.rows > 0) {
+    pack(call, precision, plan, stream);
+    require(kernels_of(precision).run(call, operation, plan, stream),
+            std::string("mlp ") + name_of(operation) + " " + name_of(precision));
+  }
+  if (operation != Operation::vjp) return;
+  const int count = call.problem.parameter_count;
+  const SumCall sum{call.partial, gradient, call.rows > 0 ? plan.blocks : 0, count};
+  sum_kernel<<<(count + sum_threads - 1) / sum_threads, sum_threads, 0, static_cast<cudaStream_t>(stream)>>>(
+      sum);
+  require(cudaGetLastError(), "mlp sum of gradients");
+}
+
+void mlp_solve(const SolveCall& call, const Plan& plan, int device, void* stream) {
+  if (call.mlp.rows == 0) return;
+  const DeviceGuard guard(device);
+  pack(call.mlp, Precision::fp32, plan, stream);
+  require(mlp_fp32.solve(call, plan, stream), "mlp solve");
+}
+
+}  // namespace lpn

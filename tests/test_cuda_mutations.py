@@ -1,0 +1,72 @@
+"""Planted faults in the CUDA kernels' index arithmetic and barriers, which the tests on the model have to see."""
+
+import shutil
+
+import cuda_model
+import pytest
+import torch
+from cases import relative
+from cuda_model import SMALL, Model
+
+import lpn_fast as lf
+from lpn_fast.algebra import reference
+
+pytestmark = pytest.mark.skipif(cuda_model.COMPILER is None, reason="no C++ compiler to build the model with")
+
+# name -> (file, text, what takes its place, precision in which it shows)
+FAULTS = {
+    "blocks of a pair exchanged": (
+        "numbers.h",
+        "lane = simt::lane(), k = lane >> 3 & 1, n = lane >> 4;\n    uint32_t words[4];",
+        "lane = simt::lane(), n = lane >> 3 & 1, k = lane >> 4;\n    uint32_t words[4];",
+        "fp16",
+    ),
+    "rows of a block in another order": (
+        "numbers.h",
+        "return stored_row(lane >> 2) * 4 + (lane & 3);",
+        "return (lane >> 2) * 4 + (lane & 3);",
+        "fp32",
+    ),
+    "no barrier before the gradients": (
+        "mlp_vjp.h",
+        "      rows.adjoint(l, p);\n      simt::sync_block();",
+        "      rows.adjoint(l, p);\n      simt::sync_warp();",
+        "fp16",
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=FAULTS)
+def faulty(request, tmp_path_factory):
+    """(the model built with one fault, the precision in which it shows)"""
+    file, text, instead, precision = FAULTS[request.param]
+    sources = tmp_path_factory.mktemp("faulty") / "cuda"
+    shutil.copytree(cuda_model.SOURCES, sources)
+    path = sources / file
+    assert path.read_text().count(text) == 1, f"the fault has lost its place in {file}"
+    path.write_text(path.read_text().replace(text, instead))
+    return cuda_model.build(sources, "-O0"), precision
+
+
+def test_a_planted_fault_is_seen(faulty):
+    library, precision = faulty
+    torch.manual_seed(0)
+    network = lf.MLPLPN(2, hidden=32, layers=2)
+    packed, x, v = network.packed().detach(), *torch.randn(2, 70, 2)
+    arguments = (network.spec, x.double(), packed.double(), None)
+    wanted = reference.vjp(*arguments, None, v.double())
+    errors = []
+    for backward in (False, True):
+        model = Model(library, network.spec, packed, SMALL, backward)
+        errors += map(relative, model.vjp(x, None, v, precision), wanted)
+    assert not all(error < 0.1 for error in errors)  # NaN is seen too
+
+
+def test_without_a_fault_the_same_check_is_silent():
+    torch.manual_seed(0)
+    network = lf.MLPLPN(2, hidden=32, layers=2)
+    packed, x, v = network.packed().detach(), *torch.randn(2, 70, 2)
+    wanted = reference.vjp(network.spec, x.double(), packed.double(), None, None, v.double())
+    for precision in ("fp16", "fp32"):
+        got = Model(cuda_model.build(), network.spec, packed, SMALL, True).vjp(x, None, v, precision)
+        assert all(relative(g, w) < 4e-3 for g, w in zip(got, wanted, strict=True))

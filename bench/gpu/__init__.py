@@ -1,0 +1,38 @@
+"""What is measured on a CUDA device, in parts that run one by one and do not need each other.
+
+    bench/gpu_battery.sh [FOLDER]            every part, in the order of PARTS, each in a process of its own
+    python -m bench.gpu.PART [--out FOLDER] [--dry-run] [--seconds S]
+
+A part is a module bench/gpu/PART.py that ends with
+
+    if __name__ == "__main__":
+        raise SystemExit(run_part(__name__, __doc__, measure))          # from .part import run_part
+
+and whose `measure(session: Session)` does the work: it calls `session.add(...)` for each figure (written at once, so
+that a part that dies leaves what it had), `session.check(...)` for each thing that must hold, and looks at
+`session.seconds_left` before it starts something new. `session.tiny` is true in a dry run: the smallest sizes, CPU
+tensors, Triton under its interpreter, so that the Python of every part is tested on machines without a GPU.
+
+A part writes FOLDER/<device>_<PART>.csv with bench/report.py's columns and prints a short table last. Exit codes:
+0 done, 1 a check failed, 3 nothing to measure here (the reason is printed). A dry run writes no figures.
+
+To add a part: write the module, add a line to PARTS.
+"""
+
+from typing import NamedTuple
+
+
+class Part(NamedTuple):
+    """One line of the battery."""
+
+    name: str  # of the module bench/gpu/<name>.py
+    seconds: int  # what it may take on an H200; the battery stops it at 1.5 times this
+
+
+PARTS = (
+    Part("numerics", 70),  # every backend and precision against float64, determinism, graph capture, streams
+    Part("ceilings", 20),  # copy, matrix product per dtype
+    Part("tune", 130),  # launch table of the convolutions; admits a row only after a numeric check
+    Part("convolutions", 110),  # prox, hvp, training step against A, C and bare library convolutions
+    Part("sanitizer", 60),  # compute-sanitizer over small sizes
+)

@@ -6,7 +6,7 @@ operator of a learned, possibly non-convex function R, for any weights. See READ
 
 import torch as _torch  # noqa: F401  (before the compiled module: it borrows torch's thread pool)
 
-from . import metrics, optim, physics, solvers, training
+from . import interop, metrics, optim, physics, solvers, training
 from .networks import (
     LPN,
     MLPLPN,
@@ -52,6 +52,7 @@ __all__ = [
     "lipschitz_bound",
     "explain",
     "from_reference",
+    "interop",
     "invert",
     "list_pretrained",
     "load",

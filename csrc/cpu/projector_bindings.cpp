@@ -1,4 +1,5 @@
-// The projector for Python: addresses of contiguous float32 or float64 data, as in bindings.cpp.
+// The projector for Python: addresses of contiguous float32 or float64 data, as
+// in bindings.cpp.
 
 #include "projector_bindings.h"
 
@@ -6,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "arguments.h"
 #include "projector.h"
 
 namespace py = pybind11;
@@ -13,23 +15,14 @@ namespace py = pybind11;
 namespace lpn {
 namespace {
 
-using Address = std::uintptr_t;
-
 void check(bool good, const std::string& message) {
   if (!good) throw std::invalid_argument(message);
 }
 
-template <class Value>
-Value* at(Address address, const char* name, int64_t count) {
-  check(count == 0 || address != 0, std::string(name) + " must be an address, got 0");
-  check(address % alignof(Value) == 0,
-        std::string(name) + " must be aligned, got " + std::to_string(address));
-  return reinterpret_cast<Value*>(address);
-}
-
-// Tables are small, and an infinite position would be an address outside every buffer.
+// Tables are small, and an infinite position would be an address outside every
+// buffer.
 const double* table(Address address, const char* name, int64_t count) {
-  const double* entries = at<const double>(address, name, count);
+  const double* entries = required<const double>(address, name, count);
   for (int64_t i = 0; i < count; ++i)
     check(std::isfinite(entries[i]),
           std::string(name) + " must be finite, got " + std::to_string(entries[i]));
@@ -39,7 +32,8 @@ const double* table(Address address, const char* name, int64_t count) {
 template <class Scalar>
 using Map = void (*)(const ProjectorShape&, const double*, const Scalar*, Scalar*, int);
 
-// One of the three maps on either precision; `item` is the size of a number in bytes, 4 or 8.
+// One of the three maps on either precision; `item` is the size of a number in
+// bytes, 4 or 8.
 void run(Map<float> in_float,
          Map<double> in_double,
          int64_t entries,
@@ -52,16 +46,17 @@ void run(Map<float> in_float,
          int item,
          int threads) {
   for (const int64_t size : {shape.height, shape.width, shape.angles, shape.bins})
-    check(size >= 1, "sizes must be at least 1, got " + std::to_string(size));
-  check(shape.images >= 0, "images must be at least 0, got " + std::to_string(shape.images));
-  check(threads >= 1, "threads must be at least 1, got " + std::to_string(threads));
+    require_at_least(1, size, "sizes");
+  require_at_least(0, shape.images, "images");
+  require_at_least(1, threads, "threads");
   check(item == 4 || item == 8, "item must be 4 or 8, got " + std::to_string(item));
   const double* entry = table(numbers, "table", shape.angles * entries);
   if (item == 4)
-    in_float(shape, entry, at<const float>(from, "from", from_count), at<float>(to, "to", to_count), threads);
+    in_float(shape, entry, required<const float>(from, "from", from_count),
+             required<float>(to, "to", to_count), threads);
   else
-    in_double(shape, entry, at<const double>(from, "from", from_count), at<double>(to, "to", to_count),
-              threads);
+    in_double(shape, entry, required<const double>(from, "from", from_count),
+              required<double>(to, "to", to_count), threads);
 }
 
 void bind_project(Address views, Address x, Address y, const ProjectorShape& shape, int item, int threads) {
@@ -88,18 +83,20 @@ void bind_backproject(
 void define_projector(py::module_& module) {
   using py::arg;
   using unlocked = py::call_guard<py::gil_scoped_release>;
-  py::class_<ProjectorShape>(module, "ProjectorShape", "Sizes of a projector call.")
+  py::class_<ProjectorShape>(module, "ProjectorShape", "Sizes of a projector call.", py::module_local())
       .def(py::init<int64_t, int64_t, int64_t, int64_t, int64_t>(), arg("images"), arg("height"),
            arg("width"), arg("angles"), arg("bins"));
   module.def("ct_project", &bind_project, unlocked(), arg("views"), arg("x"), arg("y"), arg("shape"),
              arg("item"), arg("threads"),
-             "y [images, angles, bins] = line sums of x [images, height, width]; views: per angle origin, "
+             "y [images, angles, bins] = line sums of x [images, height, "
+             "width]; views: per angle origin, "
              "per_line, per_bin, scale, lines are rows.");
   module.def("ct_project_transposed", &bind_transposed, unlocked(), arg("views"), arg("y"), arg("x"),
              arg("shape"), arg("item"), arg("threads"), "x = transpose of ct_project at y.");
   module.def("ct_backproject", &bind_backproject, unlocked(), arg("smears"), arg("y"), arg("x"), arg("shape"),
              arg("item"), arg("threads"),
-             "x = sum over angles of y interpolated at every pixel; smears: per angle origin, per_row, "
+             "x = sum over angles of y interpolated at every pixel; smears: "
+             "per angle origin, per_row, "
              "per_column, scale.");
 }
 

@@ -16,8 +16,14 @@ def test_soft_threshold_is_the_prox_of_the_absolute_value():
 
 @pytest.mark.slow
 def test_proximal_matching_recovers_the_prox_of_the_prior():
-    torch.set_num_threads(2)
-    error = {loss: sup_error(train_laplacian(loss, progress=False)) for loss in ("matching", "l1", "l2")}
-    assert error["matching"] <= 0.1
+    """l1 and l2 are trained shorter than in the experiment (python -m bench.experiments laplacian)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the network is too small for more
+    try:
+        steps = {"matching": 2500, "l1": 300, "l2": 300}
+        error = {loss: sup_error(train_laplacian(loss, count, progress=False)) for loss, count in steps.items()}
+    finally:
+        torch.set_num_threads(threads)
+    assert error["matching"] <= 0.05
     assert error["l1"] >= 2 * error["matching"] and error["l2"] >= 2 * error["matching"]
     assert isinstance(train_laplacian("l2", steps=1, progress=False), lf.LPN)

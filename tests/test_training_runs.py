@@ -288,7 +288,7 @@ def test_three_kills_in_a_row_end_in_the_same_weights(photographs, tmp_path):
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_run(tmp_path):
-    """Files of this process may not grow beyond 500 bytes from step 45 on; training ends, the state of step 40 stays."""
+    """Files of this process may not grow beyond 500 bytes from step 45 on: training ends, the state of 40 stays."""
     trainer = small_trainer(tmp_path, checkpoint_seconds=0.0)
     original, limits = trainer._one_step, resource.getrlimit(resource.RLIMIT_FSIZE)
 

@@ -25,7 +25,7 @@ from .provenance import where, write_csv
 
 LOSSES = ("l2", "l1", "matching")
 STEPS = 2500
-GAMMA_MIN = 0.25  # in units of sigma; R has no kinks, see training/laplacian.py
+GAMMA_MIN = 0.12  # in units of sigma; R has no kinks, see training/laplacian.py
 MIXTURE = GaussianMixture()
 SIGMA = GaussianMixture.SIGMA
 MASS = 0.95

@@ -1,4 +1,4 @@
-"""Training steps per second on the published MNIST network, batch 200, data loading included: ours and the published way.
+"""Training steps per second on the published MNIST network, batch 200, data loading included: ours and theirs.
 
     ours         lpn_fast.training.Trainer: one analytic backward pass, projected Adam; digits gathered from memory
     published    a DataLoader over a Dataset of single digits, f by autograd with create_graph, loss.backward(),

@@ -103,7 +103,7 @@ Plan make_plan(const MlpProblem& problem,
   }
   if (best.warps < fewest_resident_warps) {
     const Fit streamed = fit(problem, precision, operation, narrow, false, limits);
-    if (streamed.warps > best.warps) best = streamed, resident = false;
+    if (streamed.warps > best.warps || best.warps == 0) best = streamed, resident = false;
   }
   if (best.warps == 0)
     throw std::invalid_argument(

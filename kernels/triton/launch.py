@@ -7,7 +7,7 @@ Plain Python, no Triton: importable and testable anywhere.
                 "compiled" rows passed the compile gate (no spills, shared memory in bounds, tensor cores used) but
                 were never timed; "measured ..." rows name device and commit.
 
-Roles: forward_S and transposed_S for stride S, image (a stage that reads x only), project (A^T e per pixel),
+Roles: forward_S, transposed_S and adjoint_S (transposed, with more operands in the step) for stride S, image (a stage that reads x only), project (A^T e per pixel),
 gradient_S (weights of a core), gradient_image (weights of a skip).
 """
 
@@ -70,7 +70,10 @@ def table() -> dict[Key, Config]:
 
 def config(key: Key, pixels: int | None = None, forbid_tma: bool = False) -> Config:
     """The table's row, else the rule's choice; no more pixels per tile than there are (`pixels`)."""
-    chosen = table().get(key) or rule(key)
+    chosen = table().get(key)
+    if chosen is None and key.precision == "bf16":  # the same instructions and sizes
+        chosen = table().get(replace(key, precision="fp16"))
+    chosen = chosen or rule(key)
     if forbid_tma and chosen.tma:
         chosen = replace(chosen, tma=False)
     if pixels is not None and pixels < chosen.pixels:
@@ -79,12 +82,13 @@ def config(key: Key, pixels: int | None = None, forbid_tma: bool = False) -> Con
 
 
 def rule(key: Key) -> Config:
-    """A safe choice for any shape: 128 pixels, up to 128 channels, pointer loads, little shared memory."""
+    """A safe choice for any shape: 64 or 128 pixels, up to 64 channels, pointer loads, little shared memory."""
     wide = STORAGE_BYTES[key.precision] == 4
-    channels = min(64 if wide else 128, max(MIN_SIDE, power_of_two(key.c_out)))
-    depth = min(32 if wide else 64, max(MIN_SIDE, power_of_two(key.c_in)))
-    pixels = 64 if wide or key.role.startswith("gradient") else 128
-    return Config(pixels, channels, depth, columns=MIN_SIDE if wide else 32, warps=4, stages=3 if key.arch >= 80 else 2)
+    gradient = key.role.startswith("gradient")
+    channels = min(64, max(MIN_SIDE, power_of_two(key.c_out)))
+    depth = min(64 if gradient else 32 if wide else 64, max(MIN_SIDE, power_of_two(key.c_in)))
+    pixels = 32 if gradient and wide else 64 if gradient or wide else 128
+    return Config(pixels, channels, depth, columns=MIN_SIDE if wide else 32, warps=4, stages=3)
 
 
 def power_of_two(n: int) -> int:

@@ -260,7 +260,11 @@ class _Ours(Physics):
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
         if type(self.operator).prox_l2 is LinearPhysics.prox_l2:  # iterative: ours stops every sample on its own
             return super().prox_l2(z, y, gamma)
-        return self.operator.prox_l2(z, y, gamma.view(-1, 1, 1, 1) if isinstance(gamma, Tensor) else gamma)
+        if not isinstance(gamma, Tensor) or gamma.dim() == 0:
+            return self.operator.prox_l2(z, y, float(gamma))
+        # their closed forms broadcast gamma against spectra, whose axes are others: one sample at a time
+        weights = gamma.flatten().expand(len(z)).tolist()
+        return torch.cat([self.operator.prox_l2(z[i : i + 1], y[i : i + 1], g) for i, g in enumerate(weights)])
 
 
 def to_deepinv_physics(physics) -> LinearPhysics:

@@ -13,13 +13,13 @@ exporters do not know. Weights are projected once, when the module is made.
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..algebra.noise import noise_features
 from ..algebra.parameters import unpack
 from ..algebra.resize import resize
 from ..networks import LPN
@@ -54,14 +54,14 @@ class FeedForward(nn.Module):
             weights = unpack(self.spec, model.packed())
         for l, stage in enumerate(weights.stages):
             for name in ("core", "skip", "bias", "noise", "head", "head_squared"):
-                self.register_buffer(f"{name}_{l}", _owned(getattr(stage, name)))
+                self._own(f"{name}_{l}", getattr(stage, name))
         for name in ("linear", "constant", "quadratic"):
-            self.register_buffer(name, _owned(getattr(weights, name)))
+            self._own(name, getattr(weights, name))
 
     def forward(self, x: Tensor, sigma: Tensor | None = None):
         """f(x), of x's shape, or (f(x), psi(x)); x (N, d) or (N, C, H, W), sigma (N,) for conditional networks."""
         spec = self.spec
-        features = None if not spec.noise_levels else noise_features(sigma, spec.noise_levels)
+        features = None if not spec.noise_levels else _hats(sigma, spec.noise_levels)
         inputs = self._resized(x)
         z = [None] * len(spec.stages)
         for l, stage in enumerate(spec.stages):
@@ -78,6 +78,13 @@ class FeedForward(nn.Module):
             z[l] = _softplus(u, spec.beta)
         f = self._transposed(x, inputs, z)
         return (f, self._potential(x, z)) if self.with_potential else f
+
+    def _own(self, name: str, t: Tensor | None) -> None:
+        """A buffer, or a plain None: torch.export miscounts buffers that are None."""
+        if t is None:
+            setattr(self, name, None)
+        else:
+            self.register_buffer(name, t.detach().clone())
 
     def _of(self, name: str, l: int) -> Tensor | None:
         return getattr(self, f"{name}_{l}")
@@ -235,8 +242,21 @@ def _check(wanted, got) -> None:
             raise RuntimeError(f"the exported graph differs from the model by {error:.1e}, wanted {MAX_ERROR:g}")
 
 
-def _owned(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.detach().clone()
+def _hats(sigma: Tensor, levels: tuple[float, ...]) -> Tensor:
+    """phi(sigma), [N, F], of algebra/noise.py without the search for an interval, which ONNX does not know.
+
+    Between knots t_k of log sigma a hat is  min((t - t_{k-1}) / (t_k - t_{k-1}), (t_{k+1} - t) / (t_{k+1} - t_k)).
+    """
+    if len(levels) == 1:
+        return torch.ones_like(sigma)[:, None]
+    knots = [math.log(level) for level in levels]
+    t = sigma.log().clamp(knots[0], knots[-1])
+    hats = []
+    for k, knot in enumerate(knots):
+        up = (t - knots[k - 1]) / (knot - knots[k - 1]) if k else torch.ones_like(t)
+        down = (knots[k + 1] - t) / (knots[k + 1] - knot) if k + 1 < len(knots) else torch.ones_like(t)
+        hats.append(torch.minimum(up, down).clamp(0, 1))
+    return torch.stack(hats, 1)
 
 
 def _channels(t: Tensor, like: Tensor) -> Tensor:

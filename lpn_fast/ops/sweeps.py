@@ -120,7 +120,7 @@ class Sweeps:
                 a = self.maps.core_adjoint(l, total, tape.z[l - 1]) if l else None
             if p is not None:
                 scaled = e * _per_sample(p.to(e.dtype), e)
-                total = scaled if total is None else total.add_(scaled)
+                total = scaled if total is None else scaled.add_(total)  # a may still refer to the old total
             sum_l.add(l, total)
             for slot in slots[l]:
                 part = self._stage_gradient(l, slot.name.split(".")[-1], tape, p, v_l, dz, total)

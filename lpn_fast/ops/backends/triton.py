@@ -136,12 +136,13 @@ class Transposed:
         out = torch.empty_like(z)
         e, dz = (None if o is None else _nhwc(o) for o in (e, dz))
         weight, geometry = maps.cores[l], maps.core_geometry(l)
-        views = [None if o is None else o for o in (out, z, e, dz)]
+        views = [out, z, e, dz]
         if maps.whole(l):  # every output pixel has a weight of its own: one pixel with k k H_{l-1} channels
             views = [None if o is None else o.view(o.shape[0], 1, 1, -1) for o in views]
             weight, geometry = weight.view(-1, weight.shape[-1]), maps.kernels.Geometry(kernel=1)
+        stride = geometry.stride
         maps.kernels.correlate(
-            views[0], t, weight, geometry, epilogue, maps.config(l, views[0], transposed=True), maps.precision, True,
+            views[0], t, weight, geometry, epilogue, maps.config(l, views[0], True, f"{_sweep(epilogue)}_{stride}"), maps.precision, True,
             z=views[1], e=views[2], dz=views[3], head=_contiguous(head), head_squared=_contiguous(head_squared),
             beta=beta, unscale=maps.unscale,
         )  # fmt: skip
@@ -253,7 +254,7 @@ class TritonMaps(ConvMaps):
         elif role is None and self.cores[l] is None:
             role = "image"
         elif role is None:
-            role = f"transposed_{stage.stride}" if transposed else f"forward_{stage.stride}"
+            role = f"forward_{stage.stride}"
         if transposed:
             c_in, c_out = c_out, out.shape[-1]
         launch = self.kernels.launch
@@ -323,6 +324,11 @@ class SkipsAdjoint:
     def result(self) -> Tensor:
         """The sum, like x."""
         return self._total
+
+
+def _sweep(epilogue: str) -> str:
+    """The role, in the launch table, of a transposed correlation: the adjoint step holds more tiles in registers."""
+    return "adjoint" if epilogue == "adjoint" else "transposed"
 
 
 @functools.cache

@@ -1,0 +1,128 @@
+"""Every backend and precision against float64 on the device; determinism, CUDA graphs, streams, no synchronisation.
+
+Truth is algebra/reference.py in float64. Tolerances are those of tests/test_precision.py's kind: relative L2 of the
+prox and of second-order results, per precision.
+"""
+
+import contextlib
+
+import torch
+
+import lpn_fast as lf
+from lpn_fast.algebra import reference
+from lpn_fast.ops import registry
+
+from .part import Session, graphed, run_part
+
+TOLERANCE = {"fp32": (1e-5, 1e-5), "tf32": (1e-3, 4e-3), "fp16": (1e-3, 4e-3), "bf16": (6e-3, 2.5e-2)}
+SYMMETRY = {"fp32": 1e-6, "tf32": 1e-3, "fp16": 1e-3, "bf16": 1e-2}
+
+
+def networks(tiny: bool):
+    """(name, model, shape): the published ones, and fully convolutional ones at odd sizes."""
+    torch.manual_seed(0)
+    if tiny:
+        yield "conv", lf.ConvLPN(1, hidden=3, strides=(1, 2), skip_kernel=3, beta=10.0), (1, 1, 5, 4)
+        return
+    yield "conv odd", lf.ConvLPN(3, hidden=64), (3, 3, 37, 50)
+    yield "conv wide", lf.ConvLPN(1, hidden=256, skip_kernel=3), (2, 1, 64, 48)
+    yield "conv narrow", lf.ConvLPN(2, hidden=20, kernel=5, beta=10.0, sigma_conditional=True), (2, 2, 33, 31)
+    yield "mnist", trained_like(lf.paper_network("mnist")), (7, 1, 28, 28)
+    yield "celeba", trained_like(lf.paper_network("celeba")), (2, 3, 128, 128)
+    yield "dense", lf.MLPLPN(5, hidden=64, layers=3), (129, 5)
+
+
+def trained_like(model: lf.LPN) -> lf.LPN:
+    """The published start has cores of 4.5e-5, so that psi hardly depends on them; these carry as much as the skips."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("core", "head")):
+                fan_in = parameter[0].numel() if parameter.dim() > 1 else parameter.numel()
+                parameter.copy_(torch.rand_like(parameter) * (2.0 / fan_in))
+    return model
+
+
+def measure(session: Session) -> None:
+    for name, model, shape in networks(session.tiny):
+        model = model.to(session.device).eval()
+        x, v, w = torch.randn(3, *shape, device=session.device)
+        sigma = torch.full((shape[0],), 0.1, device=x.device) if model.is_noise_conditional else None
+        features = model._features(sigma, x)
+        packed = model.packed().detach()
+        truth = (model.spec, x.double(), packed.double(), None if features is None else features.double())
+        exact = reference.prox(*truth), reference.hvp(*truth, v.double()), reference.vjp(*truth, None, v.double())[1]
+        for precision in TOLERANCE:
+            for backend, reason in registry.reasons(model.spec, x, precision).items():
+                if reason is None:
+                    _check(session, f"{name} {backend} {precision}", backend, precision, model, x, v, w, sigma, exact)
+
+
+def _check(session, label, backend, precision, model, x, v, w, sigma, exact) -> None:
+    model.precision = precision
+    try:
+        with lf.use_backend(backend):
+            f, hv, hw, gradient = _results(model, x, v, w, sigma)
+            errors = [_relative(a, b) for a, b in zip((f, hv, gradient), exact, strict=True)]
+            first, second = TOLERANCE[precision]
+            ok = errors[0] <= first and max(errors[1:]) <= second
+            session.check(label, ok, "prox {:.1e} hvp {:.1e} gradient {:.1e}".format(*errors))
+            dims = tuple(range(1, x.dim()))
+            gap = ((w * hv - v * hw).sum(dims).abs() / (w.norm(dim=dims) * hv.norm(dim=dims))).max().item()
+            session.check(f"{label} symmetry", gap <= SYMMETRY[precision], f"{gap:.1e}")
+            if session.device == "cuda" and backend != "torch":
+                again = _results(model, x, v, w, sigma)
+                session.check(f"{label} same bits twice", all(map(torch.equal, (f, hv, hw, gradient), again)))
+                _graph(session, label, model, x, sigma, f)
+    except Exception as error:  # one backend's failure must not hide what the others do
+        session.check(label, False, f"{type(error).__name__}: {error}".splitlines()[0][:200])
+    finally:
+        model.precision = "fp32"
+
+
+def _results(model, x, v, w, sigma):
+    with torch.no_grad():
+        hv, hw = model.hvp(x, v, sigma), model.hvp(x, w, sigma)
+    model.zero_grad(set_to_none=True)
+    f = model(x, sigma) if sigma is not None else model(x)
+    f.backward(v)
+    from lpn_fast.algebra.parameters import layout
+
+    parts = [model.get_parameter(slot.name) for slot in layout(model.spec)]
+    gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parts])
+    return f.detach(), hv, hw, gradient
+
+
+def _graph(session, label, model, x, sigma, f) -> None:
+    held = x.clone()
+    out = {}
+
+    def call():
+        with torch.no_grad():
+            out["f"] = model(held, sigma) if sigma is not None else model(held)
+
+    with _no_synchronisation():
+        call()
+    replay = graphed(call)
+    held.copy_(x.flip(0))
+    replay()
+    held_result = out["f"].clone()
+    held.copy_(x)
+    replay()
+    session.check(f"{label} graph replays new inputs", torch.equal(out["f"], f) and not torch.equal(held_result, f))
+
+
+@contextlib.contextmanager
+def _no_synchronisation():
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def _relative(a, b) -> float:
+    return ((a.double() - b).norm() / b.norm().clamp_min(1e-300)).item()
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_part(__name__, __doc__, measure))

@@ -1,0 +1,118 @@
+"""What the compiler makes of a launch configuration, for an architecture that need not be there.
+
+Compiles a kernel as a launch would (a 3 x 3 core, a 3 x 3 skip of three channels, pointers and sizes aligned to 16
+as PyTorch's are) and reads registers, spills, shared memory and tensor-core instructions off the result.
+"""
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from .correlate import correlate_kernel
+from .gradient import gradient_kernel
+from .launch import DOT_PRECISION, Config, Key, tile_shape
+from .tiles import TRITON_TYPE
+
+ELEMENT = {tl.float32: "fp32", tl.float16: "fp16", tl.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Resources of one compiled kernel."""
+
+    registers: int  # per thread
+    spilled_bytes: int  # stack per thread
+    shared_bytes: int  # per block
+    tensor_core: int  # wgmma and mma instructions in the PTX
+    tma_loads: int
+
+
+def report(key: Key, config: Config) -> Report:
+    """Compile the kernel of `key.role` with `config` for `key.arch`."""
+    build = _gradient if key.role.startswith("gradient") else _correlate
+    kernel, pointers, constants = build(key, config)
+    signature, attributes = {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in pointers:
+            signature[name] = pointers[name]
+            if pointers[name].startswith("*"):
+                attributes[index,] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32" if name in ("unscale", "beta") else "i32"
+    source = ASTSource(
+        kernel, signature, {(kernel.arg_names.index(n),): value for n, value in constants.items()}, attributes
+    )
+    target = GPUTarget("cuda", key.arch, 32)
+    compiled = triton.compile(source, target, {"num_warps": config.warps, "num_stages": config.stages})
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    ptx = compiled.asm["ptx"]
+    tensor_core = len(re.findall(r"wgmma\.mma_async|mma\.sync", ptx))
+    loads = ptx.count("cp.async.bulk.tensor")
+    return Report(int(registers), int(stack), compiled.metadata.shared, tensor_core, loads)
+
+
+def _correlate(key: Key, config: Config):
+    storage = TRITON_TYPE[key.precision]
+    element, plain = ELEMENT[storage], key.role == "project"
+    transposed = plain or key.role.startswith(("transposed", "adjoint"))
+    stride = int(key.role[-1]) if key.role[-1].isdigit() else 1
+    epilogue = "plain" if plain else "forward"
+    if transposed and not plain:
+        epilogue = "adjoint" if key.role.startswith("adjoint") else "slope"
+    box = tile_shape(config.pixels, 64, 32, 32)
+    pointers = {n: f"*{element}" for n in ("t", "weight", "skip", "z", "e", "dz")}
+    pointers |= {"out": "*fp32" if plain else f"*{element}", "x": "*fp32", "bias": "*fp32", "head": "*fp32"}
+    absent = {"head_squared", "head"} | ({"x", "skip", "bias"} if transposed else set())
+    absent |= {"forward": {"z", "e", "dz"}, "plain": {"z", "e", "dz"}, "adjoint": set()}.get(epilogue, {"e", "dz"})
+    if key.role == "image":
+        absent |= {"t", "weight"}
+    if config.tma:
+        pointers["t"] = _descriptor(element, box, config.depth, 1 if transposed else stride)
+        block = (config.channels, config.depth) if transposed else (config.depth, config.channels)
+        pointers["weight"] = f"tensordesc<{element}[{block[0]},{block[1]}]>"
+    constants = {
+        "C_IN": 0 if key.role == "image" else key.c_in, "C_OUT": key.c_out, "HEAD": 1,
+        "KERNEL": 0 if key.role == "image" else 1 if plain else 3, "STRIDE": stride, "PADDING": 0 if plain else 1,
+        "TRANSPOSED": transposed, "CHANNELS": 1 if transposed else 3, "SKIP_KERNEL": 0 if transposed else 3,
+        "SKIP_STRIDE": stride, "SKIP_PADDING": 1, "RESIZE": 1, "EPILOGUE": epilogue, "STORAGE": storage,
+        "PRECISION": DOT_PRECISION[key.precision], "BI": box[0], "BH": box[1], "BW": box[2],
+        "BN": config.channels, "BK": config.depth, "BX": config.columns, "TMA": config.tma, "x_w": 1,
+    }  # fmt: skip
+    return correlate_kernel, pointers, constants | dict.fromkeys(absent)
+
+
+def _gradient(key: Key, config: Config):
+    storage = TRITON_TYPE[key.precision]
+    element, image = ELEMENT[storage], key.role == "gradient_image"
+    stride = 1 if image else int(key.role[-1])
+    box = tile_shape(config.pixels, 64, 32, 32)
+    pointers = {"parts": "*fp32", "d": f"*{element}", "e": f"*{element}"}
+    pointers |= dict.fromkeys(("t", "dt"), "*fp32" if image else f"*{element}")
+    if config.tma and not image:
+        pointers |= dict.fromkeys(("d", "e"), _descriptor(element, box, config.channels, 1))
+        pointers |= dict.fromkeys(("t", "dt"), _descriptor(element, box, config.depth, stride))
+    constants = {
+        "C_IN": 3 if image else key.c_in, "C_OUT": key.c_out, "KERNEL": 3, "STRIDE": stride, "PADDING": 1,
+        "RESIZE": 1, "IMAGE": image, "STORAGE": storage, "PRECISION": DOT_PRECISION[key.precision],
+        "BI": box[0], "BH": box[1], "BW": box[2], "BM": config.depth, "BN": config.channels,
+        "TMA": config.tma and not image, "x_w": 1, "v_w": 1,
+    }  # fmt: skip
+    return gradient_kernel, pointers, constants
+
+
+def _descriptor(element: str, box: tuple[int, int, int], channels: int, stride: int) -> str:
+    shape = [*box, channels] if stride == 1 else [box[0], box[1], 1, box[2], channels]
+    return f"tensordesc<{element}[{','.join(map(str, shape))}]>"

@@ -1,0 +1,304 @@
+"""Every Triton kernel under the interpreter against float64; run by test_triton_kernels.py in a process of its own.
+
+Sizes are odd, batches 1 and 3, tiles smaller than the images: borders are where index arithmetic goes wrong. Outputs
+are filled with NaN first. Planted bugs (the last tests) show that these comparisons would see one.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import Case, relative
+
+import lpn_fast as lf
+from lpn_fast.algebra import reference
+from lpn_fast.algebra.resize import resize, resize_adjoint
+from lpn_fast.algebra.spec import Spec, Stage
+from lpn_fast.kernels.triton.interpreter import mend
+
+mend()
+from lpn_fast.kernels.triton import assemble, correlate, elementwise, gradient, tiles  # noqa: E402
+from lpn_fast.kernels.triton.launch import Config, Geometry  # noqa: E402
+
+STORAGE = {"fp32": torch.float32, "fp16": torch.float16}
+TOLERANCE = {"fp32": 2e-6, "fp16": 6e-4}  # relative L2: one rounding of the result, products summed in float32
+BETA = 7.0
+SMALL = Config(pixels=16, channels=16, depth=16, columns=16, warps=4, stages=2)
+
+
+def nan_like(shape, dtype):
+    return torch.full(shape, float("nan"), dtype=dtype)
+
+
+def nhwc(t):
+    return t.permute(0, 2, 3, 1).contiguous()
+
+
+def rounded(shape, precision, positive=False):
+    """Random values that `precision` represents exactly, as float64."""
+    t = torch.randn(shape, dtype=torch.float64)
+    return (t.abs() if positive else t).to(STORAGE[precision]).double()
+
+
+def relaid(weight, precision):
+    """[H, K, k, k] -> [k, k, K, H] in storage."""
+    return weight.permute(2, 3, 1, 0).contiguous().to(STORAGE[precision])
+
+
+# kernel, stride, padding, height, width, batch, channels in, channels out
+CORES = [(3, 1, 1, 5, 7, 3, 20, 9), (3, 2, 1, 7, 6, 1, 16, 17), (5, 2, 2, 9, 8, 1, 8, 5), (4, 1, 0, 6, 5, 2, 3, 4)]
+
+
+def forward_error(module, precision, core, config=SMALL, resized=2):
+    kernel, stride, padding, h, w, batch, c_in, c_out = core
+    torch.manual_seed(0)
+    z, weight = rounded((batch, c_in, h, w), precision, True), rounded((c_out, c_in, kernel, kernel), precision, True)
+    weight /= 64
+    u = F.conv2d(z, weight, None, stride, padding)
+    out_h, out_w = u.shape[2:]
+    image = torch.randn(batch, 3, out_h * resized - 1, out_w * resized - 1, dtype=torch.float64).float()  # odd
+    skip = rounded((c_out, 3, 3, 3), precision)
+    bias = torch.randn(batch, c_out)
+    u = u + F.conv2d(resize(image.double(), resized), skip, None, 1, 1) + bias.double()[..., None, None]
+    truth = F.softplus(u, BETA, threshold=1e3)
+    out = nan_like((batch, out_h, out_w, c_out), STORAGE[precision])
+    module.correlate(
+        out, nhwc(z).to(out.dtype), relaid(weight, precision), Geometry(kernel, stride, padding), "forward", config,
+        precision, image=image, skip=relaid(skip, precision), reading=Geometry(3, 1, 1, resized), bias=bias, beta=BETA,
+    )  # fmt: skip
+    return relative(out.permute(0, 3, 1, 2), truth)
+
+
+def transposed_error(module, precision, core, config=SMALL):
+    kernel, stride, padding, h, w, batch, c_in, c_out = core
+    torch.manual_seed(1)
+    z, weight = rounded((batch, c_in, h, w), precision, True), rounded((c_out, c_in, kernel, kernel), precision, True)
+    z /= 16
+    out_h, out_w = F.conv2d(z, weight, None, stride, padding).shape[2:]
+    e = rounded((batch, c_out, out_h, out_w), precision)
+    head, squared = torch.rand(c_in), torch.rand(c_in)
+    a = torch.nn.grad.conv2d_input(z.shape, weight, e, stride, padding)
+    a = a + head.double()[:, None, None] + 2 * squared.double()[:, None, None] * z
+    truth = a * -torch.expm1(-BETA * z)
+    out = nan_like((batch, h, w, c_in), STORAGE[precision])
+    module.correlate(
+        out, nhwc(e).to(out.dtype), relaid(weight, precision), Geometry(kernel, stride, padding), "slope", config,
+        precision, True, z=nhwc(z).to(out.dtype), head=head, head_squared=squared, beta=BETA,
+    )  # fmt: skip
+    return relative(out.permute(0, 3, 1, 2), truth)
+
+
+def gradient_error(module, precision, core, config=SMALL, processors=4):
+    kernel, stride, padding, h, w, batch, c_in, c_out = core
+    torch.manual_seed(2)
+    z, dz = rounded((batch, c_in, h, w), precision), rounded((batch, c_in, h, w), precision)
+    out_h, out_w = F.conv2d(z, torch.zeros(1, c_in, kernel, kernel).double(), None, stride, padding).shape[2:]
+    d, e = rounded((batch, c_out, out_h, out_w), precision), rounded((batch, c_out, out_h, out_w), precision)
+    shape = (c_out, c_in, kernel, kernel)
+    truth = torch.nn.grad.conv2d_weight(z, shape, d, stride, padding)
+    truth = truth + torch.nn.grad.conv2d_weight(dz, shape, e, stride, padding)
+    d, z, e, dz = (nhwc(t).to(STORAGE[precision]) for t in (d, z, e, dz))
+    result = module.gradient([(d, z), (e, dz)], Geometry(kernel, stride, padding), config, precision, False, processors)
+    return relative(result.permute(3, 2, 0, 1), truth)
+
+
+@pytest.mark.parametrize("precision", STORAGE)
+@pytest.mark.parametrize("core", CORES)
+def test_the_forward_correlation_with_skip_bias_and_softplus_is_that_of_float64(core, precision):
+    assert forward_error(correlate, precision, core) < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("precision", STORAGE)
+@pytest.mark.parametrize("core", CORES)
+def test_the_transposed_correlation_with_heads_and_slope_is_that_of_float64(core, precision):
+    assert transposed_error(correlate, precision, core) < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("precision", STORAGE)
+@pytest.mark.parametrize("core", CORES[1:])
+def test_the_weight_gradient_is_that_of_float64(core, precision):
+    assert gradient_error(gradient, precision, core) < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_copy_engine_fetches_what_pointers_fetch(stride):
+    core = (3, stride, 1, 6, 8, 3, 16, 16)
+    tma = Config(16, 16, 16, 16, 4, 2, tma=True)
+    assert forward_error(correlate, "fp16", core, tma) == forward_error(correlate, "fp16", core)
+    assert transposed_error(correlate, "fp16", core, tma) == transposed_error(correlate, "fp16", core)
+    assert gradient_error(gradient, "fp16", core, tma) == gradient_error(gradient, "fp16", core)
+
+
+@pytest.mark.parametrize("resized", [1, 2, 4])
+def test_the_skip_gradient_gathers_resized_patches(resized):
+    torch.manual_seed(3)
+    d, x = torch.randn(2, 4, 3, 4), torch.randn(2, 2, 3 * resized - (resized > 1), 4 * resized)
+    truth = torch.nn.grad.conv2d_weight(resize(x.double(), resized), (4, 2, 3, 3), d.double(), 1, 1)
+    result = gradient.gradient([(nhwc(d), x)], Geometry(3, 1, 1, resized), SMALL, "fp32", image=True)
+    assert relative(result.permute(3, 2, 0, 1), truth) < TOLERANCE["fp32"]
+
+
+def assemble_error(module, resized, stride):
+    torch.manual_seed(4)
+    h, w = 5 * resized - (resized > 1), 6 * resized - (resized // 2)
+    size = (-(-h // resized), -(-w // resized))
+    out = tuple((n + 2 - 3) // stride + 1 for n in size)
+    products = torch.randn(2, *out, 3, 3, 2, dtype=torch.float64)
+    # A^T with one channel per (tap, c): the adjoint of taking patches
+    columns = products.permute(0, 5, 3, 4, 1, 2).reshape(2, 2 * 9, -1)
+    truth = resize_adjoint(F.fold(columns, size, 3, padding=1, stride=stride), resized, h, w) + 1.0
+    f = torch.ones(2, 2, h, w)
+    module.assemble(f, products.float().flatten(3).contiguous(), Geometry(3, stride, 1, resized))
+    return relative(f, truth)
+
+
+@pytest.mark.parametrize("resized, stride", [(1, 1), (1, 2), (2, 2), (4, 1)])
+def test_the_assembly_is_the_adjoint_of_patches_and_resizing(resized, stride):
+    assert assemble_error(assemble, resized, stride) < TOLERANCE["fp32"]
+
+
+def test_softplus_slope_and_curvature_keep_their_digits_where_z_is_small():
+    u = torch.cat([torch.linspace(-14, 3, 200), torch.tensor([0.0, -40.0])]).double()[:, None].repeat(1, 4)
+    z = F.softplus(u, BETA, threshold=1e3)
+    out = nan_like(u.shape, torch.float32)
+    elementwise.elementwise(out, u.float(), "forward", BETA)
+    assert ((out.double() - z).abs() <= 2e-6 * z + 1e-37).all()
+    e, dz = torch.rand(2, *u.shape)
+    z = out.clone()
+    q = torch.where(z > 0, BETA / torch.expm1(BETA * z.double()), 0.0)
+    elementwise.elementwise(out, u.float(), "adjoint", BETA, z=z, e=e, dz=dz)
+    truth = u * -torch.expm1(-BETA * z.double()) + e.double() * dz.double() * q
+    assert ((out.double() - truth).abs() <= 4e-6 * truth.abs() + 1e-6).all()
+
+
+def test_nan_passes_through_every_step():
+    nan = torch.full((3, 4), float("nan"))
+    for step in ("forward", "tangent", "slope", "adjoint"):
+        out = torch.zeros(3, 4)
+        elementwise.elementwise(out, nan, step, BETA, z=torch.ones(3, 4), e=torch.ones(3, 4), dz=torch.ones(3, 4))
+        assert out.isnan().all(), step
+
+
+def whole_network():
+    """A last stage that covers its whole input, as the published networks have."""
+    stages = (
+        Stage(6, skip_kernel=3, skip_padding=1),
+        Stage(5, 3, 2, 1, skip_kernel=3, skip_stride=2, skip_padding=1),
+        Stage(4, 3, skip_kernel=3, resize=2, heads=("linear",)),
+    )
+    return lf.LPN(Spec("conv", 1, stages, 5.0, 0.1, constant=True, image_size=(6, 6)))
+
+
+def networks():
+    torch.manual_seed(5)
+    yield "whole", whole_network(), torch.randn(3, 1, 6, 6), None
+    for name in ("conv-mixed", "conv-wide"):
+        case = Case(name, torch.float32, batch=1)
+        yield name, case.model, case.x[..., :5, :7].contiguous(), case.sigma
+    model = lf.ConvLPN(1, hidden=3, strides=(1, 2), skip_kernel=3, beta=10.0, sigma_conditional=True)
+    yield "conditional", model, torch.randn(2, 1, 5, 4), torch.tensor([0.05, 0.2])
+
+
+@pytest.mark.parametrize("precision", STORAGE)
+@pytest.mark.parametrize("network", networks(), ids=lambda n: n[0])
+def test_a_network_has_its_potential_prox_hessian_and_gradients(network, precision):
+    _, model, x, sigma = network
+    model.precision = precision
+    v, p = torch.randn_like(x), torch.randn(len(x))
+    features = model._features(sigma, x)
+    packed = model.packed().detach()
+    from lpn_fast.ops.backends.triton import TritonBackend
+
+    call = (model.spec, x, packed, features)
+    truth = (model.spec, x.double(), packed.double(), None if features is None else features.double())
+    backend = TritonBackend()
+    first, second = (1e-5, 1e-5) if precision == "fp32" else (1e-3, 4e-3)
+    psi, f, tape = backend.evaluate(*call, True, True, precision)
+    assert relative(psi, reference.potential(*truth)) < first
+    assert relative(f, reference.prox(*truth)) < first
+    hv = backend.hvp(*call, v, tape, precision)
+    assert relative(hv, reference.hvp(*truth, v.double())) < second
+    gx, gP = backend.vjp(*call, p, 1e-7 * v, tape, precision)  # a cotangent below fp16's smallest number
+    tx, tP = reference.vjp(*truth, p.double(), 1e-7 * v.double())
+    assert relative(gx, tx) < second and relative(gP, tP) < second
+    gx, gP = backend.vjp(*call, None, 1e-7 * v, [], precision)
+    tx, tP = reference.vjp(*truth, None, 1e-7 * v.double())
+    assert relative(gx, tx) < second and relative(gP, tP) < second
+
+
+def test_the_hessian_is_symmetric_and_an_empty_batch_is_empty():
+    model = whole_network()
+    x, u, v = torch.randn(3, 2, 1, 6, 6)
+    with lf.use_backend("triton"), torch.no_grad():
+        hu, hv = model.hvp(x, u), model.hvp(x, v)
+        assert "triton: runs this call" in lf.explain(model, x)
+        assert model(x[:0]).shape == (0, 1, 6, 6)
+    gap = ((u * hv - v * hu).flatten(1).sum(1)).abs() / (u.flatten(1).norm(dim=1) * hv.flatten(1).norm(dim=1))
+    assert (gap < 1e-6).all()
+
+
+def test_results_are_the_same_bits_every_time_and_backward_runs_through_autograd():
+    model = whole_network()
+    x = torch.randn(2, 1, 6, 6)
+    with lf.use_backend("triton"):
+        gradients = []
+        for _ in range(2):
+            model.zero_grad()
+            model(x).square().sum().backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert torch.equal(*gradients)
+
+
+def mutant(module, old, new, folder):
+    """A copy of a kernel's module with one piece of its text replaced."""
+    text = Path(module.__file__).read_text()
+    assert old in text, f"{old!r} is not in {module.__file__} any more: plant the bug elsewhere"
+    path = folder / f"mutant_{Path(module.__file__).name}"
+    path.write_text(text.replace(old, new))
+    spec = importlib.util.spec_from_file_location(f"{module.__package__}.mutant_{path.stem}", path)
+    planted = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(planted)
+    return planted
+
+
+BUGS = {
+    "wrong tap": ("(first_w + CLASSES * b)" if False else "first_w + CLASSES * b", "first_w + CLASSES * a"),
+    "wrong parity": ("first_h, first_w = (class_h + PADDING) % CLASSES", "first_h, first_w = class_h % CLASSES"),
+    "wrong shift": ("shift_h + a * STEP", "shift_h + a"),
+    "missing mask of the result": ("(out_col < out_w)", "(out_col < out_w + 1)"),
+    "missing mask of the channels": ("mask=(k < C_IN)[:, None] & (channel < C_OUT)[None, :]", "mask=(k >= 0)[:, None]"),
+    "unscaled head": ("head + channel % HEAD", "head + (channel + 1) % HEAD"),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_of_the_correlation_is_seen(bug, tmp_path):
+    planted = mutant(correlate, *BUGS[bug], tmp_path)
+    assert caught(lambda: transposed_error(planted, "fp32", CORES[2]))
+
+
+def test_a_planted_bug_of_the_tiles_is_seen(tmp_path):
+    copy = mutant(correlate, "import triton\n", "import triton\n", tmp_path)
+    copy.load_pixels = mutant(tiles, "(h < height)", "(h < height + 1)", tmp_path).load_pixels
+    assert caught(lambda: forward_error(copy, "fp32", CORES[0]))
+    copy = mutant(correlate, "import triton\n", "import triton\n", tmp_path)
+    copy.load_columns = mutant(tiles, "first + 1, width - 1", "first, width - 1", tmp_path).load_columns
+    assert caught(lambda: forward_error(copy, "fp32", CORES[0]))
+
+
+def test_planted_bugs_of_gradient_and_assembly_are_seen(tmp_path):
+    planted = mutant(gradient, "w0 * STRIDE + j - PADDING", "w0 * STRIDE + i - PADDING", tmp_path)
+    assert caught(lambda: gradient_error(planted, "fp32", CORES[1]))
+    planted = mutant(assemble, "reads += (tl.minimum(first + 1, height - 1) == h)", "reads += (first + 1 == h)", tmp_path)
+    assert caught(lambda: assemble_error(planted, 2, 2))
+
+
+def caught(error) -> bool:
+    """Whether the error is seen: too large, NaN, or an access that the interpreter refuses."""
+    try:
+        value = error()
+    except Exception:
+        return True
+    return not value < TOLERANCE["fp32"]

@@ -1,0 +1,56 @@
+"""The Triton kernels without a GPU: under the interpreter against float64, and through the compiler for GPUs.
+
+Triton reads TRITON_INTERPRET once, when it is imported, so what runs under the interpreter (interpreted/) has a
+process of its own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from lpn_fast.kernels.triton import launch  # noqa: E402
+from lpn_fast.kernels.triton.launch import Key, rule  # noqa: E402
+
+HERE = Path(__file__).parent
+GATED = [(key, config) for key, config in launch.table().items()] + [
+    (key, rule(key))
+    for key in (
+        Key("forward_1", 64, 64, "fp16", 90),
+        Key("transposed_2", 64, 64, "bf16", 90),
+        Key("transposed_1", 64, 64, "fp32", 90),
+        Key("adjoint_2", 64, 64, "fp16", 90),
+        Key("gradient_1", 64, 64, "tf32", 90),
+        Key("image", 0, 256, "fp16", 90),
+        Key("project", 256, 27, "fp16", 90),
+        Key("gradient_image", 27, 64, "fp16", 90),
+        Key("forward_2", 64, 64, "fp16", 80),
+        Key("transposed_1", 64, 64, "fp32", 80),
+    )
+]
+
+
+@pytest.mark.slow
+def test_every_kernel_under_the_interpreter_agrees_with_float64():
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command += [str(HERE / "interpreted" / "triton_kernels.py"), "--rootdir", str(HERE.parent)]
+    done = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the compiler is off under the interpreter")
+@pytest.mark.parametrize("key, config", GATED, ids=lambda v: "-".join(map(str, vars(v).values())))
+def test_a_launch_compiles_without_spills_into_tensor_core_code(key, config):
+    from lpn_fast.kernels.triton.ahead import report
+
+    found = report(key, config)
+    assert found.spilled_bytes == 0
+    assert found.shared_bytes <= launch.SHARED_BYTES[key.arch]
+    assert found.tensor_core > 0
+    assert (found.tma_loads > 0) == config.tma

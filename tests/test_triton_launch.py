@@ -1,0 +1,103 @@
+"""Choices of the Triton backend that need neither Triton nor a GPU: tiles, table, dispatch."""
+
+import math
+
+import pytest
+import torch
+
+import lpn_fast as lf
+from lpn_fast.kernels.triton import admitted, launch
+from lpn_fast.kernels.triton.launch import Config, Key
+from lpn_fast.ops import registry
+
+
+@pytest.mark.parametrize("shape", [(64, 16, 16), (1, 1, 1), (64, 7, 7), (3, 14, 14), (2, 5, 301), (1, 128, 128)])
+@pytest.mark.parametrize("pixels", [16, 64, 128])
+def test_a_tile_shape_holds_its_pixels_in_powers_of_two(pixels, shape):
+    box = launch.tile_shape(pixels, *shape)
+    assert math.prod(box) == pixels
+    assert all(side & (side - 1) == 0 for side in box)
+
+
+def test_tile_shapes_waste_little_on_the_published_networks():
+    for shape, least in (((64, 128, 128), 1.0), ((64, 16, 16), 1.0), ((64, 14, 14), 0.76), ((64, 7, 7), 0.76)):
+        box = launch.tile_shape(128, *shape)
+        covered = math.prod(-(-n // b) * b for n, b in zip(shape, box, strict=True))
+        assert math.prod(shape) / covered >= least, (shape, box)
+
+
+def test_the_table_holds_shapes_that_a_launch_can_have():
+    assert launch.table()
+    for key, config in launch.table().items():
+        assert key.precision in launch.STORAGE_BYTES and key.arch in launch.SHARED_BYTES
+        for side in (config.pixels, config.channels, config.depth, config.columns):
+            assert side >= launch.MIN_SIDE and side & (side - 1) == 0
+        assert config.warps in (4, 8) and not (config.tma and key.arch < 90)
+
+
+def test_bf16_takes_the_row_of_fp16_and_few_pixels_a_small_tile():
+    key = Key("forward_1", 256, 256, "bf16", 90)
+    assert launch.config(key) == launch.table()[Key("forward_1", 256, 256, "fp16", 90)]
+    assert launch.config(key, pixels=20).pixels == 32
+    assert not launch.config(key, forbid_tma=True).tma
+
+
+def test_the_copy_engine_is_for_whole_blocks_of_channels_and_even_sizes_at_stride_two():
+    assert launch.tma_fits(256, 64, 2, 2, 14, 28)
+    assert not launch.tma_fits(256, 64, 2, 2, 7, 28)
+    assert launch.tma_fits(256, 64, 2, 1, 7, 7)
+    assert not launch.tma_fits(6, 16, 2, 1, 8, 8)
+
+
+def test_a_sum_is_split_into_few_parts_that_depend_on_shapes_only():
+    assert launch.splits(18, 4096, 132) == 15
+    assert launch.splits(1000, 4096, 132) == 1
+    assert launch.splits(1, 3, 132) == 1
+
+
+def test_only_a_measurement_on_the_same_device_admits_the_backend(monkeypatch):
+    row = {"device": "D", "precision": "fp16", "width": "256", "pixels": "1000", "gain": "1.8", "commit": ""}
+    monkeypatch.setattr(admitted, "rows", lambda: (row,))
+    assert admitted.reservation("D", "fp16", 256, 1000) is None
+    assert "not measured on E" in admitted.reservation("E", "fp16", 256, 1000)
+    assert "not measured" in admitted.reservation("D", "bf16", 256, 1000)
+    assert "from 1000 pixels" in admitted.reservation("D", "fp16", 256, 100)
+    row["gain"] = "0.9"
+    assert "0.9 times" in admitted.reservation("D", "fp16", 256, 1000)
+
+
+class Reserved:
+    """A backend that supports everything and is never measured."""
+
+    name = "triton"
+
+    def supports(self, spec, x, precision):
+        return None
+
+
+def test_auto_passes_over_a_reserved_backend_and_explain_says_why(monkeypatch):
+    others = {name: backend for name, backend in registry._backends.items() if name != "triton"}
+    monkeypatch.setattr(registry, "_backends", {"triton": Reserved(), **others})
+    monkeypatch.setattr(registry, "_absent", {})
+    monkeypatch.setattr(registry, "_reservations", {"triton": lambda *_: "not measured here"})
+    model, x = lf.ConvLPN(1, hidden=3), torch.zeros(1, 1, 8, 8)
+    with lf.use_backend("auto"):
+        assert registry.select(model.spec, x).name != "triton"
+        assert "triton: not measured here" in lf.explain(model, x)
+    with lf.use_backend("triton"):
+        assert registry.select(model.spec, x).name == "triton"
+    monkeypatch.setattr(registry, "_backends", {"triton": Reserved()})
+    with lf.use_backend("auto"):
+        assert registry.select(model.spec, x).name == "triton"  # nobody else can
+
+
+def test_cpu_tensors_are_refused_with_the_reason(monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    model, x = lf.ConvLPN(1, hidden=3), torch.zeros(1, 1, 8, 8)
+    with lf.use_backend("triton"), pytest.raises(RuntimeError, match="runs on CUDA"):
+        model(x)
+
+
+def test_a_tile_config_is_plain_data():
+    assert Config(128, 64, 64, 32, 4, 3) == Config(128, 64, 64, 32, 4, 3, tma=False)

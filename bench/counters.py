@@ -12,7 +12,7 @@ Z bytes per such set of activations. A dense network stays in cache: Z = 0, what
     gradient  that, and e, dz, delta, z once more for the weights                                               17 Z
 
 Special functions per unit: softplus 2 (exp, log), slope 1, again for tangent and adjoint, curvature 1.
-The figures are checked against KERNELS.md's in tests/test_bench.py.
+The figures are checked against counts by hand in tests/test_bench.py.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What a run leaves: a CSV with one row per measurement in STYLE.md's columns, and the table for people."""
+"""What a run leaves: a CSV with one row per measurement in the columns of `Measurement`, and the table for people."""
 
 import csv
 import datetime
@@ -16,7 +16,7 @@ import lpn_fast as lf
 
 @dataclass(frozen=True)
 class Measurement:
-    """One CSV row; the columns in STYLE.md's order. Empty strings where something does not apply.
+    """One CSV row; the columns in order. Empty strings where something does not apply.
 
     metric "time": ms of a call; "overhead": the same at batch 0; "memory": MB at the peak of a call;
     "ratio": time of the baseline over ours (provider "A/ours"), formed per round; "skipped": why there is none.

@@ -37,7 +37,7 @@ TRUTH_CHUNK = {"mlp": 2000, "mnist": 16, "lpn128": 1}  # samples of a gradient t
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `goals` are issue 3's: the least ratio against each baseline."""
+    """One line of the table. `goals`: the least ratio against each baseline to be had."""
 
     name: str
     op: str  # "prox", "hvp", "step" (a training step), "invert"
@@ -49,11 +49,11 @@ class Row:
 
     @property
     def mode(self) -> str:
-        """STYLE.md's word for the operation."""
+        """The CSV's word for the operation."""
         return {"prox": "forward", "hvp": "hvp", "step": "full", "invert": "full"}[self.op]
 
 
-# Issue 3's rows first; what is cut when time runs out are compilations of the later ones.
+# The rows with goals first; what is cut when time runs out are compilations of the later ones.
 ROWS = (
     Row("mlp prox 2000", "prox", "mlp", 2000, 6, {"A": 4, "C": 3}),
     Row("mlp prox 100000", "prox", "mlp", 100_000, 10, {"A": 6, "C": 2.2}),

@@ -1,4 +1,4 @@
-"""The GPU battery without a GPU: every part's Python runs at its smallest size; the driver survives a part that dies."""
+"""The GPU battery without a GPU: every part's Python runs at its smallest size, and what dies loses no figures."""
 
 import os
 import subprocess

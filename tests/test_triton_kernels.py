@@ -13,8 +13,8 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from lpn_fast.kernels.triton import launch  # noqa: E402
-from lpn_fast.kernels.triton.launch import Key, rule  # noqa: E402
+from lpn_fast.kernels.triton import launch
+from lpn_fast.kernels.triton.launch import Key, rule
 
 HERE = Path(__file__).parent
 GATED = [(key, config) for key, config in launch.table().items()] + [

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-
-import lpn_fast as lf
 from lpn_fast.kernels.triton import admitted, launch
 from lpn_fast.kernels.triton.launch import Config, Key
+
+import lpn_fast as lf
 from lpn_fast.ops import registry
 
 

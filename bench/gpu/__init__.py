@@ -30,9 +30,12 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("numerics", 70),  # every backend and precision against float64, determinism, graph capture, streams
+    Part("numerics", 60),  # every backend and precision against float64, determinism, graph capture, streams
     Part("ceilings", 20),  # copy, matrix product per dtype
-    Part("tune", 130),  # launch table of the convolutions; admits a row only after a numeric check
-    Part("convolutions", 110),  # prox, hvp, training step against A, C and bare library convolutions
-    Part("sanitizer", 60),  # compute-sanitizer over small sizes
+    Part("tune", 100),  # launch table of the convolutions; admits a row only after a numeric check
+    Part("convolutions", 90),  # prox, hvp, training step against A, C and bare library convolutions
+    Part("mlp_numerics", 40),  # the dense network's kernels against float64
+    Part("mlp_bench", 70),  # the dense network's prox, gradients and inversion against A and C
+    Part("sanitizer", 50),  # compute-sanitizer over the convolutions at small sizes
+    Part("mlp_sanitizer", 30),  # and over the dense network's kernels
 )

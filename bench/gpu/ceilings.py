@@ -14,7 +14,6 @@ def measure(session: Session) -> None:
     target = torch.empty_like(source)
     ms, *_ = milliseconds(lambda: target.copy_(source))
     session.add("copy", "torch", 8 * elements / ms / 1e6, "GB/s", metric="rate", shape=str(elements))
-    del source, target
     before = torch.backends.cuda.matmul.allow_tf32
     for precision, dtype in DTYPES.items():
         a, b = torch.randn(2, side, side, device=session.device).to(dtype)

@@ -160,7 +160,7 @@ def milliseconds(call, seconds: float = 0.3, rounds: int = 20) -> tuple[float, f
 
     once = max(elapsed(1), 1e-3)
     repeats = max(1, int(2.0 / once))
-    rounds = max(3, min(rounds, int(1e3 * seconds / (once * repeats))))
+    rounds = min(rounds, max(3, int(1e3 * seconds / (once * repeats))))
     times = sorted(elapsed(repeats) for _ in range(rounds))
     return statistics.median(times), times[len(times) // 5], times[-1 - len(times) // 5]
 

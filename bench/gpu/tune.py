@@ -73,7 +73,7 @@ def measure(session: Session) -> None:
                     continue
                 call = _call(key, config, session.device, 1 if session.tiny else BATCH, side)[0]
                 call()
-                ms, *_ = milliseconds(call, seconds=0.1, rounds=7)
+                ms, *_ = milliseconds(call, seconds=0.1, rounds=1 if session.tiny else 7)
             except Exception as failure:  # too much shared memory, a compiler's crash: not a candidate
                 session.show(f"{key.role} {config}: {type(failure).__name__}")
                 continue
@@ -82,10 +82,11 @@ def measure(session: Session) -> None:
         if best is not None:
             winners[key] = best
             flop = _flop(key, 1 if session.tiny else BATCH, side)
+            rate = flop / best[0] / 1e9
             session.add(
                 key.role, "triton", 1e3 * best[0], "us", precision=key.precision, flop=flop, rel_err=best[1],
                 shape=f"{side}x{side}x{key.c_in}", batch=BATCH, config=dataclasses.asdict(best[2]),
-                line=f"{key.role:<14}{key.c_in:>4}  {1e3 * best[0]:9.1f} us {flop / best[0] / 1e9:7.1f} TFLOP/s  {best[2]}",
+                line=f"{key.role:<14}{key.c_in:>4}  {1e3 * best[0]:9.1f} us {rate:7.1f} TFLOP/s  {best[2]}",
             )  # fmt: skip
     if os.environ.get("LPN_FAST_REWRITE_TABLE") == "1" and not session.tiny and session.device == "cuda":
         rewrite(winners, f"measured {torch.cuda.get_device_name()} {session._where['commit']}")
@@ -137,8 +138,11 @@ def _call(key, config, device: str, batch: int, side: int):
     if transposed:
         out, z = torch.full_like(z, float("nan")), z.abs()
         return (
-            lambda: correlate(out, e, weight, geometry, "slope", config, key.precision, True, z=z, beta=10.0)
-        ), z, e, weight
+            (lambda: correlate(out, e, weight, geometry, "slope", config, key.precision, True, z=z, beta=10.0)),
+            z,
+            e,
+            weight,
+        )
     out = torch.full_like(e, float("nan"))
     return lambda: correlate(out, z, weight, geometry, "forward", config, key.precision, beta=10.0), z, e, weight
 

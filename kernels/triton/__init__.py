@@ -2,11 +2,11 @@
 
 Per output pixel of a stage with C_in -> C_out channels, kernel k, skip kernel k_x on C channels, 16-bit storage:
 
-    role                      FLOP                               bytes at the least      special functions per output
-    forward, tangent          2 C_out (k^2 C_in + 2 C k_x^2)     2 (C_in + C_out)        2, 1   (tangent reads z: + 2 C_out)
-    transposed, adjoint       2 C_in C_out k^2 / S^2             2 (C_in + 2 C_out)      1, 2   (adjoint reads e, dz too)
-    gradient of W             4 k^2 C_in C_out                   4 (C_in + C_out)        0
-    A^T e                     2 C_out C k_x^2                    2 C_out + 8 C k_x^2     0
+    role                   FLOP                              bytes at the least     special functions per output
+    forward, tangent       2 C_out (k^2 C_in + 2 C k_x^2)    2 (C_in + C_out)       2, 1  (tangent reads z too)
+    transposed, adjoint    2 C_in C_out k^2 / S^2            2 (C_in + 2 C_out)     1, 2  (adjoint reads e, dz too)
+    gradient of W          4 k^2 C_in C_out                  4 (C_in + C_out)       0
+    A^T e                  2 C_out C k_x^2                   2 C_out + 8 C k_x^2    0
 
 At C = 256, k = 3 that is 1.2 MFLOP for 1 to 2 kB: bound by the matrix units by a factor of about five on an H200.
 Hence one kernel per stage and sweep with its element-wise step inside, and nothing else stored than z, e, dz, delta.

@@ -2,7 +2,8 @@
 
     admitted.csv   device, precision, width of the widest stage, pixels (batch x height x width), gain, commit
 
-`gain` is the time of the torch backend over ours for one prox. bench/gpu/convolutions.py writes the file.
+`gain` is the time of the torch backend over ours for one prox. bench/gpu/convolutions.py
+writes such rows beside its figures, as triton_admitted.csv; they are appended here after a look at their errors.
 """
 
 import csv

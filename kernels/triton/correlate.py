@@ -1,6 +1,6 @@
 """Implicit-GEMM correlation over NHWC tensors, forward and transposed, with the stage's element-wise step inside.
 
-    forward     a_o = sum_taps W[i, j]^T t[S o + (i, j) - P] + A x_o            K = C_in k^2 and C k_x^2 (+ the same, low part)
+    forward     a_o = sum_taps W[i, j]^T t[S o + (i, j) - P] + A x_o     K = C_in k^2, and twice C k_x^2
     transposed  a_p = sum over (i, j) with S o + (i, j) - P = p of W[i, j] t_o
 
 then `finish` of activations.py. One kernel: both directions walk over taps, and differ in which taps a pixel meets.

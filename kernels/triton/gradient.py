@@ -1,18 +1,18 @@
 """Gradients of the weights as one GEMM whose contraction runs over pixels, twice.
 
-    dW[i, j] = sum over pixels o of   z[S o + (i, j) - P] d_o^T  +  dz[S o + (i, j) - P] e_o^T       (core)
-    dA[(i, j, c)] = the same with the patches of x and of v for z and dz                             (skip)
+dW[i, j] = sum over pixels o of   z[S o + (i, j) - P] d_o^T  +  dz[S o + (i, j) - P] e_o^T       (core)
+dA[(i, j, c)] = the same with the patches of x and of v for z and dz                             (skip)
 
-    tile     BM input channels (or skip columns) x BN output channels of one tap, accumulated in float32
-    loop     over tiles of BP pixels, both products into the same accumulator: K doubled, nothing packed or copied
-    split    the sum over pixels is cut into parts that fill the device; each part writes its own slice of a float32
-             workspace, and the slices are added in order: the result is the same bits every time, without atomics
-    work     2 x 2 k^2 C_in C_out FLOP per pixel; at C = 256 there are 18 tiles of 128 x 256, hence the split
+tile     BM input channels (or skip columns) x BN output channels of one tap, accumulated in float32
+loop     over tiles of BP pixels, both products into the same accumulator: K doubled, nothing packed or copied
+split    the sum over pixels is cut into parts that fill the device; each part writes its own slice of a float32
+         workspace, and the slices are added in order: the result is the same bits every time, without atomics
+work     2 x 2 k^2 C_in C_out FLOP per pixel; at C = 256 there are 18 tiles of 128 x 256, hence the split
 """
 
+import torch
 import triton
 import triton.language as tl
-import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -124,7 +124,9 @@ def gradient(
     operands = [d, t, e, dt]
     if tma:
         boxes = [(1, config.channels), (geometry.stride, config.depth)] * 2
-        operands = [None if o is None else _descriptor(o, *b, (bi, bh, bw)) for o, b in zip(operands, boxes, strict=True)]
+        operands = [
+            None if o is None else _descriptor(o, *b, (bi, bh, bw)) for o, b in zip(operands, boxes, strict=True)
+        ]
     parts = torch.empty((count, rows, c_out), dtype=torch.float32, device=d.device)
     with device_of(d):
         gradient_kernel[blocks, count](

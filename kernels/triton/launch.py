@@ -7,8 +7,8 @@ Plain Python, no Triton: importable and testable anywhere.
                 "compiled" rows passed the compile gate (no spills, shared memory in bounds, tensor cores used) but
                 were never timed; "measured ..." rows name device and commit.
 
-Roles: forward_S, transposed_S and adjoint_S (transposed, with more operands in the step) for stride S, image (a stage that reads x only), project (A^T e per pixel),
-gradient_S (weights of a core), gradient_image (weights of a skip).
+Roles: forward_S, transposed_S and adjoint_S for stride S (adjoint: transposed, with more operands in the step), image
+(a stage that reads x only), project (A^T e per pixel), gradient_S (weights of a core), gradient_image (of a skip).
 """
 
 import csv

@@ -2,8 +2,8 @@
 
 A tile is BI images x BH rows x BW columns. `pixel(...)` gives the position of each of its BM rows in the tile.
 
-    load_pixels   [BM, BK] of an activation [N, H, W, C] at pixels (n, row0 + STRIDE h, col0 + STRIDE w), channels k0 ..;
-                  what lies outside of the image is zero: that is the padding of the correlation
+    load_pixels   [BM, BK] of an activation [N, H, W, C] at pixels (n, row0 + STRIDE h, col0 + STRIDE w), channels
+                  from k0 on; what lies outside of the image is zero: that is the padding of the correlation
     load_columns  [BM, BX] of the patches of the image x that the skips multiply, gathered from x itself:
                   column (i, j, c) of output pixel (r, t) is (D x)[c, S r + i - P, S t + j - P], zero outside.
                   D (algebra/resize.py) is applied in the gather, so no resized image and no patch matrix exist.
@@ -29,7 +29,6 @@ TRITON_TYPE = {"fp32": tl.float32, "tf32": tl.float32, "fp16": tl.float16, "bf16
 def device_of(t: Tensor):
     """Makes t's device the current one for a launch; nothing for CPU tensors, which the interpreter takes."""
     return torch.cuda.device(t.device) if t.is_cuda else contextlib.nullcontext()
-
 
 
 @triton.jit

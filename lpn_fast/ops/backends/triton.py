@@ -138,11 +138,12 @@ class Transposed:
         weight, geometry = maps.cores[l], maps.core_geometry(l)
         views = [out, z, e, dz]
         if maps.whole(l):  # every output pixel has a weight of its own: one pixel with k k H_{l-1} channels
-            views = [None if o is None else o.view(o.shape[0], 1, 1, -1) for o in views]
+            views = [None if o is None else o.view(len(o), 1, 1, o.shape[1:].numel()) for o in views]
             weight, geometry = weight.view(-1, weight.shape[-1]), maps.kernels.Geometry(kernel=1)
         stride = geometry.stride
+        role = f"{_sweep(epilogue)}_{stride}"
         maps.kernels.correlate(
-            views[0], t, weight, geometry, epilogue, maps.config(l, views[0], True, f"{_sweep(epilogue)}_{stride}"), maps.precision, True,
+            views[0], t, weight, geometry, epilogue, maps.config(l, views[0], True, role), maps.precision, True,
             z=views[1], e=views[2], dz=views[3], head=_contiguous(head), head_squared=_contiguous(head_squared),
             beta=beta, unscale=maps.unscale,
         )  # fmt: skip
@@ -175,7 +176,7 @@ class FusedEpilogues:
 
 
 class TritonMaps(ConvMaps):
-    """The maps of a convolutional network, as descriptions; adjoints of the skips and gradients are computed at once."""
+    """The maps of a convolutional network, as descriptions; gradients and the skips' adjoints are computed at once."""
 
     def __init__(self, spec: Spec, parameters: Parameters, x: Tensor, storage: torch.dtype, precision: str):
         self.spec = spec

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "solvers": {"networks", "physics", "per_sample"},
     "prior": {"networks", "ops", "algebra", "per_sample"},
     "pipeline": {"networks", "physics", "solvers", "prior", "metrics", "data"},
+    "interop": {"algebra", "networks", "ops", "physics", "pipeline", "prior"},
 }
 
 

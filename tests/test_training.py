@@ -26,6 +26,14 @@ from lpn_fast.training.schedule import locate
 from lpn_fast.training.trajectories import STEP
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def test_proximal_matching_is_its_formula_and_saturates():
     pred, target = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
     distance = (pred - target).norm(dim=1)

@@ -88,7 +88,8 @@ def rule(key: Key) -> Config:
     channels = min(64, max(MIN_SIDE, power_of_two(key.c_out)))
     depth = min(64 if gradient else 32 if wide else 64, max(MIN_SIDE, power_of_two(key.c_in)))
     pixels = 32 if gradient and wide else 64 if gradient or wide else 128
-    return Config(pixels, channels, depth, columns=MIN_SIDE if wide else 32, warps=4, stages=3)
+    warps = 8 if key.role.startswith("adjoint") else 4  # its step holds four tiles at once: more threads, fewer each
+    return Config(pixels, channels, depth, columns=MIN_SIDE if wide else 32, warps=warps, stages=3)
 
 
 def power_of_two(n: int) -> int:

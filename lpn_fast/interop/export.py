@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..algebra.parameters import unpack
-from ..algebra.resize import resize
 from ..networks import LPN
 from ..pipeline.files import write_whole
 
@@ -91,7 +90,7 @@ class FeedForward(nn.Module):
 
     def _resized(self, x: Tensor) -> dict[int, Tensor]:
         """D_r x for every factor in use."""
-        return {factor: resize(x, factor) for factor in dict.fromkeys(s.resize for s in self.spec.stages)}
+        return {factor: _resized(x, factor) for factor in dict.fromkeys(s.resize for s in self.spec.stages)}
 
     def _apply(self, z: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
         return z @ weight.T if self.spec.is_dense else F.conv2d(z, weight, None, stride, padding)
@@ -269,6 +268,21 @@ def _softplus(u: Tensor, beta: float) -> Tensor:
     return u.clamp_min(0) + torch.log1p(torch.exp(-beta * u.abs())) / beta
 
 
+def _taps(factor: int, like: Tensor) -> Tensor:
+    """The kernel of D_r per channel, [C, 1, r, r]: weight 1/4 on the four middle samples of a block."""
+    tap = like.new_zeros(factor)
+    tap[factor // 2 - 1] = tap[factor // 2] = 0.5
+    return (tap[:, None] * tap).expand(like.shape[1], 1, factor, factor)
+
+
+def _resized(x: Tensor, factor: int) -> Tensor:
+    """D_r x without a question about the size: r - 1 repeated samples give ceil(n / r) blocks, whatever n is."""
+    if factor == 1:
+        return x
+    padded = F.pad(x, (0, factor - 1, 0, factor - 1), mode="replicate")
+    return F.conv2d(padded, _taps(factor, x), stride=factor, groups=x.shape[1])
+
+
 def _resize_adjoint(y: Tensor, factor: int, x: Tensor) -> Tensor:
     """D_r^T y of x's shape, as correlations and slices: algebra/resize.py writes in place instead.
 
@@ -276,15 +290,13 @@ def _resize_adjoint(y: Tensor, factor: int, x: Tensor) -> Tensor:
     beyond the image belongs to its last sample, which padding had repeated.
     """
     height, width = x.shape[-2:]
-    tap = y.new_zeros(factor)
-    tap[factor // 2 - 1] = tap[factor // 2] = 0.5
-    kernel = (tap[:, None] * tap).expand(y.shape[1], 1, factor, factor)
-    full = F.conv_transpose2d(y, kernel, stride=factor, groups=y.shape[1])  # [N, C, r h, r w]
+    full = F.conv_transpose2d(y, _taps(factor, y), stride=factor, groups=y.shape[1])  # [N, C, r h, r w]
+    full = F.pad(full, (0, factor, 0, factor))  # never nothing beyond the image: a case of its own to torch.export
     return _folded(_folded(full, height, 2), width, 3)
 
 
 def _folded(y: Tensor, length: int, axis: int) -> Tensor:
-    """What lies beyond `length` along an axis, added to sample length - 1; at most r - 1 samples do."""
+    """What lies beyond `length` along an axis, added to sample length - 1; zeros among it."""
     head = y.narrow(axis, 0, length - 1)
     last = y.narrow(axis, length - 1, y.shape[axis] - length + 1).sum(axis, keepdim=True)
     return torch.cat([head, last], axis)

@@ -28,12 +28,22 @@ BETA = 7.0
 SMALL = Config(pixels=16, channels=16, depth=16, columns=16, warps=4, stages=2)
 
 
+GUARD = 4096  # elements around every operand: a planted bug must not reach other memory
+
+
+def guarded(t):
+    """A contiguous copy with NaN before and after it."""
+    room = torch.full((t.numel() + 2 * GUARD,), float("nan"), dtype=t.dtype)
+    copy = room[GUARD : GUARD + t.numel()].view(t.shape)
+    return copy.copy_(t)
+
+
 def nan_like(shape, dtype):
-    return torch.full(shape, float("nan"), dtype=dtype)
+    return guarded(torch.full(shape, float("nan"), dtype=dtype))
 
 
 def nhwc(t):
-    return t.permute(0, 2, 3, 1).contiguous()
+    return guarded(t.permute(0, 2, 3, 1))
 
 
 def rounded(shape, precision, positive=False):
@@ -44,7 +54,7 @@ def rounded(shape, precision, positive=False):
 
 def relaid(weight, precision):
     """[H, K, k, k] -> [k, k, K, H] in storage."""
-    return weight.permute(2, 3, 1, 0).contiguous().to(STORAGE[precision])
+    return guarded(weight.permute(2, 3, 1, 0).to(STORAGE[precision]))
 
 
 # kernel, stride, padding, height, width, batch, channels in, channels out
@@ -66,7 +76,7 @@ def forward_error(module, precision, core, config=SMALL, resized=2):
     truth = F.softplus(u, BETA, threshold=1e3)
     out = nan_like((batch, out_h, out_w, c_out), STORAGE[precision])
     module.correlate(
-        out, nhwc(z).to(out.dtype), relaid(weight, precision), Geometry(kernel, stride, padding), "forward", config,
+        out, nhwc(z.to(out.dtype)), relaid(weight, precision), Geometry(kernel, stride, padding), "forward", config,
         precision, image=image, skip=relaid(skip, precision), reading=Geometry(3, 1, 1, resized), bias=bias, beta=BETA,
     )  # fmt: skip
     return relative(out.permute(0, 3, 1, 2), truth)
@@ -85,8 +95,8 @@ def transposed_error(module, precision, core, config=SMALL):
     truth = a * -torch.expm1(-BETA * z)
     out = nan_like((batch, h, w, c_in), STORAGE[precision])
     module.correlate(
-        out, nhwc(e).to(out.dtype), relaid(weight, precision), Geometry(kernel, stride, padding), "slope", config,
-        precision, True, z=nhwc(z).to(out.dtype), head=head, head_squared=squared, beta=BETA,
+        out, nhwc(e.to(out.dtype)), relaid(weight, precision), Geometry(kernel, stride, padding), "slope", config,
+        precision, True, z=nhwc(z.to(out.dtype)), head=head, head_squared=squared, beta=BETA,
     )  # fmt: skip
     return relative(out.permute(0, 3, 1, 2), truth)
 
@@ -100,7 +110,7 @@ def gradient_error(module, precision, core, config=SMALL, processors=4):
     shape = (c_out, c_in, kernel, kernel)
     truth = torch.nn.grad.conv2d_weight(z, shape, d, stride, padding)
     truth = truth + torch.nn.grad.conv2d_weight(dz, shape, e, stride, padding)
-    d, z, e, dz = (nhwc(t).to(STORAGE[precision]) for t in (d, z, e, dz))
+    d, z, e, dz = (nhwc(t.to(STORAGE[precision])) for t in (d, z, e, dz))
     result = module.gradient([(d, z), (e, dz)], Geometry(kernel, stride, padding), config, precision, False, processors)
     return relative(result.permute(3, 2, 0, 1), truth)
 
@@ -164,8 +174,8 @@ def test_softplus_slope_and_curvature_keep_their_digits_where_z_is_small():
     elementwise.elementwise(out, u.float(), "forward", BETA)
     argument = 2e-7 * BETA * u.abs()  # exp2's argument is rounded: relative error of the result
     assert ((out.double() - z).abs() <= (2e-6 + argument) * z + 1e-37).all()
-    e, dz = torch.rand(2, *u.shape)
     z = out.clone()
+    e, dz = (torch.rand(2, *u.shape) * -torch.expm1(-BETA * z.double())).float()  # as the sweeps leave them: with z
     q = torch.where(z > 0, BETA / torch.expm1(BETA * z.double()), 0.0)
     elementwise.elementwise(out, u.float(), "adjoint", BETA, z=z, e=e, dz=dz)
     truth = u * -torch.expm1(-BETA * z.double()) + e.double() * dz.double() * q

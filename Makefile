@@ -5,11 +5,13 @@
 #   make lint    ruff and clang-format, check only;  make format  applies them
 #   make clean   remove the virtual environment and everything built
 #
-# TORCH names what is installed where no torch is present; a torch that the system's Python has is used instead.
+# TORCH and TRITON name what is installed where none is present; what the system's Python has is used instead.
+# A CPU build of torch brings no triton, and the tests of its kernels need none but run with it.
 
 PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0
+TRITON ?= triton==3.6.0
 JOBS   ?= 2
 
 PY  := $(VENV)/bin/python
@@ -57,6 +59,7 @@ $(VENV)/ready:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -c 'import torch' 2>/dev/null && $(PYTHON) -m venv --system-site-packages $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(PY) -c 'import torch' 2>/dev/null || $(PIP) install -q '$(TORCH)'
+	$(PY) -c 'import triton' 2>/dev/null || $(PIP) install -q '$(TRITON)' || echo 'no triton for this platform: its tests will be skipped'
 	$(PIP) install -q 'scikit-build-core>=0.10' 'pybind11>=2.13' cmake ninja
 	touch $@
 

@@ -58,14 +58,22 @@ class TorchBackend(SweepsBackend):
 
 @contextlib.contextmanager
 def _products(x: Tensor, precision: str):
-    """TF32 where it was named and nowhere else: torch allows it in convolutions by default."""
+    """TF32 where it was named and nowhere else (torch allows it in convolutions by default); sums in float32."""
     if x.device.type != "cuda":
         yield
         return
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    settings = (
+        (matmul, "allow_tf32", precision == "tf32"),
+        (cudnn, "allow_tf32", precision == "tf32"),
+        (matmul, "allow_fp16_reduced_precision_reduction", False),
+        (matmul, "allow_bf16_reduced_precision_reduction", False),
+    )
+    before = [getattr(owner, name) for owner, name, _ in settings]
+    for owner, name, value in settings:
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        for (owner, name, _), value in zip(settings, before, strict=True):
+            setattr(owner, name, value)

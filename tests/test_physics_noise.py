@@ -17,7 +17,7 @@ from lpn_fast.physics import Blur, Denoising, GaussianNoise, Inpainting, Noisy, 
         (PoissonNoise(0.05), lambda y: 0.05 * y),
         (PoissonNoise(0.05, 0.2), lambda y: 0.05 * y + 0.04),
     ],
-    ids=repr,
+    ids=["gaussian", "poisson", "both"],
 )
 def test_noise_has_mean_zero_and_its_variance(noise, variance):
     clean = torch.tensor([[0.0], [0.3], [1.0], [4.0]]).expand(4, 200_000).contiguous()

@@ -8,6 +8,7 @@ Gray from colour is ITU-R 601 luma; colour from gray repeats the plane.
 """
 
 import io
+import tokenize
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,9 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 ARRAY_SUFFIXES = {".npy"}
 DICOM_SUFFIXES = {".dcm", ".ima"}
 SUFFIXES = IMAGE_SUFFIXES | ARRAY_SUFFIXES | DICOM_SUFFIXES
+
+# What decoders raise on damaged bytes; numpy reads the header of an array as a Python literal, hence the last.
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, tokenize.TokenError)
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
 WIDE_GRAY = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -41,7 +45,7 @@ def reader(channels: int, window: ct.Window = ct.FULL_RANGE) -> Reader:
             if suffix in DICOM_SUFFIXES or ct.looks_like_dicom(content):
                 return _planes(ct.read_dicom(content, window)[None], channels)
             return _picture(content, channels)
-        except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
+        except (*BROKEN, PIL.Image.DecompressionBombError) as error:
             kind = "array" if suffix in ARRAY_SUFFIXES else "DICOM file" if suffix in DICOM_SUFFIXES else "image"
             raise ValueError(f"{name} is not a readable {kind}: {' '.join(str(error).split())}") from error
 

@@ -11,10 +11,12 @@ written in one go and the folder vanishes. So a kill costs what it costs for pla
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
 import shutil
+import tokenize
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +169,8 @@ def _list_npz(path: Path) -> list[Member]:
 def _header_shape(file) -> tuple[int, ...]:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)[0]
+    with _header_errors():
+        return read(file)[0]
 
 
 def _list_zip(path: Path) -> list[Member]:
@@ -196,7 +199,17 @@ _LISTINGS = {".npy": _list_npy, ".npz": _list_npz, ".zip": _list_zip, ".h5": _li
 
 
 def _mapped(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    with _header_errors():
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+@contextlib.contextmanager
+def _header_errors():
+    """numpy reads the header of an array as a Python literal, and hands on what the tokenizer thinks of a broken one."""
+    try:
+        yield
+    except (tokenize.TokenError, SyntaxError) as error:
+        raise ValueError(f"the header of the array is damaged: {error}") from error
 
 
 def _npy_array(path: Path, member: Member) -> np.ndarray:

@@ -205,7 +205,7 @@ def _mapped(path: Path) -> np.ndarray:
 
 @contextlib.contextmanager
 def _header_errors():
-    """numpy reads the header of an array as a Python literal, and hands on what the tokenizer thinks of a broken one."""
+    """numpy reads an array's header as a Python literal and hands on what the tokenizer thinks of a broken one."""
     try:
         yield
     except (tokenize.TokenError, SyntaxError) as error:

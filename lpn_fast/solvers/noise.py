@@ -47,15 +47,20 @@ def estimate_noise(y: Tensor) -> Tensor:
             f"noise can only be estimated from measurements of shape (N, C, H, W) with sides of at least "
             f"{SMALLEST_SIDE}, got {tuple(y.shape)}{remedy}"
         )
-    height, width = (side // 2 * 2 for side in y.shape[-2:])
-    blocks = y[..., :height, :width]
-    top, bottom = blocks[..., ::2, :], blocks[..., 1::2, :]
-    detail = (top[..., ::2] - top[..., 1::2] - bottom[..., ::2] + bottom[..., 1::2]) / 2  # (N, C, H/2, W/2)
-    level = detail.flatten(1).abs().double().median(dim=1).values / GAUSSIAN_MEDIAN  # (N,)
+    level = haar_level(y)
     if not bool((level > 0).all()):
         blank = (level <= 0).nonzero().flatten().tolist()
         raise ValueError(f"noise cannot be estimated from y: samples {blank} show none{remedy}")
     return level
+
+
+def haar_level(images: Tensor) -> Tensor:
+    """The estimate itself, (N,) float64, of images (N, C, H, W) with sides of at least 2; zero where there is none."""
+    height, width = (side // 2 * 2 for side in images.shape[-2:])
+    blocks = images[..., :height, :width]
+    top, bottom = blocks[..., ::2, :], blocks[..., 1::2, :]
+    detail = (top[..., ::2] - top[..., 1::2] - bottom[..., ::2] + bottom[..., 1::2]) / 2  # (N, C, H/2, W/2)
+    return detail.flatten(1).abs().double().median(dim=1).values / GAUSSIAN_MEDIAN
 
 
 def known_noise(physics, y: Tensor) -> Tensor | None:  # (N,) float64

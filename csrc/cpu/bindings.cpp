@@ -18,6 +18,7 @@
 #include "arguments.h"
 #include "isa.h"
 #include "mlp.h"
+#include "packing.h"
 #include "projector_bindings.h"
 #include "threads.h"
 #include "winograd_bindings.h"
@@ -193,6 +194,23 @@ void bind_mlp_vjp(Address x,
   network(P, table, dim, stages, beta, alpha).vjp(io, gradient, numel, rows, threads);
 }
 
+void bind_pack(const std::vector<Address>& parameters, Address segments, Address P, int threads) {
+  require_at_least(1, threads, "threads");
+  const auto count = static_cast<int64_t>(parameters.size());
+  const auto* segment = required<const Segment>(segments, "segments", count);
+  std::vector<const float*> from;
+  for (int64_t i = 0; i < count; ++i)
+    from.push_back(required<const float>(parameters[i], "parameter", segment[i].size));
+  pack(from, segment, required<float>(P, "P", count), threads);
+}
+
+void bind_project_gradient(Address P, Address gP, Address segments, int64_t count, int threads) {
+  require_at_least(0, count, "count");
+  require_at_least(1, threads, "threads");
+  project_gradient(required<const float>(P, "P", count), required<float>(gP, "gP", count),
+                   required<const Segment>(segments, "segments", count), count, threads);
+}
+
 // Entries of one tensor in adam_step's table: parameter, gradient, exp_avg, exp_avg_sq, step, count,
 // nonnegative.
 constexpr size_t adam_entries = 7;
@@ -256,6 +274,13 @@ PYBIND11_MODULE(_cpu, module) {
              arg("rows"), arg("dim"), arg("stages"), arg("beta"), arg("alpha"), arg("gx"), arg("gP"),
              arg("numel"), arg("threads"),
              "Gradient of sum(p psi + <v, f>) in x and P; p, v and gx may be 0.");
+
+  module.def("pack", &bind_pack, unlocked(), arg("parameters"), arg("segments"), arg("P"), arg("threads"),
+             "P from the addresses of its parts, projected; segments: per part its size and whether it is "
+             "non-negative.");
+  module.def("project_gradient", &bind_project_gradient, unlocked(), arg("P"), arg("gP"), arg("segments"),
+             arg("count"), arg("threads"),
+             "gP, zero where a descent step would push a clamped entry of P further below zero.");
 
   module.def(
       "adam_step", &bind_adam_step, unlocked(), arg("table"), arg("lr"), arg("beta1"), arg("beta2"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..algebra.noise import noise_features
 from ..algebra.parameters import layout
 from ..algebra.spec import Spec
-from ..ops import functions, registry
+from ..ops import functions, network, registry
 from ..ops.packing import constrained, pack
 from ..ops.precision import checked as checked_precision
 from ..ops.solve import Problem, Solution, Verdict, differentiable_solution
@@ -40,6 +40,9 @@ class LPN(nn.Module):
     spec : Spec
     card : dict
         What is known of the model beyond its weights (noise level, value range, training); saved with it.
+    packed_hook : callable or None
+        Receives the gradient of P, (P,), before the rule for clamped weights, and returns what to use instead. The
+        rule is not linear, so whoever averages or scales gradients among processes does it here.
 
     Notes
     -----
@@ -51,6 +54,7 @@ class LPN(nn.Module):
         super().__init__()
         self.spec = spec
         self.card: dict = {}
+        self.packed_hook: network.Hook | None = None
         self._precision = "fp32"
         self.stages = nn.ModuleList(nn.Module() for _ in spec.stages)
         self._slots = layout(spec)
@@ -286,17 +290,30 @@ class LPN(nn.Module):
 
     def packed(self) -> Tensor:
         """All parameters in one vector P, shape (P,), projected; differentiable in the parameters."""
-        stages = list(self.stages)
-        return pack([getattr(self if l is None else stages[l], name) for l, name in self._places], self._constrained)
+        return network.hooked(pack(self.spec, self._in_order(), self._constrained), self.packed_hook)
+
+    def _in_order(self) -> list[Tensor]:
+        """The parameters in the order of the layout."""
+        if not torch.compiler.is_compiling():
+            stages = self._modules["stages"]._modules.values()
+            owners = [self._parameters, *(stage._parameters for stage in stages)]
+            try:  # `getattr` of a module costs ten times this look-up
+                return [owners[i][name] for i, name in self._places]
+            except KeyError:  # somebody hangs the parameter elsewhere, e.g. torch's parametrizations
+                pass
+        owners = [self, *self.stages]
+        return [getattr(owners[i], name) for i, name in self._places]
 
     def _owner(self, name: str) -> tuple[nn.Module, str]:
         """The submodule that holds the parameter `stages.0.core` or `linear`, and its name there."""
-        l, last = _place(name)
-        return (self if l is None else self.stages[l]), last
+        owner, last = _place(name)
+        return (self.stages[owner - 1] if owner else self), last
 
     def _evaluate(self, x: Tensor, sigma, with_value: bool) -> tuple[Tensor, Tensor]:
         x, features = self._checked(x, sigma)
-        return functions.evaluate(self.spec, x, self.packed(), features, with_value, self._precision)
+        return network.evaluate(
+            self.spec, x, self._in_order(), self._constrained, features, with_value, self._precision, self.packed_hook
+        )
 
     def _checked(self, x: Tensor, sigma) -> tuple[Tensor, Tensor | None]:
         """x as the operators take it, and the noise features; errors name what is wrong."""
@@ -363,10 +380,10 @@ def explain(model: LPN, x: Tensor) -> str:
     return "\n".join(lines)
 
 
-def _place(name: str) -> tuple[int | None, str]:
-    """(stage or None, attribute) of the parameter `stages.0.core` or `linear`."""
+def _place(name: str) -> tuple[int, str]:
+    """(owner, attribute) of the parameter `stages.0.core` or `linear`; owner 0 is the network, l + 1 its stage l."""
     *prefix, last = name.split(".")
-    return (int(prefix[1]) if prefix else None), last
+    return (int(prefix[1]) + 1 if prefix else 0), last
 
 
 def _is_one(strength) -> bool:

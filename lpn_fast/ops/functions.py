@@ -10,11 +10,11 @@ Third order falls back to algebra/reference.py, in full precision. Dynamo refuse
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ..algebra import reference
 from ..algebra.spec import Spec, decode
 from . import backends, schema  # noqa: F401  (importing them registers the operators and what runs them)
+from .modes import is_plain
 
 _ops = torch.ops.lpn_fast
 
@@ -23,7 +23,7 @@ def evaluate(
     spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, with_value: bool, precision: str = "fp32"
 ) -> tuple[Tensor, Tensor]:
     """(psi (N,), f like x), differentiable in x and P; psi is empty without `with_value`."""
-    if _is_plain():
+    if is_plain():
         return _ops.evaluate.default(x, packed, features, spec.encoded, precision, with_value, False)[:2]
     needs_tape = torch.is_grad_enabled() and (x.requires_grad or packed.requires_grad)
     function = _EvaluateCompiled if torch.compiler.is_compiling() else _Evaluate
@@ -38,14 +38,37 @@ def hvp(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, v: Tenso
     return _hvp(x, packed, features, v, spec.encoded, precision, [])
 
 
-def _is_plain() -> bool:
-    """Whether nobody differentiates: no graph, no torch.func transform, no forward mode, no compiler."""
-    return not (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
+def gradient_in_x(
+    spec: Spec,
+    x: Tensor,
+    packed: Tensor,
+    features: Tensor | None,
+    p: Tensor | None,
+    v: Tensor | None,
+    f: Tensor,
+    precision: str,
+    tape: list[Tensor],
+) -> Tensor:
+    """H v + p f, the gradient of sum (p psi + <v, f>) in x alone; p or v may be None, and tape empty."""
+    gx = None if v is None else _hvp(x, packed, features, v, spec.encoded, precision, tape)
+    if p is not None:
+        scaled = p.reshape(-1, *(1,) * (f.dim() - 1)) * f
+        gx = scaled if gx is None else gx + scaled
+    return gx
+
+
+def vjp(
+    spec: Spec,
+    x: Tensor,
+    packed: Tensor,
+    features: Tensor | None,
+    p: Tensor | None,
+    v: Tensor | None,
+    precision: str,
+    tape: list[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The gradient of sum (p psi + <v, f>) in x and P, itself differentiable."""
+    return _vjp(x, packed, features, p, v, spec.encoded, precision, tape)
 
 
 class _EvaluateCompiled(torch.autograd.Function):
@@ -76,10 +99,7 @@ class _EvaluateCompiled(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             gx, gP = _vjp(x, packed, features, p, v, ctx.encoded, ctx.precision, tape)
             return gx, gP, None, None, None, None, None
-        gx = None if v is None else _hvp(x, packed, features, v, ctx.encoded, ctx.precision, tape)
-        if p is not None:
-            scaled = p.reshape(-1, *(1,) * (f.dim() - 1)) * f
-            gx = scaled if gx is None else gx + scaled
+        gx = gradient_in_x(decode(ctx.encoded), x, packed, features, p, v, f, ctx.precision, tape)
         return gx, None, None, None, None, None, None
 
     @staticmethod

@@ -116,10 +116,15 @@ def select(spec: Spec, x: Tensor, precision: str = "fp32") -> Backend:
         if reason:
             raise RuntimeError(f"backend {name!r} was asked for but cannot run this: {reason}")
         return _backends[name]
-    able = [backend for backend in _backends.values() if backend.supports(spec, x, precision) is None]
-    reserved = reservations(spec, x, precision) if len(able) > 1 else {}
-    for backend in [b for b in able if b.name not in reserved] or able:
-        return backend
+    passed_over = None
+    for name, backend in _backends.items():
+        if backend.supports(spec, x, precision) is None:
+            reservation = _reservations.get(name)
+            if reservation is None or not reservation(spec, x, precision):
+                return backend
+            passed_over = passed_over or backend
+    if passed_over is not None:
+        return passed_over
     raise RuntimeError(f"no backend runs this in precision {precision!r}: {reasons(spec, x, precision)}")
 
 

@@ -95,22 +95,40 @@ class ProjectedAdam(torch.optim.Adam):
                 loss = closure()
         (group,) = self.param_groups
         _check(group)
-        fused, others = [], []
+        table, stepped, others = [], [], []  # table: the rows of the C++ call, for the parameters in `stepped`
         for p, flag in zip(group["params"], self._nonnegative, strict=True):
-            if p.grad is None:
+            grad = p.grad
+            if grad is None:
                 continue
             state = self.state[p]
             if not state:
                 state["step"] = torch.zeros(())
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            entry = (p, p.grad, state["exp_avg"], state["exp_avg_sq"], state["step"], flag)
-            (fused if _fusable(*entry[:5]) else others).append(entry)
-        if fused:
-            _fused_step(fused, group)
+            exp_avg, exp_avg_sq, step = state["exp_avg"], state["exp_avg_sq"], state["step"]
+            if _fusable(p, grad, exp_avg, exp_avg_sq, step):
+                table += (p.data_ptr(), grad.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr(), step.data_ptr())
+                table += (p.numel(), flag)
+                stepped.append(p)
+            else:
+                others.append((p, grad, exp_avg, exp_avg_sq, step, flag))
+        if stepped:
+            beta1, beta2 = group["betas"]
+            rates = [float(rate) for rate in (group["lr"], beta1, beta2, group["eps"])]
+            _cpu.adam_step(table, *rates, torch.get_num_threads())
+            # autograd would not notice that what it saved has changed
+            torch.autograd.graph.increment_version(stepped)
         if others:
             _foreach_step(others, group)
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch.optim.Adam; forgetting the gradients, the default, costs next to nothing."""
+        if not set_to_none:
+            return super().zero_grad(set_to_none=False)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
 
 
 def _check(group: dict) -> None:
@@ -121,24 +139,17 @@ def _check(group: dict) -> None:
 
 def _fusable(p: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor) -> bool:
     """Whether the C++ call can take the tensor: float32 on the CPU, without gaps, laid out alike."""
-    if _cpu is None or p.device.type != "cpu" or grad.layout != torch.strided or step.dtype != torch.float32:
+    if _cpu is None or not p.is_cpu or grad.layout is not torch.strided:
         return False
-    if not (p.is_contiguous() or p.is_contiguous(memory_format=torch.channels_last)):
+    for t in (p, grad, exp_avg, exp_avg_sq, step):
+        if t.dtype is not torch.float32:
+            return False
+    if p.is_contiguous():
+        return grad.is_contiguous() and exp_avg.is_contiguous() and exp_avg_sq.is_contiguous()
+    if not p.is_contiguous(memory_format=torch.channels_last):
         return False
-    tensors = (p, grad, exp_avg, exp_avg_sq)
-    return all(t.dtype == torch.float32 and t.stride() == p.stride() for t in tensors)
-
-
-def _fused_step(entries: list[tuple], group: dict) -> None:
-    table = []
-    for p, grad, exp_avg, exp_avg_sq, step, flag in entries:
-        table += (p.data_ptr(), grad.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr(), step.data_ptr())
-        table += (p.numel(), flag)
-    beta1, beta2 = group["betas"]
-    rates = [float(rate) for rate in (group["lr"], beta1, beta2, group["eps"])]
-    _cpu.adam_step(table, *rates, torch.get_num_threads())
-    # autograd would not notice that what it saved has changed
-    torch.autograd.graph.increment_version([entry[0] for entry in entries])
+    strides = p.stride()
+    return grad.stride() == strides and exp_avg.stride() == strides and exp_avg_sq.stride() == strides
 
 
 def _foreach_step(entries: list[tuple], group: dict) -> None:

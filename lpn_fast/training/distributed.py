@@ -48,17 +48,11 @@ class Group:
             yield
             return
 
-        def packed() -> Tensor:
-            p = type(model).packed(model)
-            if p.requires_grad:
-                p.register_hook(self.mean)
-            return p
-
-        model.packed = packed  # hides the method
+        model.packed_hook = self.mean
         try:
             yield
         finally:
-            del model.packed
+            model.packed_hook = None
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean over processes."""

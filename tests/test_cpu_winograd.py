@@ -10,6 +10,10 @@ from lpn_fast import _cpu
 from lpn_fast.algebra.spec import Stage
 from lpn_fast.ops import winograd
 
+# Adjoints and gradients sum products of the transforms' factors, up to 3.4, with both signs: 1.4e-6 was seen with
+# any instruction set. The bound on whole networks is 1e-5.
+TRANSPOSED = 2e-6
+
 SIZES = [(1, 1), (1, 3), (5, 6), (8, 8), (13, 9), (16, 17)]
 
 
@@ -56,8 +60,8 @@ def test_adjoint_and_gradient_are_those_of_the_direct_one(isa, size, stride):
     z64, core64 = z.double().requires_grad_(), core.double().requires_grad_()
     loss = (direct(core64, z64, stride) * e.double()).sum()
     true_adjoint, true_gradient = torch.autograd.grad(loss, [z64, core64])
-    assert relative(fast.adjoint(e), true_adjoint) < 1e-6
-    assert relative(fast.gradient([(e, z), (2 * e, z)]), 3 * true_gradient) < 1e-6
+    assert relative(fast.adjoint(e), true_adjoint) < TRANSPOSED
+    assert relative(fast.gradient([(e, z), (2 * e, z)]), 3 * true_gradient) < TRANSPOSED
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -69,15 +73,41 @@ def test_the_adjoint_is_the_transpose_of_the_same_rounded_map(stride):
 
 
 @pytest.mark.parametrize("images", [0, 1, 5, 70])
-def test_groups_of_images_give_what_single_images_give(images, threads):
-    core, z, e, fast = problem((9, 7), 1, images=images)
-    assert fast.images_per_group < 70
+@pytest.mark.parametrize("stride", [1, 2])
+def test_groups_of_tiles_give_what_single_images_give(images, stride, threads, monkeypatch):
+    monkeypatch.setattr(winograd, "PLANE_FLOATS", 0)
+    monkeypatch.setattr(winograd, "LEAST_TILES", 7)  # a group ends within an image, and within a pair of rows
+    core, z, e, fast = problem((17, 7), stride, images=images)
     u, a, g = fast.forward(z), fast.adjoint(e), fast.gradient([(e, z)])
     assert u.shape == e.shape and a.shape == z.shape and g.shape == core.shape
     assert images or not g.any()
     for n in range(images):
         assert relative(u[n], fast.forward(z[n : n + 1])[0]) < 2e-7
         assert relative(a[n], fast.adjoint(e[n : n + 1])[0]) < 1e-6
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels, units", [(16, 48), (80, 32)])
+def test_both_packs_hold_the_same_rounded_weights(isa, channels, units, stride):
+    *_, fast = problem((4, 4), stride, channels, units)
+
+    def unpacked(panels, columns):
+        return panels.permute(0, 2, 1, 3).flatten(2)[..., :columns]  # [planes, rows, columns]
+
+    forward = unpacked(fast.forward_panels, units)  # [planes, channels, units]
+    adjoint = unpacked(fast.adjoint_panels, channels)  # [planes, units, channels]
+    assert torch.equal(forward, adjoint.transpose(1, 2)) and torch.isfinite(forward).all()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels, units", [(16, 48), (80, 32), (64, 112)])
+def test_panels_may_be_half_full(isa, channels, units, stride):
+    core, z, e, fast = problem((6, 19), stride, channels, units)
+    u = direct(core.requires_grad_(), z.requires_grad_(), stride)
+    adjoint, gradient = torch.autograd.grad((u * e.double()).sum(), [z, core])
+    assert relative(fast.forward(z.detach()), u) < 5e-7
+    assert relative(fast.adjoint(e), adjoint) < TRANSPOSED
+    assert relative(fast.gradient([(e, z.detach())]), gradient) < TRANSPOSED
 
 
 def test_two_runs_are_bit_identical(threads):

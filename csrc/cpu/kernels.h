@@ -63,24 +63,63 @@ struct Adjoint {
   float beta;
 };
 
+// ---- products with panels, see isa/panels.h --------------------------------------------------------------
+
+// Columns of a panel: two vectors of the widest instruction set.
+constexpr int64_t panel_width = 32;
+
+struct PanelProduct {
+  const float* a;  // element (row, k) at row * row_stride + k * depth_stride
+  int64_t row_stride;
+  int64_t depth_stride;
+  const float* panels;  // element (k, column) at column / 32 * panel_step + k * depth_step + column % 32
+  int64_t panel_step;
+  int64_t depth_step;
+  int64_t depth;
+  int64_t columns;  // multiple of column_multiple
+  float* out;       // [rows, out_stride]
+  int64_t out_stride;
+  bool add;  // to what `out` holds
+};
+
+// out += a^T b
+struct GradientProduct {
+  const float* a;  // [depth, a_stride], its first `rows` columns
+  int64_t a_stride;
+  const float* b;  // [depth, b_stride], its first `columns` columns
+  int64_t b_stride;
+  int64_t depth;
+  int64_t columns;  // multiple of column_multiple
+  float* out;       // [rows, columns]
+};
+
 // ---- 3 x 3 correlations by minimal filtering, see isa/winograd.h -----------------------------------------
 
 struct Winograd {
   float* pixels;  // [images, height, width, channels] or [images, out_height, out_width, channels]
-  float* planes;  // [36 or 81 planes, plane]: each starts with [tiles, channels]
+  float* planes;  // [36 or 81 planes, plane]: each starts with [tiles of the group, channels]
   int64_t plane;  // floats from one plane to the next
   int64_t channels;
-  int64_t group;   // channels that one worker adds up in the adjoint of the inputs; divides channels
   int64_t stride;  // 1 or 2
   int64_t height, width;
   int64_t out_height, out_width;
-  int64_t tile_rows, tile_columns;
+  int64_t tile_rows, tile_columns;  // of one image
+  int64_t first;                    // tile, counted through all images, that comes first in the planes
 };
 
 struct WinogradWeights {
-  float* core;    // [units, channels, 3, 3]
-  float* planes;  // [36 or 81 planes, plane]: each is [units, channels]
-  int64_t plane;
+  const float* core;      // [units, channels, 3, 3]
+  float* forward_panels;  // [planes][units / 32][channels][32], the last panel perhaps half full
+  float* adjoint_panels;  // [planes][channels / 32][units][32]
+  int64_t units;
+  int64_t channels;
+  int64_t stride;
+};
+
+struct WinogradGradient {
+  float* core;          // [units, channels, 3, 3]
+  const float* planes;  // [planes, units, channels]
+  int64_t units;
   int64_t channels;
   int64_t stride;
 };
@@ -188,14 +227,18 @@ struct Kernels {
   void (*slope_mul)(const SlopeMul&, int64_t begin, int64_t end);
   void (*tangent)(const Tangent&, int64_t begin, int64_t end);
   void (*adjoint)(const Adjoint&, int64_t begin, int64_t end);
-  // Tiles, or for the adjoint of the inputs pairs of image and channel group.
+  // Rows begin <= r < end.
+  void (*panel_product)(const PanelProduct&, int64_t begin, int64_t end);
+  void (*gradient_product)(const GradientProduct&, int64_t begin, int64_t end);
+  // Tiles of the group; for the adjoint of the inputs of one row of tiles.
   void (*winograd_inputs)(const Winograd&, int64_t begin, int64_t end);
   void (*winograd_inputs_adjoint)(const Winograd&, int64_t begin, int64_t end);
   void (*winograd_outputs)(const Winograd&, int64_t begin, int64_t end);
   void (*winograd_outputs_adjoint)(const Winograd&, int64_t begin, int64_t end);
-  // Units of the core.
+  // Groups of 16 units of the core.
   void (*winograd_weights)(const WinogradWeights&, int64_t begin, int64_t end);
-  void (*winograd_weights_adjoint)(const WinogradWeights&, int64_t begin, int64_t end);
+  // Units of the core.
+  void (*winograd_weights_adjoint)(const WinogradGradient&, int64_t begin, int64_t end);
   // Rows first <= r < first + count of the dense network, count <= block_rows.
   void (*mlp_prox)(const Mlp&, const MlpBlock&, const MlpProx&, int64_t first, int64_t count);
   void (*mlp_hvp)(const Mlp&, const MlpBlock&, const MlpHvp&, int64_t first, int64_t count);

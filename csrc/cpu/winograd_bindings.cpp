@@ -1,92 +1,96 @@
-// 3 x 3 correlations by minimal filtering for Python: the transforms; the products of planes are the
-// caller's.
+// 3 x 3 correlations by minimal filtering for Python.
 
 #include "winograd_bindings.h"
 
-#include <algorithm>
 #include <string>
 
 #include "arguments.h"
-#include "isa.h"
-#include "threads.h"
+#include "kernels.h"
+#include "winograd.h"
 
 namespace py = pybind11;
 
 namespace lpn {
 namespace {
 
-// Channels are a multiple of the widest vector of all instruction sets.
-constexpr int64_t channel_multiple = 16;
-
-// Channels that one worker adds up: 64 floats are four cache lines per pixel, enough for the prefetcher.
-constexpr int64_t channel_group = 64;
-
-constexpr int64_t tile_side = 4;
-
-// 8 tiles of 256 channels and 36 planes are some 50 us of work.
-constexpr int64_t tiles_per_range = 8;
-
-constexpr int64_t units_per_range = 4;
-
-void require_channels(int64_t channels) {
-  if (channels < channel_multiple || channels % channel_multiple)
-    throw std::invalid_argument("channels must be a positive multiple of " +
-                                std::to_string(channel_multiple) + ", got " + std::to_string(channels));
+void require_channels(int64_t channels, const char* name) {
+  if (channels < column_multiple || channels % column_multiple)
+    throw std::invalid_argument(std::string(name) + " must be a positive multiple of " +
+                                std::to_string(column_multiple) + ", got " + std::to_string(channels));
 }
 
-void require_stride(int64_t stride) {
+void require_weights(int64_t units, int64_t channels, int64_t stride, int threads) {
+  require_channels(units, "units");
+  require_channels(channels, "channels");
+  require_at_least(1, threads, "threads");
   if (stride != 1 && stride != 2)
     throw std::invalid_argument("stride must be 1 or 2, got " + std::to_string(stride));
 }
 
-template <void (*Kernels::*kernel)(const Winograd&, int64_t, int64_t), bool by_channel_group>
-void run_tiles(Address pixels,
-               Address planes,
-               int64_t plane,
-               int64_t images,
-               int64_t height,
-               int64_t width,
-               int64_t channels,
-               int64_t stride,
-               int threads) {
+WinogradShape shape_of(int64_t images,
+                       int64_t height,
+                       int64_t width,
+                       int64_t channels,
+                       int64_t units,
+                       int64_t stride,
+                       int threads) {
   require_at_least(0, images, "images");
   require_at_least(1, height, "height");
   require_at_least(1, width, "width");
-  require_at_least(1, threads, "threads");
-  require_channels(channels);
-  require_stride(stride);
-  Winograd op{};
-  op.channels = channels;
-  op.group = channels % channel_group ? channel_multiple : channel_group;
-  op.stride = stride;
-  op.height = height;
-  op.width = width;
-  op.out_height = (height - 1) / stride + 1;
-  op.out_width = (width - 1) / stride + 1;
-  op.tile_rows = (op.out_height + tile_side - 1) / tile_side;
-  op.tile_columns = (op.out_width + tile_side - 1) / tile_side;
-  const int64_t tiles = images * op.tile_rows * op.tile_columns;
-  op.plane = plane;
-  require_at_least(tiles * channels, plane, "plane");
-  op.pixels = required<float>(pixels, "pixels", images);
-  op.planes = required<float>(planes, "planes", images);
-  const auto run = active_kernels().*kernel;
-  const int64_t items = by_channel_group ? images * (channels / op.group) : tiles;
-  parallel_for(items, by_channel_group ? 1 : tiles_per_range, threads,
-               [&](int, int64_t begin, int64_t end) { run(op, begin, end); });
+  require_weights(units, channels, stride, threads);
+  return {images, height, width, channels, units, stride};
 }
 
-template <void (*Kernels::*kernel)(const WinogradWeights&, int64_t, int64_t)>
-void run_weights(Address core, Address planes, int64_t units, int64_t channels, int64_t stride, int threads) {
-  require_at_least(1, units, "units");
-  require_at_least(1, threads, "threads");
-  require_channels(channels);
-  require_stride(stride);
-  const WinogradWeights op{required<float>(core, "core", units), required<float>(planes, "planes", units),
-                           units * channels, channels, stride};
-  const auto run = active_kernels().*kernel;
-  parallel_for(units, units_per_range, threads,
-               [&](int, int64_t begin, int64_t end) { run(op, begin, end); });
+WinogradWorkspace workspace_of(const WinogradShape& shape,
+                               Address input_planes,
+                               Address output_planes,
+                               int64_t plane_rows) {
+  const int64_t out_width = (shape.width - 1) / shape.stride + 1;
+  require_at_least((out_width + 3) / 4, plane_rows, "plane_rows");
+  return {required<float>(input_planes, "input_planes", 1),
+          required<float>(output_planes, "output_planes", 1), plane_rows};
+}
+
+// `from` and `weights` are read, `to` is written; only the gradient adds to it.
+template <
+    void (*function)(const WinogradShape&, const float*, const float*, float*, const WinogradWorkspace&, int)>
+void run(Address from,
+         Address weights,
+         Address to,
+         Address input_planes,
+         Address output_planes,
+         int64_t plane_rows,
+         int64_t images,
+         int64_t height,
+         int64_t width,
+         int64_t channels,
+         int64_t units,
+         int64_t stride,
+         int threads) {
+  const WinogradShape shape = shape_of(images, height, width, channels, units, stride, threads);
+  if (images == 0) return;
+  function(shape, required<const float>(from, "from", 1), required<const float>(weights, "weights", 1),
+           required<float>(to, "to", 1), workspace_of(shape, input_planes, output_planes, plane_rows),
+           threads);
+}
+
+void pack(Address core,
+          Address forward_panels,
+          Address adjoint_panels,
+          int64_t units,
+          int64_t channels,
+          int64_t stride,
+          int threads) {
+  require_weights(units, channels, stride, threads);
+  winograd_pack(required<const float>(core, "core", 1), required<float>(forward_panels, "forward_panels", 1),
+                required<float>(adjoint_panels, "adjoint_panels", 1), units, channels, stride, threads);
+}
+
+void unpack_gradient(
+    Address planes, Address core, int64_t units, int64_t channels, int64_t stride, int threads) {
+  require_weights(units, channels, stride, threads);
+  winograd_unpack_gradient(required<const float>(planes, "planes", 1), required<float>(core, "core", 1),
+                           units, channels, stride, threads);
 }
 
 }  // namespace
@@ -94,26 +98,24 @@ void run_weights(Address core, Address planes, int64_t units, int64_t channels, 
 void define_winograd(py::module_& module) {
   using py::arg;
   using unlocked = py::call_guard<py::gil_scoped_release>;
-  const auto define_tiles = [&](const char* name, auto function, const char* text) {
-    module.def(name, function, unlocked(), arg("pixels"), arg("planes"), arg("plane"), arg("images"),
-               arg("height"), arg("width"), arg("channels"), arg("stride"), arg("threads"), text);
+  const auto define = [&](const char* name, auto function, const char* from, const char* weights,
+                          const char* to, const char* text) {
+    module.def(name, function, unlocked(), arg(from), arg(weights), arg(to), arg("input_planes"),
+               arg("output_planes"), arg("plane_rows"), arg("images"), arg("height"), arg("width"),
+               arg("channels"), arg("units"), arg("stride"), arg("threads"), text);
   };
-  define_tiles("winograd_inputs", &run_tiles<&Kernels::winograd_inputs, false>,
-               "planes = B^T d B of every tile of pixels [images, height, width, channels].");
-  define_tiles("winograd_inputs_adjoint", &run_tiles<&Kernels::winograd_inputs_adjoint, true>,
-               "pixels [images, height, width, channels] = sum over tiles of B planes B^T.");
-  define_tiles("winograd_outputs", &run_tiles<&Kernels::winograd_outputs, false>,
-               "pixels = A^T planes A; height and width are those of the input.");
-  define_tiles("winograd_outputs_adjoint", &run_tiles<&Kernels::winograd_outputs_adjoint, false>,
-               "planes = A pixels A^T; height and width are those of the input.");
-  const auto define_weights = [&](const char* name, auto function, const char* text) {
-    module.def(name, function, unlocked(), arg("core"), arg("planes"), arg("units"), arg("channels"),
-               arg("stride"), arg("threads"), text);
-  };
-  define_weights("winograd_weights", &run_weights<&Kernels::winograd_weights>,
-                 "planes [36 or 81, units, channels] = G core G^T, core [units, channels, 3, 3].");
-  define_weights("winograd_weights_adjoint", &run_weights<&Kernels::winograd_weights_adjoint>,
-                 "core = G^T planes G: how a gradient in the planes is one in the core.");
+  define("winograd_forward", &run<&winograd_forward>, "z", "forward_panels", "u",
+         "u [images, out_height, out_width, units] = W z, z [images, height, width, channels].");
+  define("winograd_adjoint", &run<&winograd_adjoint>, "e", "adjoint_panels", "a",
+         "a [images, height, width, channels] = W^T e, e [images, out_height, out_width, units].");
+  define("winograd_gradient", &run<&winograd_gradient>, "e", "z", "planes",
+         "planes [36 or 81, units, channels] += e (x) z.");
+  module.def("winograd_pack", &pack, unlocked(), arg("core"), arg("forward_panels"), arg("adjoint_panels"),
+             arg("units"), arg("channels"), arg("stride"), arg("threads"),
+             "Both packs of G core G^T, core [units, channels, 3, 3]: panels of 32 columns.");
+  module.def("winograd_unpack_gradient", &unpack_gradient, unlocked(), arg("planes"), arg("core"),
+             arg("units"), arg("channels"), arg("stride"), arg("threads"),
+             "core = G^T planes G: how a gradient in the planes is one in the core.");
 }
 
 }  // namespace lpn

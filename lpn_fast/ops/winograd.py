@@ -7,7 +7,8 @@
 U = G W G^T. Stride 1 has 36 planes and a quarter of the multiplications of 9 taps, stride 2 has 81 planes and
 9/16 of them. Sums are shorter than those of a direct convolution (C terms instead of 9 C), and with the
 non-negative z and W of an LPN, where a sum's rounding grows with its length, the result is more accurate.
-Images go through in groups whose planes stay in the cache.
+Rows of tiles go through in groups whose planes stay in the cache. U is packed twice, as forward and as transposed
+factor, with the same roundings.
 """
 
 import importlib
@@ -16,16 +17,17 @@ import math
 import torch
 from torch import Tensor
 
-from ..algebra.spec import Stage
+from ..algebra.spec import Stage, ceil_div
 
 PLANES = {1: 36, 2: 81}
 TILE = 4  # outputs per side
 CHANNEL_MULTIPLE = 16  # lanes of the widest instruction set
+PANEL = 32  # columns of a packed right factor, csrc/cpu/isa/panels.h
 
-# Tiles that go through together: 256 tiles x 256 channels x 36 planes are 9 MB, and as much again of products.
-# Fewer make the matrix products thin, more push the planes out of the last-level cache.
-TILES = 256
-
+# Floats in the planes of z that go through together: with those of W z 9 MB in the last-level cache. Fewer tiles
+# make thin matrix products, more push the planes out of the cache.
+PLANE_FLOATS = 36 * 128 * 256
+LEAST_TILES = 48  # four tiles of the product
 
 # Fewest channels at which each stride was faster than the library's convolution.
 FASTER_FROM = {1: 48, 2: 128}
@@ -74,71 +76,52 @@ class WinogradCore:
         self._cpu = importlib.import_module("lpn_fast._cpu")
         self.units, self.channels = core.shape[:2]
         self.size, self.out_size, self.stride = size, out_size, stride
-        self.tiles = -(-out_size[0] // TILE) * -(-out_size[1] // TILE)  # of one image
-        self.images_per_group = max(1, TILES // self.tiles)
-        self.weights = core.new_empty(PLANES[stride], self.units, self.channels)  # U
-        self._cpu.winograd_weights(
-            core.data_ptr(), self.weights.data_ptr(), self.units, self.channels, stride, torch.get_num_threads()
-        )
+        self._tile_rows, self._tile_columns = (ceil_div(n, TILE) for n in out_size)
+        planes = PLANES[stride]
+        self.forward_panels = core.new_empty(planes, ceil_div(self.units, PANEL), self.channels, PANEL)
+        self.adjoint_panels = core.new_empty(planes, ceil_div(self.channels, PANEL), self.units, PANEL)
+        self._cpu.winograd_pack(
+            core.data_ptr(), self.forward_panels.data_ptr(), self.adjoint_panels.data_ptr(), self.units,
+            self.channels, stride, torch.get_num_threads(),
+        )  # fmt: skip
 
     def forward(self, z: Tensor) -> Tensor:
         """W z, (N, H, *out_size), from z (N, C, *size); both channels-last."""
         u = _empty(z, self.units, self.out_size)
-        V, M = self._planes(z)
-        for group in self._groups(z):
-            self._run("inputs", z[group], V)
-            torch.bmm(V, self.weights.transpose(1, 2), out=M)
-            self._run("outputs", u[group], M)
+        self._run("forward", z, self.forward_panels, u)
         return u
 
     def adjoint(self, e: Tensor) -> Tensor:
         """W^T e, (N, C, *size), from e (N, H, *out_size); both channels-last."""
         a = _empty(e, self.channels, self.size)
-        V, M = self._planes(e)
-        for group in self._groups(e):
-            self._run("outputs_adjoint", e[group], M)
-            torch.bmm(M, self.weights, out=V)
-            self._run("inputs_adjoint", a[group], V)
+        self._run("adjoint", e, self.adjoint_panels, a)
         return a
 
     def gradient(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Sum of e (x) z over the pairs (e, z), the batch and the pixels, (H, C, 3, 3)."""
-        total = torch.zeros_like(self.weights)
-        V, M = self._planes(pairs[0][1])
+        planes = torch.zeros(PLANES[self.stride], self.units, self.channels)
         for e, z in pairs:
-            for group in self._groups(z):
-                for planes in (V, M):  # rows that no tile fills
-                    planes[:, len(z[group]) * self.tiles :].zero_()
-                self._run("inputs", z[group], V)
-                self._run("outputs_adjoint", e[group], M)
-                total.baddbmm_(M.transpose(1, 2), V)
-        core = total.new_empty(self.units, self.channels, 3, 3)
-        self._cpu.winograd_weights_adjoint(
-            core.data_ptr(), total.data_ptr(), self.units, self.channels, self.stride, torch.get_num_threads()
+            self._run("gradient", e, z, planes)
+        core = planes.new_empty(self.units, self.channels, 3, 3)
+        self._cpu.winograd_unpack_gradient(
+            planes.data_ptr(), core.data_ptr(), self.units, self.channels, self.stride, torch.get_num_threads()
         )
         return core
 
-    def _groups(self, images: Tensor) -> list[slice]:
-        """Samples that go through together, in turn."""
-        step = self.images_per_group
-        return [slice(first, first + step) for first in range(0, len(images), step)]
-
-    def _planes(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """V [planes, rows, C] and M [planes, rows, H], for the largest group.
-
-        The number of rows is odd: planes a power of two apart would fall on one set of the cache.
-        """
-        rows = min(len(images), self.images_per_group) * self.tiles // 2 * 2 + 1
-        planes = PLANES[self.stride]
-        V = self.workspace.take(0, (planes, rows, self.channels), images)
-        return V, self.workspace.take(1, (planes, rows, self.units), images)
-
-    def _run(self, name: str, pixels: Tensor, planes: Tensor) -> None:
-        _, rows, channels = planes.shape
+    def _run(self, name: str, first: Tensor, second: Tensor, out: Tensor) -> None:
+        images, planes, rows = len(first), PLANES[self.stride], self._plane_rows(len(first))
+        V = self.workspace.take(0, (planes, rows, self.channels), first)
+        M = self.workspace.take(1, (planes, rows, self.units), first)
         getattr(self._cpu, f"winograd_{name}")(
-            pixels.data_ptr(), planes.data_ptr(), rows * channels, len(pixels), *self.size, channels, self.stride,
-            torch.get_num_threads(),
+            first.data_ptr(), second.data_ptr(), out.data_ptr(), V.data_ptr(), M.data_ptr(), rows, images, *self.size,
+            self.channels, self.units, self.stride, torch.get_num_threads(),
         )  # fmt: skip
+
+    def _plane_rows(self, images: int) -> int:
+        """Rows of a plane: whole rows of tiles, odd, since planes a power of two apart share a set of the cache."""
+        tiles = max(LEAST_TILES, PLANE_FLOATS // (PLANES[self.stride] * max(self.channels, self.units)))
+        tile_rows = min(max(1, tiles // self._tile_columns), images * self._tile_rows)
+        return max(1, tile_rows * self._tile_columns) // 2 * 2 + 1
 
 
 def _empty(like: Tensor, channels: int, size: tuple[int, int]) -> Tensor:

@@ -7,6 +7,7 @@
 #include "activations.h"
 #include "adam.h"
 #include "mlp_blocks.h"
+#include "panels.h"
 #include "projector.h"
 #include "winograd.h"
 
@@ -19,6 +20,8 @@ constexpr Kernels kernels_named(const char* name) {
           slope_mul_rows,
           tangent_rows,
           adjoint_rows,
+          panel_product,
+          gradient_product,
           winograd_inputs,
           winograd_inputs_adjoint,
           winograd_outputs,

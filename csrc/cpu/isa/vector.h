@@ -27,7 +27,8 @@ typedef int32_t IntVec __attribute__((vector_size(4 * lanes)));
 // The same lanes at any float address.
 typedef float LooseVec __attribute__((vector_size(4 * lanes), aligned(4), may_alias));
 
-inline Vec broadcast(float value) { return Vec{} + value; }
+// x - 0 is x, -0 included, so this is one instruction; 0 + x would be an addition too.
+inline Vec broadcast(float value) { return value - Vec{}; }
 
 inline Vec load(const float* from) { return *reinterpret_cast<const LooseVec*>(from); }  // [lanes]
 

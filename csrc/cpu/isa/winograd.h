@@ -12,7 +12,8 @@
 //   products
 //
 // and in two dimensions (4 + 5)^2 = 81 products for 144. All tensors are channels-last; a plane is a matrix
-// [tiles, channels]. Pixels outside are read as zero and not written. Channels are a multiple of `lanes`.
+// [tiles, channels]. Pixels outside are read as zero and not written. Channels are a multiple of 16. Tiles
+// are counted through all images; those of a group go through together (csrc/cpu/winograd.cpp).
 
 #pragma once
 
@@ -106,7 +107,8 @@ struct TilePlace {
   int64_t image, row, column;
 };
 
-inline TilePlace place_of(const Winograd& op, int64_t index) {
+inline TilePlace place_of(const Winograd& op, int64_t in_group) {
+  const int64_t index = op.first + in_group;
   const int64_t in_image = index % (op.tile_rows * op.tile_columns);
   return {index / (op.tile_rows * op.tile_columns), in_image / op.tile_columns, in_image % op.tile_columns};
 }
@@ -198,59 +200,73 @@ void winograd_outputs_adjoint(const Winograd& op, int64_t begin, int64_t end) {
   }
 }
 
-// a = sum over tiles of B planes B^T. Neighbouring tiles of a phase overlap, so the work is shared out by
-// (image, group of channels): begin <= item < end of images x groups.
+// pixels += B planes B^T for the tiles begin <= index < end of the group, all of one row of tiles.
+// Neighbouring tiles of a phase overlap: rows of tiles that touch must not run at the same time.
 void winograd_inputs_adjoint(const Winograd& op, int64_t begin, int64_t end) {
-  const int64_t groups = op.channels / op.group, tiles = op.tile_rows * op.tile_columns;
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t image = item / groups, first_channel = item % groups * op.group;
-    float* pixels = op.pixels + image * op.height * op.width * op.channels + first_channel;
-    for (int64_t p = 0; p < op.height * op.width; ++p)
-      for (int64_t c = 0; c < op.group; c += lanes) store(pixels + p * op.channels + c, Vec{});
-    for (int64_t index = image * tiles; index < (image + 1) * tiles; ++index) {
-      const TilePlace at = place_of(op, index);
-      for_each_phase(op.stride, [&](auto row, auto column, int first) {
-        using Row = decltype(row);
-        using Column = decltype(column);
-        for (int64_t channel = first_channel; channel < first_channel + op.group; channel += lanes) {
-          Vec points[Row::points * Column::points], inputs[Row::inputs * Column::inputs];
-          const float* from = op.planes + first * op.plane + index * op.channels + channel;
-          for (int p = 0; p < Row::points * Column::points; ++p) points[p] = load(from + p * op.plane);
-          sandwich<Transposed<B<Row>>, Transposed<B<Column>>>(points, inputs);
-          for_each_input<Row, Column>(op, at, [&](int i, int j, float* pixel) {
-            store(pixel + channel, load(pixel + channel) + inputs[i * Column::inputs + j]);
-          });
-        }
-      });
-    }
+  for (int64_t index = begin; index < end; ++index) {
+    const TilePlace at = place_of(op, index);
+    for_each_phase(op.stride, [&](auto row, auto column, int first) {
+      using Row = decltype(row);
+      using Column = decltype(column);
+      for (int64_t channel = 0; channel < op.channels; channel += lanes) {
+        Vec points[Row::points * Column::points], inputs[Row::inputs * Column::inputs];
+        const float* from = op.planes + first * op.plane + index * op.channels + channel;
+        for (int p = 0; p < Row::points * Column::points; ++p) points[p] = load(from + p * op.plane);
+        sandwich<Transposed<B<Row>>, Transposed<B<Column>>>(points, inputs);
+        for_each_input<Row, Column>(op, at, [&](int i, int j, float* pixel) {
+          store(pixel + channel, load(pixel + channel) + inputs[i * Column::inputs + j]);
+        });
+      }
+    });
   }
 }
 
-// U = G W G^T for output channels begin <= h < end
+// body(first plane of the phase, U of `lanes` filters), taps: [9][lanes]. Not inlined: both packs get the
+// very same roundings.
+template <class Row, class Column>
+[[gnu::noinline]] void filter_points(const float (&taps)[9][lanes], Vec* points) {
+  Vec filter[Row::taps * Column::taps];
+  for (int i = 0; i < Row::taps; ++i)
+    for (int j = 0; j < Column::taps; ++j)
+      filter[i * Column::taps + j] =
+          load(taps[3 * (Row::first_tap + i * Row::tap_step) + Column::first_tap + j * Column::tap_step]);
+  sandwich<G<Row>, G<Column>>(filter, points);
+}
+
+// U = G W G^T in both packs, for the units 16 begin <= h < 16 end: once with channels along the lanes, once
+// with units.
 void winograd_weights(const WinogradWeights& op, int64_t begin, int64_t end) {
-  for (int64_t h = begin; h < end; ++h)
-    for (int64_t c = 0; c < op.channels; c += lanes) {
-      float taps[9][lanes];
-      const float* from = op.core + (h * op.channels + c) * 9;
-      for (int lane = 0; lane < lanes; ++lane)
-        for (int t = 0; t < 9; ++t) taps[t][lane] = from[lane * 9 + t];
-      for_each_phase(op.stride, [&](auto row, auto column, int first) {
-        using Row = decltype(row);
-        using Column = decltype(column);
-        Vec filter[Row::taps * Column::taps], points[Row::points * Column::points];
-        for (int i = 0; i < Row::taps; ++i)
-          for (int j = 0; j < Column::taps; ++j)
-            filter[i * Column::taps + j] = load(
-                taps[3 * (Row::first_tap + i * Row::tap_step) + Column::first_tap + j * Column::tap_step]);
-        sandwich<G<Row>, G<Column>>(filter, points);
-        float* to = op.planes + first * op.plane + h * op.channels + c;
-        for (int p = 0; p < Row::points * Column::points; ++p) store(to + p * op.plane, points[p]);
-      });
-    }
+  const int64_t block = column_multiple;
+  const auto panels = [](int64_t columns) { return (columns + panel_width - 1) / panel_width; };
+  const auto pack = [&](const float* from, int64_t lane_step, float* to, int64_t plane) {
+    float taps[9][lanes];
+    for (int lane = 0; lane < lanes; ++lane)
+      for (int t = 0; t < 9; ++t) taps[t][lane] = from[lane * lane_step + t];
+    for_each_phase(op.stride, [&](auto row, auto column, int first) {
+      using Row = decltype(row);
+      using Column = decltype(column);
+      Vec points[Row::points * Column::points];
+      filter_points<Row, Column>(taps, points);
+      for (int p = 0; p < Row::points * Column::points; ++p) store(to + (first + p) * plane, points[p]);
+    });
+  };
+  const int64_t forward_plane = panels(op.units) * op.channels * panel_width;
+  const int64_t adjoint_plane = panels(op.channels) * op.units * panel_width;
+  for (int64_t h = begin * block; h < end * block; h += lanes)
+    for (int64_t c = 0; c < op.channels; ++c)
+      pack(op.core + (h * op.channels + c) * 9, op.channels * 9,
+           op.forward_panels + (h / panel_width * op.channels + c) * panel_width + h % panel_width,
+           forward_plane);
+  for (int64_t h = begin * block; h < end * block; ++h)
+    for (int64_t c = 0; c < op.channels; c += lanes)
+      pack(op.core + (h * op.channels + c) * 9, 9,
+           op.adjoint_panels + (c / panel_width * op.units + h) * panel_width + c % panel_width,
+           adjoint_plane);
 }
 
 // dW = G^T U' G for output channels begin <= h < end
-void winograd_weights_adjoint(const WinogradWeights& op, int64_t begin, int64_t end) {
+void winograd_weights_adjoint(const WinogradGradient& op, int64_t begin, int64_t end) {
+  const int64_t plane = op.units * op.channels;
   for (int64_t h = begin; h < end; ++h)
     for (int64_t c = 0; c < op.channels; c += lanes) {
       float taps[9][lanes];
@@ -258,8 +274,8 @@ void winograd_weights_adjoint(const WinogradWeights& op, int64_t begin, int64_t 
         using Row = decltype(row);
         using Column = decltype(column);
         Vec filter[Row::taps * Column::taps], points[Row::points * Column::points];
-        const float* from = op.planes + first * op.plane + h * op.channels + c;
-        for (int p = 0; p < Row::points * Column::points; ++p) points[p] = load(from + p * op.plane);
+        const float* from = op.planes + first * plane + h * op.channels + c;
+        for (int p = 0; p < Row::points * Column::points; ++p) points[p] = load(from + p * plane);
         sandwich<Transposed<G<Row>>, Transposed<G<Column>>>(points, filter);
         for (int i = 0; i < Row::taps; ++i)
           for (int j = 0; j < Column::taps; ++j)

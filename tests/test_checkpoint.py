@@ -1,6 +1,7 @@
 """Checkpoints: what is written comes back, and nothing else is accepted."""
 
 import json
+import signal
 
 import pytest
 import torch
@@ -17,6 +18,52 @@ def test_round_trip_is_bit_exact(case, tmp_path):
     assert torch.equal(loaded(case.x, case.sigma), case.model(case.x, case.sigma))
     assert loaded.card == case.model.card and loaded.spec == case.model.spec and not loaded.training
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"], "no temporary file is left"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [lf.RidgeLPN(1, pairs=2, kernel=3), lf.ConvLPN(1, hidden=2, strides=(1, 2)), lf.MLPLPN(2, hidden=3, layers=1)],
+    ids=lambda model: type(model).__name__,
+)
+def test_a_model_comes_back_as_the_class_it_was(model, tmp_path):
+    loaded = lf.load(lf.save(model, tmp_path / "a.safetensors"))
+    assert type(loaded) is type(model)
+    plain = lf.LPN(model.spec)
+    plain.load_state_dict(model.state_dict())
+    assert type(lf.load(lf.save(plain, tmp_path / "b.safetensors"))) is lf.LPN
+
+    class Own(type(model)):
+        """A user's class: nothing of it is in the file, so its base is what comes back."""
+
+    model.__class__ = Own
+    assert type(lf.load(lf.save(model, tmp_path / "c.safetensors"))) is type(loaded)
+
+
+def test_the_class_in_a_header_is_only_a_hint(tmp_path):
+    """Files older than the entry are told by their spec; a class that does not fit the spec is not made."""
+    assert type(lf.load(written(tmp_path))) is lf.LPN
+    assert type(lf.load(written(tmp_path, family="RidgeLPN"))) is lf.LPN
+    assert type(lf.load(written(tmp_path, family="os.system"))) is lf.LPN
+    ridge = lf.RidgeLPN(1, pairs=2, kernel=3)
+    header = {"format": "lpn-fast", "version": "1", "spec": ridge.spec.encoded}
+    save_file(dict(ridge.state_dict()), tmp_path / "old", header)
+    assert type(lf.load(tmp_path / "old")) is lf.RidgeLPN
+
+
+def test_a_full_disk_is_an_oserror_and_what_was_there_is_kept(tmp_path):
+    """Files of this process may not grow beyond 2 kB for a moment; safetensors has an error of its own for that."""
+    resource = pytest.importorskip("resource", reason="limits of a process are a matter of Unix")
+    path = lf.save(lf.MLPLPN(2, hidden=3, layers=1), tmp_path / "a.safetensors")
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="a.safetensors cannot be written"):
+            lf.save(lf.MLPLPN(2, hidden=50), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_saving_refuses_nan_and_keeps_what_was_there(tmp_path):

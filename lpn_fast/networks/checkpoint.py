@@ -1,7 +1,8 @@
 """Checkpoints: safetensors with a JSON header. Reading one executes no code.
 
-Header entries (safetensors metadata): format = "lpn-fast", version, spec (the architecture), card (anything
-known of the model: noise level, value range, data, training), alpha_convention = "alpha/2 |x|^2".
+Header entries (safetensors metadata): format = "lpn-fast", version, family (the class, one of FAMILIES), spec (the
+architecture), card (anything known of the model: noise level, value range, data, training),
+alpha_convention = "alpha/2 |x|^2".
 """
 
 import json
@@ -13,10 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..algebra.parameters import layout
-from ..algebra.spec import from_dict, to_dict
+from ..algebra.spec import Spec, from_dict, to_dict
+from .families import MLPLPN, ConvLPN
 from .lpn import LPN
+from .ridge import RidgeLPN
 
 VERSION = 1
+# what a header may name; any other class is read as LPN, which has the same f and lacks the methods of its own
+FAMILIES = {family.__name__: family for family in (LPN, MLPLPN, ConvLPN, RidgeLPN)}
 _ALPHA = "alpha/2 |x|^2"
 
 
@@ -34,6 +39,8 @@ def save(model: LPN, path: str | Path) -> Path:
         `model` is not an LPN.
     ValueError
         A parameter is NaN or infinite; it is named.
+    OSError
+        The folder cannot be written to, or is full; what was at `path` is still there.
     """
     if not isinstance(model, LPN):
         raise TypeError(f"model must be an lpn_fast.LPN, got {type(model).__name__}")
@@ -44,6 +51,7 @@ def save(model: LPN, path: str | Path) -> Path:
     header = {
         "format": "lpn-fast",
         "version": str(VERSION),
+        "family": next(cls.__name__ for cls in type(model).__mro__ if cls in FAMILIES.values()),
         "alpha_convention": _ALPHA,
         "spec": json.dumps(to_dict(model.spec)),
         "card": json.dumps(model.card),
@@ -54,13 +62,15 @@ def save(model: LPN, path: str | Path) -> Path:
         save_file(tensors, temporary, metadata=header)
         os.chmod(temporary, 0o644)  # safetensors creates files that only their owner can read
         os.replace(temporary, path)
+    except SafetensorError as error:  # what the library makes of a full disk
+        raise OSError(f"{path} cannot be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return path
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> LPN:
-    """Read a model written by `save`, in evaluation mode.
+    """Read a model written by `save`, in evaluation mode and of the class it had (one of FAMILIES).
 
     Raises
     ------
@@ -89,10 +99,20 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LPN:
     if spec is None:
         raise ValueError(f"{path} has checkpoint version {version}, this lpn_fast reads up to {VERSION}")
     _check_tensors(path, tensors, slots)
-    model = LPN(spec).to(next(iter(tensors.values())).dtype)
+    model = _of_family(header.get("family"), spec).to(next(iter(tensors.values())).dtype)
     model.load_state_dict(tensors)
     model.card = card
     return model.to(device).eval()
+
+
+def _of_family(name: str | None, spec: Spec) -> LPN:
+    """A fresh model of that class; a file without the entry is older than it, and its spec tells enough."""
+    family = FAMILIES.get(name or RidgeLPN.__name__, LPN)
+    if family is RidgeLPN and not RidgeLPN.has_form_of(spec):
+        family = LPN
+    model = family.__new__(family)
+    LPN.__init__(model, spec)  # a family's own arguments are in the spec already
+    return model
 
 
 def _check_tensors(path: Path, tensors: dict[str, torch.Tensor], slots) -> None:

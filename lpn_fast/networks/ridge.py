@@ -60,11 +60,18 @@ class RidgeLPN(LPN):
             raise ValueError(f"kernel must be odd and between 1 and 9, got {kernel}")
         if pairs < 1:
             raise ValueError(f"pairs must be at least 1, got {pairs}")
-        # filters that overlap the image by one pixel count: then A^T A is as flat at the borders as inside
-        stage = Stage(2 * pairs, skip_kernel=kernel, skip_padding=kernel - 1, heads=("squared",))
-        levels = noise_knots(sigma_conditional)
-        super().__init__(Spec("conv", channels, (stage,), beta, alpha, linear=True, noise_levels=levels))
+        super().__init__(_spec(channels, pairs, kernel, beta, alpha, noise_knots(sigma_conditional)))
         self.project_()
+
+    @staticmethod
+    def has_form_of(spec: Spec) -> bool:
+        """Whether networks of this class have such a spec; whether filters are mirrored is up to their values."""
+        first = spec.stages[0]
+        if spec.is_dense or len(spec.stages) > 1 or first.skip_kernel < 1:
+            return False
+        return spec == _spec(
+            spec.channels, first.width // 2, first.skip_kernel, spec.beta, spec.alpha, spec.noise_levels
+        )
 
     @torch.no_grad()
     def project_(self) -> "RidgeLPN":
@@ -100,6 +107,12 @@ class RidgeLPN(LPN):
         stage = self.stages[0]
         weight = (2 * stage.head_squared[::2]).sqrt().view(-1, 1, 1, 1)
         return torch.fft.rfft2(stage.skip[::2] * weight, s=(GRID, GRID)).abs().square().sum((0, 1))
+
+
+def _spec(channels: int, pairs: int, kernel: int, beta: float, alpha: float, levels: tuple[float, ...]) -> Spec:
+    # filters that overlap the image by one pixel count: then A^T A is as flat at the borders as inside
+    stage = Stage(2 * pairs, skip_kernel=kernel, skip_padding=kernel - 1, heads=("squared",))
+    return Spec("conv", channels, (stage,), beta, alpha, linear=True, noise_levels=levels)
 
 
 def _mirrored(t: torch.Tensor, sign: int) -> torch.Tensor:

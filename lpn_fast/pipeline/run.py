@@ -21,6 +21,7 @@ from .files import write_temporary, write_whole
 from .flow import Background, in_order
 from .images import LARGEST_PLAUSIBLE, Encoding, Range, UnreadableImage, encode, one_line
 from .manifest import ItemResult, Manifest
+from .memory import Trim
 from .noise import noise_level
 from .sources import Source
 from .tasks import Solution, Task
@@ -70,6 +71,7 @@ class Run:
     writer: Background
     done: list[ItemResult] = field(default_factory=list)
     failed: list[ItemResult] = field(default_factory=list)
+    trim: Trim = field(default_factory=Trim)
 
 
 def usable(run: Run, sources: list[Source]) -> Iterator[Work]:
@@ -164,6 +166,8 @@ def _write(run: Run, batch: list[Work], solution: Solution, computed, seconds: f
             os.replace(temporary, path)
             run.done.append(line)
     record_failures(run, *failures)
+    del solution
+    run.trim.batch_done()
 
 
 def _result(run: Run, work: Work, solution: Solution, own: slice, image: Tensor, seconds: float) -> ItemResult:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from ..metrics import UNIFORM_SIDE, psnr, ssim
-from ..networks import LPN, asymptotic_gain
+from ..networks import LPN, asymptotic_gain, save
 from .schedule import Phase
-from .state import write_model
 from .trainer import Trainer
 from .trajectories import SolverStates
 
@@ -113,7 +112,7 @@ def train_denoiser(
 
 def write_result(model: LPN, out: str | Path) -> None:
     """Write model.safetensors and card.md to the folder `out`."""
-    write_model(model, Path(out) / "model.safetensors")
+    save(model, Path(out) / "model.safetensors")
     (Path(out) / "card.md").write_text(card_text(model, Path(out).name))
 
 

@@ -71,7 +71,7 @@ def build_model(config: TrainingConfig) -> LPN:
     """The network, freshly drawn from torch's generator, or the one to go on from."""
     table, conditional = config.model, not isinstance(config.sigma, float | int)
     if table.start is not None:
-        model = _with_family(load(table.start))
+        model = load(table.start)
         if model.is_noise_conditional != conditional:
             levels = "a range" if model.is_noise_conditional else "one number"
             raise ValueError(f"sigma must be {levels} for {table.start}, got {config.sigma}")
@@ -99,21 +99,6 @@ def build_model(config: TrainingConfig) -> LPN:
     if table.initialise is not None and table.start is None:
         initialise_as_(model, table.initialise).project_()
     return model.train()
-
-
-def _with_family(model: LPN) -> LPN:
-    """The same network as a RidgeLPN if it is one: its projection does more than that of an LPN."""
-    spec, first = model.spec, model.spec.stages[0]
-    if len(spec.stages) > 1 or first.heads != ("squared",) or first.width % 2:
-        return model
-    ridge = RidgeLPN(
-        spec.channels, first.width // 2, first.skip_kernel, spec.beta, spec.alpha, spec.noise_levels or False
-    )
-    if ridge.spec != spec:
-        return model
-    ridge.load_state_dict(model.state_dict())
-    ridge.card = model.card
-    return ridge
 
 
 def build_crops(data: DataConfig, model: LPN, pool: int = SYNTHETIC_POOL) -> ImageCrops:

@@ -15,8 +15,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..networks import LPN, save
-
 FORMAT = "lpn-fast-training"
 
 
@@ -101,11 +99,3 @@ def read(path: Path) -> Snapshot:
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} is not a resume file of lpn-fast train; remove it to start anew")
     return Snapshot(tensors, json.loads(header["progress"]))
-
-
-def write_model(model: LPN, path: Path) -> None:
-    """`lpn_fast.save`, whose failure on a full disk is an OSError here, too."""
-    try:
-        save(model, path)
-    except SafetensorError as error:
-        raise OSError(f"{path} could not be written: {error}") from error

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..networks import LPN, limit_gain_
+from ..networks import LPN, limit_gain_, save
 from ..optim import ProjectedAdam
 from . import gate, state
 from .average import WeightAverage
@@ -30,7 +30,6 @@ from .distributed import current_group
 from .expansion import expansion_penalty
 from .log import EARLY_SECONDS, WINDOW, Pace, RunLog
 from .schedule import Phase, locate
-from .state import write_model
 from .trajectories import SolverStates
 
 Sampler = Callable[..., Tensor]  # (batch size, generator) -> clean samples (N, ...)
@@ -200,7 +199,7 @@ class Trainer:
             self.average.install()
             self._project(everything=True)
         if self.out is not None and self.group.leads:
-            write_model(self.model, self.out / "model.safetensors")
+            save(self.model, self.out / "model.safetensors")
         return {"step": self.step, "seconds": round(time.monotonic() - self.pace.started, 1), **figures}
 
     # ---- one step

@@ -1,0 +1,165 @@
+"""`python -m bench.pipeline`: what a batch job costs beside the network, and that its memory does not grow.
+
+    python -m bench.pipeline overhead       wall time of a job against the bare solver on the same batches
+    python -m bench.pipeline memory         peak of jobs of 100 and of 1,000 images, each in a fresh process
+
+overhead: 8-bit gray PNG files of 512 x 512 pixels, the shipped model, all threads. A round runs the job (read, solve,
+write, record) and the solver alone on the batches the job makes, in turns; overhead = 1 - solver / job per round.
+Denoising is one network evaluation per image, the least work there is to hide the rest behind. Goal: 10 %.
+
+memory: the resident set while the job runs, no allocator settings. Goal: the peak of ten times as many images is at
+most 5 % higher. Writes bench/results/pipeline_<what>_<isa>_<threads>t.csv.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+import lpn_fast as lf
+from lpn_fast.data.synthetic import synthetic_images
+from lpn_fast.pipeline import Denoise, Encoding, read_image, reconstruct, write_image
+from lpn_fast.pipeline.batches import BATCH_PIXELS, bucketed, concatenated, to_samples
+
+from .report import Measurement, isa, surroundings, write
+from .timing import interleaved, spread
+
+SIDE, SIGMA = 512, 0.05
+OVERHEAD_GOAL, GROWTH_GOAL = 10.0, 5.0  # %
+MEMORY_COUNTS = (100, 1000)
+MEMORY_SIDE = 256  # many images matter here, not large ones
+
+
+def photographs(folder: Path, count: int, side: int, distinct: int = 8) -> Path:
+    """`count` noisy 8-bit gray PNG files, `distinct` different ones (the others are links)."""
+    folder.mkdir(parents=True)
+    clean = torch.from_numpy(synthetic_images("dead-leaves", min(count, distinct), side))
+    noisy = clean + SIGMA * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    for number in range(count):
+        path = folder / f"{number:05d}.png"
+        if number < len(noisy):
+            write_image(path, noisy[number], Encoding(".png", "L"))
+        else:
+            os.link(folder / f"{number % len(noisy):05d}.png", path)
+    return folder
+
+
+def overhead(count: int, rounds: int, seconds: float, threads: int) -> list[Measurement]:
+    """Measure, print, and return the rows."""
+    torch.set_num_threads(threads)
+    model, where = lf.pretrained("natural-gray"), surroundings(threads)
+    print(f"{where['device']}, {threads} threads, torch {where['torch']}, commit {where['commit']}")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = photographs(Path(scratch) / "images", count, SIDE)
+        samples = [to_samples(read_image(path).pixels, 1) for path in sorted(folder.iterdir())]
+        batches = [concatenated(batch) for batch in bucketed(samples, lambda s: s, BATCH_PIXELS)]
+        task, out, solved = Denoise(SIGMA), Path(scratch) / "out", []
+
+        def job():
+            shutil.rmtree(out, ignore_errors=True)
+            reconstruct(folder, out, task=task, model=model, batch_pixels=BATCH_PIXELS)
+
+        def solver():
+            solved[:] = [task.solve(batch, model).x for batch in batches]
+
+        times = interleaved({"job": job, "solver": solver}, rounds, seconds)
+        results = torch.stack([read_image(path).pixels for path in sorted(out.glob("*.png"))])
+    difference = float((results - torch.cat(solved).clamp(0, 1)).abs().max())  # half a level of 8 bits
+    share = spread([100 * (1 - s / j) for j, s in zip(times["job"], times["solver"], strict=True)])
+    per_image = {what: spread([1e3 * t / count for t in times[what]]) for what in times}
+    print(
+        f"job {per_image['job'].p50:.1f} ms, solver {per_image['solver'].p50:.1f} ms per image; "
+        f"overhead {share.p50:.1f} % [{share.p20:.1f}..{share.p80:.1f}], goal {OVERHEAD_GOAL:g} %: "
+        f"{'met' if share.p50 <= OVERHEAD_GOAL else 'MISSED'}; largest difference of a result {difference:.1e}"
+    )
+    config = json.dumps({"rounds": len(times["job"]), "images": count, "batch_pixels": BATCH_PIXELS})
+    base = _base(SIDE, "overhead", where, config) | {"rel_err": difference}
+    rows = [_row(base, what, "time", "ms/image", per_image[what]) for what in per_image]
+    return [*rows, _row(base, "1 - solver/job", "overhead", "%", share)]
+
+
+def memory(threads: int) -> list[Measurement]:
+    """Measure, print, and return the rows."""
+    where, rows, peaks = surroundings(threads), [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        for count in MEMORY_COUNTS:
+            folder = photographs(Path(scratch) / str(count), count, MEMORY_SIDE)
+            command = [sys.executable, "-m", "bench.pipeline", "peak", str(folder), str(threads)]
+            root = Path(__file__).resolve().parents[1]
+            plain = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+            child = subprocess.run(command, cwd=root, env=plain, capture_output=True, text=True, check=True)
+            peaks.append(json.loads(child.stdout))
+            print(f"{count:>5} images: {peaks[-1]['start']:.0f} MB before the job, peak {peaks[-1]['peak']:.0f} MB")
+            config = json.dumps({"images": count, "before": peaks[-1]["start"]})
+            base = _base(MEMORY_SIDE, "memory", where, config) | {"rel_err": ""}
+            rows.append(
+                Measurement(**base, provider="job", metric="memory", unit="MB", p50=peaks[-1]["peak"], p20="", p80="")
+            )
+    growth = 100 * (peaks[-1]["peak"] / peaks[0]["peak"] - 1)
+    met = "met" if growth <= GROWTH_GOAL else "MISSED"
+    print(f"growth {growth:+.1f} %, goal {GROWTH_GOAL:g} %: {met}")
+    return rows
+
+
+def peak(folder: Path, threads: int) -> dict:
+    """MB resident before and at the peak of a job, in this process; the network is small, the images are many."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = lf.ConvLPN(1, hidden=2).eval()
+    model(torch.zeros(1, 1, MEMORY_SIDE, MEMORY_SIDE))
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    reconstruct(folder, folder.with_name(f"{folder.name}-out"), task=Denoise(SIGMA), model=model)
+    return {"start": start, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def _base(side: int, mode: str, where: dict, config: str) -> dict:
+    fixed = {"op": "pipeline denoise", "family": "natural-gray" if mode == "overhead" else "ConvLPN", "mode": mode}
+    fixed |= {"shape": f"1x{side}x{side}", "batch": 1, "backend": "cpu", "precision": "fp32", "flop": "", "bytes": ""}
+    return fixed | {"roofline_fraction": "", "config_json": config} | where
+
+
+def _row(base: dict, provider: str, metric: str, unit: str, s) -> Measurement:
+    return Measurement(**base, provider=provider, metric=metric, unit=unit, p50=s.p50, p20=s.p20, p80=s.p80)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what was asked for; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, what in (("overhead", "wall time beside the network"), ("memory", "peak against the number of images")):
+        command = commands.add_parser(name, help=what)
+        command.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
+        command.add_argument("--output", type=Path, help="the CSV")
+        if name == "overhead":
+            command.add_argument("--images", type=int, default=12, help="default: %(default)s")
+            command.add_argument("--rounds", type=int, default=9, help="at most (default: %(default)s)")
+            command.add_argument("--seconds", type=float, default=90.0, help="in all (default: %(default)s)")
+    child = commands.add_parser("peak", help="one job, for the run above")
+    child.add_argument("folder", type=Path)
+    child.add_argument("threads", type=int)
+    options = parser.parse_args(arguments)
+    if options.command == "peak":
+        print(json.dumps(peak(options.folder, options.threads)))
+        return 0
+    if options.command == "overhead":
+        rows = overhead(options.images, options.rounds, options.seconds, options.threads)
+    else:
+        rows = memory(options.threads)
+    results = Path(__file__).resolve().parent / "results"
+    path = options.output or results / f"pipeline_{options.command}_{isa().replace(' ', '_')}_{options.threads}t.csv"
+    write(path, rows)
+    print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -64,7 +64,9 @@ def assert_one_line(stderr, *words):
         assert word in stderr, stderr
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "reconstruct", "denoise", "info"])
+@pytest.mark.parametrize(
+    "command", ["demo", "train", "reconstruct", "denoise", "info", "convert", "export", "bench", "completion"]
+)
 def test_help_shows_examples(capsys, command):
     assert cli.main([command, "--help"]) == 0
     assert f"lpn-fast {command}" in capsys.readouterr().out.split("examples:")[1]

@@ -15,11 +15,11 @@ import os
 import sys
 
 from .. import __version__
-from . import demo, denoise, info, prior, reconstruct, train, verify
+from . import bench, completion, convert, demo, denoise, export, info, prior, reconstruct, train, verify
 
 __all__ = ["main"]
 
-COMMANDS = (demo, reconstruct, denoise, prior, verify, train, info)
+COMMANDS = (demo, reconstruct, denoise, prior, verify, train, convert, export, bench, info, completion)
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 

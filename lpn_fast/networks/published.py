@@ -26,6 +26,7 @@ _PAPER = {
     "celeba": ("lpn_128", {"in_dim": 3, "hidden": 256, "beta": 100.0, "alpha": 1e-6}),
     "mayoct": ("lpn_128", {"in_dim": 1, "hidden": 256, "beta": 100.0, "alpha": 1e-6}),
 }
+NAMES = tuple(_PAPER)
 _FAMILY_DEFAULTS = {"laplacian": "laplacian", "lpn_mnist": "mnist", "lpn_128": "celeba"}
 
 
@@ -52,6 +53,14 @@ def paper_network(name: str) -> LPN:
     model = LPN(published_spec(*_PAPER[name]))
     # the published 1-D notebook keeps torch's default start; ours for dense networks serves there
     return model if name == "laplacian" else published_start_(model)
+
+
+def published_config(name: str) -> dict:
+    """The model.json of a published network, for `from_reference`; ValueError for another name."""
+    if name not in _PAPER:
+        raise ValueError(f"name must be one of {sorted(_PAPER)}, got {name!r}")
+    family, params = _PAPER[name]
+    return {"model": family, "params": dict(params)}
 
 
 def from_reference(checkpoint: str | Path | Mapping[str, Tensor], config: Mapping) -> LPN:

@@ -168,6 +168,8 @@ def decode(data: bytes, path: Path, intensities: Range | None = None) -> Image:
             pixels, encoding, notes = _read_picture(data, suffix)
             image = _in_range(path, pixels, encoding, intensities, notes)
         check_values(image.pixels)
+    except PIL.UnidentifiedImageError as error:  # its own words name an object in memory
+        raise UnreadableImage(path, "cannot identify a picture in it: damaged, or of another format") from error
     except Exception as error:  # a decoder that is fed garbage may raise anything; it concerns this file only
         raise UnreadableImage(path, one_line(error)) from error
     return image

@@ -3,19 +3,20 @@
 Pictures are decoded in one thread, solved in another, written in a third. glibc keeps a heap per thread, and what
 one thread frees of another's heap stays there: without this the resident set creeps up over the first hundreds of
 images (by some 50 MB for images of 256 x 256) before it levels off. One call walks all heaps, which takes a few
-milliseconds beside batches that take a hundred or more, so it is made once in BATCHES batches, by the writing thread.
+milliseconds, so it is made by the writing thread, after batches, and not more often than a small share of the time.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import time
 
-BATCHES = 4  # a call takes about 5 ms
+SHARE = 0.03  # of the time, at most
 
 
 class Trim:
-    """Counts batches; every BATCHES of them it returns what lies freed in the heaps.
+    """Returns what lies freed in the heaps, unless that was done just before.
 
     Examples
     --------
@@ -23,12 +24,15 @@ class Trim:
     """
 
     def __init__(self):
-        self._batches = 0
+        self._not_before = 0.0
 
     def batch_done(self) -> None:
-        self._batches += 1
-        if self._batches % BATCHES == 0 and (trim := _malloc_trim()) is not None:
-            trim(0)
+        trim, started = _malloc_trim(), time.monotonic()
+        if trim is None or started < self._not_before:
+            return
+        trim(0)
+        ended = time.monotonic()
+        self._not_before = ended + (ended - started) / SHARE
 
 
 @functools.cache

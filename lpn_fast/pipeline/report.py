@@ -32,7 +32,7 @@ STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; margin: 1em 0; }
 th, td { padding: .3em .8em; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 figure { display: inline-block; margin: 0 1em 1.5em 0; vertical-align: top; }
 figure img { image-rendering: pixelated; margin-right: 4px; }
 figcaption { font-size: 85%; max-width: 400px; overflow-wrap: anywhere; }
@@ -202,12 +202,12 @@ def _number(value: float | None, digits: int) -> str:
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int | None = None) -> str:
     """Cells are HTML already; the header is not."""
 
-    def cell(index: int, content: str) -> str:
+    def cell(tag: str, index: int, content: str) -> str:
         kind = ' class="number"' if numbers_from is not None and index >= numbers_from else ""
-        return f"<td{kind}>{content}</td>"
+        return f"<{tag}{kind}>{content}</{tag}>"
 
-    head = "".join(f"<th>{_text(name)}</th>" for name in header)
-    lines = ("<tr>" + "".join(cell(i, content) for i, content in enumerate(row)) + "</tr>" for row in rows)
+    head = "".join(cell("th", i, _text(name)) for i, name in enumerate(header))
+    lines = ("<tr>" + "".join(cell("td", i, content) for i, content in enumerate(row)) + "</tr>" for row in rows)
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table>"
 
 

@@ -1,0 +1,65 @@
+"""`lpn-fast convert`: a checkpoint of the published code as a file of this package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..networks import from_reference, save
+from ..networks.published import NAMES, published_config
+from . import options
+
+DESCRIPTION = """\
+Read a .pt checkpoint of the published code (no code in it is executed) and write it as a safetensors file that
+every other command takes as --model. The architecture is one of the published ones, or what the model.json
+beside the checkpoint says."""
+
+EXAMPLES = """\
+  lpn-fast convert model.pt -o mayoct.safetensors --family mayoct --sigma 0.1
+  lpn-fast convert model.pt -o faces.safetensors --config exps/celeba/model.json --note "trained by ..., licence ..."
+  lpn-fast verify mayoct.safetensors                        then see that it is an exact prox"""
+
+
+def add_parser(subparsers) -> None:
+    """Add the command to the parser's commands."""
+    parser = options.add_command(subparsers, "convert", "a published checkpoint into a model", DESCRIPTION, EXAMPLES)
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="FILE.pt", help="a state dict, or a file that holds one as model_state_dict")
+    add("-o", "--out", type=Path, required=True, metavar="FILE.safetensors", help="must not be there yet")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--family", choices=NAMES, help="the published architecture")
+    which.add_argument("--config", type=Path, metavar="model.json", help="the published code's description of it")
+    add("--sigma", type=float, metavar="S", help="noise level it was trained for, kept in the card")
+    add("--note", metavar="TEXT", help="where it comes from and under which licence, kept in the card")
+    parser.set_defaults(when_interrupted="nothing was written")
+
+
+def run(args) -> int:
+    """Do it; the exit code."""
+    if args.out.exists():
+        raise ValueError(f"--out must name a new file, {args.out} is there already")
+    if not args.checkpoint.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {args.checkpoint}")
+    if args.sigma is not None and not 0 < args.sigma < float("inf"):
+        raise ValueError(f"--sigma must be positive and finite, got {args.sigma:g}")
+    config = published_config(args.family) if args.config is None else _config(args.config)
+    model = from_reference(args.checkpoint, config)
+    model.card = {"converted_from": args.checkpoint.name, "config": config}
+    model.card |= {} if args.sigma is None else {"sigma": args.sigma}
+    model.card |= {} if args.note is None else {"note": args.note}
+    save(model, args.out)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    print(
+        f"{args.out}: {config['model']}, {numbers} numbers; lpn-fast verify {args.out} tests that it is an exact prox"
+    )
+    return 0
+
+
+def _config(path: Path) -> dict:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"--config must be a readable JSON file, {path}: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"--config must hold an object with 'model' and 'params', got {type(config).__name__}")
+    return config

@@ -18,6 +18,8 @@ main = pytest.importorskip("bench.experiments.__main__", reason=REASON).main
 mnist = pytest.importorskip("bench.experiments.mnist", reason=REASON)
 mnist_prior = pytest.importorskip("bench.experiments.mnist_prior", reason=REASON)
 mnist_inversion = pytest.importorskip("bench.experiments.mnist_inversion", reason=REASON)
+perturbations = pytest.importorskip("bench.experiments.perturbations", reason=REASON)
+three_losses = pytest.importorskip("bench.experiments.three_losses", reason=REASON)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,28 +91,28 @@ def test_the_digits_are_the_digits():
 def test_perturbations_are_what_they_are_called():
     x = torch.zeros(4, 1, 28, 28)
     x[:, :, 14, 14] = 1
-    blurred = mnist_prior.perturb(x, "blur", 2.0)[0, 0]
+    blurred = perturbations.perturb(x, "blur", 2.0)[0, 0]
     place = torch.arange(28.0) - 14
     assert blurred.sum().item() == pytest.approx(1, abs=1e-4)
     assert (blurred.sum(0) * place**2).sum().item() == pytest.approx(4.0, rel=0.02)  # the variance
     x[0] = 0.5
-    noise = mnist_prior.perturb(x, "noise", 0.1)[0] - 0.5
+    noise = perturbations.perturb(x, "noise", 0.1)[0] - 0.5
     assert noise.std().item() == pytest.approx(0.1, rel=0.1)
-    assert torch.allclose(mnist_prior.perturb(x, "mix", 0.25)[0], 0.75 * x[0] + 0.25 * x[3])
-    assert all(torch.equal(mnist_prior.perturb(x, kind, 0.0), x) for kind in mnist_prior.LEVELS)
+    assert torch.allclose(perturbations.perturb(x, "mix", 0.25)[0], 0.75 * x[0] + 0.25 * x[3])
+    assert all(torch.equal(perturbations.perturb(x, kind, 0.0), x) for kind in perturbations.LEVELS)
 
 
 def test_rising_means_what_it_says():
-    assert mnist_prior.rises({0.0: 1, 0.1: 2, 0.2: 3}, "noise")
-    assert not mnist_prior.rises({0.0: 1, 0.1: 3, 0.2: 2}, "noise")
-    assert mnist_prior.rises({0.0: 1, 0.25: 2, 0.5: 3, 0.75: 2, 1.0: 0}, "mix")
-    assert not mnist_prior.rises({0.0: 3, 0.25: 2, 0.5: 1, 0.75: 2, 1.0: 3}, "mix")  # as every convex R does
+    assert perturbations.rises({0.0: 1, 0.1: 2, 0.2: 3}, "noise")
+    assert not perturbations.rises({0.0: 1, 0.1: 3, 0.2: 2}, "noise")
+    assert perturbations.rises({0.0: 1, 0.25: 2, 0.5: 3, 0.75: 2, 1.0: 0}, "mix")
+    assert not perturbations.rises({0.0: 3, 0.25: 2, 0.5: 1, 0.75: 2, 1.0: 3}, "mix")  # as every convex R does
 
 
 def test_the_schedules_have_the_steps_asked_for():
-    for loss in mnist.LOSSES:
-        assert sum(phase.steps for phase in mnist.phases(loss, 80)) == 80
-    assert mnist.phases("matching", 80)[-1].gamma == pytest.approx(2.24)
+    for loss in three_losses.LOSSES:
+        assert sum(phase.steps for phase in three_losses.short_phases(loss, 80, mnist.ENTRIES)) == 80
+    assert three_losses.short_phases("matching", 80, mnist.ENTRIES)[-1].gamma == pytest.approx(2.24)
 
 
 def test_the_prior_study_trains_evaluates_and_resumes(tmp_path, data, capsys):
@@ -118,7 +120,7 @@ def test_the_prior_study_trains_evaluates_and_resumes(tmp_path, data, capsys):
     options = ["--data", str(data), "--steps", "8", "--count", "2", "--threads", "1", "--runs", str(tmp_path / "runs")]
     code = main(["mnist-prior", *options, "--out", str(out)])
     rows = read(out / "results.csv")
-    assert code in (0, 1) and len(rows) == 45 and {row["loss"] for row in rows} == set(mnist.LOSSES)
+    assert code in (0, 1) and len(rows) == 45 and {row["loss"] for row in rows} == set(three_losses.LOSSES)
     assert {"device", "threads", "torch", "commit", "converged", "mean", "std"} <= rows[0].keys()
     assert (out / "prior.png").read_bytes().startswith(b"\x89PNG")
     assert ("does NOT rise" in capsys.readouterr().out) or code == 0

@@ -58,7 +58,7 @@ def test_experiments_write_a_table_and_a_figure(tmp_path, command, rows, figure)
 
 
 def test_quick_runs_do_not_overwrite_results(capsys):
-    for name in ("laplacian", "gaussian-mixture", "initialisation"):
+    for name in ("laplacian", "gaussian-mixture", "initialisation", "faces", "ct", "cs"):
         assert main([name, "--quick"]) == 2 and "--out" in capsys.readouterr().err
 
 
@@ -77,7 +77,7 @@ def test_the_prior_of_soft_thresholding_is_the_absolute_value():
 def test_the_interpolated_mmse_prior_is_the_closed_form():
     y = torch.linspace(-3, 3, 13, dtype=torch.float64)
     mixture, sigma = gaussian_mixture.MIXTURE, gaussian_mixture.SIGMA
-    values = gaussian_mixture.mmse_prior(mixture.posterior_mean(y, sigma))
+    values = gaussian_mixture.mmse_prior(mixture, mixture.posterior_mean(y, sigma))
     assert torch.allclose(values, mixture.mmse_prior(y, sigma), atol=1e-6)
 
 

@@ -7,8 +7,12 @@ An experiment is a module of this folder with ``add_parser(subparsers)`` and ``r
 EXPERIMENTS = {
     "laplacian": "laplacian",
     "gaussian-mixture": "gaussian_mixture",
+    "gray-levels": "gray_levels",
     "initialisation": "initialisation",
     "training-speed": "training_speed",
     "mnist-prior": "mnist_prior",
     "mnist-inversion": "mnist_inversion",
+    "faces": "faces",
+    "ct": "ct",
+    "cs": "cs",
 }

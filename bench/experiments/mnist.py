@@ -1,15 +1,11 @@
 """Handwritten digits, and the published MNIST network trained on them with each loss in minutes.
 
-    matching   half the steps l1, then proximal matching with gamma = 2.24 * 8, 4, 2, 1      arXiv 2310.14344
-    l1, l2     all steps with that loss
-
 Noise 0.1, images in [0, 1], rows 0..49999 of the training set, the published start. The published run sees
 40,000 batches of 200 images; a run here sees STEPS of BATCH, a quarter of a percent of that, with rates that fall.
 """
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +13,14 @@ import torch
 from torch import Tensor
 
 import lpn_fast as lf
-from lpn_fast.training import Phase, Trainer, published_phases
+
+from . import three_losses
+from .three_losses import short_phases
 
 SIGMA = 0.1
 BATCH = 16
 TRAIN, TEST, VALIDATION = slice(0, 50_000), slice(50_000, 55_000), slice(55_000, 60_000)
-LOSSES = ("matching", "l1", "l2")
+ENTRIES = 28 * 28
 STEPS = 1200
 VARIABLE = "LPN_FAST_DATA"
 
@@ -74,24 +72,18 @@ def sampler(digits: np.ndarray) -> Callable[[int, torch.Generator], Tensor]:
     return draw
 
 
-def phases(loss: str, steps: int) -> list[Phase]:
-    """The schedule of one loss."""
-    if loss != "matching":
-        return [Phase(loss, steps, 2e-3, 1e-5)]
-    first, *stages = published_phases(28 * 28, steps)
-    rates = (5e-4, 4e-4, 3e-4, 2e-4)
-    stages = [replace(s, learning_rate=r, final_learning_rate=r / 4) for s, r in zip(stages, rates, strict=True)]
-    return [replace(first, learning_rate=2e-3, final_learning_rate=5e-4), *stages]
-
-
 def train(loss: str, digits: np.ndarray, steps: int, folder: Path, seed: int = 0) -> lf.LPN:
     """The network trained with one loss; a run found in `folder` is resumed, a finished one read."""
-    torch.manual_seed(seed)
-    model = lf.paper_network("mnist")
-    Trainer(model, sampler(digits), phases(loss, steps), sigma=SIGMA, batch_size=BATCH, seed=seed, out=folder).run()
-    model.card = {"sigma": SIGMA, "value_range": [0.0, 1.0], "data": "MNIST", "loss": loss, "steps": steps}
-    lf.save(model, folder / "model.safetensors")
-    return model.requires_grad_(False)
+    return three_losses.train(
+        lambda: lf.paper_network("mnist"),
+        sampler(digits),
+        short_phases(loss, steps, ENTRIES),
+        sigma=SIGMA,
+        batch=BATCH,
+        folder=folder,
+        card={"data": "MNIST", "loss": loss, "steps": steps},
+        seed=seed,
+    )
 
 
 @torch.no_grad()

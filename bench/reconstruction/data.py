@@ -1,6 +1,7 @@
 """Images, kernels and weights of the comparison, read from a data folder; nothing of it is part of the project.
 
 natural/bsds500/{train,test,val}/*.jpg, val32.txt      photographs; the 32 of the list are for validation
+faces_lfw/lfw150_train.zip                             4,700 aligned faces in colour; the last 300 are for validation
 ct_mayo/slices.csv, train/*.png                        512 x 512, x = stored / 255; patient p9 is for validation
 kernels/kernels.npz                                    recorded camera shakes
 weights/*.npz                                          networks of the baselines, as plain arrays
@@ -18,10 +19,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from lpn_fast.data import validation_batch
+
 from ..experiments.provenance import ROOT
 
 VARIABLE = "LPN_FAST_DATA"
 CT_SIDE, CT_VALIDATION = 512, "p9"
+FACES, FACE_SIDE = Path("faces_lfw") / "lfw150_train.zip", 150
+FACE_SAMPLES = {"train": (0, 4400), "validation": (4400, 4700)}
 
 
 def find(argument: str | None) -> Path:
@@ -49,12 +54,27 @@ def photographs(root: Path, part: str, count: int, side: int) -> Tensor:  # (cou
 
 def slices(root: Path, part: str, count: int, side: int) -> Tensor:  # (count, 1, side, side) in [0, 1]
     """CT slices, averaged down to the side; they are spread over the patients of the part."""
+    wanted = slice_paths(root, part)
+    chosen = [wanted[i] for i in np.linspace(0, len(wanted) - 1, min(count, len(wanted))).astype(int)]
+    return F.avg_pool2d(torch.stack([_gray(path) for path in chosen]), CT_SIDE // side)
+
+
+def slice_paths(root: Path, part: str) -> list[Path]:
+    """The files of the patients of a part."""
     with open(root / "ct_mayo" / "slices.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    wanted = [row["file"] for row in rows if (row["patient_group_inferred"] == CT_VALIDATION) == (part == "validation")]
-    chosen = [wanted[i] for i in np.linspace(0, len(wanted) - 1, min(count, len(wanted))).astype(int)]
-    images = torch.stack([_gray(root / "ct_mayo" / name) for name in chosen])
-    return F.avg_pool2d(images, CT_SIDE // side)
+    validates = part == "validation"
+    return [
+        root / "ct_mayo" / row["file"] for row in rows if (row["patient_group_inferred"] == CT_VALIDATION) == validates
+    ]
+
+
+def faces(root: Path, part: str, count: int, side: int) -> Tensor:  # (count, 3, side, side) in [0, 1]
+    """Centre crops of the first faces of the part."""
+    if side > FACE_SIDE:
+        raise ValueError(f"side must be at most {FACE_SIDE}, that of the faces, got {side}")
+    first, last = FACE_SAMPLES[part]
+    return validation_batch([root / FACES], 3, side, samples=(first, min(last, first + count)))
 
 
 def weights(root: Path, name: str) -> dict[str, Tensor]:

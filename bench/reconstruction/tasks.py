@@ -57,7 +57,7 @@ class Task:
     """A name, where its images come from, and how they are measured."""
 
     name: str
-    images: str  # "photographs" or "slices"
+    images: str  # "photographs", "faces" or "slices"
     simple: str  # what Instance.simple is called
     published: Published | None
 
@@ -92,16 +92,21 @@ class Task:
         return y[..., margin : margin + side, margin : margin + side]
 
 
-TASKS = (
-    *(
-        Task(f"deblur-{blur}-{noise}", "photographs", "degraded", Published(scale, 0.1, 20, sigma))
+def deblurring(images: str) -> tuple[Task, ...]:
+    """The four published deblurring tasks on some images."""
+    return tuple(
+        Task(f"deblur-{blur}-{noise}", images, "degraded", Published(scale, 0.1, 20, sigma))
         for blur, noise, scale, sigma in (
             (1, 0.02, 0.5, 0.05),
             (1, 0.04, 0.5, 0.1),
             (2, 0.02, 2.0, 0.1),
             (2, 0.04, 0.5, 0.1),
         )
-    ),
+    )
+
+
+TASKS = (
+    *deblurring("photographs"),
     Task("motion-0.02", "photographs", "degraded", None),
     Task("ct", "slices", "FBP", Published(1e-4, 0.05, 15, 0.1)),
     Task("cs-4", "slices", "least squares", Published(1.0, 0.05, 80, 0.1, box=True)),

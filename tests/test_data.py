@@ -1,12 +1,6 @@
-"""Loaders against real and made-up samples, augmentation, stores, synthetic images, known densities."""
+"""Crops, augmentation, stores; images and numbers made up."""
 
-import gzip
 import math
-import os
-import struct
-import warnings
-import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,27 +8,15 @@ import torch
 from PIL import Image
 
 from lpn_fast.data import (
-    WINDOWS,
     Augment,
     GaussianMixture,
     ImageCrops,
     ImageStore,
     Laplace,
-    Window,
-    find_items,
-    open_stack,
-    read_dicom,
-    read_gray_or_colour,
-    read_idx,
-    series_in_order,
     synthetic_crops,
     synthetic_images,
-    validation_batch,
 )
 from lpn_fast.data.augment import rotated
-
-SHARED = os.environ.get("LPN_FAST_DATA")
-shared = pytest.mark.skipif(not SHARED, reason="LPN_FAST_DATA names no folder with the real data")
 
 
 def seeded(seed=0):
@@ -151,249 +133,6 @@ def test_rotation_keeps_shapes_in_images_that_are_not_square():
 def test_bad_augmentation_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         Augment(**arguments)
-
-
-# ---- formats
-
-
-def test_archives_are_read_without_unpacking(surfaces, tmp_path):
-    folder, _ = surfaces
-    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
-        for path in sorted(folder.iterdir()):
-            archive.write(path, f"train/{path.name}")
-        archive.writestr("notes.txt", "nothing to see")
-    zipped = ImageCrops([tmp_path / "all.zip"], crop=9)
-    assert zipped.names[0].endswith("all.zip:train/0.png") and len(zipped) == 3
-    assert torch.equal(zipped(5, seeded()), ImageCrops([folder], crop=9)(5, seeded()))
-    assert len(find_items([tmp_path / "all.zip"], exclude=["1"])) == 2
-    content = bytearray((tmp_path / "all.zip").read_bytes())
-    content[200:260] = bytes(60)  # inside the first member
-    (tmp_path / "all.zip").write_bytes(content)
-    with pytest.raises(ValueError, match=r"all.zip:train/0.png is not re?a?"):
-        ImageCrops([tmp_path / "all.zip"], crop=9)
-    (tmp_path / "bad.zip").write_bytes(b"PK nothing")
-    with pytest.raises(ValueError, match="bad.zip is not a readable zip archive"):
-        find_items([tmp_path / "bad.zip"])
-
-
-def test_digit_files_as_npz_and_idx_agree(tmp_path):
-    digits = np.random.default_rng(0).integers(0, 256, (7, 28, 28), dtype=np.uint8)
-    np.savez_compressed(tmp_path / "mnist.npz", x_train=digits, y_train=np.zeros(7))
-    idx = struct.pack(">HBBIII", 0, 8, 3, 7, 28, 28) + digits.tobytes()
-    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx)
-    with gzip.open(tmp_path / "train-images-idx3-ubyte.gz", "wb") as file:
-        file.write(idx)
-    none = Augment("none")
-    batches = [
-        ImageCrops([tmp_path / name], crop=None, augment=none, samples=(1, 6))(9, seeded())
-        for name in ("mnist.npz", "train-images-idx3-ubyte", "train-images-idx3-ubyte.gz")
-    ]
-    assert batches[0].shape == (9, 1, 28, 28) and all(torch.equal(batches[0], b) for b in batches)
-    (tmp_path / "short.idx").write_bytes(idx[:-5])
-    with pytest.raises(ValueError, match="short.idx: its header announces.*truncated"):
-        find_items([tmp_path / "short.idx"])
-    (tmp_path / "floats.idx").write_bytes(struct.pack(">HBBI", 0, 0x0D, 1, 0))
-    with pytest.raises(ValueError, match="not an idx file of bytes"):
-        read_idx(tmp_path / "floats.idx")
-    np.savez(tmp_path / "two.npz", a=digits, b=digits)
-    with pytest.raises(ValueError, match="two.npz: it must hold 'x_train' or a single array"):
-        open_stack(tmp_path / "two.npz")
-
-
-def test_sixteen_bits_and_arrays_keep_their_digits(tmp_path):
-    rng = np.random.default_rng(0)
-    wide = rng.integers(0, 4096, (20, 20), dtype=np.uint16)
-    Image.fromarray(wide).save(tmp_path / "wide.png")
-    assert torch.equal(
-        validation_batch([tmp_path / "wide.png"], side=20, full_scale=4095.0)[0, 0],
-        torch.from_numpy(wide.astype(np.float32) / np.float32(4095)),
-    )
-    high = np.full((20, 20), 60_000, np.uint16)  # beyond int16
-    Image.fromarray(high).save(tmp_path / "high.png")
-    crops = ImageCrops([tmp_path / "high.png"], crop=8)
-    assert torch.allclose(crops(2, seeded()), torch.tensor(60_000 / 65_535))
-    floats = rng.random((3, 20, 20)).astype(np.float32)
-    np.save(tmp_path / "floats.npy", floats)
-    assert torch.equal(validation_batch([tmp_path / "floats.npy"], 3, side=20)[0], torch.from_numpy(floats))
-    gray = validation_batch([tmp_path / "floats.npy"], 1, side=20)[0, 0]
-    assert torch.allclose(gray, torch.from_numpy(np.tensordot([0.299, 0.587, 0.114], floats, 1)).float(), atol=1e-6)
-    mixed = ImageCrops([tmp_path / "wide.png", tmp_path / "floats.npy"], crop=8)
-    assert mixed.store.buffer.dtype == torch.float32 and 0 <= mixed(9, seeded()).min()
-
-
-def test_celeba_layout_takes_the_split_of_the_partition_file(tmp_path):
-    images = tmp_path / "img_align_celeba"
-    images.mkdir()
-    lines = []
-    for index in range(6):
-        Image.fromarray(np.full((30, 20, 3), 40 * index, np.uint8)).save(images / f"{index:06}.png")
-        lines.append(f"{index:06}.png {index // 2}")
-    (tmp_path / "list_eval_partition.txt").write_text("\n".join(lines))
-    train = ImageCrops([tmp_path], crop=None, channels=3, split="train", centre=16)
-    assert len(train) == 2 and train(3, seeded()).shape == (3, 3, 16, 16)
-    assert [item.stem for item in find_items([tmp_path], split="test")] == ["000004", "000005"]
-    (images / "000005.png").unlink()
-    with pytest.raises(ValueError, match="000005.png is listed"):
-        find_items([tmp_path], split="test")
-    (tmp_path / "list_eval_partition.txt").write_text("000000.png 7\n")
-    with pytest.raises(ValueError, match="line 1, must be"):
-        find_items([tmp_path], split="test")
-
-
-def test_mayo_layout_of_npy_folders_below_splits(tmp_path):
-    for split, count in (("train", 3), ("test", 1)):
-        for index in range(count):
-            folder = tmp_path / split / f"patient{index}"
-            folder.mkdir(parents=True)
-            np.save(folder / "slice.npy", np.random.default_rng(index).random((24, 24)).astype(np.float32))
-    crops = ImageCrops([tmp_path], crop=8, split="train", recursive=True)
-    assert len(crops) == 3
-    with pytest.raises(ValueError, match="there is no folder .*validation"):
-        find_items([tmp_path], split="validation")
-    with pytest.raises(ValueError, match="no images"):
-        find_items([tmp_path], split="train")  # not recursive
-
-
-def test_hdf5_as_lodopab_has_it(tmp_path):
-    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
-    truth = np.random.default_rng(0).random((5, 36, 36)).astype(np.float32)
-    path = tmp_path / "ground_truth_train_000.hdf5"
-    with h5py.File(path, "w") as file:
-        file["data"] = truth
-    whole = validation_batch([path], side=36)
-    assert torch.equal(whole[:, 0], torch.from_numpy(truth))
-    assert len(ImageCrops([tmp_path], crop=12, samples=(1, 4))) == 3
-    path.write_bytes(path.read_bytes()[:900])
-    with pytest.raises(ValueError, match="ground_truth_train_000.hdf5 is not readable"):
-        find_items([path])
-
-
-def test_missing_optional_packages_say_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
-    monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
-    (tmp_path / "a.h5").write_bytes(b"")
-    with pytest.raises(ImportError, match="h5py: pip install"):
-        find_items([tmp_path / "a.h5"])
-    with pytest.raises(ImportError, match="pydicom: pip install"):
-        read_dicom(b"")
-
-
-# ---- CT
-
-
-def test_windows_map_hounsfield_units_to_the_unit_interval():
-    hounsfield = np.array([[-2000.0, -1024.0, 0.0, 240.0, 3071.0]])
-    assert WINDOWS["full"].apply(hounsfield).tolist()[0] == pytest.approx([0, 0, 1024 / 4095, 1264 / 4095, 1])
-    assert WINDOWS["soft-tissue"].apply(hounsfield).tolist()[0] == pytest.approx([0, 0, 0.4, 1, 1])
-    own = WINDOWS["own"].apply(hounsfield)
-    assert own.min() == 0 and own.max() == 1
-    assert (WINDOWS["own"].apply(np.full((2, 2), 7.0)) == 0).all()
-    for ends in ((1.0, 1.0), (None, 3.0)):
-        with pytest.raises(ValueError, match="window must"):
-            Window(*ends)
-
-
-def test_dicom_slices_are_rescaled_windowed_and_ordered(tmp_path):
-    pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
-    from pydicom.data import get_testdata_file
-
-    path = get_testdata_file("CT_small.dcm")
-    dataset = pydicom.dcmread(path)
-    hounsfield = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
-    x = read_dicom(path, Window(-160, 240))
-    assert x.dtype == np.float32 and np.allclose(x, ((hounsfield + 160) / 400).clip(0, 1), atol=1e-6)
-    folder = tmp_path / "series"
-    folder.mkdir()
-    for name, place in (("b", 1.0), ("a", 2.0), ("c", -3.0)):  # without suffix, as scanners write them
-        dataset.ImagePositionPatient = [0, 0, place]
-        dataset.save_as(folder / name)
-    assert [p.name for p in series_in_order(folder)] == ["c", "b", "a"]
-    crops = ImageCrops([folder], crop=32, window=Window(-160, 240))
-    assert len(crops) == 3 and torch.allclose(crops.store.image(0)[0], torch.from_numpy(x))
-    (folder / "a").write_bytes((folder / "a").read_bytes()[:20_000])
-    with pytest.raises(ValueError, match="a is not a readable image: its pixels cannot be decoded"):
-        ImageCrops([folder], crop=32)
-    (folder / "d.dcm").write_bytes(b"no medicine")
-    with pytest.raises(ValueError, match="d.dcm is not a readable DICOM slice"):
-        read_dicom(folder / "d.dcm")
-    with pytest.raises(ValueError, match="must hold DICOM files"):
-        series_in_order(tmp_path)
-
-
-# ---- broken samples
-
-
-@pytest.mark.parametrize(
-    "name, content, message",
-    [
-        ("a.png", b"not a picture", "a.png is not a readable image"),
-        ("a.npy", b"not an array", "a.npy is not a readable array"),
-        ("nan.npy", np.full((20, 20), np.nan), "nan.npy is not a readable array: it holds 400 NaN"),
-        ("hu.npy", np.full((20, 20), 900.0), "values must be about"),
-        ("flat.npy", np.zeros(20), r"shape must be \(H, W\)"),
-        ("count.npy", np.zeros((20, 20), np.int64), "dtype must be floating point"),
-    ],
-)
-def test_broken_samples_are_named_or_left_out_with_a_warning(tmp_path, name, content, message):
-    path = tmp_path / name
-    path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
-    with pytest.raises(ValueError, match=message):
-        ImageCrops([tmp_path], crop=8)
-    with pytest.raises(ValueError, match="none of 1 samples could be read"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ImageCrops([tmp_path], crop=8, skip_broken=True)
-    np.save(tmp_path / "good.npy", np.zeros((20, 20), np.float32))
-    with pytest.warns(RuntimeWarning, match=name):
-        assert len(ImageCrops([tmp_path], crop=8, skip_broken=True)) == 1
-
-
-def test_bad_sampler_arguments_are_named(surfaces):
-    folder, _ = surfaces
-    for arguments, message in (
-        ({"samples": (3, 3)}, "samples must be an increasing pair"),
-        ({"samples": (9, 12)}, "samples must lie within"),
-        ({"split": "training"}, "split must be one of"),
-        ({"crop": None}, "not squares of one size"),
-        ({"centre": 60}, "smaller than the centre of 60"),
-        ({"full_scale": 0.0}, "full_scale must be positive"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            ImageCrops([folder], **({"crop": 8} | arguments))
-
-
-# ---- real data
-
-
-@shared
-@pytest.mark.parametrize(
-    "source, options, count, shape",
-    [
-        ("mnist/mnist.npz", {"crop": None, "samples": (0, 50_000)}, 50_000, (1, 28, 28)),
-        ("natural/bsds500/val", {"crop": 64}, 100, (1, 64, 64)),
-        (
-            "faces_lfw/lfw150_train.zip",
-            {"crop": None, "centre": 128, "channels": 3, "samples": (4400, 4700)},
-            300,
-            (3, 128, 128),
-        ),
-        ("ct_mayo/train", {"crop": 128}, 113, (1, 128, 128)),
-        ("ct_tcga_lung/slices", {"crop": 128, "full_scale": 4095.0}, 94, (1, 128, 128)),
-    ],
-)
-def test_real_data_are_read(source, options, count, shape):
-    crops = ImageCrops([Path(SHARED) / source], **options)
-    batch = crops(4, seeded())
-    assert len(crops) == count and batch.shape == (4, *shape)
-    assert 0 <= batch.min() and batch.max() <= 1 and batch.std() > 0.02
-
-
-@shared
-def test_gray_photographs_are_luma():
-    path = sorted((Path(SHARED) / "natural/bsds500/val").glob("*.jpg"))[0]
-    gray, colour = read_gray_or_colour(path, 1).float(), read_gray_or_colour(path, 3).float()
-    luma = torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), colour, 1)
-    assert (gray[0] - luma).abs().max() <= 1
 
 
 # ---- synthetic images

@@ -38,7 +38,7 @@ def train(config: TrainingConfig, progress: bool = True) -> LPN:
     """
     torch.manual_seed(config.seed)
     model = build_model(config)
-    crops = build_crops(config.data, model)
+    crops = build_crops(config.data, model, device=config.device)
     if progress and current_group().leads:
         size = sum(p.numel() for p in model.parameters())
         print(f"{len(crops)} images, {size:,} parameters, writing to {config.out}")
@@ -101,12 +101,17 @@ def build_model(config: TrainingConfig) -> LPN:
     return model.train()
 
 
-def build_crops(data: DataConfig, model: LPN, pool: int = SYNTHETIC_POOL) -> ImageCrops:
-    """The sampler, of `pool` images if they are made up; networks of one image size decide the crop."""
+def build_crops(data: DataConfig, model: LPN, pool: int = SYNTHETIC_POOL, device: str = "cpu") -> ImageCrops:
+    """The sampler, of `pool` images if they are made up; networks of one image size decide the crop.
+
+    The pixels lie on `device`, and crops are cut there.
+    """
     crop = data.crop if model.spec.image_size is None else model.spec.image_size[0]
     if data.synthetic is not None:
         side = max(SYNTHETIC_SIDE, crop)
-        return synthetic_crops(data.synthetic, crop, data.channels, pool=pool, side=side, augment=data.augment)
+        return synthetic_crops(
+            data.synthetic, crop, data.channels, pool=pool, side=side, augment=data.augment, device=device
+        )
     exclude = [Path(line).stem for line in Path(data.exclude).read_text().split()] if data.exclude else []
     return ImageCrops(
         list(data.sources),
@@ -122,6 +127,7 @@ def build_crops(data: DataConfig, model: LPN, pool: int = SYNTHETIC_POOL) -> Ima
         full_scale=data.full_scale,
         skip_broken=data.skip_broken,
         cache=data.cache,
+        device=device,
     )
 
 

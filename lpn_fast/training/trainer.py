@@ -10,7 +10,6 @@ looked at, at a multiple of GUARD steps.
 
 import dataclasses
 import hashlib
-import inspect
 import json
 import math
 import time
@@ -26,13 +25,12 @@ from ..networks import LPN, limit_gain_, save
 from ..optim import ProjectedAdam
 from . import gate, state
 from .average import WeightAverage
+from .batches import NoisyBatches, Sampler
 from .distributed import current_group
 from .expansion import expansion_penalty
 from .log import EARLY_SECONDS, WINDOW, Pace, RunLog
 from .schedule import Phase, locate
 from .trajectories import SolverStates
-
-Sampler = Callable[..., Tensor]  # (batch size, generator) -> clean samples (N, ...)
 
 GUARD = WINDOW  # steps between looks for NaN; a look waits for the device
 MOST_ROLLBACKS = 5
@@ -125,14 +123,16 @@ class Trainer:
         progress: bool = True,
         tensorboard: bool = False,
     ):
-        self.model, self.sampler, self.phases = model, sampler, list(phases)
-        self.sigma_range = _sigma_range(sigma, model.is_noise_conditional)
-        self.batch_size, self.seed, self.gain_limit, self.states = batch_size, seed, gain_limit, states
+        self.model, self.phases, self.group = model, list(phases), current_group()
+        self.seed, self.gain_limit, self.states = seed, gain_limit, states
         self.clip_norm, self.precision = clip_norm, precision
-        self.expansion_weight, self.noise, self.gamma_factor = expansion_weight, noise, gamma_factor
+        self.expansion_weight, self.gamma_factor = expansion_weight, gamma_factor
+        self.batches = NoisyBatches(
+            sampler, sigma, batch_size, conditional=model.is_noise_conditional, group=self.group, noise=noise
+        )
         self.out = None if out is None else Path(out)
         self.validate, self.validate_every = validate, validate_every
-        self.checkpoint_seconds, self.group = checkpoint_seconds, current_group()
+        self.checkpoint_seconds = checkpoint_seconds
         self.progress = progress and self.group.leads
         self._check()
         self.generator = torch.Generator().manual_seed(seed)
@@ -143,9 +143,6 @@ class Trainer:
         self._tried = -1  # step of the last state that was to be written
         self.passed: dict[int, bool] = {}  # index of a phase -> whether its precision passed the gate
         self.log = RunLog(self.out if self.group.leads else None, self.progress, tensorboard and self.group.leads)
-        if not callable(sampler):
-            raise TypeError(f"sampler must be callable as (batch_size, generator), got {type(sampler).__name__}")
-        self._draws_rows = "rows" in inspect.signature(sampler).parameters
         # the optimizer's step clamps; families with further constraints bring a project_ of their own
         self._own_projection = type(model).project_ is not LPN.project_
 
@@ -213,7 +210,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate_factor * phase.rate(within)
         low_precision = self.precision != "fp32" and self._passes_gate(index)
-        x, y, sigma = self._batch(self.generator)
+        x, y, sigma = self.batches.draw(self.generator, next(self.model.parameters()), self.states)
         if low_precision:
             self.model.precision = self.precision
         try:
@@ -240,34 +237,6 @@ class Trainer:
             self.average.update(self.step)
         return self.group.mean(loss.detach())
 
-    def _batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(clean x, noisy y, sigma (N,) or None for a network of one level), this process' rows, on its device."""
-        own, rows = next(self.model.parameters()), self.group.share(self.batch_size)
-        if self._draws_rows:
-            x = self.sampler(self.batch_size, generator, rows=rows)
-        else:
-            x = self.sampler(self.batch_size, generator)[rows]
-        x = x.to(own.dtype)
-        low, high = self.sigma_range
-        sigma = torch.rand(self.batch_size, generator=generator, dtype=x.dtype)[rows]
-        sigma = low * (high / low) ** sigma
-        if self.noise is torch.randn and own.device.type != "cpu":
-            # drawn where it is used; the seed keeps it a function of the one generator
-            there = torch.Generator(own.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            whole = (self.batch_size, *x.shape[1:])
-            noise = torch.randn(whole, generator=there, dtype=x.dtype, device=own.device)[rows]
-            x, sigma = x.to(own.device, non_blocking=True), sigma.to(own.device)
-        else:
-            shape = torch.Size((self.batch_size, *x.shape[1:]))
-            noise = self.noise(shape, generator=generator, dtype=x.dtype)[rows].to(x.device)
-            sigma = sigma.to(x.device)
-        y = x + sigma.view(-1, *(1,) * (x.dim() - 1)) * noise
-        if self.states is not None and generator is self.generator:
-            more = self.states.inputs(self.sampler, self.sigma_range, generator, x.dtype)
-            x, y, sigma = (torch.cat([a, b.to(a.device)]) for a, b in zip((x, y, sigma), more, strict=True))
-        x, y, sigma = (t.to(own.device) for t in (x, y, sigma))
-        return x, y, sigma if self.model.is_noise_conditional else None
-
     def _criterion(self, phase: Phase, y: Tensor, sigma: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
         adapts = self.gamma_factor is not None and phase.loss == "matching"
         return phase.criterion(sigma, self.gamma_factor(y) if adapts else None)
@@ -283,7 +252,7 @@ class Trainer:
         """Whether the named precision may be used in this phase; measured once, before its first step."""
         if index not in self.passed:
             generator = torch.Generator().manual_seed(hash((self.seed, index)) % 2**63)
-            x, y, sigma = self._batch(generator)
+            x, y, sigma = self.batches.draw(generator, next(self.model.parameters()))
             loss = self._criterion(self.phases[index], y, sigma)
             report = gate.measure(self.model, self.precision, y, sigma, lambda pred: loss(pred, x))
             self.passed[index] = self.group.agree(report.holds, y.device)
@@ -396,44 +365,29 @@ class Trainer:
     def _fingerprint(self) -> str:
         """Digest of what makes two runs the same run."""
         decay = None if self.average is None else self.average.decay
-        numbers = [self.sigma_range, self.batch_size, self.seed, self.gain_limit, self.expansion_weight]
+        numbers = [self.batches.sigma_range, self.batches.batch_size, self.seed, self.gain_limit, self.expansion_weight]
         parts = [
             self.model.spec.encoded,
             json.dumps([dataclasses.asdict(phase) for phase in self.phases]),
             json.dumps([*numbers, self.clip_norm, decay, self.precision]),
             "" if self.states is None else json.dumps([self.states.count, self.states.blur, self.states.longest]),
-            getattr(self.sampler, "fingerprint", ""),
+            getattr(self.batches.sampler, "fingerprint", ""),
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def _check(self) -> None:
         if not self.phases:
             raise ValueError("phases must hold at least one Phase, got none")
-        for name in ("batch_size", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.validate_every < 1:
+            raise ValueError(f"validate_every must be at least 1, got {self.validate_every}")
         if not self.expansion_weight >= 0:
             raise ValueError(f"expansion_weight must be zero or positive, got {self.expansion_weight}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be positive or None, got {self.clip_norm}")
         if not self.model.is_noise_conditional and any(phase.gamma_unit == "sigma" for phase in self.phases):
             raise ValueError("gamma_unit='sigma' is for noise-conditional networks, this one has a single noise level")
-        if self.group.size > 1:
-            if self.batch_size % self.group.size:
-                raise ValueError(
-                    f"batch_size must be a multiple of the {self.group.size} processes, got {self.batch_size}"
-                )
-            if self.states is not None or self.expansion_weight:
-                raise ValueError("solver states and expansion_weight need a single process")
+        if self.group.size > 1 and (self.states is not None or self.expansion_weight):
+            raise ValueError("solver states and expansion_weight need a single process")
         before = self.model.precision
         self.model.precision = self.precision  # names what is wrong with it, if anything is
         self.model.precision = before
-
-
-def _sigma_range(sigma, conditional: bool) -> tuple[float, float]:
-    low, high = sigma if isinstance(sigma, tuple | list) else (sigma, sigma)
-    if not (math.isfinite(high) and 0 < low <= high):
-        raise ValueError(f"sigma must be positive, or an increasing pair, got {sigma}")
-    if low != high and not conditional:
-        raise ValueError(f"sigma must be one number for a network of one noise level, got the range {sigma}")
-    return float(low), float(high)

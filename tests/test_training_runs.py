@@ -16,6 +16,7 @@ import torch
 from training_cases import interrupted_at, photographs_in, small_trainer, weights
 
 import lpn_fast as lf
+from lpn_fast import cli
 from lpn_fast.training import Phase, state
 from lpn_fast.training.laplacian import sample_laplace
 from lpn_fast.training.log import RunLog, direction
@@ -170,6 +171,22 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_run(tmp_path):
     whole = small_trainer()
     whole.run()
     assert torch.equal(weights(again), weights(whole))
+
+
+def test_the_command_says_in_one_line_that_the_disk_is_full(photographs, tmp_path, capsys):
+    argv = ["train", "--data", str(photographs), "--out", str(tmp_path / "out"), "--sigma", "0.1", "--crop", "16"]
+    argv += ["--steps", "2", "--batch-size", "2", "--hidden", "4", "--strides", "1", "2"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        code = cli.main(argv)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 1 and message.startswith("lpn-fast train: ") and "model.safetensors could not be written" in message
+    assert not list((tmp_path / "out").glob(".*.tmp"))
 
 
 # ---- processes

@@ -130,7 +130,7 @@ def evaluate(model: lf.LPN, x: Tensor, mixture: GaussianMixture) -> tuple[Tensor
 
 def mmse_prior(mixture: GaussianMixture, x: Tensor) -> Tensor:
     """R of the MMSE denoiser at x, float64 (N,): interpolated between its values at f(y) on a fine grid of y."""
-    y = torch.linspace(-12, 12, 48_001, dtype=torch.float64)
+    y = torch.linspace(-12, 12, 12_001, dtype=torch.float64)
     f, prior = mixture.posterior_mean(y, SIGMA), mixture.mmse_prior(y, SIGMA)
     x = x.double()
     index = torch.searchsorted(f, x).clamp(1, len(f) - 1)

@@ -30,6 +30,7 @@ from .provenance import where, write_csv
 
 CURVATURE = 0.8
 LEAST = 0.02  # dither, five gray levels
+QUANTILES = 4001  # in the table that samples are drawn from
 UNIT = 0.1 / SIGMA  # of the trained scalars, in image units
 IMAGES = ("mnist", "faces", "mayo")
 
@@ -54,11 +55,11 @@ def run(args) -> int:
     rows, panels = [], []
     for images in args.images:
         mixture, dither = dithered(histogram(images, root))
-        x = region(mixture)
+        x, sampler = region(mixture), stratified(mixture, QUANTILES)
         priors = {}
         for loss in LOSSES:
             started = time.perf_counter()
-            model = train_scalar(stratified(mixture), SIGMA, loss, steps, args.seed, False, GAMMA_MIN)
+            model = train_scalar(sampler, SIGMA, loss, steps, args.seed, False, GAMMA_MIN)
             priors[loss], figures = evaluate(model, x, mixture)
             figures = {k: v for k, v in figures.items() if not k.startswith("bump")}
             about = {"images": images, "loss": loss, "steps": steps, "dither": round(dither, 4)}

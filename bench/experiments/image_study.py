@@ -108,13 +108,13 @@ def run(args) -> int:
     setting = replace(setting, **{name: value for name, value in changes.items() if value is not None})
     folder = study.name + "_published" * args.published
     out = Path(args.out or ROOT / "bench" / "results" / folder)
-    out.mkdir(parents=True, exist_ok=True)
     root, runs = data.find(args.data), Path(args.runs)
     networks = {}
     for loss, sigma, model in _networks(args, study, setting, root, runs):
         networks[loss, sigma] = model
     if args.train_only:
         return 0
+    out.mkdir(parents=True, exist_ok=True)
     config = {"setting": setting.__dict__, "gamma_min": args.gamma_min}
     closer = count_hits(study, setting, networks, root, out, args.gamma_min, config)
     rising = evaluate_prior(study, setting, networks, root, out, config)
@@ -301,6 +301,6 @@ def draw_pictures(shown: list[tuple[str, Tensor]], path: Path) -> None:
     with axes_row(path, len(shown), width=1.9, height=2.3) as panels:
         for axes, (title, image) in zip(panels, shown, strict=True):
             image = image.clamp(0, 1)
-            axes.imshow(image[0] if len(image) == 1 else image.permute(1, 2, 0), cmap="gray", vmin=0, vmax=1)
+            axes.imshow((image[0] if len(image) == 1 else image.permute(1, 2, 0)).numpy(), cmap="gray", vmin=0, vmax=1)
             axes.set_title(title, fontsize=8)
             axes.axis("off")

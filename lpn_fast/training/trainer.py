@@ -127,14 +127,14 @@ class Trainer:
         self.seed, self.gain_limit, self.states = seed, gain_limit, states
         self.clip_norm, self.precision = clip_norm, precision
         self.expansion_weight, self.gamma_factor = expansion_weight, gamma_factor
-        self.batches = NoisyBatches(
-            sampler, sigma, batch_size, conditional=model.is_noise_conditional, group=self.group, noise=noise
-        )
         self.out = None if out is None else Path(out)
         self.validate, self.validate_every = validate, validate_every
         self.checkpoint_seconds = checkpoint_seconds
         self.progress = progress and self.group.leads
         self._check()
+        self.batches = NoisyBatches(
+            sampler, sigma, batch_size, conditional=model.is_noise_conditional, group=self.group, noise=noise
+        )
         self.generator = torch.Generator().manual_seed(seed)
         self.optimizer = ProjectedAdam(model, lr=self.phases[0].learning_rate)
         self.average = None if ema_decay is None else WeightAverage(model, ema_decay)

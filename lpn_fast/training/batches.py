@@ -52,14 +52,14 @@ class NoisyBatches:
         group: Group,
         noise: Callable[..., Tensor] = torch.randn,
     ):
-        if not callable(sampler):
-            raise TypeError(f"sampler must be callable as (batch_size, generator), got {type(sampler).__name__}")
+        self.sigma_range, self.conditional = _sigma_range(sigma, conditional), conditional
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if batch_size % group.size:
             raise ValueError(f"batch_size must be a multiple of the {group.size} processes, got {batch_size}")
+        if not callable(sampler):
+            raise TypeError(f"sampler must be callable as (batch_size, generator), got {type(sampler).__name__}")
         self.sampler, self.batch_size, self.noise = sampler, batch_size, noise
-        self.sigma_range, self.conditional = _sigma_range(sigma, conditional), conditional
         self.rows = group.share(batch_size)
         self._draws_rows = "rows" in inspect.signature(sampler).parameters
 

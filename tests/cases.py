@@ -55,6 +55,7 @@ FAMILIES = {
     ),
     "conv-mixed": (conv_mixed, (2, 2, 9, 11)),
     "conv-wide": (conv_wide, (2, 33, 6, 7)),
+    "frame": (lambda: lf.FrameLPN(1, kernel=3, gates=((1, 1, 5), (3, 2, 4))), (2, 1, 9, 10)),
     "ridge": (lambda: lf.RidgeLPN(2, pairs=5, kernel=3, sigma_conditional=True), (2, 2, 9, 10)),
     "mnist": (lambda: lf.paper_network("mnist"), (2, 1, 28, 28)),
 }  # fmt: skip
@@ -82,8 +83,9 @@ class Case:
     def reference_arguments(self):
         """(spec, x, P, features) as lpn_fast.algebra.reference takes them, in float64."""
         model = self.model.double()
-        features = model._features(None if self.sigma is None else self.sigma.double(), self.x.double())
-        return model.spec, self.x.double(), model.packed().detach(), features
+        x, features, unit = model._checked(self.x.double(), None if self.sigma is None else self.sigma.double())
+        assert unit is None, "the reference takes x in noise units, and gives psi and f in them"
+        return model.spec, x, model.packed().detach(), features
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

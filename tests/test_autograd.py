@@ -124,7 +124,7 @@ def test_compiles_with_inductor():
 def test_operators_pass_opcheck():
     case = Case("conv-conditional", torch.float32)
     model = case.model
-    features = model._features(case.sigma, case.x)
+    features = model._checked(case.x, case.sigma)[1]
     packed, spec = model.packed().detach(), model.spec.encoded
     ops = torch.ops.lpn_fast
     utilities = ("test_schema", "test_faketensor")

@@ -48,7 +48,7 @@ def measure(session: Session) -> None:
         model = model.to(session.device).eval()
         x, v, w = torch.randn(3, *shape, device=session.device)
         sigma = torch.full((shape[0],), 0.1, device=x.device) if model.is_noise_conditional else None
-        features = model._features(sigma, x)
+        features = model._checked(x, sigma)[1]
         packed = model.packed().detach()
         truth = (model.spec, x.double(), packed.double(), None if features is None else features.double())
         exact = reference.prox(*truth), reference.hvp(*truth, v.double()), reference.vjp(*truth, None, v.double())[1]

@@ -10,6 +10,14 @@ zero padding, and every dot product with z or x also sums over the pixels. D_l k
 `resize` (algebra/resize.py); phi(sigma) are fixed features of the noise level (algebra/noise.py).
 Softplus is convex and non-decreasing and z >= 0, so psi is convex in x for any weights of those signs,
 and f = grad psi is the proximal operator of some function R (arXiv 2310.14344, Propositions 1 and 2).
+
+With `noise_units` the equations above hold for x measured in units of the noise, which is
+
+    psi_sigma(x) = sigma^2 psi(x / sigma; phi(sigma)),    f_sigma(x) = sigma f(x / sigma; phi(sigma)),
+
+again convex and an exact prox at every sigma: thresholds and jumps then follow the noise by themselves. The
+module scales (networks/lpn.py); operators and backends never see sigma, and the Hessian is the same function of
+x / sigma.
 """
 
 import dataclasses
@@ -51,6 +59,7 @@ class Spec:
     quadratic: int = 0  # rows (dense) or channels (conv) of K; 0 = no quadratic term
     quadratic_kernel: int = 1
     noise_levels: tuple[float, ...] = ()  # knots of phi; () = one fixed noise level
+    noise_units: bool = False  # x enters as x / sigma
     image_size: tuple[int, int] | None = None  # the only (H, W) the network accepts; None = any
 
     def __post_init__(self):
@@ -151,6 +160,7 @@ def _check(spec: Spec) -> None:
         all(s > 0 and math.isfinite(s) for s in levels) and list(levels) == sorted(set(levels)),
         f"noise_levels must be positive and increasing, got {levels}",
     )
+    need(bool(levels) or not spec.noise_units, "noise_units needs noise_levels, got none")
     for index, stage in enumerate(spec.stages):
         need(stage.width >= 1, f"stage {index}: width must be at least 1, got {stage.width}")
         need(

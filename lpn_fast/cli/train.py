@@ -40,6 +40,7 @@ PLACES = {
     "family": "model.family",
     "hidden": "model.hidden",
     "strides": "model.strides",
+    "gates": "model.gates",
     "kernel": "model.kernel",
     "skip_kernel": "model.skip_kernel",
     "heads": "model.heads",
@@ -89,16 +90,17 @@ def add_parser(subparsers) -> None:
     add("--ema-decay", type=float, metavar="D", help="average the weights, e.g. 0.999")
     add("--precision", choices=("fp32", "tf32", "bf16", "fp16"), help="of the steps, behind an accuracy gate")
     add("--channels", type=int, choices=(1, 3), help="1 = gray (default), 3 = colour")
-    add("--family", choices=FAMILIES, help="default multiscale; ridge: R is convex, see RidgeLPN; published ones")
+    add("--family", choices=FAMILIES, help="default multiscale; frame, ridge: see FrameLPN, RidgeLPN; published ones")
     add("--hidden", type=int, help="channels per stage (default 48); ridge: pairs of filters")
     add("--strides", nargs="+", type=int, help="stride of each stage (default 1 2 1 2 1)")
+    add("--gates", nargs="*", type=_gate, metavar="K,S,W", help="frame: side, stride, width of each gate (1,1,64)")
     add("--kernel", type=int, help="side of the core kernels (default 3)")
-    add("--skip-kernel", type=int, help="side of the skip kernels (default 5)")
+    add("--skip-kernel", type=int, help="side of the skip kernels, or of the frame (default 5)")
     add("--heads", choices=("last", "all"), help="stages that enter the potential (default all)")
     add("--squared-head", action=argparse.BooleanOptionalAction, help="first stage: head on z^2 too (default yes)")
     add("--gain-limit", type=float, metavar="G", help="bound the growth of f; below 1 the prior is surely coercive")
-    add("--beta", type=float, help="sharpness of the softplus (default 100)")
-    add("--alpha", type=float, help="strong convexity alpha/2 |x|^2 (default 0.001)")
+    add("--beta", type=float, help="sharpness of the softplus (default 100; frame: 20)")
+    add("--alpha", type=float, help="strong convexity alpha/2 |x|^2 (default 0.001; frame: 0.0001)")
     add("--validate-every", type=int, metavar="STEPS", help="default 500")
     add("--seed", type=int, help="default 0")
     add("--device", help="cpu (default) or cuda")
@@ -133,6 +135,15 @@ def run(args: argparse.Namespace) -> int:
         return 0 if holds else 1
     finally:
         leave()
+
+
+def _gate(text: str) -> tuple[int, ...]:
+    """1,1,64 -> (1, 1, 64)."""
+    try:
+        side, stride, width = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a gate is side,stride,width, e.g. 1,1,64, got {text!r}") from None
+    return side, stride, width
 
 
 def _sample(data: DataConfig, model: LPN) -> torch.Tensor:

@@ -59,8 +59,11 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor | None = None):
         """f(x), of x's shape, or (f(x), psi(x)); x (N, d) or (N, C, H, W), sigma (N,) for conditional networks."""
-        spec = self.spec
+        spec, unit = self.spec, None
         features = None if not spec.noise_levels else _hats(sigma, spec.noise_levels)
+        if spec.noise_units:
+            unit = sigma.reshape(-1, *(1,) * (x.dim() - 1))  # [N, 1, ...]
+            x = x / unit
         inputs = self._resized(x)
         z = [None] * len(spec.stages)
         for l, stage in enumerate(spec.stages):
@@ -76,7 +79,10 @@ class FeedForward(nn.Module):
                 u = u + _channels(features @ self._of("noise", l).T, x)
             z[l] = _softplus(u, spec.beta)
         f = self._transposed(x, inputs, z)
-        return (f, self._potential(x, z)) if self.with_potential else f
+        psi = self._potential(x, z) if self.with_potential else None
+        if unit is not None:
+            f, psi = unit * f, None if psi is None else sigma * sigma * psi
+        return (f, psi) if self.with_potential else f
 
     def _own(self, name: str, t: Tensor | None) -> None:
         """A buffer, or a plain None: torch.export miscounts buffers that are None."""

@@ -2,6 +2,7 @@
 
 from .checkpoint import load, save
 from .families import MLPLPN, ConvLPN
+from .frame import FrameLPN
 from .gain import asymptotic_gain, limit_gain_, lipschitz_bound
 from .lpn import LPN, explain
 from .pretrained import list_pretrained, pretrained
@@ -12,6 +13,7 @@ __all__ = [
     "LPN",
     "ConvLPN",
     "MLPLPN",
+    "FrameLPN",
     "RidgeLPN",
     "asymptotic_gain",
     "lipschitz_bound",

@@ -134,8 +134,9 @@ class LPN(nn.Module):
         if v.shape != x.shape or v.dtype != x.dtype or v.device != x.device:
             wanted, seen = ((tuple(t.shape), t.dtype, str(t.device)) for t in (x, v))
             raise ValueError(f"v must match x in shape, dtype and device {wanted}, got {seen}")
-        x, features = self._checked(x, sigma)
-        return functions.hvp(self.spec, x, self.packed(), features, v.to(x.dtype).contiguous(), self._precision)
+        x, features, unit = self._checked(x, sigma)
+        at = x if unit is None else x / unit
+        return functions.hvp(self.spec, at, self.packed(), features, v.to(x.dtype).contiguous(), self._precision)
 
     def prox(
         self,
@@ -191,12 +192,13 @@ class LPN(nn.Module):
         """
         if _is_one(strength):
             return self(z, sigma)
-        z, features = self._checked(z, sigma)
+        z, features, unit = self._checked(z, sigma)
         packed = self.packed()
-        solution = self._solve(z, strength, packed, features, tol, max_iter, start)
-        if not solution.u.requires_grad:
-            return solution.f
-        return functions.evaluate(self.spec, solution.u, packed, features, False)[1]
+        solution = self._solve(z, unit, strength, packed, features, tol, max_iter, start)
+        f = solution.f
+        if solution.u.requires_grad:
+            f = functions.evaluate(self.spec, solution.u, packed, features, False)[1]
+        return f if unit is None else unit * f
 
     @torch.no_grad()
     def prox_and_prior(
@@ -231,20 +233,25 @@ class LPN(nn.Module):
         if _is_one(strength):
             u, (psi, x) = z, self._evaluate(z, sigma, with_value=True)
         else:
-            z, features = self._checked(z, sigma)
-            solution = self._solve(z, strength, self.packed(), features, tol, max_iter, start)
+            z, features, unit = self._checked(z, sigma)
+            solution = self._solve(z, unit, strength, self.packed(), features, tol, max_iter, start)
             u, psi, x = solution.u, solution.psi, solution.f
+            if unit is not None:
+                u, psi, x = unit * u, _squared(unit) * psi, unit * x
         u64, x64 = u.flatten(1).double(), x.flatten(1).double()
         prior = (u64 * x64).sum(1) - 0.5 * (x64 * x64).sum(1) - psi.double()
         return (x, prior, u) if return_preimage else (x, prior)
 
-    def _solve(self, z, strength, packed, features, tol, max_iter, start) -> Solution:
+    def _solve(self, z, unit, strength, packed, features, tol, max_iter, start) -> Solution:
+        """The solution of the equation behind `prox`, in noise units where the network has them."""
         strength = self._checked_strength(strength, z)
         if start is not None:
             if start.shape != z.shape or start.dtype != z.dtype or start.device != z.device:
                 wanted, seen = ((tuple(t.shape), t.dtype, str(t.device)) for t in (z, start))
                 raise ValueError(f"start must match z in shape, dtype and device {wanted}, got {seen}")
             start = start.detach().contiguous()
+        if unit is not None:
+            z, start = z / unit, None if start is None else start / unit
         tol = _PROX_TOL[z.dtype] if tol is None else tol
         problem = Problem(self.spec, tol=tol, max_iter=max_iter)
         solution = differentiable_solution(problem, z, strength, packed, features, start)
@@ -288,6 +295,17 @@ class LPN(nn.Module):
                 getattr(*self._owner(slot.name)).clamp_(min=0)
         return self
 
+    def project_gradients_(self) -> "LPN":
+        """Project gradients in place onto what `project_` leaves free, before an optimizer's step. Returns self.
+
+        Nothing to do here; families with constraints that tie parameters together override it.
+        """
+        return self
+
+    def step_scales(self) -> dict[str, float]:
+        """Factors in (0, 1] on an optimizer's steps, by parameter name; empty where all are one."""
+        return {}
+
     def packed(self) -> Tensor:
         """All parameters in one vector P, shape (P,), projected; differentiable in the parameters."""
         return network.hooked(pack(self.spec, self._in_order(), self._constrained), self.packed_hook)
@@ -310,13 +328,20 @@ class LPN(nn.Module):
         return (self.stages[owner - 1] if owner else self), last
 
     def _evaluate(self, x: Tensor, sigma, with_value: bool) -> tuple[Tensor, Tensor]:
-        x, features = self._checked(x, sigma)
-        return network.evaluate(
-            self.spec, x, self._in_order(), self._constrained, features, with_value, self._precision, self.packed_hook
-        )
+        x, features, unit = self._checked(x, sigma)
+        psi, f = network.evaluate(
+            self.spec, x if unit is None else x / unit, self._in_order(), self._constrained, features, with_value,
+            self._precision, self.packed_hook,
+        )  # fmt: skip
+        if unit is not None:
+            psi, f = _squared(unit) * psi if with_value else psi, unit * f
+        return psi, f
 
-    def _checked(self, x: Tensor, sigma) -> tuple[Tensor, Tensor | None]:
-        """x as the operators take it, and the noise features; errors name what is wrong."""
+    def _checked(self, x: Tensor, sigma) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """x contiguous and in the model's dtype, the noise features, and the unit x is to be divided by, (N, 1, ...).
+
+        The unit is None for networks without `noise_units`. Errors name what is wrong.
+        """
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
         spec = self.spec
@@ -333,10 +358,13 @@ class LPN(nn.Module):
             if not torch.is_autocast_enabled(x.device.type) or not x.dtype.is_floating_point:
                 raise TypeError(f"x must have the model's dtype {own.dtype}, got {x.dtype}; convert with x.to(...)")
             x = x.to(own.dtype)
-        return x.contiguous(), self._features(sigma, x)
+        sigma = self._levels(sigma, x)
+        features = None if sigma is None else noise_features(sigma, spec.noise_levels)
+        unit = sigma.view(-1, *(1,) * (x.dim() - 1)) if spec.noise_units else None
+        return x.contiguous(), features, unit
 
-    def _features(self, sigma, x: Tensor) -> Tensor | None:
-        """phi(sigma), [N, F], or None for a network of one noise level."""
+    def _levels(self, sigma, x: Tensor) -> Tensor | None:
+        """The noise level of every sample, [N], or None for a network of one level."""
         if not self.is_noise_conditional:
             if sigma is not None:
                 raise ValueError("sigma must be None: this network was built for a single noise level")
@@ -354,7 +382,7 @@ class LPN(nn.Module):
             raise ValueError(f"sigma must be positive, got {sigma}")
         else:
             sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-        return noise_features(sigma.expand(x.shape[0]), self.spec.noise_levels)
+        return sigma.expand(x.shape[0])
 
     def extra_repr(self) -> str:
         spec = self.spec
@@ -384,6 +412,11 @@ def _place(name: str) -> tuple[int, str]:
     """(owner, attribute) of the parameter `stages.0.core` or `linear`; owner 0 is the network, l + 1 its stage l."""
     *prefix, last = name.split(".")
     return (int(prefix[1]) + 1 if prefix else 0), last
+
+
+def _squared(unit: Tensor) -> Tensor:
+    """(N, 1, ...) -> (N,): what psi in noise units is multiplied by."""
+    return unit.flatten().square()
 
 
 def _is_one(strength) -> bool:

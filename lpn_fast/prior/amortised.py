@@ -97,7 +97,7 @@ class AmortisedPrior:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> AmortisedValue:
         """The estimate at x, (N, dim) or (N, C, H, W), and its certificate: two evaluations in all."""
-        x, _ = self.model._checked(x, None)
+        x, *_ = self.model._checked(x, None)
         g, y = self.network.potential_and_prox(x)
         flat = x.flatten(1).double()
         value = g.double() + self.offset - 0.5 * flat.square().sum(1)

@@ -110,7 +110,7 @@ def invert(
         Refine in double precision, from the solution in the model's dtype. `preimage` is then float64.
     radius : float
         A search ends, with the verdict OUTSIDE, once it is proved that no preimage lies within radius times
-        max(|x|, sqrt(entries of x)) of x. If alpha > 0 every x has a preimage, but up to |x| / alpha away:
+        max(|x|, sqrt(entries of x)) of x, in noise units if the network has them. If alpha > 0 every x has a preimage, but up to |x| / alpha away:
         raise the radius above that to have all of them.
     homotopy : bool
         Try samples that fail again along t y + (1 - t) f(y) = x, t from 1 to 0.
@@ -144,17 +144,21 @@ def invert(
     _check(problem, x, x0, dtype, batch_size)
     if warm_start is not None and x0 is not None:
         raise ValueError("x0 and warm_start are two starts; give one of them")
-    x, features = model._checked(x, sigma)
+    x, features, unit = model._checked(x, sigma)
     packed = model.packed()
     start = x if x0 is None else x0.detach()
     if warm_start is not None:
         start = _estimate(warm_start, x.detach(), batch_size)
+    target = x
+    if unit is not None:
+        target, start = x / unit, start / unit
 
     pieces = []
     for rows in _chunks(model, x, batch_size):
         of_rows = None if features is None else features[rows]
-        pieces.append(_solve(problem, x[rows], packed, of_rows, start[rows], dtype))
+        pieces.append(_solve(problem, target[rows], packed, of_rows, start[rows], dtype))
     solution = _concatenated(pieces)
+    preimage = solution.u if unit is None else unit * solution.u
 
     bound = None
     if model.alpha > 0:
@@ -162,10 +166,10 @@ def invert(
         bound = solution.residual * torch.where(size == 0, 1.0, size) / model.alpha
     start_error = None
     if warm_start is not None:
-        y = solution.u.detach()
+        y = preimage.detach()
         start_error = norm(start - y) / norm(y).clamp(min=torch.finfo(y.dtype).tiny)
     return Inversion(
-        solution.u, solution.residual, solution.iterations, solution.converged, bound, solution.verdict, start_error
+        preimage, solution.residual, solution.iterations, solution.converged, bound, solution.verdict, start_error
     )
 
 

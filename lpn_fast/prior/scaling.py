@@ -5,7 +5,8 @@
 is again a learned proximal network, of the same spec: skips times c, heads and c0 over c^2, the linear term
 over c; cores, biases, alpha and K stay. So nothing runs slower, and kernels, checkpoints, inversion and solvers
 see an ordinary network. A network trained on [0, 1] works on [0, 255] with c = 1/255. An offset has no such
-form: skips pad with zeros, which an offset would have to move along.
+form: skips pad with zeros, which an offset would have to move along. A network in noise units keeps all its
+parameters: c x / sigma is the same number in both units.
 """
 
 import copy
@@ -55,7 +56,7 @@ def rescaled(model: LPN, scale: float) -> LPN:
     own = next(model.parameters())
     scaled = LPN(spec).to(device=own.device, dtype=own.dtype)
     scaled.load_state_dict(model.state_dict())
-    for name, parameter in scaled.named_parameters():
+    for name, parameter in () if spec.noise_units else scaled.named_parameters():
         parameter.mul_(scale ** _POWERS.get(name.rpartition(".")[2], 0))
     scaled.card = copy.deepcopy(model.card)
     for key in ("sigma", "value_range"):

@@ -86,8 +86,8 @@ def prior(model: LPN, x: Tensor, *, sigma=None, **options) -> PriorValue:
     True
     """
     inversion = invert(model, x, sigma=sigma, **options)
-    x, features = model._checked(x, sigma)
-    value, absolute = _lower_bound(model, x, inversion.preimage, features, options.get("batch_size"))
+    x, features, unit = model._checked(x, sigma)
+    value, absolute = _lower_bound(model, x, inversion.preimage, features, unit, options.get("batch_size"))
     size = x.detach().double().flatten(1).norm(dim=1)
     amortised_error = None
     if options.get("warm_start") is not None:
@@ -104,7 +104,7 @@ def prior(model: LPN, x: Tensor, *, sigma=None, **options) -> PriorValue:
     )
 
 
-def _lower_bound(model: LPN, x: Tensor, y: Tensor, features=None, batch_size: int | None = None):
+def _lower_bound(model: LPN, x: Tensor, y: Tensor, features=None, unit=None, batch_size: int | None = None):
     """(<y, x> - 1/2 |x|^2 - psi(y), |f(y) - x|), both (N,) float64 and evaluated in float64, at any y."""
     packed = model.packed().double()
     features = None if features is None else features.double()
@@ -112,7 +112,12 @@ def _lower_bound(model: LPN, x: Tensor, y: Tensor, features=None, batch_size: in
     for rows in _chunks(model, x.double(), batch_size):
         at = y[rows].detach().double()
         of_rows = None if features is None else features[rows]
-        psi, f = functions.evaluate(model.spec, at, packed, of_rows, with_value=True)
+        if unit is None:
+            psi, f = functions.evaluate(model.spec, at, packed, of_rows, with_value=True)
+        else:
+            own = unit[rows].double()
+            psi, f = functions.evaluate(model.spec, at / own, packed, of_rows, with_value=True)
+            psi, f = own.flatten().square() * psi, own * f
         values.append(_Pairing.apply(x[rows], at) - psi)
         residuals.append((f.detach() - x[rows].detach()).flatten(1).norm(dim=1))
     return torch.cat(values), torch.cat(residuals)

@@ -34,7 +34,7 @@ from ..data.synthetic import KINDS
 from ..networks.initialise import STARTS
 from .schedule import GAMMA_MIN, Phase, published_phases
 
-FAMILIES = ("multiscale", "ridge", "laplacian", "mnist", "celeba", "mayoct")
+FAMILIES = ("multiscale", "frame", "ridge", "laplacian", "mnist", "celeba", "mayoct")
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,9 @@ class ModelConfig:
     skip_kernel: int = 5
     heads: str = "all"
     squared_head: bool = True
-    beta: float = 100.0
-    alpha: float = 1e-3
+    gates: tuple[tuple[int, int, int], ...] = ((1, 1, 64),)  # frame: (side, stride, width) of its stages
+    beta: float | None = None  # None: 100; frame: 20, in units of the noise
+    alpha: float | None = None  # None: 1e-3; frame: 1e-4
     initialise: str | None = None  # one of STARTS; None: the family's own
     start: str | None = None  # a model file to fine-tune
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from ..data import ImageCrops, synthetic_crops, validation_batch
-from ..networks import LPN, ConvLPN, RidgeLPN, load, paper_network
+from ..networks import LPN, ConvLPN, FrameLPN, RidgeLPN, load, paper_network
 from ..networks.initialise import initialise_as_
 from .config import DataConfig, TrainingConfig
 from .denoiser import train_denoiser
@@ -75,9 +75,12 @@ def build_model(config: TrainingConfig) -> LPN:
         if model.is_noise_conditional != conditional:
             levels = "a range" if model.is_noise_conditional else "one number"
             raise ValueError(f"sigma must be {levels} for {table.start}, got {config.sigma}")
-    elif table.family in ("multiscale", "ridge"):
-        shared = {"beta": table.beta, "alpha": table.alpha, "sigma_conditional": conditional}
-        if table.family == "ridge":
+    elif table.family in ("multiscale", "ridge", "frame"):
+        shared = {"sigma_conditional": conditional}
+        shared |= {name: value for name in ("beta", "alpha") if (value := getattr(table, name)) is not None}
+        if table.family == "frame":
+            model = FrameLPN(config.data.channels, table.skip_kernel, table.gates, **shared)
+        elif table.family == "ridge":
             model = RidgeLPN(config.data.channels, pairs=table.hidden, kernel=table.skip_kernel, **shared)
         else:
             model = ConvLPN(

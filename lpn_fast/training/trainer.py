@@ -137,6 +137,8 @@ class Trainer:
         )
         self.generator = torch.Generator().manual_seed(seed)
         self.optimizer = ProjectedAdam(model, lr=self.phases[0].learning_rate)
+        scales = model.step_scales()
+        self._scaled = [(p, scales[name]) for name, p in model.named_parameters() if name in scales]
         self.average = None if ema_decay is None else WeightAverage(model, ema_decay)
         self.step, self.total_steps = 0, sum(phase.steps for phase in self.phases)
         self.rate_factor, self.rollbacks = 1.0, 0
@@ -229,13 +231,22 @@ class Trainer:
         finally:
             if low_precision:
                 self.model.precision = "fp32"
+        self.model.project_gradients_()
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        self.optimizer.step()
+        self._step_optimizer()
         self._project()
         if self.average is not None:
             self.average.update(self.step)
         return self.group.mean(loss.detach())
+
+    @torch.no_grad()
+    def _step_optimizer(self) -> None:
+        """One step of Adam, scaled for each parameter as the family wants it."""
+        before = [(p, p.clone(), scale) for p, scale in self._scaled]
+        self.optimizer.step()
+        for p, old, scale in before:
+            p.copy_(torch.lerp(old, p, scale))
 
     def _criterion(self, phase: Phase, y: Tensor, sigma: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
         adapts = self.gamma_factor is not None and phase.loss == "matching"

@@ -215,7 +215,7 @@ def test_a_network_has_its_potential_prox_hessian_and_gradients(network, precisi
     _, model, x, sigma = network
     model.precision = precision
     v, p = torch.randn_like(x), torch.randn(len(x))
-    features = model._features(sigma, x)
+    features = model._checked(x, sigma)[1]
     packed = model.packed().detach()
     from lpn_fast.ops.backends.triton import TritonBackend
 

@@ -1,5 +1,6 @@
 """What the tests share: one small network of every kind, tolerances, and the truth in float64."""
 
+import pytest
 import torch
 
 import lpn_fast as lf
@@ -84,7 +85,8 @@ class Case:
         """(spec, x, P, features) as lpn_fast.algebra.reference takes them, in float64."""
         model = self.model.double()
         x, features, unit = model._checked(self.x.double(), None if self.sigma is None else self.sigma.double())
-        assert unit is None, "the reference takes x in noise units, and gives psi and f in them"
+        if unit is not None:
+            pytest.skip("the reference gives psi and f in noise units; tests/test_noise_units.py compares those")
         return model.spec, x, model.packed().detach(), features
 
 

@@ -18,7 +18,7 @@ def gradients(outputs, cotangents, model, x):
 def composed(case, x):
     """psi and f by the functions one after the other."""
     model = case.model
-    features = model._features(case.sigma, x)
+    features = model._checked(x, case.sigma)[1]
     return functions.evaluate(model.spec, x, model.packed(), features, True)
 
 

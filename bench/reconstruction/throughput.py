@@ -91,15 +91,16 @@ def _iterated(method: ProximalGradient, y: Tensor, physics, settings, iterations
 
 
 def _one_at_a_time(model, physics, y: Tensor, eta: float, sigma: float, iterations: int) -> Tensor:
-    features = model._features(sigma, y)
+    _, features, unit = model._checked(y, sigma)
+    unit = 1.0 if unit is None else unit
     image = physics.A_adjoint(y).numpy()
     for _ in range(iterations):
         x = torch.from_numpy(image.copy())
         with torch.no_grad():
             point = (x - eta * physics.A_adjoint(physics.A(x) - y)).numpy()
-        z = torch.from_numpy(point.copy()).requires_grad_()
+        z = (torch.from_numpy(point.copy()) / unit).requires_grad_()
         psi = reference.potential(model.spec, z, model.packed(), features).sum()
-        image = np.asarray(torch.autograd.grad(psi, z, create_graph=True)[0].detach().numpy())
+        image = np.asarray((unit * torch.autograd.grad(psi, z, create_graph=True)[0]).detach().numpy())
     return torch.from_numpy(image)
 
 

@@ -110,8 +110,8 @@ def invert(
         Refine in double precision, from the solution in the model's dtype. `preimage` is then float64.
     radius : float
         A search ends, with the verdict OUTSIDE, once it is proved that no preimage lies within radius times
-        max(|x|, sqrt(entries of x)) of x, in noise units if the network has them. If alpha > 0 every x has a preimage, but up to |x| / alpha away:
-        raise the radius above that to have all of them.
+        max(|x|, sqrt(entries of x)) of x, in noise units if the network has them. If alpha > 0 every x has a
+        preimage, but up to |x| / alpha away: raise the radius above that to have all of them.
     homotopy : bool
         Try samples that fail again along t y + (1 - t) f(y) = x, t from 1 to 0.
     batch_size : int, optional

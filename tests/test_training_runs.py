@@ -156,7 +156,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_run(tmp_path):
     trainer._one_step = one_step
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        with pytest.raises(OSError, match="model.safetensors could not be written"):
+        with pytest.raises(OSError, match="model.safetensors cannot be written"):
             trainer.run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -185,7 +185,7 @@ def test_the_command_says_in_one_line_that_the_disk_is_full(photographs, tmp_pat
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert code == 1 and message.startswith("lpn-fast train: ") and "model.safetensors could not be written" in message
+    assert code == 1 and message.startswith("lpn-fast train: ") and "model.safetensors cannot be written" in message
     assert not list((tmp_path / "out").glob(".*.tmp"))
 
 

@@ -83,7 +83,7 @@ def write(path: Path, snapshot: Snapshot) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except SafetensorError as error:  # what a full disk becomes on its way through safetensors
-        raise OSError(f"{path} could not be written: {error}") from error
+        raise OSError(f"{path} cannot be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

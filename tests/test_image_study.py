@@ -155,7 +155,7 @@ def test_gray_levels_write_a_table_and_a_figure(root, tmp_path, monkeypatch):
 def small(monkeypatch):
     """Few levels, few iterations, one task."""
     monkeypatch.setattr(data, "FACE_SAMPLES", {"train": (0, 4), "validation": (4, 6)})
-    monkeypatch.setattr(image_study, "QUICK", image_study.Setting(8, 2, 16, 32, 2, (0.1,), 1, 2, 8, 4, 2))
+    monkeypatch.setattr(image_study, "QUICK", image_study.Setting(8, 2, 16, 32, 2, (0.1,), (0.015,), 1, 2, 8, 4, 2))
     levels = {"noise": (0.0, 0.1), "mix": (0.0, 0.5, 1.0), "degraded": (0.0, 1.0)}
     monkeypatch.setattr("bench.experiments.perturbations.LEVELS", levels)
     for name in ("faces", "ct", "cs"):

@@ -8,7 +8,9 @@ images it has not seen:
     reconstruction.csv   PSNR and SSIM of the inverse problems, with the published settings and inside a theorem
 
 p is not known for images, so that R = -sigma^2 log p cannot be checked number by number; `gray-levels` does that on
-one-dimensional marginals of the same images.
+one-dimensional marginals of the same images. What matching can do more than l2 depends on its last gamma: at the
+published 0.08 sqrt(n) the errors are well inside gamma and the loss is almost the square (`reach` in hits.csv), so the
+short setting trains once more with a gamma that is narrower than the errors.
 """
 
 import argparse
@@ -45,6 +47,7 @@ class Setting:
     side: int  # of the images, and of those that inverse problems are posed with
     hidden: int | None  # channels of a fully convolutional network; None: the published one
     levels: tuple[float, ...]  # noise: one network for each
+    gamma_min: tuple[float, ...]  # last gamma of matching over sqrt(n): a network for each
     count: int  # images that are reconstructed
     prior_count: int  # images whose R is evaluated
     prior_side: int
@@ -52,9 +55,9 @@ class Setting:
     iterations: int  # inside the theorem
 
 
-QUICK = Setting(12, 2, 16, 32, 4, (0.1,), 1, 2, 16, 4, 3)
-SHORT = Setting(1500, 16, 32, 128, 24, (0.1,), 4, 8, 64, 512, 40)
-PUBLISHED = Setting(40_000, 64, 128, 128, None, (0.1,), 20, 100, 128, 512, 100)
+QUICK = Setting(12, 2, 16, 32, 4, (0.1,), (0.015,), 1, 2, 16, 4, 3)
+SHORT = Setting(1500, 16, 32, 128, 24, (0.1,), (0.015, GAMMA_MIN), 4, 8, 64, 512, 40)
+PUBLISHED = Setting(40_000, 64, 128, 128, None, (0.1,), (GAMMA_MIN,), 20, 100, 128, 512, 100)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def add_study_parser(subparsers, study: Study, text: str) -> None:
     add("--model", metavar="CHECKPOINT", help="evaluate this network, train none")
     add("--loss", nargs="+", choices=three_losses.LOSSES, default=three_losses.LOSSES, help="default: all three")
     add("--train-only", action="store_true", help="train and stop; the same command without it goes on")
-    add("--gamma-min", type=float, default=GAMMA_MIN, help="last gamma of matching over sqrt(n) (default: %(default)s)")
+    add("--gamma-min", nargs="+", type=float, metavar="G", help="last gamma of matching over sqrt(n), one or several")
     add("--steps", type=int, help="of training, for each loss")
     add("--count", type=int, help="images to reconstruct")
     add("--device", default="cpu", help="default: %(default)s")
@@ -104,7 +107,7 @@ def run(args) -> int:
     if args.quick and not args.out:
         raise ValueError("--quick wants --out DIR: its results are not for bench/results")
     setting = study.published if args.published else QUICK if args.quick else SHORT
-    changes = {"steps": args.steps, "count": args.count}
+    changes = {"steps": args.steps, "count": args.count, "gamma_min": args.gamma_min and tuple(args.gamma_min)}
     setting = replace(setting, **{name: value for name, value in changes.items() if value is not None})
     folder = study.name + "_published" * args.published
     out = Path(args.out or ROOT / "bench" / "results" / folder)
@@ -115,14 +118,14 @@ def run(args) -> int:
     if args.train_only:
         return 0
     out.mkdir(parents=True, exist_ok=True)
-    config = {"setting": setting.__dict__, "gamma_min": args.gamma_min}
-    closer = count_hits(study, setting, networks, root, out, args.gamma_min, config)
+    config = {"setting": setting.__dict__}
+    closer = count_hits(study, setting, networks, root, out, config)
     rising = evaluate_prior(study, setting, networks, root, out, config)
     reconstruct(study, setting, networks, root, out, runs / folder, config)
     print(f"wrote tables and figures to {out}")
-    print(f"after proximal matching R rises with noise and towards the middle of mixes: {'yes' if rising else 'NO'}")
-    print(f"proximal matching hits more often than l2 at its last gamma: {'yes' if closer else 'NO'}")
-    return 0 if rising or args.quick else 1
+    print(f"after proximal matching R rises with noise: {'yes' if rising else 'NO'}")
+    print(f"proximal matching hits more often than l1 and l2 within its last gamma: {'yes' if closer else 'NO'}")
+    return 0 if (rising and closer) or args.quick else 1
 
 
 def _networks(args, study: Study, setting: Setting, root: Path, runs: Path) -> Iterator[tuple[str, float, lf.LPN]]:
@@ -136,24 +139,35 @@ def _networks(args, study: Study, setting: Setting, root: Path, runs: Path) -> I
     entries = domain.channels * crop**2
     schedule = three_losses.short_phases if setting.hidden else three_losses.full_phases
     for sigma in setting.levels:
-        for loss in args.loss:
+        for loss, gamma_min in _variants(args.loss, setting):
             crops = crops or domain.crops(root, setting.side, crop, args.device)
             size = f"h{setting.hidden}" if setting.hidden else "published"
-            gamma = f"-g{args.gamma_min:g}" if loss == "matching" else ""
+            gamma = f"-g{gamma_min:g}" if loss == "matching" else ""
             folder = runs / f"{domain.name}-{size}-{setting.side}-{setting.steps}" / f"{loss}-{sigma:g}{gamma}"
             print(f"{loss} at noise {sigma:g}: {folder}", flush=True)
-            card = {"data": domain.name, "loss": loss, "steps": setting.steps, "gamma_min": args.gamma_min}
             model = three_losses.train(
                 lambda: _build(domain, setting),
                 crops,
-                schedule(loss, setting.steps, entries, args.gamma_min),
+                schedule(loss, setting.steps, entries, gamma_min),
                 sigma=sigma,
                 batch=setting.batch,
                 folder=folder,
-                card=card,
+                card={"data": domain.name, "loss": loss, "steps": setting.steps, "gamma_min": gamma_min},
                 device=args.device,
             )
-            yield loss, sigma, model
+            yield _label(loss, gamma_min, setting), sigma, model
+
+
+def _variants(losses, setting: Setting) -> Iterator[tuple[str, float]]:
+    """(loss, last gamma over sqrt(n)); the gamma of l1 and l2 means nothing."""
+    for loss in losses:
+        for gamma_min in setting.gamma_min if loss == "matching" else setting.gamma_min[:1]:
+            yield loss, gamma_min
+
+
+def _label(loss: str, gamma_min: float, setting: Setting) -> str:
+    """What tables call a network: "matching" is that of the first gamma."""
+    return loss if gamma_min == setting.gamma_min[0] else f"{loss} {gamma_min:g}"
 
 
 def _build(domain: Domain, setting: Setting) -> lf.LPN:
@@ -165,8 +179,9 @@ def _build(domain: Domain, setting: Setting) -> lf.LPN:
 # ---- hits
 
 
-def count_hits(study: Study, setting: Setting, networks, root: Path, out: Path, gamma_min: float, config) -> bool:
-    """Write hits.csv and hits.png; whether matching hits more often than l2 at its last gamma, at every level."""
+def count_hits(study: Study, setting: Setting, networks, root: Path, out: Path, config) -> bool:
+    """Write hits.csv and hits.png; whether matching hits most often within its (first) last gamma, at every level."""
+    gamma_min = setting.gamma_min[0]
     crop = 128 if setting.hidden is None else setting.crop
     clean = _validation_crops(study.domain, root, setting, crop)
     table, closer = [], True
@@ -181,8 +196,9 @@ def count_hits(study: Study, setting: Setting, networks, root: Path, out: Path, 
         found = {row["loss"]: row for row in level if row["gamma_per_root_n"] == at}
         for loss, row in found.items():
             print(f"noise {sigma:g}, {loss}: hits within {at:g} sqrt(n): {row['hits']:.4f}, reach {row['reach']:.2f}")
-        if {"matching", "l2"} <= found.keys():
-            closer &= found["matching"]["hits"] > found["l2"]["hits"]
+        if "matching" in found:
+            others = [row["hits"] for loss, row in found.items() if loss in ("l1", "l2")]
+            closer &= all(found["matching"]["hits"] > (1 + TOLERATED) * hit for hit in others)
     return closer
 
 
@@ -215,7 +231,7 @@ def evaluate_prior(study: Study, setting: Setting, networks, root: Path, out: Pa
             print(perturbations.line(row), flush=True)
         write_csv(out / "prior.csv", rows)
     perturbations.draw(rows, out / "prior.png")
-    return perturbations.report(rows)
+    return perturbations.report(rows, claimed=("noise",))
 
 
 def _plain(quality: dict) -> dict:
@@ -251,12 +267,15 @@ def reconstruct(study: Study, setting: Setting, networks, root: Path, out: Path,
 
 
 def _solved(task: Task, model: lf.LPN, instance: Instance, setting: Setting):
-    """(settings, outcome): the published ones, and PGD inside its theorem where the network takes the image whole."""
+    """(settings, outcome): the published ones, and PGD inside its theorem where the network takes the image whole.
+
+    Both with the fixed prox of the published method, strength 1: the step is then the weight of the data.
+    """
     fixed = model.spec.image_size
     fits = fixed is None or fixed == tuple(instance.x.shape[-2:])
     yield "published", ours.published(task, model if fits else Tiled(model, fixed[0] // 2), instance)
     if fits:
-        yield "theorem", ours.theorem("lpn-pgd", model, instance, setting.iterations)
+        yield "theorem", ours.theorem("lpn-pgd", model, instance, setting.iterations, strength=1.0)
 
 
 def _score(

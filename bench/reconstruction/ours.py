@@ -18,10 +18,12 @@ ITERATIONS = 100
 METHODS = ("lpn-pgd", "lpn-fista", "lpn-admm", "lpn-drs", "lpn-hqs")
 
 
-def theorem(method: str, model, instance: Instance, iterations: int = ITERATIONS) -> Outcome:
-    """A solver by its name, refusing to leave its theorem."""
+def theorem(method: str, model, instance: Instance, iterations: int = ITERATIONS, **settings) -> Outcome:
+    """A solver by its name, refusing to leave its theorem; `settings` are further arguments of it."""
     solver = getattr(solvers, method.removeprefix("lpn-"))
-    result = solver(instance.y, instance.physics, model, x0=instance.simple, max_iter=iterations, tol=1e-4, strict=True)
+    result = solver(
+        instance.y, instance.physics, model, x0=instance.simple, max_iter=iterations, tol=1e-4, strict=True, **settings
+    )
     return _outcome(result)
 
 

@@ -18,8 +18,13 @@ namespace lpn {
 // most).
 constexpr int64_t block_rows = 64;
 
-// Columns of a weight gradient are padded to this, the widest vector of all instruction sets.
+// Columns of a weight gradient are padded to this, the widest vector of all instruction sets, ...
 constexpr int64_t column_multiple = 16;
+
+// ... unless this many or fewer are left over: those are sums over rows, as biases are, kept in so many
+// lanes.
+constexpr int64_t longest_tail = 4;
+constexpr int64_t sum_lanes = 16;
 
 // ---- activations, channels last: rows = N * H * W ---------------------------------------------------------
 
@@ -137,9 +142,11 @@ struct MlpStage {
   // Where this stage's gradient starts in a partial gradient.
   int64_t matrix_at;   // [H_l, columns]: the core's columns, then the skip's, then padding
   int64_t columns;     // multiple of column_multiple
-  int64_t bias_at;     // [H_l]
-  int64_t head_at;     // [H_l]
-  int64_t head_sq_at;  // [H_l]
+  int64_t tail_at;     // [H_l, tail, sum_lanes]: the columns that follow
+  int64_t tail;        // at most longest_tail
+  int64_t bias_at;     // [H_l, sum_lanes]
+  int64_t head_at;     // [H_l, sum_lanes]
+  int64_t head_sq_at;  // [H_l, sum_lanes]
 };
 
 struct Mlp {
@@ -150,8 +157,8 @@ struct Mlp {
   const float* constant;  // [1] or nullptr
   float beta;
   float alpha;
-  int64_t linear_at;    // [d] in a partial gradient
-  int64_t constant_at;  // [1] in a partial gradient
+  int64_t linear_at;    // [d, sum_lanes] in a partial gradient
+  int64_t constant_at;  // [sum_lanes] in a partial gradient
 };
 
 // One factor pair of a product: sum over k of  weights[unit, k] * operand[k, lane].
@@ -202,6 +209,14 @@ struct MlpVjp {
   float* gx;       // [rows, d] or nullptr
 };
 
+// Partial gradients of the chunks of a batch, and their sum.
+struct MlpPartials {
+  const float* values;  // [chunks, size]
+  int64_t chunks;
+  int64_t size;
+  double* totals;  // [size]
+};
+
 // ---- optimizer --------------------------------------------------------------------------------------------
 
 struct AdamStep {
@@ -244,6 +259,8 @@ struct Kernels {
   void (*mlp_hvp)(const Mlp&, const MlpBlock&, const MlpHvp&, int64_t first, int64_t count);
   // Adds the block's parameter gradient to `partial`.
   void (*mlp_vjp)(const Mlp&, const MlpBlock&, const MlpVjp&, int64_t first, int64_t count, float* partial);
+  // Entries begin <= i < end of the partial gradients.
+  void (*mlp_sum_partials)(const MlpPartials&, int64_t begin, int64_t end);
   // Elements begin <= i < end of one tensor.
   void (*adam_step)(const AdamStep&, int64_t begin, int64_t end);
   // Lines of the parallel-beam projector, in both precisions.

@@ -20,6 +20,7 @@ enum TableEntry { width_entry, core_entry, skip_entry, bias_entry, head_entry, h
 // The number depends on the batch and the network only, never on the threads: that is what makes the sum
 // deterministic.
 constexpr int64_t most_chunks = 64;
+constexpr int64_t least_blocks = 2;                        // of a chunk, where the batch has that many
 constexpr int64_t most_partial_floats = int64_t{1} << 24;  // 64 MiB
 
 // Partial values that one range of the final sum reads: below this a second thread costs more than it brings.
@@ -72,12 +73,14 @@ Network::Network(
     stage.head = at_offset(parameters, entry[head_entry]);
     stage.head_sq = at_offset(parameters, entry[head_sq_entry]);
     const int64_t inputs = (stage.core ? stages_.back().width : 0) + (stage.skip ? dim : 0);
-    stage.columns = round_up(inputs, column_multiple);
+    stage.tail = inputs % column_multiple <= longest_tail ? inputs % column_multiple : 0;
+    stage.columns = round_up(inputs - stage.tail, column_multiple);
     stage.matrix_at = partial_size_;
-    stage.bias_at = stage.matrix_at + width * stage.columns;
-    stage.head_at = stage.bias_at + width;
-    stage.head_sq_at = stage.head_at + width;
-    partial_size_ = stage.head_sq_at + width;
+    stage.tail_at = stage.matrix_at + width * stage.columns;
+    stage.bias_at = stage.tail_at + width * stage.tail * sum_lanes;
+    stage.head_at = stage.bias_at + (stage.bias ? width * sum_lanes : 0);
+    stage.head_sq_at = stage.head_at + (stage.head ? width * sum_lanes : 0);
+    partial_size_ = stage.head_sq_at + (stage.head_sq ? width * sum_lanes : 0);
     units_ += width;
     columns_ = std::max(columns_, stage.columns);
     stages_.push_back(stage);
@@ -91,8 +94,8 @@ Network::Network(
           beta,
           alpha,
           partial_size_,
-          partial_size_ + dim};
-  partial_size_ += dim + 1;
+          partial_size_ + dim * sum_lanes};
+  partial_size_ += (dim + 1) * sum_lanes;
 }
 
 // One block of scratch per worker, allocated before the threads start: an exception must not leave a thread.
@@ -166,7 +169,7 @@ void Network::vjp(const MlpVjp& io, float* gP, int64_t numel, int64_t rows, int 
   const Kernels& kernels = active_kernels();
   const int64_t blocks = blocks_of(rows);
   const int64_t affordable = std::clamp<int64_t>(most_partial_floats / partial_size_, 1, most_chunks);
-  const int64_t chunks = std::min(blocks, affordable);
+  const int64_t chunks = std::min((blocks + least_blocks - 1) / least_blocks, affordable);
   const Floats partials = allocate_floats(chunks * partial_size_);
   const Scratch scratch(*this, chunks, threads, 2);
   parallel_for(chunks, 1, threads, [&](int worker, int64_t chunk, int64_t) {
@@ -178,7 +181,12 @@ void Network::vjp(const MlpVjp& io, float* gP, int64_t numel, int64_t rows, int 
       kernels.mlp_vjp(mlp_, scratch[worker], io, first, std::min(block_rows, rows - first), partial);
     }
   });
-  sum_partials(partials.get(), chunks, gP, threads);
+  std::vector<double> totals(partial_size_);
+  const MlpPartials sums{partials.get(), chunks, partial_size_, totals.data()};
+  const int64_t grain = std::max<int64_t>(values_per_range / std::max<int64_t>(1, chunks), sum_lanes);
+  parallel_for(partial_size_, grain, threads,
+               [&](int, int64_t begin, int64_t end) { kernels.mlp_sum_partials(sums, begin, end); });
+  scatter(totals.data(), gP);
 }
 
 void Network::require_fits(int64_t numel) const {
@@ -202,41 +210,47 @@ void Network::require_fits(int64_t numel) const {
   require(entry[1], 1);
 }
 
-// gP = sum over the chunks, in order and in double, each value by one thread.
-void Network::sum_partials(const float* partials,  // [chunks, partial_size]
-                           int64_t chunks,
-                           float* gP,  // [numel]
-                           int threads) const {
+// gP from the layout of a partial gradient; what is kept in lanes is added up.
+void Network::scatter(const double* totals,  // [partial_size]
+                      float* gP) const {     // [numel]
+  const auto copy = [=](int64_t from, int64_t offset, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) gP[offset + i] = static_cast<float>(totals[from + i]);
+  };
   const auto sum = [=](int64_t from, int64_t offset, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
+      const double* value = totals + from + i * sum_lanes;
       double total = 0.0;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) total += partials[chunk * partial_size_ + from + i];
+      for (int64_t lane = 0; lane < sum_lanes; ++lane) total += value[lane];
       gP[offset + i] = static_cast<float>(total);
     }
   };
-  const auto sum_unit = [&](int64_t l, int64_t unit) {
+  const int64_t* entry = table_;
+  for (size_t l = 0; l < stages_.size(); ++l, entry += table_entries_per_stage) {
     const MlpStage& stage = stages_[l];
-    const int64_t* entry = table_ + l * table_entries_per_stage;
     const int64_t core_columns = stage.core ? stages_[l - 1].width : 0;
-    const int64_t matrix_at = stage.matrix_at + unit * stage.columns;
-    if (stage.core) sum(matrix_at, entry[core_entry] + unit * core_columns, core_columns);
-    if (stage.skip) sum(matrix_at + core_columns, entry[skip_entry] + unit * mlp_.dim, mlp_.dim);
-    if (stage.bias) sum(stage.bias_at + unit, entry[bias_entry] + unit, 1);
-    if (stage.head) sum(stage.head_at + unit, entry[head_entry] + unit, 1);
-    if (stage.head_sq) sum(stage.head_sq_at + unit, entry[head_sq_entry] + unit, 1);
-  };
-  const int64_t values_per_unit = std::max<int64_t>(1, columns_ * chunks);
-  const int64_t grain = std::max<int64_t>(1, values_per_range / values_per_unit);
-  parallel_for(units_, grain, threads, [&](int, int64_t begin, int64_t end) {
-    int64_t l = 0;
-    for (int64_t unit = begin; unit < end; ++unit) {
-      while (unit >= stages_[l].first_unit + stages_[l].width) ++l;
-      sum_unit(l, unit - stages_[l].first_unit);
+    const int64_t skip_columns = stage.skip ? mlp_.dim : 0;
+    const int64_t matrix_columns = core_columns + skip_columns - stage.tail;
+    // A row of the gradient is the core's columns and then the skip's: where they end in P is not where they
+    // end here.
+    for (int64_t unit = 0; unit < stage.width; ++unit) {
+      const auto place = [&](int64_t column) {
+        return column < core_columns ? entry[core_entry] + unit * core_columns + column
+                                     : entry[skip_entry] + unit * skip_columns + column - core_columns;
+      };
+      const int64_t matrix_at = stage.matrix_at + unit * stage.columns;
+      const int64_t from_core = std::min(core_columns, matrix_columns);
+      if (from_core) copy(matrix_at, place(0), from_core);
+      if (matrix_columns > from_core)
+        copy(matrix_at + from_core, place(from_core), matrix_columns - from_core);
+      for (int64_t c = 0; c < stage.tail; ++c)
+        sum(stage.tail_at + (unit * stage.tail + c) * sum_lanes, place(matrix_columns + c), 1);
     }
-  });
-  const int64_t* end = table_ + mlp_.stage_count * table_entries_per_stage;
-  if (mlp_.linear) sum(mlp_.linear_at, end[0], mlp_.dim);
-  if (mlp_.constant) sum(mlp_.constant_at, end[1], 1);
+    if (stage.bias) sum(stage.bias_at, entry[bias_entry], stage.width);
+    if (stage.head) sum(stage.head_at, entry[head_entry], stage.width);
+    if (stage.head_sq) sum(stage.head_sq_at, entry[head_sq_entry], stage.width);
+  }
+  if (mlp_.linear) sum(mlp_.linear_at, entry[0], mlp_.dim);
+  if (mlp_.constant) sum(mlp_.constant_at, entry[1], 1);
 }
 
 }  // namespace lpn

@@ -36,7 +36,7 @@ class Network {
   class Scratch;
 
   void require_fits(int64_t numel) const;
-  void sum_partials(const float* partials, int64_t chunks, float* gP, int threads) const;
+  void scatter(const double* totals, float* gP) const;
 
   const int64_t* table_;
   std::vector<MlpStage> stages_;

@@ -2,13 +2,18 @@
 
     expm1(r)  = r + r^2 Q(r)     for |r| <= ln(2)/2, relative error
     log1p(e)  = e + e^2 R(e)     for 0 <= e <= 1,    relative error
+    2^r       = 1 + r S(r)       for |r| <= 1/2,     relative error
 
-The leading coefficient is fixed to one, so both keep their relative accuracy as the argument tends to
+and of csrc/cpu/isa/activation.h:
+
+    2 artanh(v) = 2 v + v^3 T(v^2)   for 0 <= v <= 1/3,  relative error
+
+The leading coefficient is fixed, so all but the power keep their relative accuracy as the argument tends to
 zero. The fit is the Lawson iteration: least squares on a dense grid whose weights are multiplied by the error
 until the error is level. Each coefficient is rounded to float32 in turn, from the one that matters most
 down, and the rest is refitted, so that rounding one is made good by the others.
 
-Run it with no argument; it prints the two tables and the error that remains in exact arithmetic.
+Run it with no argument; it prints the tables and the error that remains in exact arithmetic.
 """
 
 import math
@@ -53,11 +58,11 @@ def fit_level(columns, target, fixed):
     return coefficients
 
 
-def fit_float32(function, points, terms):
-    """Float32 coefficients k of  x + x^2 (k_0 + k_1 x + ...)  and the largest relative error left."""
+def fit_float32(function, points, terms, order=1, step=1, lead=1.0):
+    """Float32 k of  lead x^order + x^(order + step) (k_0 + k_1 x^step + ...)  and the largest relative error left."""
     values = function(points)
-    columns = np.stack([points ** (2 + i) / values for i in range(terms)], axis=1)
-    target = 1.0 - points / values
+    columns = np.stack([points ** (order + step * (1 + i)) / values for i in range(terms)], axis=1)
+    target = 1.0 - lead * points**order / values
     fixed = {}
     for i in range(terms):
         fixed[i] = float(np.float32(fit_level(columns, target, fixed)[i]))
@@ -73,11 +78,13 @@ def chebyshev_points(low, high, count=4001):
 
 def main():
     half = math.log(2) / 2 * 1.001  # the rounding of n can overshoot the half interval a little
-    for name, function, points, terms in (
-        ("expm1_coefficients", np.expm1, chebyshev_points(-half, half), 5),
-        ("log1p_coefficients", np.log1p, chebyshev_points(0.0, 1.0), 9),
+    for name, function, points, terms, leading in (
+        ("expm1_coefficients", np.expm1, chebyshev_points(-half, half), 5, {}),
+        ("log1p_coefficients", np.log1p, chebyshev_points(0.0, 1.0), 9, {}),
+        ("power_coefficients", np.exp2, chebyshev_points(-0.5, 0.5), 6, {"order": 0}),
+        ("artanh_coefficients", lambda v: 2 * np.arctanh(v), chebyshev_points(0.0, 1 / 3), 4, {"step": 2, "lead": 2.0}),
     ):
-        coefficients, error = fit_float32(function, points, terms)
+        coefficients, error = fit_float32(function, points, terms, **leading)
         print(f"// {name}: relative error {error:.2e} = {error * 2**24:.3f} x 2^-24")
         print(",\n".join(f"    {value:.9e}f" for value in coefficients))
 

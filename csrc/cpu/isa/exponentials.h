@@ -66,21 +66,6 @@ inline Vec softplus(Vec u, float beta, float inverse_beta) {
   return positive_part(u) + log1p * inverse_beta;
 }
 
-struct Activation {
-  Vec z;
-  Vec s;
-  Vec r;  // 1 - s
-};
-
-inline Activation activate(Vec u, float beta, float inverse_beta) {
-  const Vec decayed = decay(magnitude(u * beta));
-  const Vec larger = 1.0f / (1.0f + decayed);  // slope on the far side of zero
-  const Vec smaller = decayed * larger;
-  const Vec log1p = unit_slope_polynomial(decayed, log1p_coefficients);
-  const auto right = u > 0.0f;
-  return {positive_part(u) + log1p * inverse_beta, right ? larger : smaller, right ? smaller : larger};
-}
-
 struct Slope {
   Vec s;
   Vec r;  // 1 - s

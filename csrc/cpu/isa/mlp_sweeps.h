@@ -16,7 +16,7 @@
 #pragma once
 
 #include "../kernels.h"
-#include "exponentials.h"
+#include "activation.h"
 #include "product.h"
 
 namespace lpn {
@@ -56,18 +56,19 @@ inline const float* below(const Mlp& mlp,
 template <bool keep_curvature>
 void value_sweep(const Mlp& mlp, const MlpBlock& block) {
   const float beta = mlp.beta;
-  const float inverse_beta = 1.0f / beta;
+  const SoftplusRates rates(beta);
   for (int64_t l = 0; l < mlp.stage_count; ++l) {
     const MlpStage& stage = mlp.stages[l];
     const int64_t count = forward_terms(mlp, l, below(mlp, l, block.z), block.x, block.terms);
     const int64_t at = stage.first_unit * block_rows;
-    product(block.terms, count, stage.width, block.row_lanes, [=](int64_t unit, int64_t lane, Vec sum) {
-      const Activation active = activate(sum + value_or_zero(stage.bias, unit), beta, inverse_beta);
-      const int64_t i = at + unit * block_rows + lane;
-      store(block.z + i, active.z);
-      store(block.s + i, active.s);
-      if (keep_curvature) store(block.curvature + i, beta * active.r);
-    });
+    product(block.terms, count, stage.width, block.row_lanes,
+            [=, &rates](int64_t unit, int64_t lane, auto sum) {
+              const auto active = activate(sum + value_or_zero(stage.bias, unit), rates);
+              const int64_t i = at + unit * block_rows + lane;
+              store(block.z + i, active.z);
+              store(block.s + i, active.s);
+              if (keep_curvature) store(block.curvature + i, active.r * beta);
+            });
   }
 }
 
@@ -77,13 +78,13 @@ void prox_sweep(const Mlp& mlp, const MlpBlock& block) {
     const MlpStage& stage = mlp.stages[l];
     const int64_t count = transposed_terms(mlp, l, block.e, block.terms);
     const int64_t at = stage.first_unit * block_rows;
-    product(block.terms, count, stage.width, block.row_lanes, [=](int64_t unit, int64_t lane, Vec sum) {
+    product(block.terms, count, stage.width, block.row_lanes, [=](int64_t unit, int64_t lane, auto sum) {
       const int64_t i = at + unit * block_rows + lane;
-      Vec above = sum + value_or_zero(stage.head, unit);
-      if (stage.head_sq) above += 2.0f * stage.head_sq[unit] * load(block.z + i);
-      const Vec e = load(block.s + i) * above;
+      auto above = sum + value_or_zero(stage.head, unit);
+      if (stage.head_sq) above = above + load(sum, block.z + i) * (2.0f * stage.head_sq[unit]);
+      const auto e = load(sum, block.s + i) * above;
       store(block.e + i, e);
-      if (keep_curvature) store(block.curvature + i, load(block.curvature + i) * e);
+      if (keep_curvature) store(block.curvature + i, load(sum, block.curvature + i) * e);
     });
   }
 }
@@ -93,10 +94,10 @@ void tangent_sweep(const Mlp& mlp, const MlpBlock& block) {
     const MlpStage& stage = mlp.stages[l];
     const int64_t count = forward_terms(mlp, l, below(mlp, l, block.dz), block.v, block.terms);
     const int64_t at = stage.first_unit * block_rows;
-    product(block.terms, count, stage.width, block.row_lanes, [=](int64_t unit, int64_t lane, Vec du) {
+    product(block.terms, count, stage.width, block.row_lanes, [=](int64_t unit, int64_t lane, auto du) {
       const int64_t i = at + unit * block_rows + lane;
-      store(block.dz + i, load(block.s + i) * du);
-      store(block.curvature + i, load(block.curvature + i) * du);
+      store(block.dz + i, load(du, block.s + i) * du);
+      store(block.curvature + i, load(du, block.curvature + i) * du);
     });
   }
 }
@@ -108,14 +109,15 @@ void adjoint_sweep(const Mlp& mlp, const MlpBlock& block) {
     const MlpStage& stage = mlp.stages[l];
     const int64_t count = transposed_terms(mlp, l, block.delta, block.terms);
     const int64_t at = stage.first_unit * block_rows;
-    product(block.terms, count, stage.width, block.row_lanes, [=](int64_t unit, int64_t lane, Vec above) {
+    product(block.terms, count, stage.width, block.row_lanes, [=](int64_t unit, int64_t lane, auto above) {
       const int64_t i = at + unit * block_rows + lane;
       const float g = value_or_zero(stage.head_sq, unit);
-      if (has_tangent && stage.head_sq) above += 2.0f * g * load(block.dz + i);
-      if (has_value && stage.head) above += stage.head[unit] * load(block.p + lane);
-      if (has_value && stage.head_sq) above += 2.0f * g * load(block.p + lane) * load(block.z + i);
-      Vec delta = load(block.s + i) * above;
-      if (has_tangent) delta += load(block.curvature + i);
+      if (has_tangent && stage.head_sq) above = above + load(above, block.dz + i) * (2.0f * g);
+      if (has_value && stage.head) above = above + load(above, block.p + lane) * stage.head[unit];
+      if (has_value && stage.head_sq)
+        above = above + load(above, block.p + lane) * load(above, block.z + i) * (2.0f * g);
+      auto delta = load(above, block.s + i) * above;
+      if (has_tangent) delta = delta + load(above, block.curvature + i);
       store(block.delta + i, delta);
     });
   }
@@ -130,9 +132,9 @@ void collect(const Mlp& mlp, const MlpBlock& block, const float* values) {  // v
     const float* source = values + stage.first_unit * block_rows;
     block.terms[count++] = {stage.skip, 1, mlp.dim, source, block_rows, stage.width};
   }
-  product(block.terms, count, mlp.dim, block.row_lanes, [=](int64_t j, int64_t lane, Vec sum) {
+  product(block.terms, count, mlp.dim, block.row_lanes, [=](int64_t j, int64_t lane, auto sum) {
     float* to = block.result + j * block_rows + lane;
-    store(to, load(to) + sum);
+    store(to, load(sum, to) + sum);
   });
 }
 

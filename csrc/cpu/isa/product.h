@@ -6,12 +6,12 @@
 // packing nor padding, and the transposed sweep only swaps two strides. Per k a tile loads 6 scalars and
 // row_vectors vectors for 6 row_vectors multiply-adds: 10 loads to 24 with AVX-512, well under the load
 // ports. Several terms share one accumulator (core and skip; e x dz and delta x z), which then goes to the
-// caller's finish(unit, lane, accumulator) while it is still in registers.
+// caller's finish(unit, lane, accumulators of that unit) while they are still in registers.
 
 #pragma once
 
 #include "../kernels.h"
-#include "vector.h"
+#include "group.h"
 
 namespace lpn {
 namespace {
@@ -20,7 +20,9 @@ constexpr int tile_units = 6;
 
 template <int units, int vectors, class Finish>
 inline void product_tile(const Term* terms, int64_t term_count, int64_t unit, int64_t lane, Finish finish) {
-  Vec accumulator[units][vectors] = {};
+  Group<vectors> accumulator[units];
+  for (int i = 0; i < units; ++i)
+    for (int j = 0; j < vectors; ++j) accumulator[i].part[j] = Vec{};
   for (const Term* term = terms; term != terms + term_count; ++term) {
     const float* weights = term->weights + unit * term->unit_stride;
     const float* operand = term->operand + lane;
@@ -29,14 +31,13 @@ inline void product_tile(const Term* terms, int64_t term_count, int64_t unit, in
       for (int j = 0; j < vectors; ++j) values[j] = load(operand + j * lanes);
       for (int i = 0; i < units; ++i) {
         const Vec weight = broadcast(weights[i * term->unit_stride]);
-        for (int j = 0; j < vectors; ++j) accumulator[i][j] += weight * values[j];
+        for (int j = 0; j < vectors; ++j) accumulator[i].part[j] += weight * values[j];
       }
       weights += term->depth_stride;
       operand += term->operand_stride;
     }
   }
-  for (int i = 0; i < units; ++i)
-    for (int j = 0; j < vectors; ++j) finish(unit + i, lane + j * lanes, accumulator[i][j]);
+  for (int i = 0; i < units; ++i) finish(unit + i, lane, accumulator[i]);
 }
 
 // All units of one lane range. 50 units become five groups of 6 and four of 5 instead of eight of 6 and one
@@ -71,13 +72,25 @@ inline void product_lanes(const Term* terms, int64_t term_count, int64_t units, 
   }
 }
 
-// finish(unit, lane, accumulator) for units x lane_count, lane_count a multiple of `lanes`.
+// finish(unit, lane, accumulators), a Group of vectors from that lane on, for units x lane_count; lane_count
+// is a multiple of `lanes`.
 template <class Finish>
 inline void product(const Term* terms, int64_t term_count, int64_t units, int64_t lane_count, Finish finish) {
   int64_t lane = 0;
   for (; lane + row_vectors * lanes <= lane_count; lane += row_vectors * lanes)
     product_lanes<row_vectors>(terms, term_count, units, lane, finish);
-  for (; lane < lane_count; lane += lanes) product_lanes<1>(terms, term_count, units, lane, finish);
+  // What is left goes in one piece too: a tile of one vector has too few accumulators to hide their latency.
+  switch ((lane_count - lane) / lanes) {
+    case 3:
+      if (row_vectors > 3) product_lanes<(row_vectors > 3 ? 3 : 1)>(terms, term_count, units, lane, finish);
+      break;
+    case 2:
+      if (row_vectors > 2) product_lanes<(row_vectors > 2 ? 2 : 1)>(terms, term_count, units, lane, finish);
+      break;
+    case 1:
+      product_lanes<1>(terms, term_count, units, lane, finish);
+      break;
+  }
 }
 
 }  // namespace

@@ -31,6 +31,7 @@ constexpr Kernels kernels_named(const char* name) {
           mlp_prox_block,
           mlp_hvp_block,
           mlp_vjp_any,
+          sum_partials,
           adam_step_range,
           resample_kernels<float>(),
           resample_kernels<double>()};

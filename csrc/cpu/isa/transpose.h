@@ -5,6 +5,9 @@
 
 #pragma once
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 #include <stdint.h>
 
 namespace lpn {
@@ -36,12 +39,49 @@ inline void transpose_quad(const float* from,    // [4, from_stride]
   *reinterpret_cast<LooseQuad*>(to + 3 * to_stride) = row_3;
 }
 
+#if defined(__AVX512F__)
+// 16 x 16: rows in pairs, pairs in fours, then blocks of four lanes; 64 shuffles for 256 elements.
+inline void transpose_sixteen(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+  // from: [16, from_stride], to: [16, to_stride]
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(from + i * from_stride);
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; ++j) {  // a[i + c]: column c of every four lanes, of rows i to i + 3
+      const __m512d low = _mm512_castps_pd(b[i + j]), high = _mm512_castps_pd(b[i + j + 2]);
+      a[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      a[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+    }
+  for (int c = 0; c < 4; ++c) {
+    const __m512 even_upper = _mm512_shuffle_f32x4(a[c], a[c + 4], 0x88);
+    const __m512 odd_upper = _mm512_shuffle_f32x4(a[c], a[c + 4], 0xdd);
+    const __m512 even_lower = _mm512_shuffle_f32x4(a[c + 8], a[c + 12], 0x88);
+    const __m512 odd_lower = _mm512_shuffle_f32x4(a[c + 8], a[c + 12], 0xdd);
+    _mm512_storeu_ps(to + c * to_stride, _mm512_shuffle_f32x4(even_upper, even_lower, 0x88));
+    _mm512_storeu_ps(to + (c + 4) * to_stride, _mm512_shuffle_f32x4(odd_upper, odd_lower, 0x88));
+    _mm512_storeu_ps(to + (c + 8) * to_stride, _mm512_shuffle_f32x4(even_upper, even_lower, 0xdd));
+    _mm512_storeu_ps(to + (c + 12) * to_stride, _mm512_shuffle_f32x4(odd_upper, odd_lower, 0xdd));
+  }
+}
+#endif
+
 void transpose(const float* from,    // [rows, from_stride], the first `columns` of each row count
                int64_t from_stride,  //
                float* to,            // [columns, to_stride]
                int64_t to_stride,    //
                int64_t rows,
                int64_t columns) {
+#if defined(__AVX512F__)
+  if (rows % 16 == 0 && columns % 16 == 0) {
+    for (int64_t j = 0; j < columns; j += 16)
+      for (int64_t i = 0; i < rows; i += 16)
+        transpose_sixteen(from + i * from_stride + j, from_stride, to + j * to_stride + i, to_stride);
+    return;
+  }
+#endif
   const int64_t whole_rows = rows - rows % 4;
   const int64_t whole_columns = columns - columns % 4;
   for (int64_t j = 0; j < whole_columns; j += 4)

@@ -6,6 +6,9 @@
 
 #pragma once
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 #include <stdint.h>
 
 namespace lpn {
@@ -55,6 +58,17 @@ inline float sum_of_lanes(Vec value) {
   for (int half = lanes / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
   return parts[0];
+}
+
+// max(low, x) in one instruction, which a comparison and a choice are not; hands NaN through.
+inline Vec larger_of(float low, Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(broadcast(low), x);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(broadcast(low), x);
+#else
+  return low > x ? broadcast(low) : x;
+#endif
 }
 
 // max(x, 0) and min(x, high) that hand NaN through: a comparison with NaN is false.

@@ -6,8 +6,9 @@
     degraded (1 - s) x + s d              the same s; d is what a measurement shows of x without a prior
 
 Noise makes an image less likely. Mixing and blurring need not: a prior of smoothness alone falls with both. One that
-knows digits rises from both ends towards the middle of a mix, which no convex R does. R is evaluated by certified inversion (lf.prior); it is known
-up to a constant that differs between networks, so figures subtract the mean over the unperturbed images.
+knows digits rises from both ends towards the middle of a mix, which no convex R does. R is evaluated by certified
+inversion (lf.prior); it is known up to a constant that differs between networks, so figures subtract the mean over the
+unperturbed images.
 """
 
 from collections.abc import Iterator

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from lpn_fast.kernels.triton import admitted, launch
+from lpn_fast.kernels.triton import admitted, choices, launch
 from lpn_fast.kernels.triton.launch import Config, Key
 
 import lpn_fast as lf
@@ -64,6 +64,26 @@ def test_only_a_measurement_on_the_same_device_admits_the_backend(monkeypatch):
     assert "from 1000 pixels" in admitted.reservation("D", "fp16", 256, 100)
     row["gain"] = "0.9"
     assert "0.9 times" in admitted.reservation("D", "fp16", 256, 1000)
+
+
+def test_the_library_is_taken_only_where_it_was_measured_faster_and_loses_nothing(monkeypatch):
+    key = Key("forward_2", 64, 64, "tf32", 90)
+    row = {"device": "D", "role": "forward_2", "c_in": "64", "c_out": "64", "precision": "tf32", "pixels": "1000"}
+    row |= {"ours_us": "30", "library_us": "20"}
+    monkeypatch.setattr(choices, "rows", lambda: (row,))
+    assert choices.choice("D", key, 1500) == (True, "the library was measured at 1.50 times our speed on D")
+    assert choices.choice("D", key, 5000) == (False, "not measured on D for 5000 pixels")
+    assert choices.choice("E", key, 1000) == (False, "not measured on E")
+    row["library_us"] = "29.5"
+    assert not choices.choice("D", key, 1000)[0]
+    for role, precision, allowed in (("forward_1", "fp16", False), ("transposed_1", "fp16", False),
+                                     ("forward_1", "bf16", False), ("transposed_1", "bf16", True),
+                                     ("forward_1", "fp32", True)):  # fmt: skip
+        assert (choices.loses_digits(role, precision) is None) == allowed
+
+
+def test_the_table_of_choices_can_be_read():
+    assert all(float(row["library_us"]) > 0 for row in choices.rows())
 
 
 class Reserved:

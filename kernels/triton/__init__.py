@@ -17,7 +17,9 @@ Stages that read the image only, and A^T e, are bound by memory.
     correlate     implicit GEMM, forward and transposed, step inside
     gradient      weight gradients, deterministic split over pixels
     assemble      f += D^T A^T e
+    units         powers of two for e and delta in half precision
     elementwise   the step alone, after a library's product
+    choices       our kernel, or the library's product and the step alone (plain Python)
     launch        which tile a kernel runs with: table.csv, a rule, and tile shapes (plain Python)
 
 Importing this package imports nothing; the modules above import Triton, all but `launch`.

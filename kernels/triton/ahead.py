@@ -14,6 +14,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from . import assemble, elementwise, units
 from .correlate import correlate_kernel
 from .gradient import gradient_kernel
 from .launch import DOT_PRECISION, Config, Key, tile_shape
@@ -33,10 +34,31 @@ class Report:
     tma_loads: int
 
 
-def report(key: Key, config: Config) -> Report:
-    """Compile the kernel of `key.role` with `config` for `key.arch`."""
-    build = _gradient if key.role.startswith("gradient") else _correlate
-    kernel, pointers, constants = build(key, config)
+def report(key: Key, config: Config, projects: bool = False) -> Report:
+    """Compile the kernel of `key.role` with `config` for `key.arch`; a transposed one that `projects` onto a skip."""
+    if key.role.startswith("gradient"):
+        kernel, pointers, constants = _gradient(key, config)
+    else:
+        kernel, pointers, constants = _correlate(key, config, projects)
+    return _compiled(kernel, pointers, constants, key.arch, config.warps, config.stages)
+
+
+def small_kernels(arch: int) -> dict[str, Report]:
+    """Compile the kernels around the products, which have no configurations, for `arch`."""
+    skip = {"CHANNELS": 3, "KERNEL": 3, "STRIDE": 2, "PADDING": 1, "RESIZE": 2, "BLOCK": assemble.BLOCK}
+    operands = dict.fromkeys(("out", "product", "z", "e", "dz"), "*fp16")
+    heads = dict.fromkeys(("rest", "bias", "head", "head_squared", "head_unit"), "*fp32")
+    steps = {"CHANNELS": 64, "BLOCK": elementwise.BLOCK}
+    found = {
+        "assemble": (assemble.assemble_kernel, {"f": "*fp32", "products": "*fp32"}, {"PARTS": 2} | skip, 4),
+        "units": (units.units_kernel, {"units": "*fp32", "bounds": "*fp32"}, {"STAGES": 5, "WIDE": units.WIDE}, 1),
+    }
+    for step in ("forward", "slope", "tangent", "adjoint"):
+        found[step] = elementwise.elementwise_kernel, operands | heads, {"EPILOGUE": step} | steps, 4
+    return {name: _compiled(*what[:3], arch, what[3], 3) for name, what in found.items()}
+
+
+def _compiled(kernel, pointers: dict, constants: dict, arch: int, warps: int, stages: int) -> Report:
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name in constants:
@@ -46,12 +68,12 @@ def report(key: Key, config: Config) -> Report:
             if pointers[name].startswith("*"):
                 attributes[index,] = [["tt.divisibility", 16]]
         else:
-            signature[name] = "fp32" if name in ("unscale", "beta") else "i32"
+            signature[name] = "fp32" if name in ("unscale", "beta", "weight_scale") else "i32"
     source = ASTSource(
         kernel, signature, {(kernel.arg_names.index(n),): value for n, value in constants.items()}, attributes
     )
-    target = GPUTarget("cuda", key.arch, 32)
-    compiled = triton.compile(source, target, {"num_warps": config.warps, "num_stages": config.stages})
+    target = GPUTarget("cuda", arch, 32)
+    compiled = triton.compile(source, target, {"num_warps": warps, "num_stages": stages})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -64,7 +86,7 @@ def report(key: Key, config: Config) -> Report:
     return Report(int(registers), int(stack), compiled.metadata.shared, tensor_core, loads)
 
 
-def _correlate(key: Key, config: Config):
+def _correlate(key: Key, config: Config, projects: bool):
     storage = TRITON_TYPE[key.precision]
     element, plain = ELEMENT[storage], key.role == "project"
     transposed = plain or key.role.startswith(("transposed", "adjoint"))
@@ -76,6 +98,16 @@ def _correlate(key: Key, config: Config):
     pointers = {n: f"*{element}" for n in ("t", "weight", "skip", "z", "e", "dz")}
     pointers |= {"out": "*fp32" if plain else f"*{element}", "x": "*fp32", "bias": "*fp32", "head": "*fp32"}
     absent = {"head_squared", "head"} | ({"x", "skip", "bias"} if transposed else set())
+    units = {"product_unit", "head_unit"}  # half precision has them where it sweeps back
+    if key.precision == "fp16" and transposed:
+        pointers |= dict.fromkeys(units, "*fp32")
+    else:
+        absent |= units
+    if projects:
+        pointers |= {"projection": f"*{element}", "projected": "*fp32"}
+        absent |= {"projected_unit"}
+    else:
+        absent |= {"projection", "projected", "projected_unit"}
     absent |= {"forward": {"z", "e", "dz"}, "plain": {"z", "e", "dz"}, "adjoint": set()}.get(epilogue, {"e", "dz"})
     if key.role == "image":
         absent |= {"t", "weight"}
@@ -90,6 +122,7 @@ def _correlate(key: Key, config: Config):
         "SKIP_STRIDE": stride, "SKIP_PADDING": 1, "RESIZE": 1, "EPILOGUE": epilogue, "STORAGE": storage,
         "PRECISION": DOT_PRECISION[key.precision], "BI": box[0], "BH": box[1], "BW": box[2],
         "BN": config.channels, "BK": config.depth, "BX": config.columns, "TMA": config.tma, "x_w": 1,
+        "PROJECTED": 27 if projects else 0, "PROJECTED_BLOCK": 32,
     }  # fmt: skip
     return correlate_kernel, pointers, constants | dict.fromkeys(absent)
 

@@ -32,10 +32,10 @@ def resize_weight(h, height, RESIZE: tl.constexpr):
 @triton.jit
 def assemble_kernel(
     f,  # [N, C, H, W] float32, contiguous; added to
-    products,  # [N, out_h, out_w, k k C] float32
-    height, width, out_h, out_w,
-    CHANNELS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, RESIZE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    products,  # [PARTS, N, out_h, out_w, k k C] float32
+    height, width, out_h, out_w, part_size,
+    PARTS: tl.constexpr, CHANNELS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
+    RESIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     plane = tl.program_id(0)
     n, c = plane // CHANNELS, plane % CHANNELS
@@ -55,7 +55,8 @@ def assemble_kernel(
             known = (i < KERNEL) & (j < KERNEL) & (top >= i) & (left >= j) & (row < out_h) & (col < out_w)
             known = known & (at < height * width)
             entry = (row * out_w + col).to(tl.int64) * (KERNEL * KERNEL * CHANNELS) + (i * KERNEL + j) * CHANNELS
-            total += tl.load(products + entry, mask=known, other=0.0)
+            for part in tl.static_range(PARTS):
+                total += tl.load(products + tl.full((), part, tl.int64) * part_size + entry, mask=known, other=0.0)
     total *= resize_weight(h, height, RESIZE) * resize_weight(w, width, RESIZE)
     f += plane.to(tl.int64) * height * width
     inside = at < height * width
@@ -63,14 +64,15 @@ def assemble_kernel(
 
 
 def assemble(f: Tensor, products: Tensor, reading: Geometry) -> None:
-    """f [N, C, H, W] float32 contiguous += D^T A^T e, from products [N, out_h, out_w, k k C] float32."""
+    """f [N, C, H, W] float32 contiguous += D^T A^T e, from products [(parts,) N, out_h, out_w, k k C] float32."""
+    products = products if products.dim() == 5 else products[None]
     batch, channels, height, width = f.shape
     if not f.numel():
         return
-    out_h, out_w = products.shape[1:3]
+    out_h, out_w = products.shape[2:4]
     with device_of(f):
         assemble_kernel[batch * channels, -(-height * width // BLOCK)](
-            f, products, height, width, out_h, out_w,
-            CHANNELS=channels, KERNEL=reading.kernel, STRIDE=reading.stride, PADDING=reading.padding,
-            RESIZE=reading.resize, BLOCK=BLOCK,
+            f, products, height, width, out_h, out_w, products[0].numel(),
+            PARTS=len(products), CHANNELS=channels,
+            KERNEL=reading.kernel, STRIDE=reading.stride, PADDING=reading.padding, RESIZE=reading.resize, BLOCK=BLOCK,
         )  # fmt: skip

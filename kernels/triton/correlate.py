@@ -16,16 +16,23 @@ transposed one by swapped strides: forward and backward weights are the same bit
     work     2 k^2 C_in C_out FLOP per output pixel; (C_in + C_out) elements of traffic, + z for the backward step
 
 Weights in fp16 are stored times 2^8, an exact factor that keeps small ones (the published start has 4.5e-5, next to
-fp16's smallest normal number) out of the subnormals; `unscale` undoes it in float32, before the skip is added.
+fp16's smallest normal number) out of the subnormals; `unscale` undoes it in float32, before the skip is added. e and
+delta are stored in units of a power of two of their stage (units.py): `product_unit` and `head_unit` bring the terms
+of the step into them.
+
+The first stage's e (or delta) serves nothing but A^T e: where no tape wants it, `projection` forms that product from
+the tile in registers, k k C sums per pixel instead of C_OUT values that another kernel would read back. A block sees
+BN of the channels, so each block of channels leaves its own part of the sum, and assemble.py adds the parts in order.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .activations import finish
-from .launch import DOT_PRECISION, Config, Geometry, tile_shape
+from .launch import DOT_PRECISION, MIN_SIDE, Config, Geometry, power_of_two, tile_shape
 from .tiles import TRITON_TYPE, device_of, dot_wide, load_columns, load_pixels, pixel
 
 
@@ -38,6 +45,9 @@ def correlate_kernel(
     bias,  # [N or 1, C_OUT] float32 or None
     z, e, dz,  # [N, out_h, out_w, C_OUT] or None
     head, head_squared,  # [HEAD] float32 or None
+    product_unit, head_unit,  # one float32 each, or None: what the product and the heads are multiplied by
+    projection,  # [PROJECTED, C_OUT] or None: A as rows (i, j, c)
+    projected, projected_unit,  # [blocks of channels, N, out_h, out_w, PROJECTED] float32; one float32 or None
     batch, in_h, in_w, out_h, out_w, tiles_h, tiles_w, image_h, image_w, x_n, x_c, x_h, x_w, bias_stride,
     unscale, beta,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, HEAD: tl.constexpr,
@@ -45,7 +55,7 @@ def correlate_kernel(
     CHANNELS: tl.constexpr, SKIP_KERNEL: tl.constexpr, SKIP_STRIDE: tl.constexpr, SKIP_PADDING: tl.constexpr,
     RESIZE: tl.constexpr, EPILOGUE: tl.constexpr, STORAGE: tl.constexpr, PRECISION: tl.constexpr,
     BI: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BX: tl.constexpr,
-    TMA: tl.constexpr,
+    TMA: tl.constexpr, PROJECTED: tl.constexpr, PROJECTED_BLOCK: tl.constexpr,
 ):  # fmt: skip
     CLASSES: tl.constexpr = STRIDE if TRANSPOSED else 1  # per axis
     IN_STRIDE: tl.constexpr = 1 if TRANSPOSED else STRIDE
@@ -104,6 +114,8 @@ def correlate_kernel(
                     right = tl.load(weight + at, mask=(k < C_IN)[:, None] & (channel < C_OUT)[None, :], other=0.0)
             acc = tl.dot(left, right, acc, input_precision=PRECISION)
     acc = acc * unscale
+    if product_unit is not None:
+        acc = acc * tl.load(product_unit)
 
     image, row, col = pixel(BI, BH, BW)
     n = n0 + image
@@ -123,9 +135,9 @@ def correlate_kernel(
     inside = (n < batch) & (out_row < out_h) & (out_col < out_w)
     known = channel < C_OUT
     mask = inside[:, None] & known[None, :]
-    base = ((n0.to(tl.int64) * out_h + h0 * CLASSES + class_h) * out_w + w0 * CLASSES + class_w) * C_OUT + channel0
-    offset = ((image * out_h + row * CLASSES) * out_w + col * CLASSES) * C_OUT
-    at = base + (offset[:, None] + tl.arange(0, BN)[None, :])
+    first_pixel = (n0.to(tl.int64) * out_h + h0 * CLASSES + class_h) * out_w + w0 * CLASSES + class_w
+    pixels = (image * out_h + row * CLASSES) * out_w + col * CLASSES  # from the first on
+    at = first_pixel * C_OUT + channel0 + (pixels[:, None] * C_OUT + tl.arange(0, BN)[None, :])
 
     if bias is not None:
         acc += tl.load(bias + n[:, None] * bias_stride + channel[None, :], mask=mask, other=0.0)
@@ -141,15 +153,32 @@ def correlate_kernel(
     head_row = None
     if head is not None:
         head_row = tl.load(head + channel % HEAD, mask=known, other=0.0)[None, :]
+        if head_unit is not None:
+            head_row = head_row * tl.load(head_unit)
     squared_row = None
     if head_squared is not None:
         squared_row = tl.load(head_squared + channel % HEAD, mask=known, other=0.0)[None, :]
+        if head_unit is not None:
+            squared_row = squared_row * tl.load(head_unit)
     result = finish(acc, z_tile, e_tile, dz_tile, head_row, squared_row, beta, EPILOGUE)
-    tl.store(out + at, result.to(out.dtype.element_ty), mask=mask)
+    if PROJECTED == 0:
+        tl.store(out + at, result.to(out.dtype.element_ty), mask=mask)
+    else:
+        column = tl.arange(0, PROJECTED_BLOCK)
+        wanted = column < PROJECTED
+        right = tl.load(
+            projection + column[None, :] * C_OUT + channel[:, None], mask=wanted[None, :] & known[:, None], other=0.0
+        )
+        part = tl.dot(result.to(STORAGE), right, input_precision=PRECISION)
+        if projected_unit is not None:
+            part = part * tl.load(projected_unit)
+        plane = (program % BLOCKS_N).to(tl.int64) * batch * out_h * out_w
+        to = (plane + first_pixel) * PROJECTED + (pixels[:, None] * PROJECTED + column[None, :])
+        tl.store(projected + to, part, mask=inside[:, None] & wanted[None, :])
 
 
 def correlate(
-    out: Tensor,  # [N, out_h, out_w, C_out] contiguous; written
+    out: Tensor,  # [N, out_h, out_w, C_out] contiguous; written, unless there is a projection
     t: Tensor | None,  # [N, in_h, in_w, C_in] contiguous; None: nothing but the skip
     weight: Tensor | None,  # [k k, C_in, C_out]; transposed: [k k, C_out, C_in]
     core: Geometry,
@@ -169,11 +198,21 @@ def correlate(
     head_squared: Tensor | None = None,
     beta: float = 1.0,
     unscale: float = 1.0,
+    product_unit: Tensor | None = None,  # one float32, as the others
+    head_unit: Tensor | None = None,
+    projection: Tensor | None = None,  # [k, k, C, C_out], contiguous
+    projected_unit: Tensor | None = None,
 ) -> Tensor:
-    """Launch on the current stream of out's device; returns `out`."""
+    """Launch on the current stream of out's device; returns `out`, or with a `projection` the parts of A^T times what
+    would have been stored, [parts, N, out_h, out_w, k k C] float32."""
     batch, out_h, out_w, c_out = out.shape
+    columns = 0 if projection is None else projection.shape[:-1].numel()
+    projected = None
+    if columns:
+        parts = -(-c_out // config.channels)
+        projected = torch.empty((parts, batch, out_h, out_w, columns), dtype=torch.float32, device=out.device)
     if not out.numel():
-        return out
+        return out if projected is None else projected
     classes = core.stride if transposed else 1
     grid_h, grid_w = -(-out_h // classes), -(-out_w // classes)
     bi, bh, bw = tile_shape(config.pixels, batch, grid_h, grid_w)
@@ -187,6 +226,7 @@ def correlate(
     with device_of(out):
         correlate_kernel[(classes * classes * tiles * -(-c_out // config.channels),)](
             out, t, weight, image if skip is not None else None, skip, bias, z, e, dz, head, head_squared,
+            product_unit, head_unit, projection, projected, projected_unit,
             batch, in_h, in_w, out_h, out_w, -(-grid_h // bh), -(-grid_w // bw),
             *(image.shape[2:] if skip is not None else (1, 1)), *x_strides,
             0 if bias is None or bias.shape[0] == 1 else c_out,
@@ -198,9 +238,10 @@ def correlate(
             SKIP_STRIDE=reading.stride, SKIP_PADDING=reading.padding, RESIZE=reading.resize,
             EPILOGUE=epilogue, STORAGE=TRITON_TYPE[precision], PRECISION=DOT_PRECISION[precision],
             BI=bi, BH=bh, BW=bw, BN=config.channels, BK=config.depth, BX=config.columns, TMA=tma,
+            PROJECTED=columns, PROJECTED_BLOCK=max(MIN_SIDE, power_of_two(columns)),
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
-    return out
+    return out if projected is None else projected
 
 
 def _descriptors(t: Tensor, weight: Tensor, stride: int, transposed: bool, box: tuple[int, int, int], config: Config):

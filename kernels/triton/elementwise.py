@@ -19,7 +19,7 @@ BLOCK = 1024
 def elementwise_kernel(
     out,  # [rows, C]
     product, rest, bias, z, e, dz,  # like out, any of them None; bias [N or 1, C] float32
-    head, head_squared,  # [C] float32 or None
+    head, head_squared, head_unit,  # [C] float32 or None; one float32 or None
     total, rows_per_bias, beta,
     CHANNELS: tl.constexpr, EPILOGUE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -45,9 +45,13 @@ def elementwise_kernel(
     head_tile = None
     if head is not None:
         head_tile = tl.load(head + channel)
+        if head_unit is not None:
+            head_tile = head_tile * tl.load(head_unit)
     squared_tile = None
     if head_squared is not None:
         squared_tile = tl.load(head_squared + channel)
+        if head_unit is not None:
+            squared_tile = squared_tile * tl.load(head_unit)
     result = finish(a, z_tile, e_tile, dz_tile, head_tile, squared_tile, beta, EPILOGUE)
     tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
 
@@ -65,6 +69,7 @@ def elementwise(
     dz: Tensor | None = None,
     head: Tensor | None = None,  # [C] float32
     head_squared: Tensor | None = None,
+    head_unit: Tensor | None = None,  # what the heads are multiplied by, one float32
 ) -> Tensor:
     """Launch on the current stream of out's device; returns `out`."""
     total, channels = out.numel(), out.shape[-1]
@@ -73,7 +78,7 @@ def elementwise(
     rows = total // channels
     with device_of(out):
         elementwise_kernel[(-(-total // BLOCK),)](
-            out, product, rest, bias, z, e, dz, head, head_squared,
+            out, product, rest, bias, z, e, dz, head, head_squared, head_unit,
             total, rows // (1 if bias is None else bias.shape[0]), float(beta),
             CHANNELS=channels, EPILOGUE=epilogue, BLOCK=BLOCK, num_warps=4,
         )  # fmt: skip

@@ -398,8 +398,11 @@ def explain(model: LPN, x: Tensor) -> str:
     >>> import torch, lpn_fast as lf
     >>> print(lf.explain(lf.MLPLPN(dim=3), torch.zeros(5, 3)))  # doctest: +SKIP
     """
-    runs = registry.select(model.spec, x, model.precision).name
+    backend = registry.select(model.spec, x, model.precision)
+    runs = backend.name
     lines = [f"{runs}: runs this call (chosen by {registry.chosen()!r})"]
+    if hasattr(backend, "details"):  # who computes what within it
+        lines += [f"  {line}" for line in backend.details(model.spec, x, model.precision)]
     reserved = registry.reservations(model.spec, x, model.precision)
     for name, reason in registry.reasons(model.spec, x, model.precision).items():
         if name != runs:

@@ -55,6 +55,13 @@ class DenseMaps:
         """Sum of e (x) x_l over the pairs and the batch, [H_l, d]."""
         return _sum([e.T.to(x.dtype) @ x for e, x in pairs])
 
+    def unit(self, l: int) -> None:
+        """What e_l and delta_l are stored in units of; None: as they are."""
+
+    def projects(self, l: int) -> bool:
+        """Whether the step that makes e_l can form A_l^T e_l in its stead."""
+        return False
+
     def skips_adjoint(self, x: Tensor) -> "SkipsAdjoint":
         """An empty sum_l D_l^T A_l^T e_l, [N, d]."""
         return SkipsAdjoint(self._skip_adjoint, torch.zeros_like(x))
@@ -143,7 +150,7 @@ class ConvMaps:
         stage = self.spec.stages[l]
         if self._whole(l):
             return _images(e.flatten(1) @ _rows(self.cores[l]), self.cores[l].shape)
-        return _correlation_adjoint(e, z, self.cores[l], stage.stride, stage.padding)
+        return correlation_adjoint(e, z, self.cores[l], stage.stride, stage.padding)
 
     def core_gradient(self, l: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Sum of e (x) z over the pairs, the batch and the pixels, [H_l, H_{l-1}, k, k]."""
@@ -160,6 +167,13 @@ class ConvMaps:
             return _sum([patches.gradient(e, x) for e, x in pairs])
         return _sum([_correlation_gradient(e, x, skip, stage.skip_stride, stage.skip_padding) for e, x in pairs])
 
+    def unit(self, l: int) -> Tensor | None:
+        """What e_l and delta_l are stored in units of; None: as they are."""
+
+    def projects(self, l: int) -> bool:
+        """Whether the step that makes e_l can form A_l^T e_l in its stead (`add_product` of skips_adjoint)."""
+        return False
+
     def skips_adjoint(self, x: Tensor) -> "SkipsAdjoint":
         """An empty sum_l D_l^T A_l^T e_l, [N, C, H, W]."""
         return SkipsAdjoint(self._skip_adjoint, torch.zeros_like(x))
@@ -174,7 +188,7 @@ class ConvMaps:
         if self._patched(l):
             return stage.resize, patches.adjoint(e, skip, size, stage.skip_stride, stage.skip_padding)
         x_l = e.new_empty(e.shape[0], self.spec.channels, *size)
-        return stage.resize, _correlation_adjoint(e, x_l, skip, stage.skip_stride, stage.skip_padding)
+        return stage.resize, correlation_adjoint(e, x_l, skip, stage.skip_stride, stage.skip_padding)
 
     def quadratic(self, x: Tensor) -> Tensor:
         """K x, [N, M, h, w]."""
@@ -182,7 +196,7 @@ class ConvMaps:
 
     def quadratic_adjoint(self, y: Tensor, x: Tensor) -> Tensor:
         """K^T y, of x's shape."""
-        return _correlation_adjoint(y, x, self.K, 1, self.spec.quadratic_kernel // 2)
+        return correlation_adjoint(y, x, self.K, 1, self.spec.quadratic_kernel // 2)
 
     def quadratic_gradient(self, y: Tensor, x: Tensor) -> Tensor:
         """y (x) x summed over batch and pixels, [M, C, k, k]."""
@@ -213,7 +227,7 @@ class SkipsAdjoint:
         return total
 
 
-def _correlation_adjoint(e: Tensor, z: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+def correlation_adjoint(e: Tensor, z: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     """Adjoint in z of conv2d(z, weight), at e; of z only the shape is read."""
     return _convolution_backward(e, z, weight, stride, padding, [True, False, False])[0]
 

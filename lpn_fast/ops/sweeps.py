@@ -91,6 +91,10 @@ class Sweeps:
         dz = self._tangent(tape, self.maps.skip_inputs(v))
         total, a = self.maps.skips_adjoint(self.x), None
         for l in reversed(range(len(self.stages))):
+            if a is not None and self.maps.projects(l):
+                w = self.stages[l]
+                total.add_product(l, a, "adjoint", tape.z[l], None, w.head_squared, e=tape.e[l], dz=dz[l])
+                continue
             delta = self._adjoint(l, a, tape, dz)
             total.add(l, delta)
             a = self.maps.core_adjoint(l, delta, tape.z[l - 1]) if l else None
@@ -155,6 +159,11 @@ class Sweeps:
         a = None
         for l in reversed(range(len(z))):
             w = self.stages[l]
+            if not keep and total is not None and a is not None and self.maps.projects(l):
+                total.add_product(l, a, "slope", z[l], w.head, w.head_squared)  # nobody else wants this e
+                z[l] = None
+                a = None
+                continue
             if a is None and w.head is None and w.head_squared is None:
                 e = torch.zeros_like(z[l])  # a stage that psi does not reach
             else:
@@ -205,16 +214,20 @@ class Sweeps:
 
     def _stage_gradient(self, l: int, name: str, tape, p, v_l, dz, total) -> Tensor:
         dtype = self.x.dtype
+        result = None  # of those that are linear in e and delta, in their unit
         if name == "core":
             pairs = [(total, tape.z[l - 1])]
-            return self.maps.core_gradient(l, pairs if dz is None else [*pairs, (tape.e[l], dz[l - 1])])
-        if name == "skip":
+            result = self.maps.core_gradient(l, pairs if dz is None else [*pairs, (tape.e[l], dz[l - 1])])
+        elif name == "skip":
             pairs = [(total, self.x_l[l])]
-            return self.maps.skip_gradient(l, pairs if dz is None else [*pairs, (tape.e[l], v_l[l])])
-        if name == "bias":
-            return _pixel_sum(total, dtype).sum(0)
-        if name == "noise":
-            return _pixel_sum(total, dtype).T @ self.features
+            result = self.maps.skip_gradient(l, pairs if dz is None else [*pairs, (tape.e[l], v_l[l])])
+        elif name == "bias":
+            result = _pixel_sum(total, dtype).sum(0)
+        elif name == "noise":
+            result = _pixel_sum(total, dtype).T @ self.features
+        if result is not None:
+            unit = self.maps.unit(l)
+            return result if unit is None else result * unit
         z, result = tape.z[l], 0  # the two heads
         if dz is not None:
             result = _pixel_sum(dz[l] if name == "head" else 2 * z.to(dtype) * dz[l], dtype).sum(0)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from cases import Case, relative
 from lpn_fast.kernels.triton.interpreter import mend
+from no_waiting import NoWaiting
 
 import lpn_fast as lf
 from lpn_fast.algebra import reference
@@ -125,6 +126,32 @@ def test_the_transposed_correlation_with_heads_and_slope_is_that_of_float64(prec
     assert transposed_error(correlate, precision, core) < TOLERANCE[precision]
 
 
+def projected_error(module, precision, core, config=SMALL, assembled=assemble):
+    """f += A^T s (W^T e + w) by the step that stores nothing else, channels in two parts."""
+    kernel, stride, padding, h, w, batch, c_in, c_out = core
+    torch.manual_seed(6)
+    z, weight = rounded((batch, c_in, h, w), precision, True), rounded((c_out, c_in, kernel, kernel), precision, True)
+    z, skip = z / 16, rounded((c_in, 3, 3, 3), precision)
+    out_h, out_w = F.conv2d(z, weight, None, stride, padding).shape[2:]
+    e, head = rounded((batch, c_out, out_h, out_w), precision), torch.rand(c_in)
+    a = torch.nn.grad.conv2d_input(z.shape, weight, e, stride, padding) + head.double()[:, None, None]
+    truth = torch.nn.grad.conv2d_input((batch, 3, h, w), skip, a * -torch.expm1(-BETA * z), 1, 1)
+    z = nhwc(z.to(STORAGE[precision]))
+    products = module.correlate(
+        z, nhwc(e.to(z.dtype)), relaid(weight, precision), Geometry(kernel, stride, padding), "slope", config,
+        precision, True, z=z, head=head, beta=BETA, projection=relaid(skip, precision),
+    )  # fmt: skip
+    assert len(products) == -(-c_in // config.channels)
+    f = torch.zeros(batch, 3, h, w)
+    assembled.assemble(f, products, Geometry(3, 1, 1))
+    return relative(f, truth)
+
+
+@pytest.mark.parametrize("precision, core", EACH)
+def test_a_step_that_projects_gives_what_two_kernels_give(precision, core):
+    assert projected_error(correlate, precision, core) < TOLERANCE[precision]
+
+
 @pytest.mark.parametrize("precision, core", EACH)
 def test_the_weight_gradient_is_that_of_float64(precision, core):
     assert gradient_error(gradient, precision, core) < TOLERANCE[precision]
@@ -235,6 +262,48 @@ def test_a_network_has_its_potential_prox_hessian_and_gradients(network, precisi
     assert relative(gx, tx) < second and relative(gP, tP) < second
 
 
+def faint_network():
+    """Cores and heads so small that e is far below half precision's smallest number, 6e-8, as in a published start."""
+    torch.manual_seed(7)
+    model = lf.ConvLPN(1, hidden=3, strides=(1, 2), skip_kernel=3, beta=10.0, alpha=0.0, squared_head=False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("core", "head")):
+                parameter.copy_(torch.rand_like(parameter) * (1e-4 if name.endswith("core") else 1e-9))
+    return model, torch.randn(1, 1, 5, 4)
+
+
+def faint_errors():
+    """Relative errors of f, H v and the gradient in fp16."""
+    from lpn_fast.ops.backends.triton import TritonBackend
+
+    model, x = faint_network()
+    v, packed, backend = torch.randn_like(x), model.packed().detach(), TritonBackend()
+    call, truth = (model.spec, x, packed, None), (model.spec, x.double(), packed.double(), None)
+    _, f, _ = backend.evaluate(*call, False, False, "fp16")
+    hv = backend.hvp(*call, v, [], "fp16")
+    gx, gP = backend.vjp(*call, None, v, [], "fp16")
+    _, want = reference.vjp(*truth, None, v.double())
+    c = reference.prox(*truth)
+    return relative(f, c), relative(hv, reference.hvp(*truth, v.double())), relative(gP, want)
+
+
+def test_half_precision_reaches_below_its_smallest_number(monkeypatch):
+    assert all(error < 4e-3 for error in faint_errors())
+    # without units everything is lost
+    from lpn_fast.kernels.triton import units
+
+    from lpn_fast.ops.backends import triton as backend
+
+    def plain(cores, heads, squared, scale):
+        ones = torch.ones(3, len(cores), units.WIDE)
+        ones[1] /= scale
+        return ones
+
+    monkeypatch.setattr(backend._kernels(), "units_of", plain)
+    assert max(faint_errors()) > 0.1
+
+
 def test_the_hessian_is_symmetric_and_an_empty_batch_is_empty():
     model = whole_network()
     x, u, v = torch.randn(3, 2, 1, 6, 6)
@@ -244,6 +313,42 @@ def test_the_hessian_is_symmetric_and_an_empty_batch_is_empty():
         assert model(x[:0]).shape == (0, 1, 6, 6)
     gap = ((u * hv - v * hu).flatten(1).sum(1)).abs() / (u.flatten(1).norm(dim=1) * hv.flatten(1).norm(dim=1))
     assert (gap < 1e-6).all()
+
+
+def test_stages_by_the_library_give_the_same_and_explain_says_so(monkeypatch):
+    from lpn_fast.kernels.triton import choices
+
+    model = lf.ConvLPN(2, hidden=3, strides=(1, 2), skip_kernel=3, beta=10.0)
+    x, v = torch.randn(2, 1, 2, 6, 5)
+    with lf.use_backend("triton"), torch.no_grad():
+        assert "stage 1: forward, back, second order: ours, not measured on the interpreter" in lf.explain(model, x)
+        ours = model(x), model.hvp(x, v)
+        spec = model.spec
+        measured = tuple(
+            {
+                "device": "the interpreter", "role": f"{sweep}_{stage.stride}", "c_in": "3", "c_out": "3",
+                "precision": "fp32", "pixels": "15", "ours_us": "9.0", "library_us": "6.0",
+            }
+            for stage in spec.stages[1:] for sweep in ("forward", "transposed", "adjoint")
+        )  # fmt: skip
+        monkeypatch.setattr(choices, "rows", lambda: measured)
+        assert "library, the library was measured at 1.50 times our speed" in lf.explain(model, x)
+        called = []
+        monkeypatch.setattr(F, "conv2d", lambda *a, conv2d=F.conv2d: called.append(1) or conv2d(*a))
+        theirs = model(x), model.hvp(x, v)
+    assert called
+    assert all(relative(a, b.double()) < 1e-5 for a, b in zip(theirs, ours, strict=True))
+
+
+def test_no_call_waits_for_the_device():
+    model = lf.ConvLPN(1, hidden=3, strides=(1, 2), skip_kernel=3, beta=10.0)
+    x = torch.randn(1, 1, 5, 4)
+    for model.precision in STORAGE:
+        with lf.use_backend("triton"), NoWaiting():
+            model(x).square().sum().backward()
+            model.hvp(x, x)
+    with pytest.raises(AssertionError, match="waits"), NoWaiting():
+        x.sum().item()
 
 
 def test_results_are_the_same_bits_every_time_and_backward_runs_through_autograd():
@@ -275,6 +380,10 @@ BUGS = {
     "wrong parity": ("first_h, first_w = (class_h + PADDING) % CLASSES", "first_h, first_w = class_h % CLASSES"),
     "wrong shift": ("shift_h + a * STEP", "shift_h + a"),
     "missing mask of the result": ("(out_col < out_w)", "(out_col < out_w + 1)"),
+    "projection of the wrong channel": (
+        "projection + column[None, :] * C_OUT + channel[:, None]",
+        "projection + column[None, :] * C_OUT + (C_OUT - 1 - channel)[:, None]",
+    ),
     "head of the wrong channel": ("head + channel % HEAD", "head + (channel + 1) % HEAD"),
 }
 
@@ -282,7 +391,8 @@ BUGS = {
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_of_the_correlation_is_seen(bug, tmp_path):
     planted = mutant(correlate, *BUGS[bug], tmp_path)
-    assert caught(lambda: transposed_error(planted, "fp32", CORES[1]))
+    error = projected_error if "projection" in bug else transposed_error
+    assert caught(lambda: error(planted, "fp32", CORES[1]))
 
 
 def test_a_planted_bug_of_the_tiles_is_seen(tmp_path):

@@ -1,9 +1,10 @@
 """Triton kernels for convolutional networks: each stage of each sweep is one kernel (lpn_fast/kernels/triton).
 
 The sweeps (ops/sweeps.py) ask the maps for a product and hand it to an element-wise step. Here the maps only
-describe the product, and the step computes both at once. Stages run in one of two ways:
+describe the product, and the step computes both at once. Stages run in one of three ways:
 
     fused    an implicit GEMM with the step inside; covers every kernel, stride, padding, resize and width
+    library  the library's convolution, then the step, where that was measured to be faster (kernels/triton/choices.py)
     whole    a core that covers its whole input (the published last stage) is a matrix product with few rows and a very
              long sum, which a library splits better: library product, then the step. Its transpose is fused again.
 
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...algebra.parameters import Parameters
@@ -24,13 +26,14 @@ from ...algebra.resize import resize
 from ...algebra.spec import Spec, ceil_div
 from ...kernels.triton.interpreter import interpreted, mend
 from .. import registry
-from ..maps import ConvMaps
+from ..maps import ConvMaps, correlation_adjoint
 from ..precision import storage
 from ..sweeps import Sweeps
 from .torch import SweepsBackend
 
 # fp16 cores are stored times this power of two (correlate.py says why) and must stay below 65504 / 256.
 FP16_SCALE = 256.0
+MOST_PROJECTED = 64  # columns of A that a step projects onto: one accumulator beside the step's own
 LEAST_CAPABILITY = (8, 0)  # bf16 and TF32 products, asynchronous copies
 
 
@@ -77,9 +80,22 @@ class TritonBackend(SweepsBackend):
         scale = _power_of_two([v])
         return super().hvp(spec, x, packed, features, v * scale, tape, precision).div_(scale)
 
+    def details(self, spec: Spec, x: Tensor, precision: str) -> list[str]:
+        """Who computes the products of each stage, and why; for explain."""
+        sizes, lines = spec.stage_sizes(*x.shape[2:]), []
+        for l in range(1, len(spec.stages)):
+            chosen = {}
+            for what, role in (("forward", "forward"), ("back", "transposed"), ("second order", "adjoint")):
+                library, why = _choice(spec, l, sizes, x, precision, role)
+                chosen.setdefault(f"{'library' if library else 'ours'}, {why}", []).append(what)
+            lines.append(f"stage {l}: " + "; ".join(f"{', '.join(names)}: {who}" for who, names in chosen.items()))
+        return lines
+
     def _sweeps(self, spec: Spec, x, packed, features, precision: str) -> Sweeps:
         maps_for = functools.partial(TritonMaps, precision=precision)
-        return Sweeps(spec, x, packed, features, FusedEpilogues(), storage(precision, x.dtype), maps_for)
+        sweeps = Sweeps(spec, x, packed, features, FusedEpilogues(), storage(precision, x.dtype), maps_for)
+        sweeps.epilogues = FusedEpilogues(sweeps.maps.head_unit(len(spec.stages) - 1))
+        return sweeps
 
 
 def reservation(spec: Spec, x: Tensor, precision: str) -> str | None:
@@ -111,6 +127,11 @@ class Forward:
         if maps.whole(l):
             product, rest = maps.whole_products(l, self.z, self.image)
             maps.kernels.elementwise(out, product, epilogue, beta, rest=rest, bias=bias, z=z)
+        elif maps.by_library(l, "forward"):
+            stage = maps.spec.stages[l]
+            product = F.conv2d(self.z, maps.core(l), None, stage.stride, stage.padding)
+            rest = maps.library_skip(l, self.image)
+            maps.kernels.elementwise(out, _nhwc(product), epilogue, beta, rest=rest, bias=bias, z=z)
         else:
             t = None if self.z is None else _nhwc(self.z)
             maps.kernels.correlate(
@@ -129,29 +150,41 @@ class Transposed:
     l: int
     e: Tensor  # [N, H_l, h, w]
 
-    def finish(self, epilogue: str, beta: float, z: Tensor, e=None, dz=None, head=None, head_squared=None) -> Tensor:
-        """The element-wise step `epilogue` of it, like z = z_{l-1}; e and dz are e_{l-1} and dz_{l-1}."""
+    def finish(
+        self, epilogue: str, beta: float, z: Tensor, e=None, dz=None, head=None, head_squared=None, project=False
+    ) -> Tensor:
+        """The element-wise step `epilogue` of it, like z = z_{l-1}; e and dz are e_{l-1} and dz_{l-1}. To `project`
+        it: A_{l-1}^T times that in its stead, per pixel and in parts, [parts, N, h, w, k k C] float32."""
         maps, l = self.maps, self.l
         z, t = _nhwc(z), _nhwc(self.e)
-        out = torch.empty_like(z)
+        out = z if project else torch.empty_like(z)  # a projection writes nothing there
         e, dz = (None if o is None else _nhwc(o) for o in (e, dz))
         weight, geometry = maps.cores[l], maps.core_geometry(l)
+        head, head_squared = _contiguous(head), _contiguous(head_squared)
+        if maps.by_library(l, _sweep(epilogue)):
+            product = correlation_adjoint(self.e, _nchw(z), maps.core(l), geometry.stride, geometry.padding)
+            steps = {"z": z, "e": e, "dz": dz, "head": head, "head_squared": head_squared}
+            return _nchw(maps.kernels.elementwise(out, _nhwc(product), epilogue, beta, **steps))
         views = [out, z, e, dz]
         if maps.whole(l):  # every output pixel has a weight of its own: one pixel with k k H_{l-1} channels
             views = [None if o is None else o.view(len(o), 1, 1, o.shape[1:].numel()) for o in views]
             weight, geometry = weight.view(-1, weight.shape[-1]), maps.kernels.Geometry(kernel=1)
-        stride = geometry.stride
-        role = f"{_sweep(epilogue)}_{stride}"
-        maps.kernels.correlate(
+        role = f"{_sweep(epilogue)}_{geometry.stride}"
+        result = maps.kernels.correlate(
             views[0], t, weight, geometry, epilogue, maps.config(l, views[0], True, role), maps.precision, True,
-            z=views[1], e=views[2], dz=views[3], head=_contiguous(head), head_squared=_contiguous(head_squared),
-            beta=beta, unscale=maps.unscale,
+            z=views[1], e=views[2], dz=views[3], head=head, head_squared=head_squared, beta=beta,
+            **maps.scales(l), projection=maps.skips[l - 1] if project else None,
+            projected_unit=maps.unit(l - 1) if project else None,
         )  # fmt: skip
-        return _nchw(out)
+        return result if project else _nchw(out)
 
 
 class FusedEpilogues:
-    """ops/epilogues.py's four steps on products that are still to be computed."""
+    """ops/epilogues.py's four steps on products that are still to be computed; `head_unit` is the last stage's, where
+    there is no product."""
+
+    def __init__(self, head_unit: Tensor | None = None):
+        self._head_unit = head_unit
 
     def softplus(self, u: Forward, rest: None, b: Tensor | None, beta: float, storage: torch.dtype) -> Tensor:
         return u.finish("forward", beta, bias=b)
@@ -171,7 +204,7 @@ class FusedEpilogues:
 
     def _alone(self, epilogue: str, beta: float, z: Tensor, head=None, head_squared=None, **operands) -> Tensor:
         z = _nhwc(z)
-        heads = {"head": _contiguous(head), "head_squared": _contiguous(head_squared)}
+        heads = {"head": _contiguous(head), "head_squared": _contiguous(head_squared), "head_unit": self._head_unit}
         return _nchw(_kernels().elementwise(torch.empty_like(z), None, epilogue, beta, z=z, **operands, **heads))
 
 
@@ -185,13 +218,58 @@ class TritonMaps(ConvMaps):
         self.batch, _, self.height, self.width = x.shape
         self.sizes = spec.stage_sizes(self.height, self.width)
         self.kernels = _kernels()
-        self.device = x.device
+        self.device, self.x = x.device, x
         scale = FP16_SCALE if precision == "fp16" else 1.0
         self.unscale = 1 / scale
         self.cores = [_relaid(w.core, storage, scale) for w in parameters.stages]  # [k, k, H_{l-1}, H_l]
         self.skips = [_relaid(w.skip, storage, 1.0) for w in parameters.stages]  # [k, k, C, H_l]
         self.K = parameters.quadratic
         self.arch, self.processors = _device_facts(x.device)
+        self._units = None
+        if precision == "fp16":
+            w = parameters.stages
+            self._units = self.kernels.units_of(
+                [s.core for s in w], [s.head for s in w], [s.head_squared for s in w], scale
+            )
+
+    def unit(self, l: int) -> Tensor | None:
+        """E_l, in whose units e_l and delta_l are stored; None: as they are."""
+        return None if self._units is None else self._units[0, l, 0]
+
+    def head_unit(self, l: int) -> Tensor | None:
+        """1 / E_l."""
+        return None if self._units is None else self._units[2, l, 0]
+
+    def scales(self, l: int) -> dict:
+        """What brings W_l^T e_l and the heads of the stage below into that stage's units."""
+        if self._units is None:
+            return {"unscale": self.unscale}
+        return {"product_unit": self._units[1, l, 0], "head_unit": self.head_unit(l - 1)}
+
+    def projects(self, l: int) -> bool:
+        """Whether the step that makes e_l can form A_l^T e_l in its stead: for the first stage, whose skip is small."""
+        skip = self.skips[l]
+        if l or skip is None or skip.shape[:3].numel() > MOST_PROJECTED or self.whole(1):
+            return False
+        return not (self.by_library(1, "transposed") or self.by_library(1, "adjoint"))
+
+    def by_library(self, l: int, sweep: str) -> bool:
+        """Whether the library computes the product of stage l in a sweep: "forward", "transposed" or "adjoint"."""
+        if self.cores[l] is None or self.whole(l):
+            return False
+        return _choice(self.spec, l, self.sizes, self.x, self.precision, sweep)[0]
+
+    def core(self, l: int) -> Tensor:
+        """W_l in storage as the library takes it, a view [H_l, H_{l-1}, k, k]."""
+        return self.cores[l].permute(3, 2, 0, 1)
+
+    def library_skip(self, l: int, image: Tensor | None) -> Tensor | None:
+        """A_l x_l by the library, [N, h, w, H_l] float32."""
+        skip, stage = self.skips[l], self.spec.stages[l]
+        if skip is None or image is None:
+            return None
+        x_l = resize(image, stage.resize)
+        return _nhwc(F.conv2d(x_l, skip.permute(3, 2, 0, 1).float(), None, stage.skip_stride, stage.skip_padding))
 
     def skip_inputs(self, x: Tensor) -> list[Tensor | None]:
         """The image itself: the kernels gather and resize."""
@@ -316,15 +394,39 @@ class SkipsAdjoint:
         maps.kernels.correlate(
             products, e, skip, maps.kernels.Geometry(kernel=1), "plain",
             maps.config(l, products, transposed=True, role="project"), maps.precision, True,
+            product_unit=maps.unit(l),
         )  # fmt: skip
         if maps.whole(l):  # the products are the image D_l^T is to be applied to
             products = products.view(e.shape[0], *skip.shape[:3])
             reading = maps.kernels.Geometry(kernel=1, resize=reading.resize)
         maps.kernels.assemble(self._total, products, reading)
 
+    def add_product(self, l: int, a: Transposed, epilogue: str, z: Tensor, head, head_squared, e=None, dz=None) -> None:
+        """Add stage l, whose e or delta is the step `epilogue` of the product a, without storing it."""
+        maps = self._maps
+        products = a.finish(epilogue, maps.spec.beta, z, e, dz, head, head_squared, project=True)
+        maps.kernels.assemble(self._total, products, maps.skip_geometry(l))
+
     def result(self) -> Tensor:
         """The sum, like x."""
         return self._total
+
+
+def _choice(spec: Spec, l: int, sizes, x: Tensor, precision: str, sweep: str) -> tuple[bool, str]:
+    """(whether the library computes the product of stage l, why) in a sweep, for inputs like x."""
+    from ...kernels.triton import choices, launch
+
+    stage, below = spec.stages[l], spec.stages[l - 1]
+    covered, channels = sizes[l], (below.width, stage.width)
+    if sweep != "forward":
+        covered, channels = sizes[l - 1], channels[::-1]
+    key = launch.Key(f"{sweep}_{stage.stride}", *channels, precision, 0)
+    return choices.choice(_device_name(x.device), key, x.shape[0] * covered[0] * covered[1])
+
+
+@functools.cache
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the interpreter"
 
 
 def _sweep(epilogue: str) -> str:
@@ -342,6 +444,7 @@ def _kernels():
     from ...kernels.triton.correlate import correlate
     from ...kernels.triton.elementwise import elementwise
     from ...kernels.triton.gradient import gradient
+    from ...kernels.triton.units import units_of
 
     return SimpleNamespace(
         launch=launch,
@@ -350,6 +453,7 @@ def _kernels():
         correlate=correlate,
         elementwise=elementwise,
         gradient=gradient,
+        units_of=units_of,
     )
 
 

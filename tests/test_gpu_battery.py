@@ -46,3 +46,35 @@ def test_a_measurement_is_kept_even_if_the_part_dies_next(tmp_path):
 
 def test_the_parts_fit_into_nine_minutes():
     assert sum(p.seconds for p in PARTS) <= 480
+
+
+def battery(*arguments, **variables):
+    return run(["bash", "bench/gpu_battery.sh", *map(str, arguments)], **variables)
+
+
+def test_the_battery_runs_what_it_is_asked_for_and_sums_up(tmp_path):
+    done = battery(tmp_path, "--dry-run", "--only", "gates,ceilings")
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = (tmp_path / "summary.txt").read_text().splitlines()
+    assert [line.split()[0] for line in summary] == ["gates", "ceilings"]
+    assert all(" ok, " in line for line in summary) and done.stdout.endswith("\n".join(summary) + "\n")
+
+
+def test_the_battery_names_what_it_had_no_time_for(tmp_path):
+    done = battery(tmp_path, "--dry-run", "--only", "ceilings,numerics", LPN_FAST_BATTERY_SECONDS="5")
+    assert done.returncode == 0
+    assert (tmp_path / "summary.txt").read_text().count("skipped: 5 s are over") == 2
+
+
+def test_a_part_that_fails_fails_the_battery_and_no_other_part(tmp_path):
+    """Python that cannot import torch: every part dies, and each is named."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "torch.py").write_text("raise ImportError('no torch here')")
+    done = battery(tmp_path, "--dry-run", "--only", "gates,ceilings", PYTHONPATH=str(broken))
+    assert done.returncode == 1
+    assert (tmp_path / "summary.txt").read_text().count("ImportError: no torch here") == 2
+
+
+def test_a_wrong_option_is_refused(tmp_path):
+    assert battery("--fast").returncode == 2

@@ -10,8 +10,9 @@ A part is a module bench/gpu/PART.py that ends with
 
 and whose `measure(session: Session)` does the work: it calls `session.add(...)` for each figure (written at once, so
 that a part that dies leaves what it had), `session.check(...)` for each thing that must hold, and looks at
-`session.seconds_left` before it starts something new. `session.tiny` is true in a dry run: the smallest sizes, CPU
-tensors, Triton under its interpreter, so that the Python of every part is tested on machines without a GPU.
+`session.seconds_left` before it starts something new. `session.tiny` is true in a dry run: the smallest sizes;
+`session.device` is "cpu" where there is no GPU: Triton under its interpreter and the torch backend in the place of
+the CUDA kernels, so that the Python of every part is tested there.
 
 A part writes FOLDER/<device>_<PART>.csv with bench/report.py's columns and prints a short table last. Exit codes:
 0 done, 1 a check failed, 3 nothing to measure here (the reason is printed). A dry run writes no figures.
@@ -30,12 +31,13 @@ class Part(NamedTuple):
 
 
 PARTS = (
+    Part("gates", 25),  # what the compilers made of the kernels; needs no device
     Part("numerics", 60),  # every backend and precision against float64, determinism, graph capture, streams
+    Part("mlp_numerics", 45),  # the dense network's kernels against float64
     Part("ceilings", 20),  # copy, matrix product per dtype
-    Part("tune", 100),  # launch table of the convolutions; admits a row only after a numeric check
+    Part("tune", 80),  # launch table of the convolutions; admits a row only after a numeric check
     Part("convolutions", 90),  # prox, hvp, training step against A, C and bare library convolutions
-    Part("mlp_numerics", 40),  # the dense network's kernels against float64
     Part("mlp_bench", 70),  # the dense network's prox, gradients and inversion against A and C
     Part("sanitizer", 50),  # compute-sanitizer over the convolutions at small sizes
-    Part("mlp_sanitizer", 30),  # and over the dense network's kernels
+    Part("mlp_sanitizer", 40),  # and over the dense network's kernels
 )

@@ -186,7 +186,7 @@ def _admit(session: Session, model, x, times: dict) -> None:
             gain = times["torch", precision] / times["triton", precision]
             width = max(stage.width for stage in model.spec.stages)
             pixels = x.shape[0] * x.shape[2] * x.shape[3]
-            commit = session._where["commit"]
+            commit = session.commit
             rows.append((torch.cuda.get_device_name(), precision, width, pixels, f"{gain:.2f}", commit))
     path = session.out / "triton_admitted.csv"
     session.out.mkdir(parents=True, exist_ok=True)

@@ -3,12 +3,11 @@
     goals on one H200: prox of 1 M rows (d 2, H 64, fp16) 1.8 G samples/s, 10 x A, 4 x C;   2,000 rows in a graph 12 us,
     25 x A;   gradients of the Laplacian training step, 2,000 rows, 20 x A;   inversion of 100,000 rows 20 ms
 
-A and C are bench/baselines.py's; errors are relative, against float64. With --out, FOLDER/admitted.csv holds what
+A and C are bench/baselines.py's; errors are relative, against float64. FOLDER/cuda_admitted.csv holds what
 kernels/cuda/admitted.csv wants: a line for every prox that was right, with its gain over the torch backend.
 """
 
 import csv
-import sys
 
 import torch
 
@@ -17,29 +16,39 @@ from lpn_fast.algebra import reference
 
 from ..baselines import Compiled, Eager, why_no_compiler
 from .mlp_numerics import PROX
-from .mlp_part import Session, captured, error, network, run_part, times
+from .mlp_part import add_time, captured, error, kernels, name_of, network
+from .part import Session, milliseconds, run_part
 
 PRECISIONS = ("fp16", "bf16", "tf32", "fp32")
 SAMPLE = 4096  # rows whose error is read
 
 
 def measure(session: Session) -> None:
-    """Row by row of the goals; what there is no time for is left out and said."""
+    """Row by row of the goals; what fails loses nothing else, what there is no time for is said."""
     large, small = (64, 32) if session.tiny else (1_000_000, 2000)
-    compiled = not session.tiny and why_no_compiler() is None
-    _prox(session, network(session), large, compiled, graph=False)
-    _prox(session, network(session), small, compiled, graph=True)
-    _gradients(session, network(session, 1, 50, 4), small, compiled)
-    _inversion(session, network(session, alpha=0.05), 64 if session.tiny else 100_000)
+    compiled = session.device == "cuda" and why_no_compiler() is None
+    work = [
+        lambda: _prox(session, network(session), large, compiled, graph=False),
+        lambda: _prox(session, network(session), small, compiled, graph=True),
+        lambda: _gradients(session, network(session, 1, 50, 4), small, compiled),
+        lambda: _inversion(session, network(session, alpha=0.05), 64 if session.tiny else 100_000),
+    ]
     for shape in () if session.tiny else ((16, 128, 4), (64, 256, 4)):
-        if session.seconds_left < 20:
-            print(f"no time left for {shape}")
+        work.append(lambda shape=shape: _prox(session, network(session, *shape), large // 4, False, graph=False))
+    for index, step in enumerate(work):
+        if session.seconds_left < 0:
+            session.show(f"---- no time left for {len(work) - index} of {len(work)} tables")
             return
-        _prox(session, network(session, *shape), large // 4, compiled=False, graph=False)
+        try:
+            step()
+        except Exception as failure:
+            session.check(f"table {index + 1}", False, f"{type(failure).__name__}: {failure}".splitlines()[0][:200])
 
 
-def _name(model) -> str:
-    return f"d{model.spec.channels}-H{model.spec.stages[0].width}-L{len(model.spec.stages)}"
+def _times(session: Session, call) -> tuple[float, float, float]:
+    """(p50, p20, p80) in ms, after a warm call."""
+    call()
+    return milliseconds(call, seconds=0.01 if session.tiny else 0.3, rounds=1 if session.tiny else 20)
 
 
 def _baselines(session: Session, model, compiled: bool) -> dict:
@@ -53,74 +62,73 @@ def _baselines(session: Session, model, compiled: bool) -> dict:
 def _prox(session: Session, model, rows: int, compiled: bool, graph: bool) -> None:
     x = torch.randn(rows, model.spec.channels, device=session.device)
     want = reference.prox(model.spec, x[:SAMPLE].double(), model.packed().detach().double())
-    shape, middle = _name(model), {}
+    middle = {}
     for name, baseline in _baselines(session, model, compiled).items():
         call = lambda baseline=baseline: baseline.prox(x).detach()  # noqa: E731
-        spread = times(session, call)
-        middle[name] = spread[1]
-        session.add("prox", shape, rows, name, "fp32", spread, f"{error(call()[:SAMPLE], want):.1e}")
+        spread = _times(session, call)
+        middle[name] = spread[0]
+        add_time(session, "prox", model, rows, name, "fp32", spread, f"{error(call()[:SAMPLE], want):.1e}")
         if graph and name == "A":
-            session.add("prox", shape, rows, "A-graph", "fp32", times(session, captured(session, call)), graph=True)
+            replay = captured(session, call)
+            add_time(session, "prox", model, rows, "A-graph", "fp32", _times(session, replay), graph=True)
     for model.precision in ("fp32",) if session.tiny else PRECISIONS:
-        with session.kernels(), torch.no_grad():
-            call = captured(session, lambda: model(x)) if graph else lambda: model(x)
-            try:
-                spread = times(session, call)
-            except RuntimeError as reason:
-                print(f"---- {shape} {model.precision}: {reason}")
-                continue
-            wrong = error(call()[:SAMPLE], want)
+        try:
+            with kernels(session), torch.no_grad():
+                call = captured(session, lambda: model(x)) if graph else lambda: model(x)
+                spread = _times(session, call)
+                wrong = error(call()[:SAMPLE], want)
+        except RuntimeError as reason:
+            session.show(f"---- {name_of(model)} {model.precision}: {reason}".splitlines()[0])
+            continue
         config = {"graph": True} if graph else {}
-        session.add("prox", shape, rows, "ours", model.precision, spread, f"{wrong:.1e}", **config)
-        ratios = ", ".join(f"{name} / ours {time / spread[1]:.1f}" for name, time in middle.items())
-        print(f"          {rows / spread[1] / 1e6:.3f} G samples/s, {ratios}")
-        if not graph and not session.tiny and wrong <= PROX[model.precision]:
+        add_time(session, "prox", model, rows, "ours", model.precision, spread, f"{wrong:.1e}", **config)
+        ratios = ", ".join(f"{name} / ours {time / spread[0]:.1f}" for name, time in middle.items())
+        session.show(f"          {rows / spread[0] / 1e6:.3f} G samples/s, {ratios}")
+        if not graph and session.device == "cuda" and wrong <= PROX[model.precision]:
             with lf.use_backend("torch"), torch.no_grad():
-                plain = times(session, lambda: model(x))
-            _admit(session, model, rows, plain[1] / spread[1])
+                plain = _times(session, lambda: model(x))
+            _admit(session, model, rows, plain[0] / spread[0])
 
 
 def _admit(session: Session, model, rows: int, gain: float) -> None:
     """A line for kernels/cuda/admitted.csv: device, precision, width, rows, gain, commit."""
-    if session.out is None:
-        return
     width = max(stage.width for stage in model.spec.stages)
-    commit = session.measurements[-1].commit
-    with open(session.out / "admitted.csv", "a", newline="") as file:
-        line = (torch.cuda.get_device_name(), model.precision, width, rows, f"{gain:.2f}", commit)
-        csv.writer(file).writerow(line)
+    session.out.mkdir(parents=True, exist_ok=True)
+    with open(session.out / "cuda_admitted.csv", "a", newline="") as file:
+        line = (torch.cuda.get_device_name(), model.precision, width, rows, f"{gain:.2f}", session.commit)
+        csv.writer(file, lineterminator="\n").writerow(line)
 
 
 def _gradients(session: Session, model, rows: int, compiled: bool) -> None:
     """All gradients of the mean squared error: what a training step of the Laplacian network computes."""
     x = torch.randn(rows, 1, device=session.device)
-    target, shape, middle = torch.randn_like(x), _name(model), {}
+    target, middle = torch.randn_like(x), {}
     for name, baseline in _baselines(session, model, compiled).items():
-        spread = times(session, lambda baseline=baseline: baseline.loss_gradients(x, target))
-        middle[name] = spread[1]
-        session.add("gradient", shape, rows, name, "fp32", spread)
+        spread = _times(session, lambda baseline=baseline: baseline.loss_gradients(x, target))
+        middle[name] = spread[0]
+        add_time(session, "gradient", model, rows, name, "fp32", spread)
 
     def step():
         loss = (model(x) - target).square().mean()
         return torch.autograd.grad(loss, list(model.parameters()))
 
     for model.precision in ("fp32",) if session.tiny else PRECISIONS:
-        with session.kernels():
-            spread = times(session, step)
-            session.add("gradient", shape, rows, "ours", model.precision, spread)
-            graphed = times(session, captured(session, step))
-            session.add("gradient", shape, rows, "ours", model.precision, graphed, graph=True)
-        print("          " + ", ".join(f"{name} / ours {time / spread[1]:.1f}" for name, time in middle.items()))
+        with kernels(session):
+            spread = _times(session, step)
+            add_time(session, "gradient", model, rows, "ours", model.precision, spread)
+            graphed = _times(session, captured(session, step))
+            add_time(session, "gradient", model, rows, "ours", model.precision, graphed, graph=True)
+        session.show("          " + ", ".join(f"{name} / ours {time / spread[0]:.1f}" for name, time in middle.items()))
 
 
 def _inversion(session: Session, model, rows: int) -> None:
-    with session.kernels(), torch.no_grad():
+    with kernels(session), torch.no_grad():
         x = model(torch.randn(rows, model.spec.channels, device=session.device))
-        spread = times(session, lambda: lf.invert(model, x, tol=1e-5))
         result = lf.invert(model, x, tol=1e-5)
-    session.add("invert", _name(model), rows, "ours", "fp32", spread, f"{float(result.residual.max()):.1e}")
+        spread = _times(session, lambda: lf.invert(model, x, tol=1e-5))
+    add_time(session, "invert", model, rows, "ours", "fp32", spread, f"{float(result.residual.max()):.1e}")
     session.check("all rows are inverted to 1e-5", bool(result.converged.all()), str(result))
 
 
 if __name__ == "__main__":
-    sys.exit(run_part("mlp_bench", __doc__, measure))
+    raise SystemExit(run_part(__name__, __doc__, measure))

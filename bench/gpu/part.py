@@ -7,6 +7,7 @@ import os
 import re
 import statistics
 import time
+import traceback
 from pathlib import Path
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -38,6 +39,10 @@ class Session:
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def commit(self) -> str:
+        return self._where["commit"]
 
     @property
     def seconds_left(self) -> float:
@@ -75,7 +80,7 @@ class Session:
         self.lines.append(line)
 
 
-def run_part(module: str, doc: str, measure, arguments: list[str] | None = None) -> int:
+def run_part(module: str, doc: str, measure, arguments: list[str] | None = None, needs_device: bool = True) -> int:
     """The command line of a part; the exit code."""
     part = Path(__import__("sys").modules[module].__file__).stem
     parser = argparse.ArgumentParser(
@@ -89,7 +94,7 @@ def run_part(module: str, doc: str, measure, arguments: list[str] | None = None)
 
     if args.dry_run and not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
-    if not args.dry_run and not torch.cuda.is_available():
+    if needs_device and not args.dry_run and not torch.cuda.is_available():
         print(f"{part}: there is no CUDA device here; --dry-run checks the code without one")
         return NOTHING_HERE
     torch.manual_seed(0)
@@ -97,8 +102,13 @@ def run_part(module: str, doc: str, measure, arguments: list[str] | None = None)
     try:
         measure(session)
     except Nothing as reason:
-        print(f"{part}: {reason}")
-        return NOTHING_HERE
+        if not session.failed and not session.lines:
+            print(f"{part}: {reason}")
+            return NOTHING_HERE
+        session.show(f"---- {reason}")
+    except Exception as failure:  # what was found before it counts
+        traceback.print_exc()
+        session.check(part, False, f"{type(failure).__name__}: {failure}".splitlines()[0][:200])
     for failure in session.failed:
         print(f"FAILED {failure}")
     return 1 if session.failed else 0

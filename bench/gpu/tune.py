@@ -1,9 +1,12 @@
 """The launch table of the convolutions, measured: for every key the fastest tile whose result agrees with float64.
 
 Candidates are compiled, checked for spills by their speed only (a spill may pay), checked against float64 on an image
-whose size is off the tiles, then timed at the size of the published network. kernels/triton/table.csv is rewritten
-with --rewrite; without it the winners go to the CSV only. Error first: compilers have miscompiled 8-warp
-convolutions silently, so a candidate that differs is out whatever its speed.
+whose size is off the tiles, then timed at the size of the published network. FOLDER/table.csv is the launch table with
+the winners in it; with LPN_FAST_REWRITE_TABLE=1 kernels/triton/table.csv is rewritten too. Error first: compilers have
+miscompiled 8-warp convolutions silently, so a candidate that differs is out whatever its speed.
+
+Where a library's convolution with our step after it would lose no digits (kernels/triton/choices.py), that is timed
+beside the winner, and FOLDER/choices.csv gets a line for kernels/triton/choices.csv.
 """
 
 import csv
@@ -16,7 +19,8 @@ import torch.nn.functional as F
 
 from .part import Session, milliseconds, run_part
 
-TOLERANCE = {"fp16": 1e-3, "bf16": 6e-3}
+TOLERANCE = {"fp16": 1e-3, "bf16": 6e-3, "tf32": 1e-3}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32}
 BATCH = 32
 
 
@@ -26,10 +30,14 @@ def keys(arch: int, tiny: bool):
 
     if tiny:
         yield Key("forward_1", 16, 16, "fp16", arch), 4
+        yield Key("transposed_1", 16, 16, "tf32", arch), 4
         return
     for channels, side in ((256, 64), (64, 28)):
         for role in ("forward_1", "forward_2", "transposed_1", "transposed_2", "gradient_1", "gradient_2"):
             yield Key(role, channels, channels, "fp16", arch), side
+    for channels, side in ((256, 64), (64, 28)):  # where there is a choice; fp16's winners come first, time may end
+        for role in ("forward_1", "forward_2", "transposed_1", "transposed_2"):
+            yield Key(role, channels, channels, "tf32", arch), side
 
 
 def candidates(key, tiny: bool):
@@ -40,6 +48,7 @@ def candidates(key, tiny: bool):
     if tiny:
         return
     gradient = key.role.startswith("gradient")
+    depth = 128 if gradient else 32 if key.precision == "tf32" else 64
     wide = (key.c_out, 128) if key.c_out >= 128 else (64,)
     for channels, pixels, (warps, stages), tma in itertools.product(
         wide, (32, 64) if gradient else (128, 256), ((8, 3), (4, 3), (8, 4), (4, 4)), (True, False)
@@ -48,7 +57,7 @@ def candidates(key, tiny: bool):
             continue
         if tma and key.arch < 90:
             continue
-        yield Config(pixels, channels, min(128 if gradient else 64, key.c_in), 32, warps, stages, tma)
+        yield Config(pixels, channels, min(depth, key.c_in), 32, warps, stages, tma)
 
 
 def measure(session: Session) -> None:
@@ -81,6 +90,7 @@ def measure(session: Session) -> None:
                 best = ms, error, config
         if best is not None:
             winners[key] = best
+            _compare(session, key, best[0], side)
             flop = _flop(key, 1 if session.tiny else BATCH, side)
             rate = flop / best[0] / 1e9
             session.add(
@@ -88,14 +98,19 @@ def measure(session: Session) -> None:
                 shape=f"{side}x{side}x{key.c_in}", batch=BATCH, config=dataclasses.asdict(best[2]),
                 line=f"{key.role:<14}{key.c_in:>4}  {1e3 * best[0]:9.1f} us {rate:7.1f} TFLOP/s  {best[2]}",
             )  # fmt: skip
-    if os.environ.get("LPN_FAST_REWRITE_TABLE") == "1" and not session.tiny and session.device == "cuda":
-        rewrite(winners, f"measured {torch.cuda.get_device_name()} {session._where['commit']}")
+    if winners and session.device == "cuda" and not session.tiny:
+        source = f"measured {torch.cuda.get_device_name()} {session.commit}"
+        session.out.mkdir(parents=True, exist_ok=True)
+        rewrite(winners, source, session.out / "table.csv")
+        if os.environ.get("LPN_FAST_REWRITE_TABLE") == "1":
+            rewrite(winners, source)
 
 
-def rewrite(winners: dict, source: str) -> None:
-    """Put the winners into table.csv; rows of other keys stay."""
+def rewrite(winners: dict, source: str, path=None) -> None:
+    """The launch table with the winners in it, rows of other keys as they are; in its place or at `path`."""
     from lpn_fast.kernels.triton.launch import TABLE
 
+    path = path or TABLE
     with open(TABLE, newline="") as file:
         reader = csv.DictReader(file)
         columns, rows = reader.fieldnames, {tuple(r[c] for c in reader.fieldnames[:5]): r for r in reader}
@@ -104,7 +119,7 @@ def rewrite(winners: dict, source: str) -> None:
         values |= {"tma": int(config.tma), "microseconds": f"{1e3 * ms:.1f}", "error": f"{error:.1e}", "source": source}
         row = {c: str(values[c]) for c in columns}
         rows[tuple(row[c] for c in columns[:5])] = row
-    with open(TABLE, "w", newline="") as file:
+    with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows.values())
@@ -123,10 +138,10 @@ def _call(key, config, device: str, batch: int, side: int):
     from lpn_fast.kernels.triton.gradient import gradient
     from lpn_fast.kernels.triton.launch import Geometry, tma_fits
 
-    stride, dtype = int(key.role[-1]), {"fp16": torch.float16, "bf16": torch.bfloat16}[key.precision]
+    stride, dtype = int(key.role[-1]), DTYPES[key.precision]
     small = (side + 2 - 3) // stride + 1
     transposed = key.role.startswith("transposed")
-    if config.tma and not tma_fits(key.c_in, config.depth, 2, 1 if transposed else stride, side, side):
+    if config.tma and not tma_fits(key.c_in, config.depth, dtype.itemsize, 1 if transposed else stride, side, side):
         config = dataclasses.replace(config, tma=False)
     weight = (torch.rand(3, 3, key.c_in, key.c_out, device=device) / (9 * key.c_in)).to(dtype)
     z = torch.randn(batch, side, side, key.c_in, device=device).to(dtype)
@@ -145,6 +160,48 @@ def _call(key, config, device: str, batch: int, side: int):
         )
     out = torch.full_like(e, float("nan"))
     return lambda: correlate(out, z, weight, geometry, "forward", config, key.precision, beta=10.0), z, e, weight
+
+
+def _compare(session: Session, key, ours: float, side: int) -> None:
+    """Time the library's convolution and our step after it, where that is a choice; a line for choices.csv."""
+    from lpn_fast.kernels.triton.choices import loses_digits
+    from lpn_fast.kernels.triton.elementwise import elementwise
+
+    from lpn_fast.ops.maps import correlation_adjoint
+
+    if key.role.startswith("gradient") or loses_digits(key.role, key.precision):
+        return
+    stride, dtype, batch = int(key.role[-1]), DTYPES[key.precision], 1 if session.tiny else BATCH
+    small = (side + 2 - 3) // stride + 1
+    weight = (torch.rand(key.c_out, key.c_in, 3, 3, device=session.device) / (9 * key.c_in)).to(dtype)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    shapes = (batch, side, side, key.c_in), (batch, small, small, key.c_out)
+    z, e = (torch.rand(shape, device=session.device).to(dtype) for shape in shapes)
+    z_view, e_view = z.permute(0, 3, 1, 2), e.permute(0, 3, 1, 2)
+    out = torch.empty_like(z if key.role.startswith("transposed") else e)
+
+    def library():
+        if key.role.startswith("transposed"):
+            product = correlation_adjoint(e_view, z_view, weight, stride, 1)
+            return elementwise(out, product.permute(0, 2, 3, 1).contiguous(), "slope", 10.0, z=z)
+        product = F.conv2d(z_view, weight, None, stride, 1)
+        return elementwise(out, product.permute(0, 2, 3, 1).contiguous(), "forward", 10.0)
+
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = key.precision == "tf32"
+    try:
+        library()
+        ms, *_ = milliseconds(library, seconds=0.1, rounds=1 if session.tiny else 7)
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    pixels = out.shape[0] * out.shape[1] * out.shape[2]
+    session.show(f"{key.role:<14}{key.c_in:>4}  {key.precision}: library {1e3 * ms:.1f} us, ours {1e3 * ours:.1f} us")
+    if session.device == "cuda" and not session.tiny:
+        device, name = torch.cuda.get_device_name(), key.role
+        line = (device, name, key.c_in, key.c_out, key.precision, pixels, f"{1e3 * ours:.1f}", f"{1e3 * ms:.1f}")
+        session.out.mkdir(parents=True, exist_ok=True)
+        with open(session.out / "choices.csv", "a", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow((*line, "", session.commit))
 
 
 def _error(key, config, device: str) -> float:

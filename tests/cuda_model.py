@@ -30,9 +30,10 @@ H200 = (132, 232448, 233472)
 SMALL = (1, 232448, 233472)
 
 
-def build(sources: Path = SOURCES, optimise: str = "-O1") -> ctypes.CDLL:
+def build(sources: Path = SOURCES, *options: str) -> ctypes.CDLL:
     """The model as a library, from `sources` or a changed copy of them."""
-    digest = hashlib.sha256(optimise.encode())
+    options = options or ("-O1",)
+    digest = hashlib.sha256(" ".join(options).encode())
     for path in sorted(sources.rglob("*")):
         if path.suffix in (".h", ".cpp"):
             digest.update(path.read_bytes())
@@ -42,7 +43,7 @@ def build(sources: Path = SOURCES, optimise: str = "-O1") -> ctypes.CDLL:
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / "model.so"
-            command = [COMPILER, "-std=c++17", optimise, "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+            command = [COMPILER, "-std=c++17", *options, "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
             command += ["-shared", "-fPIC", "-o", str(made), *(str(sources / unit) for unit in UNITS)]
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
@@ -102,7 +103,7 @@ class Model:
             self.library.model_solve(
                 _at(offsets), _long(spec.channels), _long(len(spec.stages)), _long(len(self.packed)),
                 ctypes.c_double(spec.beta), ctypes.c_double(spec.alpha), (ctypes.c_int64 * 3)(*self.device),
-                *map(_at, (self.packed, z, start, strength, *outputs)), _long(rows),
+                int(self.backward_order), *map(_at, (self.packed, z, start, strength, *outputs)), _long(rows),
                 ctypes.c_double(tol), ctypes.c_double(radius), _long(max_iter),
             )
         )  # fmt: skip
@@ -110,7 +111,8 @@ class Model:
 
     def plan(self, operation: str, precision: str, rows: int) -> dict[str, int]:
         """How the call would be laid over the device."""
-        names = ("row_tiles", "column_tiles", "resident", "warps", "blocks", "shared", "packed", "partial")
+        names = ("row_tiles", "column_tiles", "team", "tiles", "resident", "spilled", "warps", "blocks")
+        names += ("shared", "packed", "partial", "spilled_bytes")
         values = (ctypes.c_int64 * len(names))()
         offsets, spec = table(self.spec), self.spec
         self._check(

@@ -30,16 +30,18 @@ class ModelNetwork:
         self.curve = [ctypes.c_double(beta), ctypes.c_double(alpha)]
 
     def plan(self, operation, precision, rows, limits):
-        values = (ctypes.c_int64 * 8)()
+        values = (ctypes.c_int64 * 12)()
         status = self.module.library.model_plan(
             self.table, *self.numbers, cuda_model.PRECISIONS.index(precision), cuda_model.OPERATIONS.index(operation),
             ctypes.c_int64(rows), (ctypes.c_int64 * 3)(*limits), values,
         )  # fmt: skip
         if status:  # pybind turns std::invalid_argument into ValueError
             raise ValueError(self.module.library.model_error().decode())
-        return type("Plan", (), {"packed_bytes": values[6], "partial_bytes": values[7]})
+        names = ("packed_bytes", "partial_bytes", "spilled_bytes")
+        return type("Plan", (), dict(zip(names, values[9:], strict=True)))
 
-    def run(self, operation, precision, plan, P, packed, partial, x, v, p, psi, f, hv, gradient, rows, device, stream):
+    def run(self, operation, precision, plan, P, packed, partial, spilled, x, v, p, psi, f, hv, gradient, *rest):
+        rows, _device, _stream = rest
         self.module.launches.append(operation)
         self._check(
             self.module.library.model_run(
@@ -49,12 +51,12 @@ class ModelNetwork:
             )
         )  # fmt: skip
 
-    def solve(self, plan, P, packed, *rest):
+    def solve(self, plan, P, packed, spilled, *rest):
         *pointers, rows, tol, radius, max_iter, _device, _stream = rest
         self.module.launches.append("solve")
         self._check(
             self.module.library.model_solve(
-                self.table, *self.numbers, *self.curve, (ctypes.c_int64 * 3)(*self.module.limits),
+                self.table, *self.numbers, *self.curve, (ctypes.c_int64 * 3)(*self.module.limits), 0,
                 *map(ctypes.c_void_p, (P, *pointers)), ctypes.c_int64(rows), ctypes.c_double(tol),
                 ctypes.c_double(radius), ctypes.c_int64(max_iter),
             )

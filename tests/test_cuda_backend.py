@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import relative
 from cuda_on_model import BackendOnModel, ModelModule
+from no_waiting import NoWaiting
 
 import lpn_fast as lf
 from lpn_fast.algebra import reference
@@ -54,6 +55,15 @@ def test_a_module_call_and_its_backward_run_in_the_kernels(on_model):
         (model(x) ** 2).sum().backward()
     want = [x.grad, *(p.grad for p in model.parameters())]
     assert all(relative(g, w.double()) <= 2e-5 for g, w in zip(got, want, strict=True))
+
+
+@needs_model
+def test_no_call_waits_for_the_device(on_model):
+    model, x = network(), torch.randn(3, 2)
+    with NoWaiting():
+        model(x).square().sum().backward()
+        model.hvp(x, x)
+    assert on_model.launches == ["prox", "vjp", "hvp"]
 
 
 @needs_model

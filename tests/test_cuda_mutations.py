@@ -6,7 +6,7 @@ import cuda_model
 import pytest
 import torch
 from cases import relative
-from cuda_model import SMALL, Model
+from cuda_model import PRECISIONS, SMALL, Model
 
 import lpn_fast as lf
 from lpn_fast.algebra import reference
@@ -29,8 +29,21 @@ FAULTS = {
     ),
     "no barrier before the gradients": (
         "mlp_vjp.h",
-        "      rows.adjoint(l, p);\n      simt::sync_block();",
-        "      rows.adjoint(l, p);\n      simt::sync_warp();",
+        "      rows.adjoint(l);\n      simt::sync_block();",
+        "      rows.adjoint(l);\n      simt::sync_warp();",
+        "fp16",
+    ),
+    "warps of a team do not wait for each other": (
+        "mlp_network.h",
+        "simt::sync_team<K::team>(simt::warp() / K::team);",
+        "simt::sync_warp();",
+        "fp16",
+    ),
+    "weights used before their copies arrived": ("mlp_network.h", "  simt::wait_copies();\n", "", "fp16"),
+    "e gone before its gradient was formed": (
+        "mlp_vjp.h",
+        "      simt::sync_block();  // e was read: the source of delta may take its place\n      rows.tangent(l, p);",
+        "      rows.tangent(l, p);",
         "fp16",
     ),
 }
@@ -45,7 +58,7 @@ def faulty(request, tmp_path_factory):
     path = sources / file
     assert path.read_text().count(text) == 1, f"the fault has lost its place in {file}"
     path.write_text(path.read_text().replace(text, instead))
-    return cuda_model.build(sources, "-O0"), precision
+    return cuda_model.build(sources, "-O0", f"-DLPN_MODEL_PRECISION={PRECISIONS.index(precision)}"), precision
 
 
 def test_a_planted_fault_is_seen(faulty):

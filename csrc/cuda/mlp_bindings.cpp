@@ -58,6 +58,7 @@ class MlpNetwork {
            std::uintptr_t parameters,
            std::uintptr_t packed,
            std::uintptr_t partial,
+           std::uintptr_t spilled,
            std::uintptr_t x,
            std::uintptr_t v,
            std::uintptr_t p,
@@ -78,6 +79,7 @@ class MlpNetwork {
                        at<float>(f),
                        at<float>(hv),
                        at<float>(partial),
+                       at<unsigned char>(spilled),
                        rows};
     mlp_run(call, precision_named(precision), operation_named(operation), plan, at<float>(gradient), device,
             at<void>(stream));
@@ -86,6 +88,7 @@ class MlpNetwork {
   void solve(const Plan& plan,
              std::uintptr_t parameters,
              std::uintptr_t packed,
+             std::uintptr_t spilled,
              std::uintptr_t z,
              std::uintptr_t start,
              std::uintptr_t strength,
@@ -111,6 +114,7 @@ class MlpNetwork {
                       at<float>(f),
                       at<float>(u),
                       nullptr,
+                      at<unsigned char>(spilled),
                       rows};
     const SolveCall call{
         mlp,     at<double>(residual), at<std::int64_t>(iterations), at<std::int64_t>(verdict), tol, radius,
@@ -134,12 +138,16 @@ void bind_mlp(py::module_& module) {
   py::class_<Plan>(module, "Plan", "How a call is laid over a device; sizes in bytes.")
       .def_readonly("row_tiles", &Plan::row_tiles)
       .def_readonly("column_tiles", &Plan::column_tiles)
+      .def_readonly("team", &Plan::team)
+      .def_readonly("tiles", &Plan::tiles)
       .def_readonly("resident", &Plan::resident)
+      .def_readonly("spilled", &Plan::spilled)
       .def_readonly("warps", &Plan::warps)
       .def_readonly("blocks", &Plan::blocks)
       .def_readonly("shared_bytes", &Plan::shared_bytes)
       .def_readonly("packed_bytes", &Plan::packed_bytes)
-      .def_readonly("partial_bytes", &Plan::partial_bytes);
+      .def_readonly("partial_bytes", &Plan::partial_bytes)
+      .def_readonly("spilled_bytes", &Plan::spilled_bytes);
   py::class_<MlpNetwork>(module, "MlpNetwork", "A dense network. Tensors are addresses, 0 for none.")
       .def(py::init<std::uintptr_t, std::int64_t, std::int64_t, std::int64_t, double, double>(),
            py::arg("table"), py::arg("dim"), py::arg("stages"), py::arg("parameter_count"), py::arg("beta"),

@@ -8,6 +8,10 @@ and of csrc/cpu/isa/activation.h:
 
     2 artanh(v) = 2 v + v^3 T(v^2)   for 0 <= v <= 1/3,  relative error
 
+and of kernels/cuda/softplus.h, for 16-bit results:
+
+    log2(1 + e) = e P(e)             for 0 <= e <= 1,    relative error
+
 The leading coefficient is fixed, so all but the power keep their relative accuracy as the argument tends to
 zero. The fit is the Lawson iteration: least squares on a dense grid whose weights are multiplied by the error
 until the error is level. Each coefficient is rounded to float32 in turn, from the one that matters most
@@ -83,6 +87,13 @@ def main():
         ("log1p_coefficients", np.log1p, chebyshev_points(0.0, 1.0), 9, {}),
         ("power_coefficients", np.exp2, chebyshev_points(-0.5, 0.5), 6, {"order": 0}),
         ("artanh_coefficients", lambda v: 2 * np.arctanh(v), chebyshev_points(0.0, 1 / 3), 4, {"step": 2, "lead": 2.0}),
+        (
+            "log2_coefficients",
+            lambda e: np.log1p(e) / math.log(2),
+            chebyshev_points(0.0, 1.0),
+            6,
+            {"order": 0, "lead": 0.0},
+        ),
     ):
         coefficients, error = fit_float32(function, points, terms, **leading)
         print(f"// {name}: relative error {error:.2e} = {error * 2**24:.3f} x 2^-24")

@@ -2,8 +2,8 @@
 //
 //   u_l = W_l z_{l-1} + A_l x + b_l;   z_l = softplus_beta(u_l);   psi = sum_l (w_l . z_l + g_l . z_l^2)
 //                                                                       + c . x + c0 + alpha/2 |x|^2
-// Widths are padded to H = 8 `tiles` and dim to 8 `dim_tiles` by zero weights, into and out of the padded
-// units: they contribute exactly nothing.
+// Widths are padded to H = 8 `tiles`, as the plan says, and dim to 8 `dim_tiles` by zero weights, into and
+// out of the padded units: they contribute exactly nothing.
 
 #pragma once
 
@@ -41,7 +41,8 @@ struct MlpProblem {
   int32_t linear;    // offset of c [d], -1 = absent
   int32_t constant;  // offset of c0
   int32_t parameter_count;
-  int32_t tiles;      // of 8 units, all stages padded to the same width
+  int32_t widest;     // of the H_l
+  int32_t tiles;      // of 8 units, all stages padded to the same width; Plan::tiles for a launch
   int32_t dim_tiles;  // of 8 entries of x
   float beta;
   float alpha;
@@ -83,13 +84,17 @@ struct PackedLayout {
   }
 };
 
-// Shared memory of one warp, in bytes; a slot holds one quantity of one stage for the rows of the warp.
-struct WarpLayout {
-  int32_t slot_bytes, slots, input_bytes, inputs, sum_bytes;
+// Shared memory of one team, the warps that own the same rows, in bytes; a slot holds one quantity of one
+// stage for those rows.
+struct TeamLayout {
+  int32_t slot_bytes, slots, input_bytes, inputs, sum_bytes, part_bytes;
+  bool spilled;  // the slots lie in device memory instead
 
-  LPN_BOTH int inputs_at() const { return slot_bytes * slots; }
+  LPN_BOTH int64_t all_slots() const { return int64_t{slot_bytes} * slots; }
+  LPN_BOTH int inputs_at() const { return spilled ? 0 : slot_bytes * slots; }
   LPN_BOTH int sum_at() const { return inputs_at() + input_bytes * inputs; }
-  LPN_BOTH int bytes() const { return sum_at() + sum_bytes; }
+  LPN_BOTH int parts_at() const { return sum_at() + sum_bytes; }
+  LPN_BOTH int bytes() const { return parts_at() + part_bytes; }
 };
 
 LPN_BOTH inline int slots_of(Operation operation, int stages) {
@@ -99,21 +104,30 @@ LPN_BOTH inline int slots_of(Operation operation, int stages) {
     case Operation::hvp:
       return 2 * stages + 2;  // z and the curvature term; two that take turns
     case Operation::vjp:
-      return 3 * stages + 2;  // z, e, dz; two that take turns
+      return 2 * stages + 2;  // z and e, then the source of delta; two that take turns
     case Operation::solve:
       return 3 * stages + 2;  // z, the curvature and its products; two that take turns
   }
   return 0;
 }
 
-LPN_BOTH inline WarpLayout warp_layout(
-    Operation operation, int stages, int tiles, int dim_tiles, int row_tiles, int element_bytes, int parts) {
-  WarpLayout layout{};
+LPN_BOTH inline TeamLayout team_layout(Operation operation,
+                                       int stages,
+                                       int tiles,
+                                       int dim_tiles,
+                                       int row_tiles,
+                                       int team,
+                                       int element_bytes,
+                                       int parts,
+                                       bool spilled) {
+  TeamLayout layout{};
+  layout.spilled = spilled;
   layout.slot_bytes = row_tiles * tiles * 2 * 64 * element_bytes;
   layout.slots = slots_of(operation, stages);
   layout.input_bytes = row_tiles * dim_tiles * 2 * 64 * element_bytes * parts;
   layout.inputs = operation == Operation::prox ? 1 : 2;  // x, v
   layout.sum_bytes = row_tiles * dim_tiles * 32 * 4 * 4;
+  layout.part_bytes = team * row_tiles * 16 * 4;  // psi of every row, from the columns of each warp
   return layout;
 }
 
@@ -123,11 +137,11 @@ LPN_BOTH inline int64_t shared_head_bytes(const PackedLayout& layout, bool resid
          layout.stages * static_cast<int64_t>(sizeof(StageScale));
 }
 
-// What vjp keeps besides, per warp: p of every row, and the largest cotangent (four floats keep 16-byte
+// What vjp keeps besides, per team: p of every row, and the largest cotangent (four floats keep 16-byte
 // steps).
-LPN_BOTH inline int vjp_extra_bytes(int warps, int rows_per_warp) { return warps * (rows_per_warp + 4) * 4; }
+LPN_BOTH inline int vjp_extra_bytes(int teams, int rows_per_team) { return teams * (rows_per_team + 4) * 4; }
 
-// What solve keeps besides, per warp: its vectors, in float32.
+// What solve keeps besides, per team: its vectors, in float32.
 constexpr int solve_vectors = 8;
 LPN_BOTH inline int solve_extra_bytes(int row_tiles, int dim_tiles) {
   return solve_vectors * row_tiles * dim_tiles * 32 * 4 * 4;
@@ -145,6 +159,7 @@ struct MlpCall {
   float* __restrict__ f;                     // [rows, d] or nullptr
   float* __restrict__ hv;                    // [rows, d] or nullptr: H v, or for vjp  H v + p f
   float* __restrict__ partial;               // [blocks, parameter_count], vjp only
+  unsigned char* spilled;                    // [blocks, teams, slots], or nullptr: they lie in shared memory
   int64_t rows;
 };
 

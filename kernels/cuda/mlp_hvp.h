@@ -14,14 +14,15 @@ namespace lpn {
 template <class K>
 LPN_DEVICE void hvp(const MlpCall& call, unsigned char* shared) {
   const Network<K> net = load_network<K>(call, shared);
-  const WarpLayout layout = layout_for<K>(Operation::hvp, call.problem);
-  Sweeps<K, Operation::hvp> rows(net, layout, warp_memory(net, layout, shared));
+  const TeamLayout layout = layout_for<K>(Operation::hvp, call);
+  Sweeps<K, Operation::hvp> rows(net, layout, team_memory(net, layout, shared),
+                                 spilled_slots<K>(call, layout));
   using PerRow = typename decltype(rows)::PerRow;
   const float kappa = call.problem.beta * log2_e;
   const int dim = call.problem.dim;
-  const int64_t warps = simt::threads() / simt::lanes;
-  for (int64_t i = simt::block() * warps + simt::warp(); i * K::rows < call.rows;
-       i += simt::blocks() * warps) {
+  const int64_t teams = teams_of_block<K>();
+  for (int64_t i = simt::block() * teams + simt::warp() / K::team; i * K::rows < call.rows;
+       i += simt::blocks() * teams) {
     rows.move_to(i * K::rows, call.rows);
     evaluate_potential(call, rows);
     rows.prox();
@@ -32,7 +33,7 @@ LPN_DEVICE void hvp(const MlpCall& call, unsigned char* shared) {
     for (int r = 0; r < K::row_tiles; ++r)
 #pragma unroll
       for (int half = 0; half < 2; ++half) size[r][half] = 0.0f;
-    rows.each_entry(dim, [&](int64_t at, int, int r, int, int half, int) {
+    rows.template each_entry<true>(dim, [&](int64_t at, int, int r, int, int half, int) {
       size[r][half] = larger(size[r][half], simt::as_float(simt::as_bits(call.v[at]) & 0x7fffffffu));
     });
 #pragma unroll
@@ -44,7 +45,7 @@ LPN_DEVICE void hvp(const MlpCall& call, unsigned char* shared) {
       }
     rows.load(rows.direction, call.v, dim, factor);
     rows.tangent();
-    for (int l = rows.stages() - 1; l >= 0; --l) rows.adjoint(l, factor);
+    for (int l = rows.stages() - 1; l >= 0; --l) rows.adjoint(l);
     rows.each_entry(dim, [&](int64_t at, int, int r, int tile, int half, int k) {
       const float sum = rows.unscaled(rows.sum_at(r, tile)[2 * half + k]);
       call.hv[at] = sum / kappa * size[r][half] + call.problem.alpha * call.v[at];

@@ -36,12 +36,31 @@ __global__ void __launch_bounds__(most_warps(Operation::solve, K::row_tiles) * s
 
 using Kernel = void (*)(MlpCall);
 
-template <class Number, Operation operation>
+template <class Number, int index>
+using KnownWidth = Config<Number,
+                          widths[index].shape.row_tiles,
+                          widths[index].shape.column_tiles,
+                          true,
+                          widths[index].shape.team,
+                          widths[index].tiles>;
+
+// The kernel of a plan: of the known width that it names, or any width through the caches.
+template <class Number, Operation operation, int index = 0>
 Kernel kernel_of(const Plan& plan) {
-  if constexpr (has_wide(operation))
-    if (plan.row_tiles == wide[0]) return mlp_kernel<Config<Number, wide[0], wide[1], true>, operation>;
-  if (plan.resident) return mlp_kernel<Config<Number, narrow[0], narrow[1], true>, operation>;
-  return mlp_kernel<Config<Number, narrow[0], narrow[1], false>, operation>;
+  if constexpr (index == width_count) {
+    return mlp_kernel<
+        Config<Number, streamed_shape.row_tiles, streamed_shape.column_tiles, false, streamed_shape.team>,
+        operation>;
+  } else {
+    if constexpr (index == 0 && has_wide(operation))
+      if (plan.row_tiles == wide.shape.row_tiles)
+        return mlp_kernel<
+            Config<Number, wide.shape.row_tiles, wide.shape.column_tiles, true, wide.shape.team, wide.tiles>,
+            operation>;
+    if (plan.resident && plan.tiles == widths[index].tiles)
+      return mlp_kernel<KnownWidth<Number, index>, operation>;
+    return kernel_of<Number, operation, index + 1>(plan);
+  }
 }
 
 template <class Number>
@@ -58,22 +77,35 @@ Kernel kernel_for(Operation operation, const Plan& plan) {
   }
 }
 
+// Loads a kernel, so that its first launch may be captured, and lets it have the device's shared memory.
+template <class Function>
+cudaError_t prepare_kernel(Function function, int shared_per_block) {
+  const auto address = reinterpret_cast<const void*>(function);
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, address);
+  if (status != cudaSuccess || shared_per_block == 0) return status;
+  return cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_per_block);
+}
+
 template <class Number>
 struct Launcher {
   static int prepare(int shared_per_block, const char** kernel) {
     static const char* const names[] = {"prox", "hvp", "vjp"};
-    const Plan plans[] = {{wide[0], wide[1], true, 0, 0, 0, 0, 0},
-                          {narrow[0], narrow[1], true, 0, 0, 0, 0, 0},
-                          {narrow[0], narrow[1], false, 0, 0, 0, 0, 0}};
-    for (int operation = 0; operation < 3; ++operation)
-      for (const Plan& plan : plans) {
-        *kernel = names[operation];
-        const auto function =
-            reinterpret_cast<const void*>(kernel_for<Number>(static_cast<Operation>(operation), plan));
+    *kernel = "pack";
+    if (const cudaError_t status = prepare_kernel(pack_kernel<Number>, 0); status != cudaSuccess)
+      return status;
+    for (int operation = 0; operation < 3; ++operation) {
+      *kernel = names[operation];
+      for (int index = -2; index < width_count; ++index) {
+        Plan plan{};  // any width; wide; the known widths
+        if (index == -1 && !has_wide(static_cast<Operation>(operation))) continue;
+        if (index == -1) plan.row_tiles = wide.shape.row_tiles;
+        if (index >= 0) plan.resident = true, plan.tiles = widths[index].tiles;
         const cudaError_t status =
-            cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_per_block);
+            prepare_kernel(kernel_for<Number>(static_cast<Operation>(operation), plan), shared_per_block);
         if (status != cudaSuccess) return status;
       }
+    }
     return cudaSuccess;
   }
 
@@ -95,7 +127,8 @@ template <class Number>
 struct SolveLauncher {
   template <bool resident>
   static auto kernel() {
-    return solve_kernel<Config<Number, narrow[0], narrow[1], resident>>;
+    return solve_kernel<
+        Config<Number, solver_shape.row_tiles, solver_shape.column_tiles, resident, solver_shape.team>>;
   }
 
   static int prepare(int shared_per_block, const char** name) {
@@ -103,9 +136,7 @@ struct SolveLauncher {
     if (status != cudaSuccess) return status;
     *name = "solve";
     for (const auto function : {kernel<true>(), kernel<false>()}) {
-      const cudaError_t one =
-          cudaFuncSetAttribute(reinterpret_cast<const void*>(function),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize, shared_per_block);
+      const cudaError_t one = prepare_kernel(function, shared_per_block);
       if (one != cudaSuccess) return one;
     }
     return cudaSuccess;

@@ -61,8 +61,26 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+// Loading kernels is not stream work, but a capture that this or another thread has begun would refuse it.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 __global__ void __launch_bounds__(sum_threads) sum_kernel(const __grid_constant__ SumCall call) {
   sum_partials(call);
+}
+
+// The problem, padded as planned.
+MlpProblem padded(MlpProblem problem, const Plan& plan) {
+  problem.tiles = plan.tiles;
+  return problem;
 }
 
 void pack(const MlpCall& call, Precision precision, const Plan& plan, void* stream) {
@@ -78,6 +96,7 @@ void mlp_prepare(int device) {
     throw std::runtime_error("device index " + std::to_string(device));
   if (prepared[device].done) return;
   const DeviceGuard guard(device);
+  const RelaxedCapture relaxed;
   DeviceLimits limits{};
   const auto read = [device](int* value, cudaDeviceAttr attribute) {
     require(cudaDeviceGetAttribute(value, attribute, device), "device attributes");
@@ -90,6 +109,9 @@ void mlp_prepare(int device) {
     const int status = kernels_of(precision).prepare(limits.shared_per_block, &kernel);
     require(status, std::string("mlp ") + kernel + " " + name_of(precision));
   }
+  cudaFuncAttributes attributes;
+  require(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(sum_kernel)),
+          "mlp sum of gradients");
   prepared[device] = {true, limits};
 }
 
@@ -99,7 +121,7 @@ const DeviceLimits& mlp_limits(int device) {
   return prepared[device].limits;
 }
 
-void mlp_run(const MlpCall& call,
+void mlp_run(const MlpCall& unpadded,
              Precision precision,
              Operation operation,
              const Plan& plan,
@@ -107,6 +129,8 @@ void mlp_run(const MlpCall& call,
              int device,
              void* stream) {
   const DeviceGuard guard(device);
+  MlpCall call = unpadded;
+  call.problem = padded(call.problem, plan);
   if (call.rows > 0) {
     pack(call, precision, plan, stream);
     require(kernels_of(precision).run(call, operation, plan, stream),
@@ -120,9 +144,11 @@ void mlp_run(const MlpCall& call,
   require(cudaGetLastError(), "mlp sum of gradients");
 }
 
-void mlp_solve(const SolveCall& call, const Plan& plan, int device, void* stream) {
-  if (call.mlp.rows == 0) return;
+void mlp_solve(const SolveCall& unpadded, const Plan& plan, int device, void* stream) {
+  if (unpadded.mlp.rows == 0) return;
   const DeviceGuard guard(device);
+  SolveCall call = unpadded;
+  call.mlp.problem = padded(call.mlp.problem, plan);
   pack(call.mlp, Precision::fp32, plan, stream);
   require(mlp_fp32.solve(call, plan, stream), "mlp solve");
 }

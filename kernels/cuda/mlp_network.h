@@ -1,8 +1,10 @@
 // The network as the sweeps see it: packed weights, in shared memory where they fit, and products with them.
 //
-// A warp owns 16 `row_tiles` rows and walks over the columns of a product in chunks of 8 `column_tiles`. Per
-// 16 rows, 16 deep and 8 wide one mma needs 256 B of weights, shared by the row tiles: two of them keep the
-// 128 B per cycle of shared memory from being the limit.
+// A team of warps owns 16 `row_tiles` rows; its warps take the columns of a product in turn, in chunks of
+// 8 `column_tiles`. What a row keeps in shared memory decides how many rows a processor holds, so the team is
+// what decides how many warps it can switch between. Per 16 rows, 16 deep and 8 wide one mma needs 256 B of
+// weights, shared by the row tiles: two of them keep the 128 B per cycle of shared memory from being the
+// limit, where there are rows enough.
 
 #pragma once
 
@@ -12,14 +14,29 @@
 
 namespace lpn {
 
-template <class Number_, int row_tiles_, int column_tiles_, bool resident_>
+template <class Number_, int row_tiles_, int column_tiles_, bool resident_, int team_ = 1, int tiles_ = 0>
 struct Config {
   using Number = Number_;
   static constexpr int row_tiles = row_tiles_;
   static constexpr int column_tiles = column_tiles_;
   static constexpr bool resident = resident_;  // weights in shared memory; else read through the caches
+  static constexpr int team = team_;           // warps that own the same rows
+  static constexpr int tiles = tiles_;         // H / 8 where the compiler knows it, else 0
   static constexpr int rows = 16 * row_tiles_;
+  // Steps of the depth that are unrolled; all of them up to H = 64 in 16 bits. With any width 32 bits have no
+  // registers for two.
+  static constexpr int steps = tiles_ / Number_::k_tiles;
+  static constexpr int unrolled = tiles_ == 0 ? Number_::k_tiles : steps < 4 ? steps : steps % 4 == 0 ? 4 : 3;
 };
+
+// Barrier of the warps that own the same rows.
+template <class K>
+LPN_DEVICE void sync_team() {
+  if constexpr (K::team == 1)
+    simt::sync_warp();
+  else
+    simt::sync_team<K::team>(simt::warp() / K::team);
+}
 
 constexpr int input_column_tiles = 2;  // chunk of products whose columns are entries of x
 
@@ -45,26 +62,30 @@ struct Network {
   const StageScale* scales;   // [stages]
   PackedLayout layout;
 
+  LPN_DEVICE int tiles() const {
+    if constexpr (K::tiles > 0) return K::tiles;
+    return layout.tiles;
+  }
   LPN_DEVICE const float* vector(int l, int which) const {
-    return vectors + (3 * l + which) * layout.tiles * block_side;
+    return vectors + (3 * l + which) * tiles() * block_side;
   }
   LPN_DEVICE const float* bias(int l) const { return vector(l, 0); }
   LPN_DEVICE const float* head(int l) const { return vector(l, 1); }
   LPN_DEVICE const float* head_sq(int l) const { return vector(l, 2); }
 
   // W_l^T and A_l^T as right factors of  z W_l^T,  x A_l^T
-  LPN_DEVICE Blocks<Element> core(int l) const { return blocks(weights, layout.core_at(l), layout.tiles, 1); }
+  LPN_DEVICE Blocks<Element> core(int l) const { return blocks(weights, layout.core_at(l), tiles(), 1); }
   LPN_DEVICE Blocks<Element> skip(int l) const {
     return blocks(weights, layout.skip_at(l), layout.dim_tiles, 1);
   }
   // W_l and A_l as right factors of  e W_l,  e A_l
   LPN_DEVICE Blocks<Element> core_back(int l) const {
-    if constexpr (K::resident) return blocks(weights, layout.core_at(l), 1, layout.tiles);
-    return blocks(transposed, layout.core_at(l), layout.tiles, 1);
+    if constexpr (K::resident) return blocks(weights, layout.core_at(l), 1, tiles());
+    return blocks(transposed, layout.core_at(l), tiles(), 1);
   }
   LPN_DEVICE Blocks<Element> skip_back(int l) const {
     if constexpr (K::resident) return blocks(weights, layout.skip_at(l), 1, layout.dim_tiles);
-    return blocks(transposed, layout.skip_at(l), layout.tiles, 1);
+    return blocks(transposed, layout.skip_at(l), tiles(), 1);
   }
 
  private:
@@ -83,7 +104,7 @@ LPN_DEVICE void product(float (&d)[K::row_tiles][columns][4],
   using Number = typename K::Number;
   using Word = typename Number::Word;
   constexpr int k_tiles = Number::k_tiles;
-#pragma unroll 2
+#pragma unroll K::unrolled
   for (int k = 0; k < k_count; k += k_tiles) {
     typename Mma::Operand a[K::row_tiles];
 #pragma unroll

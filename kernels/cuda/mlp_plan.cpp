@@ -8,36 +8,58 @@ namespace lpn {
 namespace {
 
 constexpr int fewest_resident_warps = 4;  // fewer cannot hide latency; then weights come through the caches
+constexpr int run_time_tiles = 4;         // where H is not known when compiling, it is a multiple of so many
 constexpr int block_overhead = 1024;      // bytes of shared memory the system keeps per block
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+bool is_sixteen(Precision precision) { return precision == Precision::fp16 || precision == Precision::bf16; }
+
 struct Fit {
-  int warps;  // per block, 0 = none
+  Shape shape;
+  int tiles;
+  bool resident;
+  bool spilled;
+  int teams;  // per block, 0 = none
   int64_t head_bytes;
-  int64_t warp_bytes;
+  int64_t team_bytes;
+  int64_t slot_bytes;  // of all slots of a team
+
+  int warps() const { return teams * shape.team; }
 };
 
 Fit fit(const MlpProblem& problem,
         Precision precision,
         Operation operation,
-        const int (&config)[2],
+        const Shape& shape,
+        int tiles,
         bool resident,
+        bool spilled,
         const DeviceLimits& limits) {
-  const bool sixteen = precision == Precision::fp16 || precision == Precision::bf16;
-  const int element_bytes = sixteen ? 2 : 4, parts = precision == Precision::fp32 ? 1 : 2;
-  const PackedLayout packed{problem.tiles, problem.dim_tiles, problem.stage_count, element_bytes};
-  const WarpLayout warp = warp_layout(operation, problem.stage_count, problem.tiles, problem.dim_tiles,
-                                      config[0], element_bytes, parts);
-  const int64_t extra = operation == Operation::vjp     ? vjp_extra_bytes(1, 16 * config[0])
-                        : operation == Operation::solve ? solve_extra_bytes(config[0], problem.dim_tiles)
-                                                        : 0;
-  Fit result{0, shared_head_bytes(packed, resident), warp.bytes() + extra};
+  const int element_bytes = is_sixteen(precision) ? 2 : 4, parts = precision == Precision::fp32 ? 1 : 2;
+  const PackedLayout packed{tiles, problem.dim_tiles, problem.stage_count, element_bytes};
+  const TeamLayout team = team_layout(operation, problem.stage_count, tiles, problem.dim_tiles,
+                                      shape.row_tiles, shape.team, element_bytes, parts, spilled);
+  // vjp: the largest cotangent of every warp lies where a team has room for four
+  const int64_t extra = operation == Operation::vjp ? vjp_extra_bytes(1, 16 * shape.row_tiles)
+                        : operation == Operation::solve
+                            ? solve_extra_bytes(shape.row_tiles, problem.dim_tiles)
+                            : 0;
+  Fit result{
+      shape,           tiles, resident, spilled, 0, shared_head_bytes(packed, resident), team.bytes() + extra,
+      team.all_slots()};
   const int64_t room = limits.shared_per_block - result.head_bytes;
   if (room > 0)
-    result.warps =
-        static_cast<int>(std::min<int64_t>(most_warps(operation, config[0]), room / result.warp_bytes));
+    result.teams =
+        static_cast<int>(std::min<int64_t>(most_teams(operation, shape), room / result.team_bytes));
   return result;
+}
+
+// The shape with known width that the network fits into, or nullptr.
+const Width* known_width(const MlpProblem& problem) {
+  for (const Width& width : widths)
+    if (problem.widest <= 8 * width.tiles) return &width;
+  return nullptr;
 }
 
 }  // namespace
@@ -80,7 +102,8 @@ MlpProblem make_problem(const int64_t* table,
   problem.linear = static_cast<int32_t>(linear);
   problem.constant = static_cast<int32_t>(constant);
   problem.parameter_count = static_cast<int32_t>(parameter_count);
-  problem.tiles = static_cast<int32_t>(4 * ceil_div(widest, 32));
+  problem.widest = static_cast<int32_t>(widest);
+  problem.tiles = static_cast<int32_t>(run_time_tiles * ceil_div(widest, 8 * run_time_tiles));
   problem.dim_tiles = static_cast<int32_t>(2 * ceil_div(dim, 16));
   problem.beta = static_cast<float>(beta);
   problem.alpha = static_cast<float>(alpha);
@@ -92,41 +115,56 @@ Plan make_plan(const MlpProblem& problem,
                Operation operation,
                int64_t rows,
                const DeviceLimits& limits) {
-  // Wide if every processor then still has warps to switch between.
-  const bool enough = rows >= int64_t{limits.processors} * most_warps(operation, wide[0]) * 16 * wide[0];
-  bool use_wide = has_wide(operation) && problem.tiles % wide[1] == 0 && enough;
-  bool resident = true;
-  Fit best = fit(problem, precision, operation, use_wide ? wide : narrow, true, limits);
-  if (best.warps < fewest_resident_warps && use_wide) {
-    use_wide = false;
-    best = fit(problem, precision, operation, narrow, true, limits);
+  const auto try_shape = [&](const Shape& shape, int tiles, bool resident, bool spilled = false) {
+    return fit(problem, precision, operation, shape, tiles, resident, spilled, limits);
+  };
+  const bool solves = operation == Operation::solve;
+  const Width* width = known_width(problem);
+  Fit best{};
+  if (solves) {
+    best = try_shape(solver_shape, problem.tiles, true);
+  } else if (width) {
+    // Wide if every processor then still has warps to switch between.
+    const bool enough = rows >= int64_t{limits.processors} * most_warps(operation, wide.shape.row_tiles) *
+                                    16 * wide.shape.row_tiles;
+    if (has_wide(operation) && width->tiles == wide.tiles && enough)
+      best = try_shape(wide.shape, wide.tiles, true);
+    if (best.warps() < fewest_resident_warps) best = try_shape(width->shape, width->tiles, true);
   }
-  if (best.warps < fewest_resident_warps) {
-    const Fit streamed = fit(problem, precision, operation, narrow, false, limits);
-    if (streamed.warps > best.warps || best.warps == 0) best = streamed, resident = false;
+  if (best.warps() < fewest_resident_warps) {
+    const Shape& shape = solves ? solver_shape : streamed_shape;
+    const Fit through_caches = try_shape(shape, problem.tiles, false);
+    if (through_caches.warps() > best.warps() || best.teams == 0) best = through_caches;
+    // Operands of 16 bits are read by an instruction that knows shared memory only.
+    if (best.teams == 0 && !is_sixteen(precision)) best = try_shape(shape, problem.tiles, false, true);
   }
-  if (best.warps == 0)
-    throw std::invalid_argument(
-        "a warp of 16 rows needs " + std::to_string(best.head_bytes + best.warp_bytes) +
-        " bytes of shared memory, the device gives a block " + std::to_string(limits.shared_per_block));
+  if (best.teams == 0)
+    throw std::invalid_argument("16 rows need " + std::to_string(best.head_bytes + best.team_bytes) +
+                                " bytes of shared memory, the device gives a block " +
+                                std::to_string(limits.shared_per_block));
 
-  const int (&config)[2] = use_wide ? wide : narrow;
   Plan plan{};
-  plan.row_tiles = config[0];
-  plan.column_tiles = config[1];
-  plan.resident = resident;
-  const int64_t warp_tiles = std::max<int64_t>(1, ceil_div(rows, 16 * config[0]));
+  plan.row_tiles = best.shape.row_tiles;
+  plan.column_tiles = best.shape.column_tiles;
+  plan.team = best.shape.team;
+  plan.tiles = best.tiles;
+  plan.resident = best.resident;
+  plan.spilled = best.spilled;
+  const int64_t row_blocks = std::max<int64_t>(1, ceil_div(rows, 16 * plan.row_tiles));  // one per team
   // few rows: spread them over the processors rather than fill blocks
-  plan.warps = static_cast<int>(std::clamp<int64_t>(ceil_div(warp_tiles, limits.processors), 1, best.warps));
-  plan.shared_bytes = best.head_bytes + plan.warps * best.warp_bytes;
+  const auto teams =
+      static_cast<int>(std::clamp<int64_t>(ceil_div(row_blocks, limits.processors), 1, best.teams));
+  plan.warps = teams * plan.team;
+  plan.shared_bytes = best.head_bytes + teams * best.team_bytes;
   const int64_t by_shared = limits.shared_per_processor / (plan.shared_bytes + block_overhead);
-  const int64_t by_registers = most_warps(operation, config[0]) / plan.warps;
+  const int64_t by_registers = most_warps(operation, plan.row_tiles) / plan.warps;
   const int64_t per_processor = std::max<int64_t>(1, std::min(by_shared, by_registers));
-  plan.blocks = static_cast<int>(
-      std::min<int64_t>(ceil_div(warp_tiles, plan.warps), limits.processors * per_processor));
-  const bool sixteen = precision == Precision::fp16 || precision == Precision::bf16;
-  const PackedLayout packed{problem.tiles, problem.dim_tiles, problem.stage_count, sixteen ? 2 : 4};
-  plan.packed_bytes = packed.bytes(!resident);
+  plan.blocks =
+      static_cast<int>(std::min<int64_t>(ceil_div(row_blocks, teams), limits.processors * per_processor));
+  const PackedLayout packed{plan.tiles, problem.dim_tiles, problem.stage_count,
+                            is_sixteen(precision) ? 2 : 4};
+  plan.packed_bytes = packed.bytes(!plan.resident);
+  plan.spilled_bytes = plan.spilled ? int64_t{plan.blocks} * teams * best.slot_bytes : 0;
   plan.partial_bytes = operation == Operation::vjp
                            ? int64_t{plan.blocks} * problem.parameter_count * int64_t{sizeof(float)}
                            : 0;

@@ -16,24 +16,47 @@ struct DeviceLimits {
 
 struct Plan {
   int row_tiles, column_tiles;
+  int team;       // warps that own the same rows
+  int tiles;      // of 8 units, to which the stages are padded
   bool resident;  // whether the weights lie in shared memory
+  bool spilled;   // whether what the rows keep of every stage lies in device memory
   int warps;      // per block
   int blocks;
   int64_t shared_bytes;
   int64_t packed_bytes;
   int64_t partial_bytes;  // vjp's workspace
+  int64_t spilled_bytes;  // workspace of what is spilled
 };
 
-// Configurations that are compiled, per precision and operation: {row_tiles, column_tiles}.
-constexpr int wide[2] = {2, 8};    // widths that are multiples of 64, batches that fill the device
-constexpr int narrow[2] = {1, 4};  // everything else
+// How a team walks over its rows: 16 row_tiles rows, 8 column_tiles columns at a time and warp.
+struct Shape {
+  int row_tiles, column_tiles, team;
+};
 
-// Wide tiles hold so much per warp that the operations with more slots would keep too few warps.
+// Shapes that are compiled, per precision and operation. A width that the compiler knows has its own: the
+// loops over the depth unroll, and as many warps share the rows as find columns.
+struct Width {
+  int tiles;  // H / 8
+  Shape shape;
+};
+constexpr Width widths[] = {{4, {1, 2, 2}}, {6, {1, 2, 3}}, {8, {1, 4, 2}}, {12, {1, 4, 3}}, {16, {1, 4, 4}}};
+constexpr int width_count = sizeof(widths) / sizeof(widths[0]);
+// For batches that fill the device, prox, H = 64: two row tiles share what is read of the weights.
+constexpr Width wide{8, {2, 8, 1}};
+// Any width, weights through the caches; loops over 24 or 32 tiles gain nothing from a known end.
+constexpr Shape streamed_shape{1, 4, 4};
+// The solver: rows end when they have converged, so every team is on its own.
+constexpr Shape solver_shape{1, 4, 2};
+
 constexpr bool has_wide(Operation operation) { return operation == Operation::prox; }
 
-// Warps a block may have, so that 65536 registers suffice: 128 per thread for narrow, 255 for the others.
+// Warps a block may have, so that 65536 registers suffice: 128 per thread, 255 for the wide ones and the
+// solver.
 constexpr int most_warps(Operation operation, int row_tiles) {
-  return operation == Operation::solve || row_tiles == wide[0] ? 8 : 16;
+  return operation == Operation::solve || row_tiles == wide.shape.row_tiles ? 8 : 16;
+}
+constexpr int most_teams(Operation operation, const Shape& shape) {
+  return most_warps(operation, shape.row_tiles) / shape.team;  // 15 named barriers are enough
 }
 
 // Network from P's layout: 6 numbers per stage (width, offsets of core, skip, bias, head, head_sq; -1 =

@@ -3,7 +3,7 @@
 //   f   = 1/kappa sum_l (kappa A_l)^T e_l + c + alpha x
 //   psi = sum_l (w_l . z_l + g_l . z_l^2) + c . x + c0 + alpha/2 |x|^2
 //
-// 2F for f and psi, 4 (2 d + 1) bytes per row. Rows are dealt to the warps of all blocks in turn.
+// 2F for f and psi, 4 (2 d + 1) bytes per row. Rows are dealt to the teams of all blocks in turn.
 
 #pragma once
 
@@ -19,9 +19,10 @@ LPN_DEVICE float constant_term(const MlpCall& call) {
   return call.problem.constant < 0 ? 0.0f : simt::constant_load(call.parameters + call.problem.constant);
 }
 
-// psi [rows] from the parts that value<true> left.
+// psi [rows] from the parts that value() left.
 template <class Sweeps>
 LPN_DEVICE void store_psi(const MlpCall& call, const Sweeps& rows, typename Sweeps::PerRow& parts) {
+  constexpr int rows_of_team = 16 * Sweeps::R;
   const float inverse_kappa = 1.0f / (call.problem.beta * log2_e);
 #pragma unroll
   for (int r = 0; r < Sweeps::R; ++r)
@@ -35,9 +36,16 @@ LPN_DEVICE void store_psi(const MlpCall& call, const Sweeps& rows, typename Swee
   for (int r = 0; r < Sweeps::R; ++r)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float psi = Sweeps::row_sum(parts[r][half]) + constant_term(call);
+      const float sum = Sweeps::row_sum(parts[r][half]);
       const int row = r * 16 + half * 8 + (simt::lane() >> 2);
-      if ((simt::lane() & 3) == 0 && row < rows.rows_here) call.psi[rows.first_row + row] = psi;
+      if ((simt::lane() & 3) == 0) rows.parts[Sweeps::member() * rows_of_team + row] = sum;
+    }
+  Sweeps::sync();
+  if (Sweeps::member() == 0)
+    for (int row = simt::lane(); row < rows.rows_here; row += simt::lanes) {
+      float psi = constant_term(call);
+      for (int member = 0; member < Sweeps::team; ++member) psi += rows.parts[member * rows_of_team + row];
+      call.psi[rows.first_row + row] = psi;
     }
 }
 
@@ -60,36 +68,47 @@ LPN_DEVICE void evaluate_potential(const MlpCall& call, const Sweeps& rows) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) ones[r][half] = 1.0f, psi[r][half] = 0.0f;
   rows.load(rows.input, call.x, call.problem.dim, ones);
-  if (call.psi) {
-    rows.template value<true>(psi);
-    store_psi(call, rows, psi);
-  } else {
-    rows.template value<false>(psi);
-  }
+  rows.value(call.psi != nullptr, psi);
+  if (call.psi) store_psi(call, rows, psi);
 }
 
-// The memory of this warp, after what the block shares.
+// The memory of this team, after what the block shares.
 template <class K>
-LPN_DEVICE unsigned char* warp_memory(const Network<K>& net,
-                                      const WarpLayout& layout,
+LPN_DEVICE unsigned char* team_memory(const Network<K>& net,
+                                      const TeamLayout& layout,
                                       unsigned char* shared) {
-  return shared + shared_head_bytes(net.layout, K::resident) + simt::warp() * layout.bytes();
+  return shared + shared_head_bytes(net.layout, K::resident) + simt::warp() / K::team * layout.bytes();
 }
 
 template <class K>
-LPN_DEVICE WarpLayout layout_for(Operation operation, const MlpProblem& problem) {
-  return warp_layout(operation, problem.stage_count, problem.tiles, problem.dim_tiles, K::row_tiles,
-                     static_cast<int>(sizeof(typename K::Number::Element)), K::Number::input_parts);
+LPN_DEVICE TeamLayout layout_for(Operation operation, const MlpCall& call) {
+  const MlpProblem& problem = call.problem;
+  return team_layout(operation, problem.stage_count, problem.tiles, problem.dim_tiles, K::row_tiles, K::team,
+                     static_cast<int>(sizeof(typename K::Number::Element)), K::Number::input_parts,
+                     call.spilled);
+}
+
+template <class K>
+LPN_DEVICE int64_t teams_of_block() {
+  return simt::threads() / (simt::lanes * K::team);
+}
+
+// The slots of this team where they lie in device memory.
+template <class K>
+LPN_DEVICE unsigned char* spilled_slots(const MlpCall& call, const TeamLayout& layout) {
+  const int64_t team = simt::block() * teams_of_block<K>() + simt::warp() / K::team;
+  return call.spilled ? call.spilled + team * layout.all_slots() : nullptr;
 }
 
 template <class K>
 LPN_DEVICE void prox(const MlpCall& call, unsigned char* shared) {
   const Network<K> net = load_network<K>(call, shared);
-  const WarpLayout layout = layout_for<K>(Operation::prox, call.problem);
-  Sweeps<K, Operation::prox> rows(net, layout, warp_memory(net, layout, shared));
-  const int64_t warps = simt::threads() / simt::lanes;
-  for (int64_t i = simt::block() * warps + simt::warp(); i * K::rows < call.rows;
-       i += simt::blocks() * warps) {
+  const TeamLayout layout = layout_for<K>(Operation::prox, call);
+  Sweeps<K, Operation::prox> rows(net, layout, team_memory(net, layout, shared),
+                                  spilled_slots<K>(call, layout));
+  const int64_t teams = teams_of_block<K>();
+  for (int64_t i = simt::block() * teams + simt::warp() / K::team; i * K::rows < call.rows;
+       i += simt::blocks() * teams) {
     rows.move_to(i * K::rows, call.rows);
     evaluate_potential(call, rows);
     rows.prox();

@@ -4,9 +4,12 @@
 //   ((t + mu) I + (1 - t) H(u)) d = -r(u)  by conjugate gradients up to eta |r|,  mu, eta -> 0 with |r|
 //
 // The same equation, verdicts, line search and constants as lpn_fast/ops/solve (descent.py, newton.py,
-// line_search.py, linear.py), where they are explained; here every warp works on its 16 rows until each has
+// line_search.py, linear.py), where they are explained; here every team works on its 16 rows until each has
 // its verdict. f, psi and the residual are of float32 grade, sums along a row are double, products with H
-// are TF32. A row that is done stays where it is and costs nothing but its share of the warp.
+// are TF32. A row that is done stays where it is and costs nothing but its share of the team.
+//
+// Vectors of a row lie in shared memory, written by the warp of the team that owns the entries and read by
+// all: every warp sums all of them in the same order, has the same numbers, and decides the same.
 
 #pragma once
 
@@ -31,7 +34,7 @@ constexpr int most_trials = 12;
 constexpr double float_eps = 1.1920929e-7;
 constexpr double phi_rounding = 8.0 * float_eps;  // of the size of the terms of phi
 
-enum Vector { target, base, point, image, residual, direction, cg_residual, cg_direction };
+enum Vector { target, base, point, image, residual, direction, cg_residual, cg_direction, cg_product = base };
 
 enum class Trial { settled, first, stretching, shrinking, last };
 
@@ -56,7 +59,7 @@ struct Row {
 
 template <class K>
 struct Solver {
-  static_assert(K::row_tiles == 1, "a warp solves for 16 rows");
+  static_assert(K::row_tiles == 1, "a team solves for 16 rows");
   using Rows = Sweeps<K, Operation::solve, Fp32Once>;
 
   const SolveCall& call;
@@ -67,13 +70,24 @@ struct Solver {
   LPN_DEVICE float* vector(solver::Vector which, int tile) const {
     return memory + ((which * rows.dim_tiles() + tile) * simt::lanes + simt::lane()) * 4;
   }
-  // Calls body(tile, half, index of the entry in a vector's four) for this lane's entries; padding holds
-  // zeros.
+  // Calls body(tile, half, index of the entry in a vector's four) for this lane's entries, whichever warp
+  // owns them; padding holds zeros.
   template <class Body>
   LPN_DEVICE void each(Body body) const {
     for (int tile = 0; tile < rows.dim_tiles(); ++tile)
 #pragma unroll
       for (int i = 0; i < 4; ++i) body(tile, i >> 1, i);
+  }
+  // The same for entries that this warp owns. What is written is for all to read when it returns.
+  template <class Body>
+  LPN_DEVICE void update(Body body) const {
+    Rows::sync();
+    for (int tile = 0; tile < rows.dim_tiles(); ++tile) {
+      if (!Rows::mine(tile)) continue;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) body(tile, i >> 1, i);
+    }
+    Rows::sync();
   }
   LPN_DEVICE float& at(solver::Vector which, int tile, int i) const { return vector(which, tile)[i]; }
 
@@ -91,12 +105,26 @@ struct Solver {
 
   // A vector as an operand.
   LPN_DEVICE void put(typename Rows::Element* to, solver::Vector which) const {
-    simt::sync_warp();
-    for (int tile = 0; tile < rows.dim_tiles(); ++tile)
+    update([&](int tile, int half, int i) {
+      if (i % 2 == 0) rows.put(to, 0, 0, tile, half, at(which, tile, i), at(which, tile, i + 1));
+    });
+  }
+
+  // Sums over the columns of all warps of the team, from each warp's parts.
+  LPN_DEVICE void over_team(double (&sums)[2], const float (&parts)[1][2]) const {
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        rows.put(to, 0, 0, tile, half, at(which, tile, 2 * half), at(which, tile, 2 * half + 1));
-    simt::sync_warp();
+    for (int half = 0; half < 2; ++half) {
+      const float sum = Rows::row_sum(parts[0][half]);
+      const int row_here = half * 8 + (simt::lane() >> 2);
+      if ((simt::lane() & 3) == 0) rows.parts[Rows::member() * K::rows + row_here] = sum;
+    }
+    Rows::sync();
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      sums[half] = 0.0;
+      for (int member = 0; member < K::team; ++member)
+        sums[half] += rows.parts[member * K::rows + half * 8 + (simt::lane() >> 2)];
+    }
   }
 
   // f, psi, r, phi at `point`, and what products with H need
@@ -107,19 +135,24 @@ struct Solver {
     const int t = simt::lane() & 3;
     put(rows.input, point);
     float parts[1][2] = {{0.0f, 0.0f}};
-    rows.template value<true>(parts);
+    rows.value(true, parts);
+    double heads[2], psi[2] = {0.0, 0.0};
+    over_team(heads, parts);
     rows.prox();
-    double psi[2] = {parts[0][0] * inverse_kappa, parts[0][1] * inverse_kappa};
-    each([&](int tile, int half, int i) {
+    update([&](int tile, int half, int i) {
       const int column = tile * block_side + 2 * t + (i & 1);
       const bool exists = column < problem.dim;
       const float u = at(point, tile, i), c = exists ? linear_term(call.mlp, column) : 0.0f;
-      psi[half] += static_cast<double>(u) * (c + 0.5 * problem.alpha * u);
       const float sum = rows.unscaled(rows.sum_at(0, tile)[i]);
       const float f = exists ? sum * static_cast<float>(inverse_kappa) + c + problem.alpha * u : 0.0f;
       const auto strength = static_cast<float>(row[half].t);
       at(image, tile, i) = f;
       at(residual, tile, i) = f + strength * (u - f) - at(target, tile, i);
+    });
+    each([&](int tile, int half, int i) {
+      const int column = tile * block_side + 2 * t + (i & 1);
+      const float u = at(point, tile, i), c = column < problem.dim ? linear_term(call.mlp, column) : 0.0f;
+      psi[half] += static_cast<double>(u) * (c + 0.5 * problem.alpha * u);
     });
     double uu[2], zu[2];
     dot(uu, point, point);
@@ -127,7 +160,8 @@ struct Solver {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       Row& here = row[half];
-      here.psi = static_cast<float>(Rows::row_sum(psi[half]) + constant_term(call.mlp));
+      here.psi = static_cast<float>(heads[half] * inverse_kappa + Rows::row_sum(psi[half]) +
+                                    constant_term(call.mlp));
       const double terms[3] = {0.5 * here.t * uu[half], (1.0 - here.t) * here.psi, -zu[half]};
       here.phi = terms[0] + terms[1] + terms[2];
       here.rounding = phi_rounding * (fabs(terms[0]) + fabs(terms[1]) + fabs(terms[2]));
@@ -137,7 +171,7 @@ struct Solver {
   // direction = the solution of the linearised equation, as far as it is wanted
   LPN_DEVICE void find_direction() {
     using namespace solver;
-    each([&](int tile, int half, int i) {
+    update([&](int tile, int half, int i) {
       const float r = row[half].active ? -at(residual, tile, i) : 0.0f;
       at(cg_residual, tile, i) = r;
       at(cg_direction, tile, i) = r;
@@ -155,34 +189,31 @@ struct Solver {
       shift[half] = here.t == 0.0 ? damping * (here.rho < 1.0 ? here.rho : 1.0) : here.t;
     }
     const double inverse_kappa = 1.0 / (call.mlp.problem.beta * log2_e);
-    const typename Rows::PerRow no_cotangent = {};
     for (int k = 0; k < most_products; ++k) {
       if (!simt::any(row[0].cg_active || row[1].cg_active)) return;
       put(rows.direction, cg_direction);
       rows.tangent();
-      for (int l = rows.stages() - 1; l >= 0; --l) rows.adjoint(l, no_cotangent);
-      const auto product = [&](int tile, int half, int i) {  // (shift + (1 - t) H) p
+      for (int l = rows.stages() - 1; l >= 0; --l) rows.adjoint(l);
+      update([&](int tile, int half, int i) {  // (shift + (1 - t) H) p
         const float p = at(cg_direction, tile, i);
         const float hp = rows.unscaled(rows.sum_at(0, tile)[i]) * static_cast<float>(inverse_kappa) +
                          call.mlp.problem.alpha * p;
-        return static_cast<float>(shift[half]) * p + static_cast<float>(1.0 - row[half].t) * hp;
-      };
-      double pq_part[2] = {0.0, 0.0}, pp[2], step[2];
-      each([&](int tile, int half, int i) {
-        pq_part[half] += static_cast<double>(at(cg_direction, tile, i)) * product(tile, half, i);
+        at(cg_product, tile, i) =
+            static_cast<float>(shift[half]) * p + static_cast<float>(1.0 - row[half].t) * hp;
       });
+      double pq[2], pp[2], step[2];
+      dot(pq, cg_direction, cg_product);
       dot(pp, cg_direction, cg_direction);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const double pq = Rows::row_sum(pq_part[half]);
-        row[half].cg_active = row[half].cg_active && pq > float_eps * pp[half];
-        step[half] = row[half].cg_active ? row[half].rr / pq : 0.0;
+        row[half].cg_active = row[half].cg_active && pq[half] > float_eps * pp[half];
+        step[half] = row[half].cg_active ? row[half].rr / pq[half] : 0.0;
       }
-      each([&](int tile, int half, int i) {
+      update([&](int tile, int half, int i) {
         const auto s = static_cast<float>(step[half]);
         if (!row[half].cg_active) return;
         at(direction, tile, i) += s * at(cg_direction, tile, i);
-        at(cg_residual, tile, i) -= s * product(tile, half, i);
+        at(cg_residual, tile, i) -= s * at(cg_product, tile, i);
       });
       dot(rr, cg_residual, cg_residual);
       float turn[2];
@@ -193,7 +224,7 @@ struct Solver {
         if (here.cg_active) here.rr = rr[half];
         here.cg_active = here.cg_active && here.rr > here.cg_target;
       }
-      each([&](int tile, int half, int i) {
+      update([&](int tile, int half, int i) {
         at(cg_direction, tile, i) = at(cg_residual, tile, i) + turn[half] * at(cg_direction, tile, i);
       });
     }
@@ -206,16 +237,17 @@ struct Solver {
     double slope[2], size[2];
     dot(slope, residual, direction);
     dot(size, residual, residual);
+    bool downhill[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) downhill[half] = slope[half] < 0.0 && is_finite(slope[half]);
+    update([&](int tile, int half, int i) {
+      if (!downhill[half]) at(direction, tile, i) = -at(residual, tile, i);
+      at(base, tile, i) = at(point, tile, i);
+    });
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       Row& here = row[half];
-      const bool downhill = slope[half] < 0.0 && is_finite(slope[half]);
-      if (!downhill) {
-        each([&](int tile, int h, int i) {
-          if (h == half) at(direction, tile, i) = -at(residual, tile, i);
-        });
-        slope[half] = -size[half];
-      }
+      if (!downhill[half]) slope[half] = -size[half];
       here.slope = slope[half];
       here.phi0 = here.phi;
       here.rounding0 = here.rounding;
@@ -225,9 +257,8 @@ struct Solver {
       here.moved = here.active;
       here.trial = here.active ? Trial::first : Trial::last;
     }
-    each([&](int tile, int, int i) { at(base, tile, i) = at(point, tile, i); });
     do {
-      each([&](int tile, int half, int i) {
+      update([&](int tile, int half, int i) {
         const float start = at(base, tile, i);
         at(point, tile, i) = row[half].step == 0.0
                                  ? start
@@ -309,9 +340,9 @@ struct Solver {
       if (!is_finite(here.rho) || !is_finite(here.phi)) verdict = invalid;
       if (!here.active || verdict == searching) continue;
       here.active = false;
-      const int in_warp = half * 8 + (simt::lane() >> 2);
-      const int64_t index = rows.first_row + in_warp;
-      if ((simt::lane() & 3) == 0) {
+      const int in_team = half * 8 + (simt::lane() >> 2);
+      const int64_t index = rows.first_row + in_team;
+      if ((simt::lane() & 3) == 0 && Rows::member() == 0) {
         call.residual[index] = here.rho;
         call.iterations[index] = k;
         call.verdict[index] = verdict;
@@ -319,7 +350,7 @@ struct Solver {
       }
       each([&](int tile, int h, int i) {
         const int column = tile * block_side + 2 * (simt::lane() & 3) + (i & 1), dim = call.mlp.problem.dim;
-        if (h != half || column >= dim) return;
+        if (h != half || column >= dim || !Rows::mine(tile)) return;
         call.mlp.hv[index * dim + column] = at(point, tile, i);
         call.mlp.f[index * dim + column] = at(image, tile, i);
       });
@@ -329,20 +360,20 @@ struct Solver {
   LPN_DEVICE void begin() {
     using namespace solver;
     const int dim = call.mlp.problem.dim;
-    each([&](int tile, int half, int i) {
-      const int in_warp = half * 8 + (simt::lane() >> 2);
+    update([&](int tile, int half, int i) {
+      const int in_team = half * 8 + (simt::lane() >> 2);
       const int column = tile * block_side + 2 * (simt::lane() & 3) + (i & 1);
-      const int64_t index = (rows.first_row + in_warp) * dim + column;
-      const bool exists = in_warp < rows.rows_here && column < dim;
+      const int64_t index = (rows.first_row + in_team) * dim + column;
+      const bool exists = in_team < rows.rows_here && column < dim;
       at(target, tile, i) = exists ? call.mlp.x[index] : 0.0f;
       at(point, tile, i) = exists ? call.mlp.v[index] : 0.0f;
       at(direction, tile, i) = 0.0f;
     });
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int in_warp = half * 8 + (simt::lane() >> 2);
-      row[half].active = in_warp < rows.rows_here;
-      row[half].t = row[half].active ? call.mlp.p[rows.first_row + in_warp] : 1.0;
+      const int in_team = half * 8 + (simt::lane() >> 2);
+      row[half].active = in_team < rows.rows_here;
+      row[half].t = row[half].active ? call.mlp.p[rows.first_row + in_team] : 1.0;
       row[half].waited = 0;
       row[half].moved = true;
       row[half].best = 1e300;
@@ -365,14 +396,13 @@ struct Solver {
 template <class K>
 LPN_DEVICE void solve(const SolveCall& call, unsigned char* shared) {
   const Network<K> net = load_network<K>(call.mlp, shared);
-  const WarpLayout layout = layout_for<K>(Operation::solve, call.mlp.problem);
-  const int warp_bytes = layout.bytes() + solve_extra_bytes(K::row_tiles, net.layout.dim_tiles);
-  unsigned char* memory = shared + shared_head_bytes(net.layout, K::resident) + simt::warp() * warp_bytes;
-  typename Solver<K>::Rows rows(net, layout, memory);
+  const TeamLayout layout = layout_for<K>(Operation::solve, call.mlp);
+  const int team_bytes = layout.bytes() + solve_extra_bytes(K::row_tiles, net.layout.dim_tiles);
+  const int64_t teams = teams_of_block<K>(), team = simt::warp() / K::team;
+  unsigned char* memory = shared + shared_head_bytes(net.layout, K::resident) + team * team_bytes;
+  typename Solver<K>::Rows rows(net, layout, memory, spilled_slots<K>(call.mlp, layout));
   Solver<K> solver{call, rows, reinterpret_cast<float*>(memory + layout.bytes()), {}};
-  const int64_t warps = simt::threads() / simt::lanes;
-  for (int64_t i = simt::block() * warps + simt::warp(); i * K::rows < call.mlp.rows;
-       i += simt::blocks() * warps) {
+  for (int64_t i = simt::block() * teams + team; i * K::rows < call.mlp.rows; i += simt::blocks() * teams) {
     rows.move_to(i * K::rows, call.mlp.rows);
     solver.begin();
     for (int k = 0; k <= call.max_iter; ++k) {

@@ -3,10 +3,11 @@
 //   value     y_l = W_l z'_{l-1} + kappa A_l x + kappa b_l;         z'_l = softplus2(y_l)
 //   prox      e_l = s_l (W_{l+1}^T e_{l+1} + w_l + 2 g_l z_l);       f = 1/kappa sum_l (kappa A_l)^T e_l +
 //   ... tangent   dy_l = W_l dz'_{l-1} + kappa A_l v;                    dz'_l = s_l dy_l adjoint   delta_l =
-//   s_l (W_{l+1}^T delta_{l+1} + 2 g_l (dz_l + p z_l) + p w_l) + e_l (1 - s_l) ln2 dy_l
+//   s_l W_{l+1}^T delta_{l+1} + source_l
+//             source_l = e_l (1 - s_l) ln2 dy_l + s_l (2 g_l (dz_l + p z_l) + p w_l)
 //
-// The last term is e sigma'' du; where dy is not kept, dy = dz' / s. delta holds p e_l besides what the
-// tangent brings, so one adjoint sweep serves cotangents of f and of psi.
+// The source's first term is e sigma'' du; all of it is known when the tangent passes. delta holds p e_l
+// besides what the tangent brings, so one adjoint sweep serves cotangents of f and of psi.
 
 #pragma once
 
@@ -31,24 +32,24 @@ struct Sweeps : Rows<K, operation> {
   using Base::tiles;
   using Base::word;
 
-  // z, and in psi this lane's part of  kappa (psi - the terms in x alone)
-  template <bool with_value>
-  LPN_DEVICE void value(PerRow& psi) const {
+  // z, and in psi, if wanted, this lane's part of  kappa (psi - the terms in x alone)
+  LPN_DEVICE void value(bool with_value, PerRow& psi) const {
     for (int l = 0; l < stages(); ++l) {
       const float size = net.scales[l].size;
-      for (int tile = 0; tile < tiles(); tile += C) {
+#pragma unroll 1
+      for (int tile = first_column(); tile < tiles(); tile += column_step) {
         Chunk acc;
         forward<Number>(acc, l, tile, l ? this->z(l - 1) : nullptr, this->input, true);
         each_word(acc, tile, [&](float y0, float y1, int r, int n, int half) {
-          const float z0 = softplus2<Number>(y0), z1 = softplus2<Number>(y1);
+          const float z0 = softplus2<Number>(y0, (n - tile) % 2 == 0), z1 = softplus2<Number>(y1, false);
           word(this->z(l), r, n, half) = Number::make(z0, z1);
-          if constexpr (with_value) {
+          if (with_value) {
             const FloatPair w = of_columns(net.head(l), n), g = of_columns(net.head_sq(l), n);
             psi[r][half] += size * (z0 * (w.low + 0.5f * g.low * z0) + z1 * (w.high + 0.5f * g.high * z1));
           }
         });
       }
-      simt::sync_warp();
+      this->sync();
     }
   }
 
@@ -56,7 +57,8 @@ struct Sweeps : Rows<K, operation> {
   LPN_DEVICE void prox() const {
     constexpr bool keeps_curvature = operation == Operation::hvp || operation == Operation::solve;
     for (int l = stages() - 1; l >= 0; --l) {
-      for (int tile = 0; tile < tiles(); tile += C) {
+#pragma unroll 1
+      for (int tile = first_column(); tile < tiles(); tile += column_step) {
         Chunk acc;
         backward<Number>(acc, l, tile, l + 1 < stages() ? this->e(l + 1) : nullptr);
         each_word(acc, tile, [&](float a0, float a1, int r, int n, int half) {
@@ -71,67 +73,59 @@ struct Sweeps : Rows<K, operation> {
                 Number::make(e0 * ((1.0f - s0) * ln2), e1 * ((1.0f - s1) * ln2));
         });
       }
-      simt::sync_warp();
+      this->sync();
       collect<Number>(l, this->e(l));
     }
-    simt::sync_warp();
+    this->sync();
   }
 
-  // dz; with the curvature kept, the source of delta too
-  LPN_DEVICE void tangent() const {
-    for (int l = 0; l < stages(); ++l) {
-      for (int tile = 0; tile < tiles(); tile += C) {
-        Chunk acc;
-        forward<Mma>(acc, l, tile, l ? this->dz(l - 1) : nullptr, this->direction, false);
-        each_word(acc, tile, [&](float dy0, float dy1, int r, int n, int half) {
-          float z0, z1;
-          Number::values(word(this->z(l), r, n, half), z0, z1);
-          const float s0 = slope<Number>(z0), s1 = slope<Number>(z1);
-          const float dz0 = s0 * dy0, dz1 = s1 * dy1;
-          word(this->dz(l), r, n, half) = Number::make(dz0, dz1);
-          if constexpr (operation != Operation::vjp) {
-            const FloatPair g = of_columns(net.head_sq(l), n);
-            float c0, c1;
-            Number::values(word(this->curvature(l), r, n, half), c0, c1);
-            word(this->source(l), r, n, half) =
-                Number::make(c0 * dy0 + s0 * g.low * dz0, c1 * dy1 + s1 * g.high * dz1);
-          }
-        });
-      }
-      simt::sync_warp();
+  // dz of one stage, given dz of the one before, and the source of delta; p is the cotangent of psi, vjp only
+  LPN_DEVICE void tangent(int l, const PerRow& p) const {
+#pragma unroll 1
+    for (int tile = first_column(); tile < tiles(); tile += column_step) {
+      Chunk acc;
+      forward<Mma>(acc, l, tile, l ? this->dz(l - 1) : nullptr, this->direction, false);
+      each_word(acc, tile, [&](float dy0, float dy1, int r, int n, int half) {
+        float z0, z1, c0, c1;
+        Number::values(word(this->z(l), r, n, half), z0, z1);
+        Number::values(word(this->curvature(l), r, n, half), c0, c1);
+        const float s0 = slope<Number>(z0), s1 = slope<Number>(z1);
+        const float dz0 = s0 * dy0, dz1 = s1 * dy1;
+        word(this->dz(l), r, n, half) = Number::make(dz0, dz1);
+        const FloatPair g = of_columns(net.head_sq(l), n);
+        float head0 = g.low * dz0, head1 = g.high * dz1;
+        if constexpr (operation == Operation::vjp) {  // what is kept there is e
+          const FloatPair w = of_columns(net.head(l), n);
+          c0 *= (1.0f - s0) * ln2;
+          c1 *= (1.0f - s1) * ln2;
+          head0 += p[r][half] * (w.low + g.low * z0);
+          head1 += p[r][half] * (w.high + g.high * z1);
+        }
+        word(this->source(l), r, n, half) = Number::make(c0 * dy0 + s0 * head0, c1 * dy1 + s1 * head1);
+      });
     }
+    this->sync();
+  }
+  LPN_DEVICE void tangent() const {
+    const PerRow none = {};
+    for (int l = 0; l < stages(); ++l) tangent(l, none);
   }
 
   // delta of one stage, given delta of the next
-  LPN_DEVICE void adjoint(int l, const PerRow& p) const {
-    for (int tile = 0; tile < tiles(); tile += C) {
+  LPN_DEVICE void adjoint(int l) const {
+#pragma unroll 1
+    for (int tile = first_column(); tile < tiles(); tile += column_step) {
       Chunk acc;
       backward<Mma>(acc, l, tile, l + 1 < stages() ? this->delta(l + 1) : nullptr);
       each_word(acc, tile, [&](float a0, float a1, int r, int n, int half) {
-        float z0, z1;
+        float z0, z1, source0, source1;
         Number::values(word(this->z(l), r, n, half), z0, z1);
-        const float s0 = slope<Number>(z0), s1 = slope<Number>(z1);
-        float delta0, delta1;
-        if constexpr (operation == Operation::vjp) {
-          const FloatPair w = of_columns(net.head(l), n), g = of_columns(net.head_sq(l), n);
-          float e0, e1, dz0, dz1;
-          Number::values(word(this->e(l), r, n, half), e0, e1);
-          Number::values(word(this->dz(l), r, n, half), dz0, dz1);
-          const float p_row = p[r][half];
-          delta0 =
-              s0 * (a0 + g.low * (dz0 + p_row * z0) + p_row * w.low) + e0 * (dz0 * ln2 * curvature_ratio(s0));
-          delta1 = s1 * (a1 + g.high * (dz1 + p_row * z1) + p_row * w.high) +
-                   e1 * (dz1 * ln2 * curvature_ratio(s1));
-        } else {
-          float source0, source1;
-          Number::values(word(this->source(l), r, n, half), source0, source1);
-          delta0 = s0 * a0 + source0;
-          delta1 = s1 * a1 + source1;
-        }
+        Number::values(word(this->source(l), r, n, half), source0, source1);
+        const float delta0 = slope<Number>(z0) * a0 + source0, delta1 = slope<Number>(z1) * a1 + source1;
         word(this->delta(l), r, n, half) = Number::make(delta0, delta1);
       });
     }
-    simt::sync_warp();
+    this->sync();
     collect<Mma>(l, this->delta(l));
   }
 
@@ -139,6 +133,10 @@ struct Sweeps : Rows<K, operation> {
   LPN_DEVICE float unscaled(float sum) const { return sum * net.scales[0].size; }
 
  private:
+  // Chunks of columns: of this warp of the team.
+  static constexpr int column_step = C * K::team;
+  LPN_DEVICE static int first_column() { return C * Base::member(); }
+
   // This lane's columns of a vector [H].
   LPN_DEVICE static FloatPair of_columns(const float* vector, int tile) {
     return reinterpret_cast<const FloatPair*>(vector + tile * block_side)[simt::lane() & 3];
@@ -207,6 +205,7 @@ struct Sweeps : Rows<K, operation> {
   LPN_DEVICE void collect(int l, const Element* values) const {
     const float ratio = net.scales[l].ratio;
     for (int tile = 0; tile < this->dim_tiles(); tile += input_column_tiles) {
+      if (!Base::mine(tile)) continue;
       float acc[R][input_column_tiles][4];
       clear(acc);
 #pragma unroll

@@ -41,6 +41,11 @@ LPN_DEVICE int blocks() { return static_cast<int>(gridDim.x); }
 
 LPN_DEVICE void sync_warp() { __syncwarp(); }
 LPN_DEVICE void sync_block() { __syncthreads(); }
+// The `warps` warps of team `team` of the block; at most 15 teams.
+template <int warps>
+LPN_DEVICE void sync_team(int team) {
+  asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "n"(warps * 32) : "memory");
+}
 LPN_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
 LPN_DEVICE double shuffle_xor(double value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
 LPN_DEVICE bool any(bool mine) { return __any_sync(~0u, mine); }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <exception>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -29,44 +30,69 @@ int guarded(Function function) {
   }
 }
 
+#if !defined(LPN_MODEL_PRECISION)
+#define LPN_MODEL_PRECISION -1  // all; else the one that is compiled, without the solver
+#endif
+constexpr bool is_here(Precision precision) {
+  return LPN_MODEL_PRECISION < 0 || LPN_MODEL_PRECISION == static_cast<int>(precision);
+}
+
 template <class Body>
 void with_number(Precision precision, Body body) {
-  switch (precision) {
-    case Precision::fp32:
-      return body(Fp32{});
-    case Precision::tf32:
-      return body(Tf32{});
-    case Precision::fp16:
-      return body(Fp16{});
-    case Precision::bf16:
-      return body(Bf16{});
-  }
+  if constexpr (is_here(Precision::fp32))
+    if (precision == Precision::fp32) return body(Fp32{});
+  if constexpr (is_here(Precision::tf32))
+    if (precision == Precision::tf32) return body(Tf32{});
+  if constexpr (is_here(Precision::fp16))
+    if (precision == Precision::fp16) return body(Fp16{});
+  if constexpr (is_here(Precision::bf16))
+    if (precision == Precision::bf16) return body(Bf16{});
+  throw std::invalid_argument("this model was built without that precision");
 }
 
 template <class K>
 void run_kernel(Operation operation, const MlpCall& call, const Plan& plan, simt::WarpOrder order) {
   simt::run(plan.blocks, plan.warps, plan.shared_bytes, order, [&](unsigned char* shared) {
     if (operation == Operation::prox) return prox<K>(call, shared);
-    if constexpr (K::row_tiles == narrow[0]) {
+    if constexpr (K::row_tiles != wide.shape.row_tiles) {
       if (operation == Operation::hvp) return hvp<K>(call, shared);
       if (operation == Operation::vjp) return vjp<K>(call, shared);
     }
   });
 }
 
-template <class Number>
+// As mlp_kernels.h chooses.
+template <class Number, int index = 0>
 void run_number(Operation operation, const MlpCall& call, const Plan& plan, simt::WarpOrder order) {
-  if (plan.row_tiles == wide[0])
-    run_kernel<Config<Number, wide[0], wide[1], true>>(operation, call, plan, order);
-  else if (plan.resident)
-    run_kernel<Config<Number, narrow[0], narrow[1], true>>(operation, call, plan, order);
-  else
-    run_kernel<Config<Number, narrow[0], narrow[1], false>>(operation, call, plan, order);
+  if constexpr (index == width_count) {
+    run_kernel<
+        Config<Number, streamed_shape.row_tiles, streamed_shape.column_tiles, false, streamed_shape.team>>(
+        operation, call, plan, order);
+  } else {
+    constexpr Width width = widths[index];
+    if (plan.row_tiles == wide.shape.row_tiles)
+      run_kernel<
+          Config<Number, wide.shape.row_tiles, wide.shape.column_tiles, true, wide.shape.team, wide.tiles>>(
+          operation, call, plan, order);
+    else if (plan.resident && plan.tiles == width.tiles)
+      run_kernel<Config<Number, width.shape.row_tiles, width.shape.column_tiles, true, width.shape.team,
+                        width.tiles>>(operation, call, plan, order);
+    else
+      run_number<Number, index + 1>(operation, call, plan, order);
+  }
 }
 
 DeviceLimits device_of(const int64_t* limits) {
   return {static_cast<int>(limits[0]), static_cast<int>(limits[1]), static_cast<int>(limits[2])};
 }
+
+// The workspace of what is spilled; NaN before.
+struct Spilled {
+  explicit Spilled(const Plan& plan) : words(plan.spilled_bytes / 8, ~uint64_t{0}) {}
+  unsigned char* at() { return words.empty() ? nullptr : reinterpret_cast<unsigned char*>(words.data()); }
+
+  std::vector<uint64_t> words;
+};
 
 // The workspace that packing fills; NaN before.
 struct Packed {
@@ -94,7 +120,8 @@ extern "C" {
 
 const char* model_error() { return last_error.c_str(); }
 
-// plan: [row_tiles, column_tiles, resident, warps, blocks, shared_bytes, packed_bytes, partial_bytes]
+// plan: [row_tiles, column_tiles, team, tiles, resident, spilled, warps, blocks, shared, packed, partial,
+// spilled bytes]
 int model_plan(const int64_t* table,
                int64_t dim,
                int64_t stages,
@@ -108,8 +135,9 @@ int model_plan(const int64_t* table,
     const MlpProblem problem = make_problem(table, dim, stages, parameter_count, 1.0, 0.0);
     const Plan p = make_plan(problem, static_cast<Precision>(precision), static_cast<Operation>(operation),
                              rows, device_of(limits));
-    const int64_t values[] = {p.row_tiles, p.column_tiles, p.resident,     p.warps,
-                              p.blocks,    p.shared_bytes, p.packed_bytes, p.partial_bytes};
+    const int64_t values[] = {p.row_tiles,    p.column_tiles, p.team,          p.tiles,
+                              p.resident,     p.spilled,      p.warps,         p.blocks,
+                              p.shared_bytes, p.packed_bytes, p.partial_bytes, p.spilled_bytes};
     std::copy(std::begin(values), std::end(values), plan);
   });
 }
@@ -122,6 +150,7 @@ int model_solve(const int64_t* table,
                 double beta,
                 double alpha,
                 const int64_t* limits,
+                int backward_order,
                 const float* parameters,
                 const float* z,
                 const float* start,
@@ -137,20 +166,28 @@ int model_solve(const int64_t* table,
                 double radius,
                 int64_t max_iter) {
   return guarded([&] {
-    const MlpProblem problem = make_problem(table, dim, stages, parameter_count, beta, alpha);
+    MlpProblem problem = make_problem(table, dim, stages, parameter_count, beta, alpha);
     const Plan plan = make_plan(problem, Precision::fp32, Operation::solve, rows, device_of(limits));
+    problem.tiles = plan.tiles;
     const Packed packed(plan);
     packed.fill<Fp32>(problem, parameters, plan, simt::WarpOrder::forward);
-    const MlpCall call{problem, parameters, packed.bytes, z, start, t, psi, f, u, nullptr, rows};
+    Spilled spilled(plan);
+    const MlpCall call{problem, parameters, packed.bytes, z,   start, t, psi, f,
+                       u,       nullptr,    spilled.at(), rows};
     const SolveCall solve_call{
         call, residual, iterations, verdict, tol, radius, static_cast<int32_t>(max_iter)};
-    simt::run(plan.blocks, plan.warps, plan.shared_bytes, simt::WarpOrder::forward,
-              [&](unsigned char* shared) {
-                if (plan.resident)
-                  solve<Config<Fp32, narrow[0], narrow[1], true>>(solve_call, shared);
-                else
-                  solve<Config<Fp32, narrow[0], narrow[1], false>>(solve_call, shared);
-              });
+#if LPN_MODEL_PRECISION < 0
+    const auto order = backward_order ? simt::WarpOrder::backward : simt::WarpOrder::forward;
+    simt::run(plan.blocks, plan.warps, plan.shared_bytes, order, [&](unsigned char* shared) {
+      constexpr Shape shape = solver_shape;
+      if (plan.resident)
+        solve<Config<Fp32, shape.row_tiles, shape.column_tiles, true, shape.team>>(solve_call, shared);
+      else
+        solve<Config<Fp32, shape.row_tiles, shape.column_tiles, false, shape.team>>(solve_call, shared);
+    });
+#else
+    static_cast<void>(solve_call), static_cast<void>(backward_order);
+#endif
   });
 }
 
@@ -178,11 +215,14 @@ int model_run(const int64_t* table,
     const auto precision = static_cast<Precision>(precision_);
     const auto operation = static_cast<Operation>(operation_);
     const auto order = backward_order ? simt::WarpOrder::backward : simt::WarpOrder::forward;
-    const MlpProblem problem = make_problem(table, dim, stages, parameter_count, beta, alpha);
+    MlpProblem problem = make_problem(table, dim, stages, parameter_count, beta, alpha);
     const Plan plan = make_plan(problem, precision, operation, rows, device_of(limits));
+    problem.tiles = plan.tiles;
     const Packed packed(plan);
     std::vector<float> partial(plan.partial_bytes / sizeof(float), std::nanf(""));
-    const MlpCall call{problem, parameters, packed.bytes, x, v, p, psi, f, hv, partial.data(), rows};
+    Spilled spilled(plan);
+    const MlpCall call{problem, parameters,     packed.bytes, x,   v, p, psi, f,
+                       hv,      partial.data(), spilled.at(), rows};
     with_number(precision, [&](auto number) {
       using Number = decltype(number);
       packed.fill<Number>(problem, parameters, plan, order);

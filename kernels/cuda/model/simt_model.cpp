@@ -24,6 +24,7 @@ enum class Wait {
   nothing,
   sync_warp,
   sync_block,
+  sync_team,
   shuffle,
   any,
   mma_f16,
@@ -35,12 +36,25 @@ enum class Wait {
 };
 
 const char* name_of(Wait wait) {
-  static const char* names[] = {
-      "nothing", "sync_warp", "sync_block", "shuffle_xor", "any",
-      "mma_f16", "mma_bf16",  "mma_tf32",   "load_blocks", "load_blocks<transposed>",
-      "its end"};
+  static const char* names[] = {"nothing",
+                                "sync_warp",
+                                "sync_block",
+                                "sync_team",
+                                "shuffle_xor",
+                                "any",
+                                "mma_f16",
+                                "mma_bf16",
+                                "mma_tf32",
+                                "load_blocks",
+                                "load_blocks<transposed>",
+                                "its end"};
   return names[static_cast<int>(wait)];
 }
+
+struct Copy {
+  void* to;
+  unsigned char bytes[16];
+};
 
 struct Lane {
   ucontext_t start;
@@ -55,6 +69,8 @@ struct Lane {
   uint32_t* words;
   double value;
   int mask;
+  int team, team_warps;
+  std::vector<Copy> copies;  // begun and not yet waited for
 };
 
 struct Machine {
@@ -233,7 +249,7 @@ void carry_out(Wait wait, Lane* lanes) {
   }
 }
 
-// Runs a warp up to the next barrier of the block, or to its end; which of the two.
+// Runs a warp up to the next barrier that it shares with others, or to its end; which of them.
 Wait run_to_barrier(int warp) {
   Lane* lanes = machine->lanes.data() + warp * warp_lanes;
   while (true) {
@@ -243,22 +259,45 @@ Wait run_to_barrier(int warp) {
         throw std::runtime_error(std::string("lane 0 waits at ") + name_of(lanes[0].wait) + ", lane " +
                                  std::to_string(i) + " at " + name_of(lanes[i].wait));
     const Wait wait = lanes[0].wait;
-    if (wait == Wait::end || wait == Wait::sync_block) return wait;
+    if (wait == Wait::end || wait == Wait::sync_block || wait == Wait::sync_team) return wait;
     carry_out(wait, lanes);
   }
 }
 
+// Lets the warps of a team go on if all of them have arrived.
+void release_team(int warp, std::vector<Wait>& waits) {
+  const Lane& lane = machine->lanes[warp * warp_lanes];
+  const int first = lane.team * lane.team_warps;
+  for (int i = first; i < first + lane.team_warps; ++i)
+    if (i >= machine->warps || waits[i] != Wait::sync_team ||
+        machine->lanes[i * warp_lanes].team != lane.team)
+      return;
+  for (int i = first; i < first + lane.team_warps; ++i) waits[i] = Wait::nothing;
+}
+
 void run_block(WarpOrder order) {
-  for (Lane& lane : machine->lanes) lane.begun = false;
+  for (Lane& lane : machine->lanes) lane.begun = false, lane.copies.clear();
   std::vector<Wait> waits(machine->warps, Wait::nothing);
-  while (true) {
+  // The first warp of the order that can go on, as far as it can: a team runs ahead of the others up to the
+  // barrier of the block.
+  const auto next = [&] {
     for (int i = 0; i < machine->warps; ++i) {
       const int warp = order == WarpOrder::forward ? i : machine->warps - 1 - i;
-      if (waits[warp] != Wait::end) waits[warp] = run_to_barrier(warp);
+      if (waits[warp] == Wait::nothing) return warp;
+    }
+    return -1;
+  };
+  while (true) {
+    for (int warp = next(); warp >= 0; warp = next()) {
+      waits[warp] = run_to_barrier(warp);
+      if (waits[warp] == Wait::sync_team) release_team(warp, waits);
     }
     for (const Wait wait : waits)
-      if (wait != waits[0]) throw std::runtime_error("a warp ended while another waits at sync_block");
+      if (wait != waits[0] || wait == Wait::sync_team)
+        throw std::runtime_error(std::string("warps wait for each other: at ") + name_of(waits[0]) +
+                                 " and at " + name_of(wait));
     if (waits[0] == Wait::end) return;
+    for (Wait& wait : waits) wait = Wait::nothing;
   }
 }
 
@@ -305,6 +344,10 @@ int blocks() { return machine->blocks; }
 
 void sync_warp() { yield(Wait::sync_warp); }
 void sync_block() { yield(Wait::sync_block); }
+void sync_team(int team, int warps) {
+  me().team = team, me().team_warps = warps;
+  yield(Wait::sync_team);
+}
 
 double shuffle_xor(double value, int mask) {
   me().value = value;
@@ -338,8 +381,15 @@ void load_blocks(uint32_t (&words)[4], const uint16_t* row, bool transposed) {
   yield(transposed ? Wait::load_transposed : Wait::load);
 }
 
-void copy16(void* shared, const void* global) { memcpy(shared, global, 16); }
-void wait_copies() {}
+void copy16(void* shared, const void* global) {
+  Copy copy{shared, {}};
+  memcpy(copy.bytes, global, 16);
+  me().copies.push_back(copy);
+}
+void wait_copies() {
+  for (const Copy& copy : me().copies) memcpy(copy.to, copy.bytes, 16);
+  me().copies.clear();
+}
 
 uint32_t pack_f16(float low, float high) { return f16_bits(low) | uint32_t{f16_bits(high)} << 16; }
 uint32_t pack_bf16(float low, float high) { return bf16_bits(low) | uint32_t{bf16_bits(high)} << 16; }

@@ -2,9 +2,10 @@
 //
 // A lane runs ordinary C++ until it meets something the warp does together (a matrix product, a shuffle, a
 // barrier) and waits there for the other 31. The operation is then carried out on the registers of all of
-// them, exactly as the PTX manual lays them out. Warps run one after the other up to each barrier of the
-// block, in the order or the reverse order of their numbers: results that differ between the two orders show
-// a missing barrier. Lanes that arrive at different operations end the run with an exception.
+// them, exactly as the PTX manual lays them out. Warps run one after the other up to each barrier they share
+// with others, in the order or the reverse order of their numbers: results that differ between the two orders
+// show a missing barrier. Copies arrive when they are waited for, not before. Lanes that arrive at different
+// operations end the run with an exception.
 
 #pragma once
 
@@ -35,6 +36,11 @@ int blocks();
 
 void sync_warp();
 void sync_block();
+void sync_team(int team, int warps);
+template <int warps>
+void sync_team(int team) {
+  sync_team(team, warps);
+}
 float shuffle_xor(float value, int mask);
 double shuffle_xor(double value, int mask);
 bool any(bool mine);

@@ -4,8 +4,8 @@
     solve                t u + (1 - t) f(u) = z for all rows, each with its verdict, in one launch
 
 float32 tensors; products run on the tensor cores in the named precision, "fp32" as three TF32 products whose sum
-has float32's accuracy. Outputs and workspaces are torch's, on the current stream; nothing waits for the device,
-so calls can be captured into a CUDA graph after one call outside the capture.
+has float32's accuracy. Outputs and workspaces are torch's, on the current stream; nothing waits for the device, and
+kernels are loaded when a device is first asked about, so even a first call can be captured into a CUDA graph.
 """
 
 import functools
@@ -50,7 +50,7 @@ class CudaBackend:
         self._module = module  # lpn_fast._cuda
         # functools.cache on methods would keep the class's instances alive; these belong to one
         self._network = functools.cache(self._network)
-        self._unfit = functools.cache(self._unfit)
+        self._fit: set[tuple[Spec, str, int]] = set()  # what `_unfit` had nothing against; a failure may pass
         self._plan = functools.lru_cache(maxsize=1024)(self._plan)
         self._limits = functools.cache(self._limits)
 
@@ -125,9 +125,9 @@ class CudaBackend:
         }  # fmt: skip
         if rows:
             plan = self._plan(spec, "solve", "fp32", rows, z.device.index or 0)
-            workspace = torch.empty(plan.packed_bytes, dtype=torch.uint8, device=z.device)
+            workspaces = _bytes(z, plan.packed_bytes, plan.spilled_bytes)
             self._network(spec).solve(
-                plan, *map(_at, (packed, workspace, z, start, strength, *outputs.values())), rows, tol,
+                plan, *map(_at, (packed, *workspaces, z, start, strength, *outputs.values())), rows, tol,
                 float("inf") if radius is None else radius, NEWTON_STEPS if max_iter is None else max_iter,
                 *self._where(z),
             )  # fmt: skip
@@ -139,11 +139,9 @@ class CudaBackend:
             return
         packed = packed.contiguous()
         plan = self._plan(spec, operation, precision, rows, x.device.index or 0)
-        workspace, partial = (
-            torch.empty(size, dtype=torch.uint8, device=x.device) for size in (plan.packed_bytes, plan.partial_bytes)
-        )
+        workspaces = _bytes(x, plan.packed_bytes, plan.partial_bytes, plan.spilled_bytes)
         self._network(spec).run(
-            operation, precision, plan, *map(_at, (packed, workspace, partial, x, v, p, psi, f, hv, gradient)), rows,
+            operation, precision, plan, *map(_at, (packed, *workspaces, x, v, p, psi, f, hv, gradient)), rows,
             *self._where(x),
         )  # fmt: skip
 
@@ -171,11 +169,14 @@ class CudaBackend:
 
     def _unfit(self, spec: Spec, precision: str, device: int) -> str | None:
         """Why some operation of the network cannot run on a device at all."""
+        if (spec, precision, device) in self._fit:
+            return None
         try:
             for operation in ("prox", "hvp", "vjp"):
                 self._plan(spec, operation, precision, 1, device)
         except (RuntimeError, ValueError) as error:  # ValueError: std::invalid_argument of the planner
             return str(error)
+        self._fit.add((spec, precision, device))
         return None
 
 
@@ -186,6 +187,11 @@ def _table(spec: Spec) -> Tensor:
     for index, stage in enumerate(spec.stages):
         table += [stage.width, *(offsets.get(f"stages.{index}.{name}", -1) for name in _ENTRIES)]
     return torch.tensor([*table, offsets.get("linear", -1), offsets.get("constant", -1)], dtype=torch.int64)
+
+
+def _bytes(like: Tensor, *sizes: int) -> tuple[Tensor | None, ...]:
+    """Workspaces on the device and the current stream; None for no bytes. Fresh ones every time: streams differ."""
+    return tuple(torch.empty(size, dtype=torch.uint8, device=like.device) if size else None for size in sizes)
 
 
 def _at(t: Tensor | None) -> int:

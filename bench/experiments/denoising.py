@@ -1,0 +1,185 @@
+"""How well do models denoise the 68 test photographs of BSDS500, beside what a user would take instead?
+
+    PSNR(x, f(x + sigma n)),    sigma = 15, 25, 50 of 255,    n seeded by image and level, nothing clipped before
+
+Gray: the flexible DnCNN for all levels; TV and the weakly convex ridges (both minimised to convergence, their weight
+tuned on four training photographs) on --baseline-images of the photographs, spread over the list, as they are slow.
+A model of colour is measured on the colour photographs, against the noisy images alone. One exact prox, one pass: no
+ensemble of flips. The models: shipped ones by name, or files.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import lpn_fast as lf
+from bench.reconstruction import baselines, data
+from bench.reconstruction.tasks import Instance
+from lpn_fast import metrics
+
+from .provenance import ROOT, where, write_csv
+
+LEVELS = (15, 25, 50)
+BASELINES = ("dncnn", "tv", "wcrr")
+TUNING_IMAGES = 4
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "denoising",
+        help="PSNR and SSIM on the 68 test photographs, with baselines",
+        description=__doc__.splitlines()[0],
+        epilog="example: python -m bench.experiments denoising --models natural-gray --data shared/data",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", metavar="DIR", help="the data folder (default: LPN_FAST_DATA)")
+    parser.add_argument("--models", nargs="*", default=["natural-gray"], help="names or files (default: %(default)s)")
+    parser.add_argument("--baselines", nargs="*", choices=BASELINES, default=list(BASELINES), help="default: all")
+    parser.add_argument("--images", type=int, default=68, help="how many of the 68 (default: all)")
+    parser.add_argument("--baseline-images", type=int, default=8, help="for TV and WCRR (default: %(default)s)")
+    parser.add_argument("--levels", nargs="+", type=float, default=list(LEVELS), help="of 255 (default: 15 25 50)")
+    parser.add_argument("--out", metavar="DIR", help="for the CSV (default: bench/results/denoising)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
+
+
+def run(args) -> int:
+    torch.set_num_threads(args.threads)
+    if not 1 <= args.images <= 68 or args.baseline_images < 1:
+        raise ValueError(
+            f"--images must be 1 to 68, --baseline-images positive, got {args.images}, {args.baseline_images}"
+        )
+    root = data.find(args.data)
+    methods = [Model(name) for name in args.models] + [_baseline(name, root) for name in args.baselines]
+    rows = []
+    for method in methods:
+        count = args.baseline_images if method.slow else args.images
+        images = test_photographs(root, count, method.channels)
+        for level in args.levels:
+            sigma = level / 255
+            method.prepare(root, sigma)
+            figures = [_measured(method, x, sigma, seed) for seed, x in images]
+            columns = [list(column) for column in zip(*figures, strict=True)]
+            noisy, psnr, ssim, seconds = columns
+            row = {
+                "method": method.name,
+                "channels": method.channels,
+                "images": len(images),
+                "sigma_255": level,
+                "psnr_noisy": round(statistics.fmean(noisy), 3),
+                "psnr": round(statistics.fmean(psnr), 3),
+                "psnr_std": round(statistics.pstdev(psnr), 3),
+                "ssim": round(statistics.fmean(ssim), 4),
+                "seconds_per_image": round(statistics.median(seconds), 3),
+                "parameters": method.parameters,
+            }
+            rows.append(row | where({"baseline_images": args.baseline_images} | method.config))
+            print(
+                f"{method.name:16s} {len(images):2d} images, sigma {level:g}/255: "
+                f"{row['psnr']:.2f} dB, SSIM {row['ssim']:.4f}, {row['seconds_per_image']:.2f} s an image",
+                flush=True,
+            )
+    out = Path(args.out or ROOT / "bench" / "results" / "denoising")
+    out.mkdir(parents=True, exist_ok=True)
+    write_csv(out / "results.csv", rows)
+    print(f"wrote {out / 'results.csv'}")
+    return 0
+
+
+def test_photographs(root: Path, count: int, channels: int) -> list[tuple[int, Tensor]]:
+    """(index in the list of 68, (1, C, H, W) in [0, 1]) of `count` photographs spread over the list."""
+    folder = root / "natural" / "bsds500"
+    names = (folder / "cbsd68.txt").read_text().split()
+    chosen = np.linspace(0, len(names) - 1, count).round().astype(int).tolist()
+    return [(i, _read(folder / names[i], channels)) for i in chosen]
+
+
+def _read(path: Path, channels: int) -> Tensor:  # (1, C, H, W)
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"), dtype=np.float32) / 255
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)[None].contiguous()
+
+
+@torch.no_grad()
+def _measured(method, x: Tensor, sigma: float, seed: int) -> tuple[float, float, float, float]:
+    """PSNR before and after, SSIM after, seconds."""
+    generator = torch.Generator().manual_seed(1000 * round(255 * sigma) + seed)
+    y = x + sigma * torch.randn(x.shape, generator=generator)
+    began = time.perf_counter()
+    denoised = method(y, sigma)
+    seconds = time.perf_counter() - began
+    return metrics.psnr(y, x).item(), metrics.psnr(denoised, x).item(), metrics.ssim(denoised, x).item(), seconds
+
+
+class Model:
+    """f of a shipped model, or of one in a file."""
+
+    slow = False
+
+    def __init__(self, name: str):
+        self.name = name
+        self.model = lf.pretrained(name) if name in lf.list_pretrained() else lf.load(name)
+        self.channels = self.model.spec.channels
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.config = {"family": type(self.model).__name__}
+
+    def prepare(self, root: Path, sigma: float) -> None:
+        """Nothing to tune."""
+
+    def __call__(self, y: Tensor, sigma: float) -> Tensor:
+        return self.model(y, sigma if self.model.is_noise_conditional else None)
+
+
+class DnCNN:
+    """The flexible DnCNN, one network for all levels."""
+
+    name, slow, channels, config = "dncnn", False, 1, {}
+
+    def __init__(self, root: Path):
+        self.network = baselines.FlexibleDnCNN(root)
+        self.parameters = sum(w.numel() + b.numel() for w, b in self.network.layers)
+
+    def prepare(self, root: Path, sigma: float) -> None:
+        """Nothing to tune."""
+
+    def __call__(self, y: Tensor, sigma: float) -> Tensor:
+        return self.network(y, sigma)
+
+
+class Variational:
+    """Minimisation of 1/2 |x - y|^2 + weight R(x), the weight tuned on training photographs."""
+
+    slow, channels = True, 1
+
+    def __init__(self, name: str, method, grid: tuple[float, ...], parameters: int):
+        self.name, self.method, self.grid, self.parameters, self.config = name, method, grid, parameters, {}
+
+    def prepare(self, root: Path, sigma: float) -> None:
+        x = data.photographs(root, "train", TUNING_IMAGES, 128)
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+        self.weight = baselines.tuned(self.method, self.grid, _instance(x + sigma * noise, sigma, x))
+        self.config = {"weight": self.weight}
+
+    def __call__(self, y: Tensor, sigma: float) -> Tensor:
+        return self.method(_instance(y, sigma, y), self.weight).x
+
+
+def _instance(y: Tensor, sigma: float, x: Tensor) -> Instance:
+    return Instance(x, lf.physics.Denoising(), y, sigma, y)
+
+
+def _baseline(name: str, root: Path):
+    if name == "dncnn":
+        return DnCNN(root)
+    if name == "tv":
+        grid = (5.0, 7.0, 10.0, 14.0, 20.0)
+        return Variational("tv", baselines.total_variation, grid, 0)
+    regulariser = baselines.RidgeRegulariser(root)
+    size = sum(k.numel() for k in regulariser.kernels) + regulariser.scaling.numel()
+    grid = (0.4, 0.6, 0.8, 1.0, 1.3)
+    return Variational("wcrr", lambda instance, weight: baselines.ridges(regulariser, instance, weight), grid, size)

@@ -1,0 +1,71 @@
+"""The experiments on photographs end to end, on a made-up data folder: rows, provenance, wrong use."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from bench.experiments.__main__ import main
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A data folder with the layout of bsds500 and smooth random pictures."""
+    root = tmp_path_factory.mktemp("data")
+    base = root / "natural" / "bsds500"
+    random = np.random.default_rng(0)
+    for part in ("train", "test", "val"):
+        (base / part).mkdir(parents=True)
+        for index in range(4):
+            picture = Image.fromarray(random.integers(0, 256, (24, 24, 3), dtype=np.uint8)).resize((176, 164))
+            picture.save(base / part / f"{part}{index}.jpg")
+    (base / "val32.txt").write_text("\n".join(f"val/val{i}.jpg" for i in range(2)))
+    (base / "cbsd68.txt").write_text("\n".join(f"val/val{i}.jpg" for i in range(2, 4)))
+    return root
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_denoising_measures_models_and_baselines(folder, tmp_path):
+    arguments = [
+        "--data",
+        str(folder),
+        "--images",
+        "2",
+        "--baseline-images",
+        "1",
+        "--levels",
+        "25",
+        "--baselines",
+        "tv",
+    ]
+    assert main(["denoising", *arguments, "--models", "natural-gray", "--out", str(tmp_path)]) == 0
+    rows = rows_of(tmp_path / "results.csv")
+    assert [row["method"] for row in rows] == ["natural-gray", "tv"]
+    assert all(float(row["psnr"]) > float(row["psnr_noisy"]) + 3 for row in rows)
+    assert abs(float(rows[0]["psnr_noisy"]) - 20.17) < 0.1  # -20 log10(25 / 255)
+    assert all(row["commit"] and row["torch"] == torch.__version__ for row in rows)
+
+
+def test_study_trains_variants_for_equal_time(folder, tmp_path, capsys):
+    arguments = ["--data", str(folder), "--seconds", "0.5", "--images", "2", "--threads", str(torch.get_num_threads())]
+    variants = ["--variants", "ridge", "frame-5"]
+    assert main(["study", *arguments, *variants, "--batch-size", "2", "--out", str(tmp_path)]) == 0
+    rows = rows_of(tmp_path / "results.csv")
+    for name in variants[1:]:
+        own = [row for row in rows if row["variant"] == name]
+        assert float(own[0]["seconds"]) == 0 and float(own[-1]["seconds"]) >= 0.5
+        assert int(own[-1]["steps"]) >= 1
+    assert (tmp_path / "study.png").stat().st_size > 1000
+    frame, ridge = (next(float(r["psnr"]) for r in rows if r["variant"] == name) for name in ("frame-5", "ridge"))
+    assert frame > ridge, "a frame network denoises before any training"
+
+
+@pytest.mark.parametrize("arguments", [["study", "--seconds", "0"], ["denoising", "--images", "69"]])
+def test_wrong_numbers_are_named(folder, arguments, capsys):
+    assert main([*arguments, "--data", str(folder)]) == 2
+    assert "must be" in capsys.readouterr().err

@@ -5,8 +5,9 @@ import csv
 import numpy as np
 import pytest
 import torch
-from bench.experiments.__main__ import main
 from PIL import Image
+
+from bench.experiments.__main__ import main
 
 
 @pytest.fixture(scope="module")

@@ -70,3 +70,17 @@ def test_study_trains_variants_for_equal_time(folder, tmp_path, capsys):
 def test_wrong_numbers_are_named(folder, arguments, capsys):
     assert main([*arguments, "--data", str(folder)]) == 2
     assert "must be" in capsys.readouterr().err
+
+
+def test_ranking_tells_noise_from_clean_images(folder, tmp_path):
+    assert main(["ranking", "--data", str(folder), "--count", "2", "--sigmas", "0.05", "--out", str(tmp_path)]) == 0
+    rows = {row["damage"]: row for row in rows_of(tmp_path / "results.csv")}
+    assert float(rows["noise 0.03"]["envelope at 0.05"]) == 1.0, "these pictures are smooth, noise is not"
+    assert set(rows) >= {"random phases", "blur 1.0"}
+
+
+def test_area_under_the_curve_leaves_an_image_out_of_its_own_comparison():
+    from bench.experiments.ranking import auc
+
+    assert auc(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 3.0])) == 0.0  # 2 < 3 and 0 < 1
+    assert auc(torch.tensor([2.0, 9.0]), torch.tensor([1.0, 2.0])) == 0.75  # a tie and a win

@@ -26,8 +26,8 @@ NETWORKS = {
     "mnist": (lambda: lf.paper_network("mnist"), (1, 28, 28)),
     "lpn128": (lambda: lf.paper_network("celeba"), (3, 128, 128)),
 }
-# provider -> (backend asked for, precision). A named precision of the package gets its entry here and in `_ours`.
-OURS = {"ours": ("auto", "float32"), "ours-torch": ("torch", "float32")}
+OURS = {"ours": "auto", "ours-torch": "torch"}  # provider -> backend asked for
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}  # named precision -> the CSV's word for it
 BASELINES = ("A", "A-cl", "C")
 LEARNING_RATE = 1e-4
 INVERT_TOL = 1e-5
@@ -37,7 +37,10 @@ TRUTH_CHUNK = {"mlp": 2000, "mnist": 16, "lpn128": 1}  # samples of a gradient t
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `goals`: the least ratio against each baseline to be had."""
+    """One line of the table. `goals`: the least ratio against each baseline to be had.
+
+    `precision` is that of ours; the baselines compute in float32 in every row.
+    """
 
     name: str
     op: str  # "prox", "hvp", "step" (a training step), "invert"
@@ -46,6 +49,7 @@ class Row:
     seconds: float  # of measurement, within a full run
     goals: dict[str, float] = field(default_factory=dict, compare=False)
     quick: bool = True  # whether --quick includes it
+    precision: str = "fp32"
 
     @property
     def mode(self) -> str:
@@ -62,6 +66,8 @@ ROWS = (
     Row("mnist step 64", "step", "mnist", 64, 12, {"A": 1.8, "C": 1.8}, quick=False),
     Row("lpn128 prox 4", "prox", "lpn128", 4, 20, {"A": 1.35, "C": 1.4}, quick=False),
     Row("lpn128 step 4", "step", "lpn128", 4, 40, {"A": 1.35, "C": 1.6}, quick=False),
+    Row("lpn128 bf16 prox 4", "prox", "lpn128", 4, 20, {"A": 2.8, "C": 3}, quick=False, precision="bf16"),
+    Row("lpn128 bf16 step 4", "step", "lpn128", 4, 40, {"A": 2.2, "C": 2.8}, quick=False, precision="bf16"),
     Row("mlp prox 0", "prox", "mlp", 0, 1),
     Row("mlp invert 2000", "invert", "mlp-strongly-convex", 2000, 10),
     Row("mlp hvp 2000", "hvp", "mlp", 2000, 5),
@@ -157,8 +163,9 @@ def provider_names(row: Row) -> list[str]:
 
 
 def _ours(name: str, setup: Setup) -> Provider:
-    asked, precision = OURS[name]
+    asked = OURS[name]
     model = copy.deepcopy(setup.model)
+    model.precision = setup.row.precision
     x, v, target = setup.x, setup.v, setup.target
     optimizer = ProjectedAdam(model, lr=LEARNING_RATE)
 
@@ -185,8 +192,8 @@ def _ours(name: str, setup: Setup) -> Provider:
         return torch.cat([model.get_parameter(slot.name).grad.reshape(-1) for slot in layout(model.spec)])
 
     with lf.use_backend(asked):
-        runs = registry.select(model.spec, x).name
-    return Provider(name, runs, precision, call, gradients if setup.row.op == "step" else _reader(setup))
+        runs = registry.select(model.spec, x, model.precision).name
+    return Provider(name, runs, DTYPES[model.precision], call, gradients if setup.row.op == "step" else _reader(setup))
 
 
 def _reader(setup: Setup) -> Callable[[Tensor], Tensor]:

@@ -94,8 +94,8 @@ def test_both_packs_hold_the_same_rounded_weights(isa, channels, units, stride):
     def unpacked(panels, columns):
         return panels.permute(0, 2, 1, 3).flatten(2)[..., :columns]  # [planes, rows, columns]
 
-    forward = unpacked(fast.forward_panels, units)  # [planes, channels, units]
-    adjoint = unpacked(fast.adjoint_panels, channels)  # [planes, units, channels]
+    forward = unpacked(fast.panels[0], units)  # [planes, channels, units]
+    adjoint = unpacked(fast.panels[1], channels)  # [planes, units, channels]
     assert torch.equal(forward, adjoint.transpose(1, 2)) and torch.isfinite(forward).all()
 
 
@@ -144,15 +144,23 @@ def test_rounding_is_smaller_than_that_of_a_direct_float32_sum():
 )
 def test_other_stages_are_left_to_the_library(change):
     stage = {"width": 64, "kernel": 3, "padding": 1, "stride": 1}
-    assert winograd.supports(Stage(**stage), 64)
-    assert not winograd.supports(Stage(**(stage | change)), 64)
+    for isa in _cpu.isas():
+        assert winograd.supports(Stage(**stage), 64, isa)
+        assert not winograd.supports(Stage(**(stage | change)), 64, isa)
+
+
+def test_strides_of_two_are_filtered_where_that_was_faster():
+    stage = Stage(width=256, kernel=3, padding=1, stride=2)
+    assert winograd.supports(stage, 256, "avx2") and not winograd.supports(stage, 256, "avx512")
+    assert winograd.supports(stage, 256, "avx512", gradient=True)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (11, 13)])
-def test_wide_networks_agree_with_float64_and_stay_symmetric(size):
+def test_wide_networks_agree_with_float64_and_stay_symmetric(size, isa):
     torch.manual_seed(1)
     model = lf.ConvLPN(1, hidden=128, strides=(1, 2, 1))
-    assert sum(winograd.supports(s, 128) for s in model.spec.stages[1:]) == 2
+    filtered = [winograd.supports(s, 128, isa) for s in model.spec.stages[1:]]
+    assert filtered == [isa != "avx512", True]  # strides 2 and 1
     x, u, v = torch.rand(2, 1, *size), torch.randn(2, 1, *size), torch.randn(2, 1, *size)
     with lf.use_backend("cpu"):
         f, hu, hv = model(x).detach(), model.hvp(x, u).detach(), model.hvp(x, v).detach()

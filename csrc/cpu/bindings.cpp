@@ -1,8 +1,8 @@
 // lpn_fast._cpu: the CPU kernels for Python.
 //
-// Tensors arrive as addresses of contiguous float32 data and sizes, so the module knows nothing of torch: one
-// binary serves any version of it. Shapes, dtypes and devices are checked by the Python callers; here only
-// what would crash. The GIL is released around the work.
+// Tensors arrive as addresses of contiguous data, float32 unless a name says otherwise, and sizes, so the
+// module knows nothing of torch: one binary serves any version of it. Shapes, dtypes and devices are checked
+// by the Python callers; here only what would crash. The GIL is released around the work.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -19,7 +19,9 @@
 #include "isa.h"
 #include "mlp.h"
 #include "packing.h"
+#include "pages.h"
 #include "projector_bindings.h"
+#include "thin_bindings.h"
 #include "threads.h"
 #include "winograd_bindings.h"
 
@@ -38,17 +40,21 @@ void require_common(int64_t rows, float beta, int threads) {
     throw std::invalid_argument("beta must be positive and finite, got " + std::to_string(beta));
 }
 
-template <class Op>
-void run_rows(void (*Kernels::*kernel)(const Op&, int64_t, int64_t),
+const ActivationKernels<float>& activations(float) { return active_kernels().activations_float; }
+const ActivationKernels<BFloat16>& activations(BFloat16) { return active_kernels().activations_bfloat16; }
+
+template <class Value, class Op>
+void run_rows(void (*ActivationKernels<Value>::*kernel)(const Op&, int64_t, int64_t),
               const Op& op,
               int64_t rows,
               int threads) {
   if (rows == 0 || op.channels == 0) return;
-  const auto run = active_kernels().*kernel;
+  const auto run = activations(Value{}).*kernel;
   const int64_t grain = std::max<int64_t>(1, elements_per_range / op.channels);
   parallel_for(rows, grain, threads, [&](int, int64_t begin, int64_t end) { run(op, begin, end); });
 }
 
+template <class Value>
 void bind_softplus(Address u,
                    Address skip,
                    Address bias,
@@ -62,16 +68,17 @@ void bind_softplus(Address u,
   require_at_least(0, channels, "channels");
   if (bias) require_at_least(1, rows_per_bias, "rows_per_bias");
   const int64_t count = rows * channels;
-  const Softplus op{required<const float>(u, "u", count),
-                    optional<const float>(skip, "skip"),
-                    optional<const float>(bias, "bias"),
-                    rows_per_bias,
-                    required<float>(out, "out", count),
-                    channels,
-                    beta};
-  run_rows(&Kernels::softplus, op, rows, threads);
+  const Softplus<Value> op{required<const Value>(u, "u", count),
+                           optional<const float>(skip, "skip"),
+                           optional<const float>(bias, "bias"),
+                           rows_per_bias,
+                           required<Value>(out, "out", count),
+                           channels,
+                           beta};
+  run_rows(&ActivationKernels<Value>::softplus, op, rows, threads);
 }
 
+template <class Value>
 void bind_slope_mul(Address a,
                     Address z,
                     Address head,
@@ -84,30 +91,32 @@ void bind_slope_mul(Address a,
   require_common(rows, beta, threads);
   require_at_least(0, channels, "channels");
   const int64_t count = rows * channels;
-  const SlopeMul op{optional<const float>(a, "a"),
-                    required<const float>(z, "z", count),
-                    optional<const float>(head, "head"),
-                    optional<const float>(head_sq, "head_sq"),
-                    required<float>(out, "out", count),
-                    channels,
-                    beta};
-  run_rows(&Kernels::slope_mul, op, rows, threads);
+  const SlopeMul<Value> op{optional<const Value>(a, "a"),
+                           required<const Value>(z, "z", count),
+                           optional<const float>(head, "head"),
+                           optional<const float>(head_sq, "head_sq"),
+                           required<Value>(out, "out", count),
+                           channels,
+                           beta};
+  run_rows(&ActivationKernels<Value>::slope_mul, op, rows, threads);
 }
 
+template <class Value>
 void bind_tangent(
     Address a, Address b, Address z, Address out, int64_t rows, int64_t channels, float beta, int threads) {
   require_common(rows, beta, threads);
   require_at_least(0, channels, "channels");
   const int64_t count = rows * channels;
-  const Tangent op{required<const float>(a, "a", count),
-                   optional<const float>(b, "b"),
-                   required<const float>(z, "z", count),
-                   required<float>(out, "out", count),
-                   channels,
-                   beta};
-  run_rows(&Kernels::tangent, op, rows, threads);
+  const Tangent<Value> op{required<const Value>(a, "a", count),
+                          optional<const float>(b, "b"),
+                          required<const Value>(z, "z", count),
+                          required<Value>(out, "out", count),
+                          channels,
+                          beta};
+  run_rows(&ActivationKernels<Value>::tangent, op, rows, threads);
 }
 
+template <class Value>
 void bind_adjoint(Address a,
                   Address z,
                   Address e,
@@ -121,15 +130,34 @@ void bind_adjoint(Address a,
   require_common(rows, beta, threads);
   require_at_least(0, channels, "channels");
   const int64_t count = rows * channels;
-  const Adjoint op{optional<const float>(a, "a"),
-                   required<const float>(z, "z", count),
-                   required<const float>(e, "e", count),
-                   required<const float>(dz, "dz", count),
-                   optional<const float>(head_sq, "head_sq"),
-                   required<float>(out, "out", count),
-                   channels,
-                   beta};
-  run_rows(&Kernels::adjoint, op, rows, threads);
+  const Adjoint<Value> op{optional<const Value>(a, "a"),
+                          required<const Value>(z, "z", count),
+                          required<const Value>(e, "e", count),
+                          required<const Value>(dz, "dz", count),
+                          optional<const float>(head_sq, "head_sq"),
+                          required<Value>(out, "out", count),
+                          channels,
+                          beta};
+  run_rows(&ActivationKernels<Value>::adjoint, op, rows, threads);
+}
+
+template <class Value>
+void define_activations(py::module_& module, const std::string& suffix) {
+  using py::arg;
+  using unlocked = py::call_guard<py::gil_scoped_release>;
+  module.def(("softplus" + suffix).c_str(), &bind_softplus<Value>, unlocked(), arg("u"), arg("skip"),
+             arg("bias"), arg("rows_per_bias"), arg("out"), arg("rows"), arg("channels"), arg("beta"),
+             arg("threads"), "out = softplus_beta(u + skip + bias); skip and bias may be 0 and are float32.");
+  module.def(("slope_mul" + suffix).c_str(), &bind_slope_mul<Value>, unlocked(), arg("a"), arg("z"),
+             arg("head"), arg("head_sq"), arg("out"), arg("rows"), arg("channels"), arg("beta"),
+             arg("threads"),
+             "out = (a + head + 2 head_sq z) s(z); a, head and head_sq may be 0, the heads are float32.");
+  module.def(("tangent" + suffix).c_str(), &bind_tangent<Value>, unlocked(), arg("a"), arg("b"), arg("z"),
+             arg("out"), arg("rows"), arg("channels"), arg("beta"), arg("threads"),
+             "out = (a + b) s(z); b may be 0 and is float32.");
+  module.def(("adjoint" + suffix).c_str(), &bind_adjoint<Value>, unlocked(), arg("a"), arg("z"), arg("e"),
+             arg("dz"), arg("head_sq"), arg("out"), arg("rows"), arg("channels"), arg("beta"), arg("threads"),
+             "out = (a + 2 head_sq dz) s(z) + e dz q(z); a and head_sq may be 0, head_sq is float32.");
 }
 
 Network network(Address P, Address table, int64_t dim, int64_t stages, float beta, float alpha) {
@@ -238,7 +266,7 @@ void bind_adam_step(
 PYBIND11_MODULE(_cpu, module) {
   using py::arg;
   using unlocked = py::call_guard<py::gil_scoped_release>;
-  module.doc() = "CPU kernels of lpn_fast: addresses of contiguous float32 data, sizes, threads.";
+  module.doc() = "CPU kernels of lpn_fast: addresses of contiguous data, sizes, threads.";
 
   try {
     select_isa_from_environment();
@@ -252,17 +280,17 @@ PYBIND11_MODULE(_cpu, module) {
       "threads_available", [] { return gomp_parallel() != nullptr; },
       "Whether an OpenMP runtime is loaded; without one every call runs on one thread.");
 
-  module.def("softplus", &bind_softplus, unlocked(), arg("u"), arg("skip"), arg("bias"), arg("rows_per_bias"),
-             arg("out"), arg("rows"), arg("channels"), arg("beta"), arg("threads"),
-             "out = softplus_beta(u + skip + bias); skip and bias may be 0.");
-  module.def("slope_mul", &bind_slope_mul, unlocked(), arg("a"), arg("z"), arg("head"), arg("head_sq"),
-             arg("out"), arg("rows"), arg("channels"), arg("beta"), arg("threads"),
-             "out = (a + head + 2 head_sq z) s(z); a, head and head_sq may be 0.");
-  module.def("tangent", &bind_tangent, unlocked(), arg("a"), arg("b"), arg("z"), arg("out"), arg("rows"),
-             arg("channels"), arg("beta"), arg("threads"), "out = (a + b) s(z); b may be 0.");
-  module.def("adjoint", &bind_adjoint, unlocked(), arg("a"), arg("z"), arg("e"), arg("dz"), arg("head_sq"),
-             arg("out"), arg("rows"), arg("channels"), arg("beta"), arg("threads"),
-             "out = (a + 2 head_sq dz) s(z) + e dz q(z); a and head_sq may be 0.");
+  module.def(
+      "advise_huge_pages",
+      [](Address address, int64_t bytes) {
+        require_at_least(0, bytes, "bytes");
+        advise_huge_pages(required<char>(address, "address", bytes), bytes);
+      },
+      arg("address"), arg("bytes"), "Ask for huge pages; what the memory holds does not change.");
+
+  define_activations<float>(module, "");
+  define_activations<BFloat16>(module, "_bfloat16");
+  define_thin(module);
 
   module.def("mlp_value_prox", &bind_mlp_value_prox, unlocked(), arg("x"), arg("P"), arg("table"),
              arg("rows"), arg("dim"), arg("stages"), arg("beta"), arg("alpha"), arg("psi"), arg("f"),

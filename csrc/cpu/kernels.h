@@ -26,46 +26,64 @@ constexpr int64_t column_multiple = 16;
 constexpr int64_t longest_tail = 4;
 constexpr int64_t sum_lanes = 16;
 
-// ---- activations, channels last: rows = N * H * W ---------------------------------------------------------
+// What bfloat16 tensors hold: the upper half of a float.
+struct BFloat16 {
+  uint16_t bits;
+};
 
+// ---- activations, channels last: rows = N * H * W, Value is float or BFloat16 -----------------------------
+
+template <class Value>
 struct Softplus {
-  const float* u;         // [rows, channels]
+  const Value* u;         // [rows, channels]
   const float* skip;      // [rows, channels] or nullptr
   const float* bias;      // [rows / rows_per_bias, channels] or nullptr
   int64_t rows_per_bias;  // rows that share one bias vector
-  float* out;             // [rows, channels], may be u or skip
+  Value* out;             // [rows, channels], may be u
   int64_t channels;
   float beta;
 };
 
+template <class Value>
 struct SlopeMul {
-  const float* a;        // [rows, channels] or nullptr
-  const float* z;        // [rows, channels]
+  const Value* a;        // [rows, channels] or nullptr
+  const Value* z;        // [rows, channels]
   const float* head;     // [channels] or nullptr
   const float* head_sq;  // [channels] or nullptr
-  float* out;            // [rows, channels], may be a or z
+  Value* out;            // [rows, channels], may be a or z
   int64_t channels;
   float beta;
 };
 
+template <class Value>
 struct Tangent {
-  const float* a;  // [rows, channels]
+  const Value* a;  // [rows, channels]
   const float* b;  // [rows, channels] or nullptr
-  const float* z;  // [rows, channels]
-  float* out;      // [rows, channels], may be a, b or z
+  const Value* z;  // [rows, channels]
+  Value* out;      // [rows, channels], may be a or z
   int64_t channels;
   float beta;
 };
 
+template <class Value>
 struct Adjoint {
-  const float* a;        // [rows, channels] or nullptr
-  const float* z;        // [rows, channels]
-  const float* e;        // [rows, channels]
-  const float* dz;       // [rows, channels]
+  const Value* a;        // [rows, channels] or nullptr
+  const Value* z;        // [rows, channels]
+  const Value* e;        // [rows, channels]
+  const Value* dz;       // [rows, channels]
   const float* head_sq;  // [channels] or nullptr
-  float* out;            // [rows, channels], may be a, z, e or dz
+  Value* out;            // [rows, channels], may be a, z, e or dz
   int64_t channels;
   float beta;
+};
+
+template <class Value>
+struct ActivationKernels {
+  // Rows begin <= r < end.
+  void (*softplus)(const Softplus<Value>&, int64_t begin, int64_t end);
+  void (*slope_mul)(const SlopeMul<Value>&, int64_t begin, int64_t end);
+  void (*tangent)(const Tangent<Value>&, int64_t begin, int64_t end);
+  void (*adjoint)(const Adjoint<Value>&, int64_t begin, int64_t end);
 };
 
 // ---- products with panels, see isa/panels.h --------------------------------------------------------------
@@ -74,13 +92,17 @@ struct Adjoint {
 constexpr int64_t panel_width = 32;
 
 struct PanelProduct {
-  const float* a;  // element (row, k) at row * row_stride + k * depth_stride
+  // Element (row, k) at row * row_stride + k * depth_stride, for k within a segment of `depth`; the segments
+  // of a row start segment_step apart, and their k count on in the panels.
+  const float* a;
   int64_t row_stride;
   int64_t depth_stride;
+  int64_t segments;
+  int64_t segment_step;
   const float* panels;  // element (k, column) at column / 32 * panel_step + k * depth_step + column % 32
   int64_t panel_step;
   int64_t depth_step;
-  int64_t depth;
+  int64_t depth;    // of one segment
   int64_t columns;  // multiple of column_multiple
   float* out;       // [rows, out_stride]
   int64_t out_stride;
@@ -96,6 +118,57 @@ struct GradientProduct {
   int64_t depth;
   int64_t columns;  // multiple of column_multiple
   float* out;       // [rows, columns]
+};
+
+// ---- correlations of few input channels, see isa/thin.h ---------------------------------------------------
+
+struct Thin {
+  const float* image;  // [images, padded_height, padded_width, channels]: x with zeros around, or nullptr
+  int64_t image_step;  // floats from one image to the next
+  int64_t line;        // floats from one padded row to the next
+  int64_t channels;
+  int64_t kernel;
+  int64_t stride;
+  int64_t out_height, out_width;
+  int64_t units;  // multiple of column_multiple
+};
+
+template <class Value>
+struct ThinStage {
+  const float* panels;  // [ceil(units / 32)][kernel^2 channels][32]
+  const Value* core;    // [images, out_height, out_width, units] or nullptr: what the product is added to
+  const float* bias;    // [images or 1, units] or nullptr
+  int64_t bias_step;    // units, or 0 where all images share it
+  const Value* z;       // as core; nullptr: out = softplus(u), else out = u s(z)
+  Value* out;           // as core, may be core
+  float beta;
+};
+
+template <class Value>
+struct ThinAdjoint {
+  const Value* e;       // [images, out_height, out_width, units]
+  const float* panels;  // [ceil(columns / 32)][units][32]
+  int64_t columns;      // kernel^2 channels, rounded up to column_multiple
+  float* block;         // [(rows - 1) stride + kernel, line] of padded pixels: where these rows end up
+  float* scratch;       // [thin_pixels, units + columns]
+};
+
+template <class Value>
+struct ThinGradient {
+  const Value* e;  // [images, out_height, out_width, units]
+  float* sum;      // [kernel^2 channels, units], added to
+  float* scratch;  // [thin_pixels, kernel^2 channels + units]
+};
+
+// Pixels whose patches, or gradients of patches, lie in scratch together.
+constexpr int64_t thin_pixels = 96;
+
+template <class Value>
+struct ThinKernels {
+  // Output rows begin <= r < end, counted through all images; of one image for the adjoint.
+  void (*stage)(const Thin&, const ThinStage<Value>&, int64_t begin, int64_t end);
+  void (*adjoint)(const Thin&, const ThinAdjoint<Value>&, int64_t begin, int64_t end);
+  void (*gradient)(const Thin&, const ThinGradient<Value>&, int64_t begin, int64_t end);
 };
 
 // ---- 3 x 3 correlations by minimal filtering, see isa/winograd.h -----------------------------------------
@@ -237,14 +310,13 @@ struct AdamStep {
 
 struct Kernels {
   const char* name;
-  // Rows begin <= r < end of one activation pass.
-  void (*softplus)(const Softplus&, int64_t begin, int64_t end);
-  void (*slope_mul)(const SlopeMul&, int64_t begin, int64_t end);
-  void (*tangent)(const Tangent&, int64_t begin, int64_t end);
-  void (*adjoint)(const Adjoint&, int64_t begin, int64_t end);
+  ActivationKernels<float> activations_float;
+  ActivationKernels<BFloat16> activations_bfloat16;
   // Rows begin <= r < end.
   void (*panel_product)(const PanelProduct&, int64_t begin, int64_t end);
   void (*gradient_product)(const GradientProduct&, int64_t begin, int64_t end);
+  ThinKernels<float> thin_float;
+  ThinKernels<BFloat16> thin_bfloat16;
   // Tiles of the group; for the adjoint of the inputs of one row of tiles.
   void (*winograd_inputs)(const Winograd&, int64_t begin, int64_t end);
   void (*winograd_inputs_adjoint)(const Winograd&, int64_t begin, int64_t end);

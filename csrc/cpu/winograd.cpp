@@ -77,11 +77,21 @@ struct Plan {
   void multiply(const Winograd& from, const float* panels, const Winograd& to, int64_t tiles) const {
     const int64_t panel = from.channels * panel_width, plane = ceil_div(to.channels, panel_width) * panel;
     parallel_for(planes, 1, threads, [&](int, int64_t first, int64_t last) {
-      for (int64_t p = first; p < last; ++p)
-        kernels.panel_product(
-            {from.planes + p * from.plane, from.channels, 1, panels + p * plane, panel, panel_width,
-             from.channels, to.channels, to.planes + p * to.plane, to.channels, false},
-            0, tiles);
+      for (int64_t p = first; p < last; ++p) {
+        PanelProduct product{};
+        product.a = from.planes + p * from.plane;
+        product.row_stride = from.channels;
+        product.depth_stride = 1;
+        product.segments = 1;
+        product.panels = panels + p * plane;
+        product.panel_step = panel;
+        product.depth_step = panel_width;
+        product.depth = from.channels;
+        product.columns = to.channels;
+        product.out = to.planes + p * to.plane;
+        product.out_stride = to.channels;
+        kernels.panel_product(product, 0, tiles);
+      }
     });
   }
 };

@@ -108,22 +108,28 @@ class ConvMaps:
         return stage.padding == 0 and self.sizes[l - 1] == (stage.kernel,) * 2
 
     def skip_inputs(self, x: Tensor) -> list[Tensor | None]:
-        """What the skip of each stage reads: D_l x, as patches where the skip is a matrix product."""
-        images, patched, inputs = {}, {}, []
+        """What the skip of each stage reads: D_l x, in the form `_skip_input` gives it."""
+        images, known, inputs = {}, {}, []
         for l, stage in enumerate(self.spec.stages):
             if not stage.skip_kernel:
                 inputs.append(None)
                 continue
             if stage.resize not in images:
                 images[stage.resize] = resize(x, stage.resize)
-            if self._patched(l):
-                key = (stage.resize, stage.skip_kernel, stage.skip_stride, stage.skip_padding)
-                if key not in patched:
-                    patched[key] = patches.columns(images[stage.resize], *key[1:])
-                inputs.append(patched[key])
-            else:
-                inputs.append(_channels_last(images[stage.resize]))
+            key = (stage.resize, *self._skip_form(l))
+            if key not in known:
+                known[key] = self._skip_input(l, images[stage.resize])
+            inputs.append(known[key])
         return inputs
+
+    def _skip_form(self, l: int) -> tuple:
+        """What the form of stage l's input depends on, besides the factor of D_l."""
+        stage = self.spec.stages[l]
+        return (stage.skip_kernel, stage.skip_stride, stage.skip_padding) if self._patched(l) else ()
+
+    def _skip_input(self, l: int, image: Tensor) -> Tensor:
+        """An image as the skip of stage l reads it: as patches where that is a matrix product."""
+        return patches.columns(image, *self._skip_form(l)) if self._patched(l) else _channels_last(image)
 
     def stage(self, l: int, z: Tensor | None, x_l: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(u, rest) with W_l z + A_l x_l = u + rest; fresh channels-last tensors, rest may be None."""

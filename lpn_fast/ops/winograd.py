@@ -11,6 +11,7 @@ Rows of tiles go through in groups whose planes stay in the cache. U is packed t
 factor, with the same roundings.
 """
 
+import functools
 import importlib
 import math
 
@@ -18,28 +19,34 @@ import torch
 from torch import Tensor
 
 from ..algebra.spec import Stage, ceil_div
+from . import memory
 
 PLANES = {1: 36, 2: 81}
 TILE = 4  # outputs per side
 CHANNEL_MULTIPLE = 16  # lanes of the widest instruction set
 PANEL = 32  # columns of a packed right factor, csrc/cpu/isa/panels.h
 
-# Floats in the planes of z that go through together: with those of W z 9 MB in the last-level cache. Fewer tiles
-# make thin matrix products, more push the planes out of the cache.
-PLANE_FLOATS = 36 * 128 * 256
+# Floats in the planes of z that go through together: with those of W z 5 MB in the caches. Fewer tiles make thin
+# matrix products, more push the planes out.
+PLANE_FLOATS = 36 * 64 * 256
 LEAST_TILES = 48  # four tiles of the product
 
-# Fewest channels at which each stride was faster than the library's convolution.
-FASTER_FROM = {1: 48, 2: 128}
+# Fewest channels at which a stride was faster than the library's convolution: the two maps, and the weight gradient.
+# AVX-512, two threads, float32: 2.4 to 2.8 times at stride 1; at stride 2 the maps draw, and the library's gradient
+# takes 6 times as long for 256 channels at 128 x 128. Other instruction sets: AVX2, two threads.
+NEVER = 1 << 30
+FASTER_FROM = {"avx512": {1: 32, 2: NEVER}, "other": {1: 48, 2: 128}}
+GRADIENT_FASTER_FROM = {"avx512": {1: 32, 2: 128}, "other": {1: 48, 2: 128}}
 
 
-def supports(stage: Stage, channels: int) -> bool:
+def supports(stage: Stage, channels: int, isa: str, gradient: bool = False) -> bool:
     """Whether these kernels do the core of `stage` on inputs of so many channels, and faster than a library."""
+    table = GRADIENT_FASTER_FROM if gradient else FASTER_FROM
     return (
         (stage.kernel, stage.padding) == (3, 1)
         and stage.stride in PLANES
         and channels % CHANNEL_MULTIPLE == stage.width % CHANNEL_MULTIPLE == 0
-        and min(channels, stage.width) >= FASTER_FROM[stage.stride]
+        and min(channels, stage.width) >= table.get(isa, table["other"])[stage.stride]
     )
 
 
@@ -53,7 +60,7 @@ class Workspace:
         """Buffer `which` (0 or 1) as a tensor of `shape`; what it holds is not defined."""
         size = math.prod(shape)
         if self._pool[which] is None or self._pool[which].numel() < size:
-            self._pool[which] = like.new_empty(size)
+            self._pool[which] = memory.empty((size,), like.dtype)
         return self._pool[which][:size].view(shape)
 
 
@@ -74,32 +81,38 @@ class WinogradCore:
     ):
         self.workspace = workspace
         self._cpu = importlib.import_module("lpn_fast._cpu")
+        self._core = core
         self.units, self.channels = core.shape[:2]
         self.size, self.out_size, self.stride = size, out_size, stride
         self._tile_rows, self._tile_columns = (ceil_div(n, TILE) for n in out_size)
-        planes = PLANES[stride]
-        self.forward_panels = core.new_empty(planes, ceil_div(self.units, PANEL), self.channels, PANEL)
-        self.adjoint_panels = core.new_empty(planes, ceil_div(self.channels, PANEL), self.units, PANEL)
+
+    @functools.cached_property
+    def panels(self) -> tuple[Tensor, Tensor]:
+        """U as right factor of the forward and of the transposed product; a gradient alone needs neither."""
+        core, planes = self._core, PLANES[self.stride]
+        forward = memory.empty((planes, ceil_div(self.units, PANEL), self.channels, PANEL), core.dtype)
+        adjoint = memory.empty((planes, ceil_div(self.channels, PANEL), self.units, PANEL), core.dtype)
         self._cpu.winograd_pack(
-            core.data_ptr(), self.forward_panels.data_ptr(), self.adjoint_panels.data_ptr(), self.units,
-            self.channels, stride, torch.get_num_threads(),
+            core.data_ptr(), forward.data_ptr(), adjoint.data_ptr(), self.units, self.channels, self.stride,
+            torch.get_num_threads(),
         )  # fmt: skip
+        return forward, adjoint
 
     def forward(self, z: Tensor) -> Tensor:
         """W z, (N, H, *out_size), from z (N, C, *size); both channels-last."""
-        u = _empty(z, self.units, self.out_size)
-        self._run("forward", z, self.forward_panels, u)
+        u = memory.empty((len(z), self.units, *self.out_size), z.dtype, channels_last=True)
+        self._run("forward", z, self.panels[0], u)
         return u
 
     def adjoint(self, e: Tensor) -> Tensor:
         """W^T e, (N, C, *size), from e (N, H, *out_size); both channels-last."""
-        a = _empty(e, self.channels, self.size)
-        self._run("adjoint", e, self.adjoint_panels, a)
+        a = memory.empty((len(e), self.channels, *self.size), e.dtype, channels_last=True)
+        self._run("adjoint", e, self.panels[1], a)
         return a
 
     def gradient(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Sum of e (x) z over the pairs (e, z), the batch and the pixels, (H, C, 3, 3)."""
-        planes = torch.zeros(PLANES[self.stride], self.units, self.channels)
+        planes = memory.empty((PLANES[self.stride], self.units, self.channels), torch.float32).zero_()
         for e, z in pairs:
             self._run("gradient", e, z, planes)
         core = planes.new_empty(self.units, self.channels, 3, 3)
@@ -122,9 +135,3 @@ class WinogradCore:
         tiles = max(LEAST_TILES, PLANE_FLOATS // (PLANES[self.stride] * max(self.channels, self.units)))
         tile_rows = min(max(1, tiles // self._tile_columns), images * self._tile_rows)
         return max(1, tile_rows * self._tile_columns) // 2 * 2 + 1
-
-
-def _empty(like: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
-    return torch.empty(
-        (len(like), channels, *size), dtype=like.dtype, device=like.device, memory_format=torch.channels_last
-    )

@@ -6,8 +6,9 @@
 //   adjoint     out = (a + 2 head_sq dz) s + e dz q              delta_l;                q = beta /
 //   expm1(beta z)
 //
-// About 40 instructions per vector against 8 to 20 bytes per element: memory bound from two threads on.
-// Each element is read before it is written, so the output may be one of the inputs.
+// Tensors hold float or bfloat16, per-channel operands and what is computed float. About 40 instructions per
+// vector against 8 to 20 bytes per element: memory bound from two threads on. Each element is read before it
+// is written, so the output may be one of the inputs.
 
 #pragma once
 
@@ -32,11 +33,13 @@ inline void for_each_vector(int64_t begin, int64_t end, int64_t channels, bool p
   }
 }
 
-inline Vec load_or_zero(const float* from, int64_t at, int64_t count) {  // from: [at + count] or nullptr
+template <class Value>
+inline Vec load_or_zero(const Value* from, int64_t at, int64_t count) {  // from: [at + count] or nullptr
   return from ? load(from + at, count) : Vec{};
 }
 
-void softplus_rows(const Softplus& op, int64_t begin, int64_t end) {
+template <class Value>
+void softplus_rows(const Softplus<Value>& op, int64_t begin, int64_t end) {
   const float inverse_beta = 1.0f / op.beta;
   const auto span = [&](int64_t first, int64_t last, const float* bias) {  // bias: [channels] or nullptr
     for_each_vector(
@@ -55,7 +58,8 @@ void softplus_rows(const Softplus& op, int64_t begin, int64_t end) {
   }
 }
 
-void slope_mul_rows(const SlopeMul& op, int64_t begin, int64_t end) {
+template <class Value>
+void slope_mul_rows(const SlopeMul<Value>& op, int64_t begin, int64_t end) {
   const bool per_channel = op.head || op.head_sq;
   for_each_vector(begin, end, op.channels, per_channel, [&](int64_t i, int64_t channel, int64_t count) {
     const Vec z = load(op.z + i, count);
@@ -65,14 +69,16 @@ void slope_mul_rows(const SlopeMul& op, int64_t begin, int64_t end) {
   });
 }
 
-void tangent_rows(const Tangent& op, int64_t begin, int64_t end) {
+template <class Value>
+void tangent_rows(const Tangent<Value>& op, int64_t begin, int64_t end) {
   for_each_vector(begin, end, op.channels, false, [&](int64_t i, int64_t, int64_t count) {
     const Vec du = load(op.a + i, count) + load_or_zero(op.b, i, count);
     store(op.out + i, du * slope_from_z(load(op.z + i, count), op.beta).s, count);
   });
 }
 
-void adjoint_rows(const Adjoint& op, int64_t begin, int64_t end) {
+template <class Value>
+void adjoint_rows(const Adjoint<Value>& op, int64_t begin, int64_t end) {
   for_each_vector(begin, end, op.channels, op.head_sq, [&](int64_t i, int64_t channel, int64_t count) {
     const Vec z = load(op.z + i, count);
     const Vec e = load(op.e + i, count);
@@ -83,6 +89,11 @@ void adjoint_rows(const Adjoint& op, int64_t begin, int64_t end) {
     // dz q first: it is du beta (1 - s), of ordinary size, while e dz underflows where s does.
     store(op.out + i, above * slope.s + e * (dz * curvature_ratio(slope, z, op.beta)), count);
   });
+}
+
+template <class Value>
+constexpr ActivationKernels<Value> activation_kernels() {
+  return {softplus_rows<Value>, slope_mul_rows<Value>, tangent_rows<Value>, adjoint_rows<Value>};
 }
 
 }  // namespace

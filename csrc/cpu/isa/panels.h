@@ -20,55 +20,79 @@ constexpr int panel_rows = 12;
 constexpr int panel_rows = 6;  // 12 accumulators + 2 operands + 1 broadcast = 15 of 16 registers
 #endif
 
+// The sums of one tile leave the registers once, for a loop that need not be unrolled.
+struct TileSums {
+  Vec at[panel_rows][2];
+};
+
 template <int rows, int vectors>
-inline void panel_tile(const PanelProduct& op, int64_t row, int64_t column) {
-  const float* a = op.a + row * op.row_stride;
+inline void tile_sums(const PanelProduct& op, int64_t row, int64_t column, TileSums& sums) {
+  const float* segment = op.a + row * op.row_stride;
   const float* b = op.panels + column / panel_width * op.panel_step + column % panel_width;
+  const int64_t depth = op.depth, depth_stride = op.depth_stride, depth_step = op.depth_step,
+                row_stride = op.row_stride;
   Vec sum[rows][vectors] = {};
-  for (int64_t k = 0; k < op.depth; ++k) {
-    Vec values[vectors];
+  for (int64_t s = 0; s < op.segments; ++s) {
+    const float* a = segment;
+    for (int64_t k = 0; k < depth; ++k) {
+      Vec values[vectors];
 #pragma GCC unroll 2
-    for (int j = 0; j < vectors; ++j) values[j] = load(b + j * lanes);
+      for (int j = 0; j < vectors; ++j) values[j] = load(b + j * lanes);
 #pragma GCC unroll 12
-    for (int i = 0; i < rows; ++i) {
-      const Vec factor = broadcast(a[i * op.row_stride]);
+      for (int i = 0; i < rows; ++i) {
+        const Vec factor = broadcast(a[i * row_stride]);
 #pragma GCC unroll 2
-      for (int j = 0; j < vectors; ++j) sum[i][j] += factor * values[j];
+        for (int j = 0; j < vectors; ++j) sum[i][j] += factor * values[j];
+      }
+      a += depth_stride;
+      b += depth_step;
     }
-    a += op.depth_stride;
-    b += op.depth_step;
+    segment += op.segment_step;
   }
-  for (int i = 0; i < rows; ++i) {
-    float* to = op.out + (row + i) * op.out_stride + column;
-    for (int j = 0; j < vectors; ++j)
-      store(to + j * lanes, op.add ? load(to + j * lanes) + sum[i][j] : sum[i][j]);
-  }
+#pragma GCC unroll 12
+  for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < vectors; ++j) sums.at[i][j] = sum[i][j];
 }
 
 template <int vectors, int rows>
-inline void panel_tile_of(int64_t size, const PanelProduct& op, int64_t row, int64_t column) {
+inline void tile_sums_of(int64_t size, const PanelProduct& op, int64_t row, int64_t column, TileSums& sums) {
   if constexpr (rows > 0) {
-    if (size == rows) return panel_tile<rows, vectors>(op, row, column);
-    panel_tile_of<vectors, rows - 1>(size, op, row, column);
+    if (size == rows) return tile_sums<rows, vectors>(op, row, column, sums);
+    tile_sums_of<vectors, rows - 1>(size, op, row, column, sums);
   }
 }
 
-// Rows begin <= r < end, in tiles of nearly equal size: a tile of two rows would wait for its multiply-adds.
-template <int vectors>
-inline void panel_columns(const PanelProduct& op, int64_t begin, int64_t end, int64_t column) {
+// finish(row, column, sum) for the rows begin <= r < end, in tiles of nearly equal size: a tile of two rows
+// would wait for its multiply-adds.
+template <int vectors, class Finish>
+inline void product_columns(
+    const PanelProduct& op, int64_t begin, int64_t end, int64_t column, Finish finish) {
+  TileSums sums;
   int64_t groups = (end - begin + panel_rows - 1) / panel_rows;
   for (int64_t row = begin; groups > 0; --groups) {
     const int64_t size = (end - row + groups - 1) / groups;
-    panel_tile_of<vectors, panel_rows>(size, op, row, column);
+    tile_sums_of<vectors, panel_rows>(size, op, row, column, sums);
+    for (int64_t i = 0; i < size; ++i)
+      for (int j = 0; j < vectors; ++j) finish(row + i, column + j * lanes, sums.at[i][j]);
     row += size;
   }
 }
 
+template <class Finish>
+inline void product_with_panels(const PanelProduct& op, int64_t begin, int64_t end, Finish finish) {
+  int64_t column = 0;
+  for (; column + 2 * lanes <= op.columns; column += 2 * lanes)
+    product_columns<2>(op, begin, end, column, finish);
+  for (; column < op.columns; column += lanes) product_columns<1>(op, begin, end, column, finish);
+}
+
 // Rows begin <= r < end of one product.
 void panel_product(const PanelProduct& op, int64_t begin, int64_t end) {
-  int64_t column = 0;
-  for (; column + 2 * lanes <= op.columns; column += 2 * lanes) panel_columns<2>(op, begin, end, column);
-  for (; column < op.columns; column += lanes) panel_columns<1>(op, begin, end, column);
+  product_with_panels(op, begin, end, [&](int64_t row, int64_t column, Vec sum) {
+    float* to = op.out + row * op.out_stride + column;
+    store(to, op.add ? load(to) + sum : sum);
+  });
 }
 
 // Rows of the right factor that are packed together: a panel of them is 32 KB.
@@ -85,17 +109,18 @@ void gradient_product(const GradientProduct& op, int64_t begin, int64_t end) {
       for (int64_t k = 0; k < depth; ++k)
         for (int64_t j = 0; j < width; j += lanes)
           store(panel + k * panel_width + j, load(op.b + (first + k) * op.b_stride + column + j));
-      const PanelProduct product{op.a + first * op.a_stride,
-                                 1,
-                                 op.a_stride,
-                                 panel,
-                                 0,
-                                 panel_width,
-                                 depth,
-                                 width,
-                                 op.out + column,
-                                 op.columns,
-                                 true};
+      PanelProduct product{};
+      product.a = op.a + first * op.a_stride;
+      product.row_stride = 1;
+      product.depth_stride = op.a_stride;
+      product.segments = 1;
+      product.panels = panel;
+      product.depth_step = panel_width;
+      product.depth = depth;
+      product.columns = width;
+      product.out = op.out + column;
+      product.out_stride = op.columns;
+      product.add = true;
       panel_product(product, begin, end);
     }
   }

@@ -9,6 +9,7 @@
 #include "mlp_blocks.h"
 #include "panels.h"
 #include "projector.h"
+#include "thin.h"
 #include "winograd.h"
 
 namespace lpn {
@@ -16,12 +17,12 @@ namespace {
 
 constexpr Kernels kernels_named(const char* name) {
   return {name,
-          softplus_rows,
-          slope_mul_rows,
-          tangent_rows,
-          adjoint_rows,
+          activation_kernels<float>(),
+          activation_kernels<BFloat16>(),
           panel_product,
           gradient_product,
+          thin_kernels<float>(),
+          thin_kernels<BFloat16>(),
           winograd_inputs,
           winograd_inputs_adjoint,
           winograd_outputs,

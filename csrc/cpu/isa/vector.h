@@ -11,6 +11,8 @@
 #endif
 #include <stdint.h>
 
+#include "../kernels.h"
+
 namespace lpn {
 namespace {
 
@@ -48,6 +50,45 @@ inline Vec load(const float* from, int64_t count) {  // from: [count]
 inline void store(float* to, Vec value, int64_t count) {  // to: [count]
   if (count == lanes) return store(to, value);
   float padded[lanes];
+  store(padded, value);
+  for (int64_t i = 0; i < count; ++i) to[i] = padded[i];
+}
+
+// ---- bfloat16: the upper half of a float ------------------------------------------------------------------
+
+typedef uint16_t HalfVec __attribute__((vector_size(2 * lanes)));
+typedef uint32_t WordVec __attribute__((vector_size(4 * lanes)));
+typedef uint16_t LooseHalfVec __attribute__((vector_size(2 * lanes), aligned(2), may_alias));
+
+inline Vec widened(HalfVec bits) {
+  return reinterpret_cast<Vec>(__builtin_convertvector(bits, WordVec) << 16);
+}
+
+// To nearest, ties to even; NaN stays NaN, which carrying over would turn into infinity.
+inline HalfVec narrowed(Vec value) {
+  const WordVec bits = reinterpret_cast<WordVec>(value);
+  const WordVec rounded = (bits + (((bits >> 16) & 1) + 0x7fff)) >> 16;
+  return __builtin_convertvector(value == value ? rounded : (bits >> 16) | 0x40, HalfVec);
+}
+
+inline Vec load(const BFloat16* from) {
+  return widened(*reinterpret_cast<const LooseHalfVec*>(from));
+}  // [lanes]
+
+inline void store(BFloat16* to, Vec value) {
+  *reinterpret_cast<LooseHalfVec*>(to) = narrowed(value);
+}  // [lanes]
+
+inline Vec load(const BFloat16* from, int64_t count) {  // from: [count]
+  if (count == lanes) return load(from);
+  BFloat16 padded[lanes] = {};
+  for (int64_t i = 0; i < count; ++i) padded[i] = from[i];
+  return load(padded);
+}
+
+inline void store(BFloat16* to, Vec value, int64_t count) {  // to: [count]
+  if (count == lanes) return store(to, value);
+  BFloat16 padded[lanes];
   store(padded, value);
   for (int64_t i = 0; i < count; ++i) to[i] = padded[i];
 }

@@ -1,9 +1,10 @@
 """The compiled CPU path (csrc/): the whole dense network per block of rows in cache, and fused epilogues.
 
     dense   prox, hvp and all gradients in one C++ call each; nothing but x, v and the results touch memory
-    conv    the sweeps with ATen's (oneDNN's) linear maps and one fused pass per stage and sweep between them
+    conv    the sweeps with the maps of ops/cpu_maps.py and one fused pass per stage and sweep between them
 
-float32 only. Threads come from torch's own pool: the module borrows it and starts none.
+float32; convolutional networks in bfloat16 too, where the CPU multiplies it. Threads come from torch's own pool: the
+module borrows it and starts none.
 """
 
 import functools
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ...algebra.parameters import layout
 from ...algebra.spec import Spec
-from .. import registry
+from .. import registry, thin
 from ..cpu_maps import CpuConvMaps
 from .torch import SweepsBackend
 
@@ -48,8 +49,11 @@ class CpuBackend:
             return f"x is on {x.device}, this backend runs on the CPU"
         if x.dtype != torch.float32:
             return f"x is {x.dtype}, this backend computes in float32"
+        if precision == "bf16" and not spec.is_dense:
+            multiplies = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            return None if multiplies else "precision 'bf16' needs a CPU that multiplies bfloat16 (AVX-512)"
         if precision != "fp32":
-            return f"precision {precision!r} is not covered"
+            return f"precision {precision!r} is not covered" + (" for dense networks" if precision == "bf16" else "")
         if spec.is_dense and spec.noise_levels:
             return "dense networks with noise-dependent biases are not covered"
         if spec.is_dense and spec.quadratic:
@@ -88,32 +92,48 @@ class CpuBackend:
 
 
 class FusedEpilogues:
-    """ops/epilogues.py's four steps, each one pass over memory; tensors are [N, H, h, w], channels-last, float32."""
+    """ops/epilogues.py's four steps, each one pass over memory.
+
+    Tensors are [N, H, h, w], channels-last, float32 or bfloat16; `rest` may be a product that was not formed yet
+    (ops/thin.py), and then u may be None.
+    """
 
     def softplus(self, u: Tensor, rest: Tensor | None, b: Tensor | None, beta: float, storage: torch.dtype) -> Tensor:
+        if isinstance(rest, thin.ThinProduct):
+            return rest.softplus(u, b, beta, storage)
+        if u.dtype == torch.float32 != storage:  # a first stage by the library
+            return self.softplus(u, rest, b, beta, torch.float32).to(storage)
         rows, channels = _matrix(u)
         b = None if b is None else b.contiguous()
         rows_per_bias = max(1, rows // (1 if b is None else b.shape[0]))  # 1 for an empty batch
-        _cpu.softplus(_at(u), _at(rest), _at(b), rows_per_bias, _at(u), rows, channels, beta, torch.get_num_threads())
+        _entry("softplus", u)(
+            _at(u), _at(rest), _at(b), rows_per_bias, _at(u), rows, channels, beta, torch.get_num_threads()
+        )
         return u
 
     def slope_mul(self, a: Tensor | None, z: Tensor, w: Tensor | None, g: Tensor | None, beta: float) -> Tensor:
         a = None if a is None else _like(a, z)
         out = torch.empty_like(z) if a is None else a
         rows, channels = _matrix(z)
-        _cpu.slope_mul(_at(a), _at(z), _at(w), _at(g), _at(out), rows, channels, beta, torch.get_num_threads())
+        _entry("slope_mul", z)(_at(a), _at(z), _at(w), _at(g), _at(out), rows, channels, beta, torch.get_num_threads())
         return out
 
     def tangent(self, a: Tensor, rest: Tensor | None, z: Tensor, beta: float) -> Tensor:
+        if isinstance(rest, thin.ThinProduct):
+            return rest.tangent(a, z, beta)
+        if a.dtype == torch.float32 != z.dtype:
+            return self.tangent(a, rest, z.float(), beta).to(z.dtype)
         rows, channels = _matrix(z)
-        _cpu.tangent(_at(a), _at(rest), _at(z), _at(a), rows, channels, beta, torch.get_num_threads())
+        _entry("tangent", z)(_at(a), _at(rest), _at(z), _at(a), rows, channels, beta, torch.get_num_threads())
         return a
 
     def adjoint(self, a: Tensor | None, z: Tensor, e: Tensor, dz: Tensor, g: Tensor | None, beta: float) -> Tensor:
         a = None if a is None else _like(a, z)
         out = torch.empty_like(z) if a is None else a
         rows, channels = _matrix(z)
-        _cpu.adjoint(_at(a), _at(z), _at(e), _at(dz), _at(g), _at(out), rows, channels, beta, torch.get_num_threads())
+        _entry("adjoint", z)(
+            _at(a), _at(z), _at(e), _at(dz), _at(g), _at(out), rows, channels, beta, torch.get_num_threads()
+        )
         return out
 
 
@@ -137,6 +157,11 @@ def _table(spec: Spec) -> Tensor:
 def _problem(spec: Spec, x: Tensor) -> tuple:
     """(table, rows, dim, stages, beta, alpha) as every mlp function takes them."""
     return _at(_table(spec)), x.shape[0], spec.channels, len(spec.stages), spec.beta, spec.alpha
+
+
+def _entry(name: str, z: Tensor):
+    """csrc's function of that name for tensors of z's type."""
+    return getattr(_cpu, name if z.dtype == torch.float32 else f"{name}_bfloat16")
 
 
 def _at(t: Tensor | None) -> int:

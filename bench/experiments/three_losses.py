@@ -50,9 +50,13 @@ def train(
     device: str = "cpu",
 ) -> lf.LPN:
     """The trained network, its file written to `folder`; a run found there is resumed, a finished one read."""
+    card = {"sigma": sigma, "value_range": [0.0, 1.0], **card}
+    finished = folder / "model.safetensors"
+    if finished.exists() and (model := lf.load(finished, device)).card == card:
+        return model.requires_grad_(False)
     torch.manual_seed(seed)
     model = build().to(device)
     Trainer(model, sampler, phases, sigma=sigma, batch_size=batch, seed=seed, out=folder).run()
-    model.card = {"sigma": sigma, "value_range": [0.0, 1.0], **card}
-    lf.save(model, folder / "model.safetensors")
+    model.card = card
+    lf.save(model, finished)
     return model.requires_grad_(False)

@@ -145,6 +145,7 @@ def _networks(args, study: Study, setting: Setting, root: Path, runs: Path) -> I
             gamma = f"-g{gamma_min:g}" if loss == "matching" else ""
             folder = runs / f"{domain.name}-{size}-{setting.side}-{setting.steps}" / f"{loss}-{sigma:g}{gamma}"
             print(f"{loss} at noise {sigma:g}: {folder}", flush=True)
+            card = {"data": domain.name, "loss": loss, "steps": setting.steps}
             model = three_losses.train(
                 lambda: _build(domain, setting),
                 crops,
@@ -152,7 +153,7 @@ def _networks(args, study: Study, setting: Setting, root: Path, runs: Path) -> I
                 sigma=sigma,
                 batch=setting.batch,
                 folder=folder,
-                card={"data": domain.name, "loss": loss, "steps": setting.steps, "gamma_min": gamma_min},
+                card=card | ({"gamma_min": gamma_min} if loss == "matching" else {}),
                 device=args.device,
             )
             yield _label(loss, gamma_min, setting), sigma, model

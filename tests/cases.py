@@ -42,6 +42,19 @@ def conv_wide() -> lf.LPN:
     return lf.LPN(Spec("conv", 33, stages, 10.0, 0.01))
 
 
+def square(kind: str) -> lf.LPN:
+    """A squared first stage, a skip and both heads after it."""
+    dense = kind == "dense"
+    first = {"skip_kernel": 1} if dense else {"skip_kernel": 3, "skip_padding": 2}
+    second = {"kernel": 1} if dense else {"kernel": 3, "padding": 1, "skip_kernel": 3, "skip_padding": 2}
+    stages = (
+        Stage(4, bias=False, heads=("linear",), **first),
+        Stage(6, heads=("linear", "squared"), **second),
+        Stage(3, kernel=1, skip_kernel=0, heads=("linear",)),
+    )
+    return lf.LPN(Spec(kind, 2, stages, 3.0, 0.1, noise_levels=(0.1, 0.2, 0.4), square_first=True))
+
+
 # name -> (builder, shape of one batch of inputs)
 FAMILIES = {
     "dense": (lambda: lf.MLPLPN(3, hidden=20, layers=3), (7, 3)),
@@ -57,6 +70,8 @@ FAMILIES = {
     "conv-mixed": (conv_mixed, (2, 2, 9, 11)),
     "conv-wide": (conv_wide, (2, 33, 6, 7)),
     "frame": (lambda: lf.FrameLPN(1, kernel=3, gates=((1, 1, 5), (3, 2, 4))), (2, 1, 9, 10)),
+    "square": (lambda: square("conv"), (2, 2, 9, 10)),
+    "square-dense": (lambda: square("dense"), (5, 2)),
     "ridge": (lambda: lf.RidgeLPN(2, pairs=5, kernel=3, sigma_conditional=True), (2, 2, 9, 10)),
     "mnist": (lambda: lf.paper_network("mnist"), (2, 1, 28, 28)),
 }  # fmt: skip

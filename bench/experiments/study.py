@@ -8,8 +8,8 @@ can be read off. All variants are exact proxes for whatever weights they end wit
     published        128-pixel network, its start, l1, batch of 8 crops of 128 pixels (arXiv 2310.14344; there 64)
     multiscale       ConvLPN as it comes
     ridge            RidgeLPN as it comes
-    frame-*          FrameLPN: without gates, with, with gates that see 3 x 3 neighbours, with two stages of them,
-                     with smaller and larger filters
+    frame-*          FrameLPN as it comes, with fewer and more gates, with gates that see 3 x 3 neighbours, with gates
+                     for gates, with smaller and larger filters
 """
 
 import argparse
@@ -54,11 +54,11 @@ VARIANTS = {
     "published": Variant(_published, 1e-3, "l1", crop=128),
     "multiscale": Variant(lambda: lf.ConvLPN(1, hidden=48), 2e-3),
     "ridge": Variant(lambda: lf.RidgeLPN(1), 1e-3),
-    "frame-no-gates": Variant(lambda: lf.FrameLPN(1, gates=()), 1e-2),
     "frame": Variant(lambda: lf.FrameLPN(1), 1e-2),
-    "frame-wide": Variant(lambda: lf.FrameLPN(1, gates=((1, 1, 128),)), 1e-2),
-    "frame-3x3": Variant(lambda: lf.FrameLPN(1, gates=((3, 2, 64),)), 1e-2),
-    "frame-two-stages": Variant(lambda: lf.FrameLPN(1, gates=((1, 1, 64), (3, 2, 48))), 1e-2),
+    "frame-narrow": Variant(lambda: lf.FrameLPN(1, gates=((1, 1, 48),)), 1e-2),
+    "frame-wide": Variant(lambda: lf.FrameLPN(1, gates=((1, 1, 192),)), 1e-2),
+    "frame-3x3": Variant(lambda: lf.FrameLPN(1, gates=((3, 1, 96),)), 1e-2),
+    "frame-two-stages": Variant(lambda: lf.FrameLPN(1, gates=((1, 1, 96), (3, 1, 32))), 1e-2),
     "frame-5": Variant(lambda: lf.FrameLPN(1, kernel=5), 1e-2),
     "frame-9": Variant(lambda: lf.FrameLPN(1, kernel=9), 1e-2),
 }

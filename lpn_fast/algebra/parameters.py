@@ -55,7 +55,7 @@ def layout(spec: Spec) -> tuple[Slot, ...]:
             add(prefix + "skip", matrix(stage.width, spec.channels, stage.skip_kernel))
         if stage.bias:
             add(prefix + "bias", (stage.width,))
-        if spec.noise_levels:
+        if spec.noise_levels and not (spec.square_first and index == 0):
             add(prefix + "noise", (stage.width, len(spec.noise_levels)))
         if "linear" in stage.heads:
             add(prefix + "head", (stage.width,), nonnegative=True)

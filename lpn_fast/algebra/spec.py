@@ -10,6 +10,7 @@ zero padding, and every dot product with z or x also sums over the pixels. D_l k
 `resize` (algebra/resize.py); phi(sigma) are fixed features of the noise level (algebra/noise.py).
 Softplus is convex and non-decreasing and z >= 0, so psi is convex in x for any weights of those signs,
 and f = grad psi is the proximal operator of some function R (arXiv 2310.14344, Propositions 1 and 2).
+With `square_first` the first stage is z_1 = u_1^2, u_1 = A_1 D_1 x: it reads x alone, so convex is enough.
 
 With `noise_units` the equations above hold for x measured in units of the noise, which is
 
@@ -60,6 +61,7 @@ class Spec:
     quadratic_kernel: int = 1
     noise_levels: tuple[float, ...] = ()  # knots of phi; () = one fixed noise level
     noise_units: bool = False  # x enters as x / sigma
+    square_first: bool = False  # z_1 = u_1^2 without bias, in place of softplus(u_1)
     image_size: tuple[int, int] | None = None  # the only (H, W) the network accepts; None = any
 
     def __post_init__(self):
@@ -182,4 +184,9 @@ def _check(spec: Spec) -> None:
                 stage.kernel <= 1 and stage.skip_kernel <= 1 and geometry == (1, 0, 1, 0, 1),
                 f"stage {index}: a dense network has kernel, stride and resize 1 and padding 0, got {stage}",
             )
+    first = spec.stages[0]
+    need(
+        not spec.square_first or (not first.bias and "squared" not in first.heads),
+        f"square_first wants a first stage without bias and squared head, got bias={first.bias}, heads={first.heads}",
+    )
     need(any(stage.heads for stage in spec.stages), "no stage has a head, so psi would not depend on the stages")

@@ -93,7 +93,7 @@ def add_parser(subparsers) -> None:
     add("--family", choices=FAMILIES, help="default multiscale; frame, ridge: see FrameLPN, RidgeLPN; published ones")
     add("--hidden", type=int, help="channels per stage (default 48); ridge: pairs of filters")
     add("--strides", nargs="+", type=int, help="stride of each stage (default 1 2 1 2 1)")
-    add("--gates", nargs="*", type=_gate, metavar="K,S,W", help="frame: side, stride, width of each gate (1,1,64)")
+    add("--gates", nargs="*", type=_gate, metavar="K,S,W", help="frame: side, stride, width of each gate")
     add("--kernel", type=int, help="side of the core kernels (default 3)")
     add("--skip-kernel", type=int, help="side of the skip kernels, or of the frame (default 5)")
     add("--heads", choices=("last", "all"), help="stages that enter the potential (default all)")

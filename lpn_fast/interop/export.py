@@ -65,7 +65,7 @@ class FeedForward(nn.Module):
             unit = sigma.reshape(-1, *(1,) * (x.dim() - 1))  # [N, 1, ...]
             x = x / unit
         inputs = self._resized(x)
-        z = [None] * len(spec.stages)
+        z, twice = [None] * len(spec.stages), None
         for l, stage in enumerate(spec.stages):
             u = 0
             core, skip = self._of("core", l), self._of("skip", l)
@@ -77,8 +77,11 @@ class FeedForward(nn.Module):
                 u = u + _channels(self._of("bias", l)[None], x)
             if self._of("noise", l) is not None:
                 u = u + _channels(features @ self._of("noise", l).T, x)
-            z[l] = _softplus(u, spec.beta)
-        f = self._transposed(x, inputs, z)
+            if l == 0 and spec.square_first:
+                z[l], twice = u * u, 2 * u
+            else:
+                z[l] = _softplus(u, spec.beta)
+        f = self._transposed(x, inputs, z, twice)
         psi = self._potential(x, z) if self.with_potential else None
         if unit is not None:
             f, psi = unit * f, None if psi is None else sigma * sigma * psi
@@ -116,7 +119,8 @@ class FeedForward(nn.Module):
         full = F.pad(full, (0, stride, 0, stride))
         return full[..., padding : padding + size[0], padding : padding + size[1]]
 
-    def _transposed(self, x: Tensor, inputs: dict[int, Tensor], z: list[Tensor]) -> Tensor:
+    def _transposed(self, x: Tensor, inputs: dict[int, Tensor], z: list[Tensor], twice: Tensor | None) -> Tensor:
+        """f; `twice` is the slope 2 u of a squared first stage."""
         spec = self.spec
         f = spec.alpha * x
         sums: dict[int, Tensor] = {}
@@ -131,7 +135,7 @@ class FeedForward(nn.Module):
                 a = curved if a is None else a + curved
             if a is None:
                 continue  # a stage that psi does not reach
-            e = (1 - torch.exp(-spec.beta * z[l])) * a
+            e = a * (1 - torch.exp(-spec.beta * z[l]) if twice is None or l else twice)
             if self._of("skip", l) is not None:
                 source = inputs[stage.resize]
                 image = self._adjoint(e, self._of("skip", l), source, stage.skip_stride, stage.skip_padding)

@@ -5,7 +5,7 @@ alpha, K and the squared head of the first stage, whose Hessian is at most 2 g_j
 
     gain = sup_omega  sum_j 2 g_j |A_j(omega)|^2 + sum_m |K_m(omega)|^2 + alpha        (A_j, K_m transfer functions)
 
-With gain < 1, psi(x) <= gain/2 |x|^2 + O(|x|), hence
+of a squared first stage the same with q_j of `quadratic_heads` for g_j. With gain < 1, psi(x) <= gain/2 |x|^2 + O(|x|), hence
 
     R(x) = psi*(x) - 1/2 |x|^2 >= (1/gain - 1)/2 |x|^2 - O(|x|):
 
@@ -52,6 +52,9 @@ def asymptotic_gain(model: LPN) -> float:
     if any("squared" in stage.heads for stage in model.spec.stages[1:]):
         return math.inf
     first, operators = model.stages[0], []
+    if model.spec.square_first:
+        weight = (2 * quadratic_heads(model)).sqrt()
+        operators.append(first.skip * weight.view(-1, *(1,) * (first.skip.dim() - 1)))
     if "squared" in model.spec.stages[0].heads:
         weight = (2 * first.head_squared.clamp(min=0)).sqrt()
         skip = first.skip * weight.view(-1, *(1,) * (first.skip.dim() - 1))
@@ -79,7 +82,9 @@ def lipschitz_bound(model: LPN) -> float:
         return math.inf
     stage, operators = model.stages[0], []
     curvature = stage.skip.new_zeros(len(stage.skip))  # [H]
-    if "linear" in model.spec.stages[0].heads:
+    if model.spec.square_first:
+        curvature = 2 * quadratic_heads(model)
+    elif "linear" in model.spec.stages[0].heads:
         curvature = curvature + stage.head.clamp(min=0) * (model.spec.beta / 4)
     if "squared" in model.spec.stages[0].heads:
         curvature = curvature + 2 * OVERSHOOT * stage.head_squared.clamp(min=0)
@@ -92,6 +97,31 @@ def lipschitz_bound(model: LPN) -> float:
     if model.spec.quadratic:
         operators.append(model.quadratic)
     return model.alpha + transfer_bound(model.spec, _stacked(operators))
+
+
+def quadratic_heads(model: LPN) -> Tensor:
+    """q, [H_1], with psi(x) <= q . z_1 + O(|x|), z_1 = u_1^2: the head of the first stage, and every path to a later one.
+
+        q = w_1 + sum over l of  W_2^T .. W_l^T w_l        (of W_l the sum of the taps through which one pixel acts)
+
+    since softplus(W z + b) <= W z + const. For a squared first stage; differentiable in cores and heads.
+    """
+    through = 0
+    for stage, shape in zip(reversed(model.stages[1:]), reversed(model.spec.stages[1:]), strict=True):
+        core = stage.core.clamp(min=0) if model.spec.is_dense else seen_by_one_pixel(stage.core, shape.stride)
+        through = (_head(stage, core) + through) @ core
+    return _head(model.stages[0], model.stages[0].skip) + through
+
+
+def _head(stage, like: Tensor) -> Tensor:
+    return stage.head.clamp(min=0) if hasattr(stage, "head") else like.new_zeros(len(like))
+
+
+def seen_by_one_pixel(core: Tensor, stride: int) -> Tensor:
+    """[out, in]: sum of the taps of a core [out, in, k, k] through which one input pixel acts, largest over pixels."""
+    core = core.clamp(min=0)
+    sums = [core[:, :, i::stride, j::stride].sum((2, 3)) for i in range(stride) for j in range(stride)]
+    return torch.stack(sums).amax(0)
 
 
 def largest_strength(model: LPN) -> float:

@@ -303,7 +303,7 @@ class LPN(nn.Module):
         return self
 
     def step_scales(self) -> dict[str, float]:
-        """Factors in (0, 1] on an optimizer's steps, by parameter name; empty where all are one."""
+        """Positive factors on an optimizer's steps, by parameter name; empty where all are one."""
         return {}
 
     def packed(self) -> Tensor:

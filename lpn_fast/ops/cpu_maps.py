@@ -36,7 +36,7 @@ class CpuConvMaps(ConvMaps):
                 )
                 maps = fast() if winograd.supports(stage, channels, isa) else None
                 gradient = (maps or fast()) if winograd.supports(stage, channels, isa, gradient=True) else None
-            if thin.supports(stage, spec.channels):
+            if thin.supports(stage, spec.channels) and not (spec.square_first and l == 0):
                 skip = thin.ThinSkip(weights.skip, stage.skip_stride, stage.skip_padding)
             self._fast.append(maps)
             self._fast_gradient.append(gradient)

@@ -57,6 +57,24 @@ class TorchEpilogues:
         return (source if a is None else source.addcmul_(_wide(a), _slope(z, beta))).to(storage)
 
 
+class SquareEpilogues:
+    """The steps of a first stage z = u^2. In the places of z, e and dz it keeps u, e / u = 2 (a + w) and du."""
+
+    def softplus(self, u: Tensor, rest: Tensor | None, b: None, beta: float, storage: torch.dtype) -> Tensor:
+        return (u if rest is None else u + rest).to(storage)
+
+    def slope_mul(self, a: Tensor | None, u: Tensor, w: Tensor | None, g: None, beta: float) -> Tensor:
+        a = torch.zeros_like(u) if a is None else _wide(a)
+        return (2 * (a if w is None else a + per_channel(w, a))).to(u.dtype)
+
+    def tangent(self, a: Tensor, rest: Tensor | None, u: Tensor, beta: float) -> Tensor:
+        return (a if rest is None else a + rest).to(u.dtype)
+
+    def adjoint(self, a: Tensor | None, u: Tensor, e: Tensor, du: Tensor, g: None, beta: float) -> Tensor:
+        source = _wide(e) * _wide(du)
+        return (source if a is None else source.addcmul_(_wide(a), _wide(u), value=2)).to(u.dtype)
+
+
 def _wide(t: Tensor) -> Tensor:
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 

@@ -11,7 +11,9 @@
 
 e_l = d psi / d u_l, dz_l the derivative of z_l along v, delta_l the derivative of e_l along v. One forward
 and one transposed sweep give f; one tangent and one adjoint sweep more give H v, which is symmetric, so
-that the vjp, the jvp and the hvp of f are one operation. Only z, e and dz are ever stored, and e only where
+that the vjp, the jvp and the hvp of f are one operation. A first stage z = u^2 has s = 2 u, which z does not tell:
+it keeps u, e_1/u and du in the places of z, e and dz (ops/epilogues.py), and `_z`, `_e`, `_dz` give what they stand for.
+Only z, e and dz are ever stored, and e only where
 a second-order sweep will want it: A_l^T e_l is added up on the way down. With F the
 operations of the value sweep: prox 2F, H v 2F with (z, e) at hand, all gradients 6F.
 """
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from ..algebra.parameters import Slot, layout, parameter_count, unpack
 from ..algebra.spec import Spec
-from .epilogues import per_channel
+from .epilogues import SquareEpilogues, per_channel
 from .maps import maps_for
 
 
@@ -31,8 +33,8 @@ from .maps import maps_for
 class Tape:
     """What the forward and the transposed sweep leave behind, stage by stage."""
 
-    z: list[Tensor]  # [N, H_l(, h, w)]
-    e: list[Tensor]  # as z
+    z: list[Tensor]  # [N, H_l(, h, w)]; of a squared first stage u
+    e: list[Tensor]  # as z; of a squared first stage e / u
 
     def flatten(self) -> list[Tensor]:
         """z_1..z_L, e_1..e_L, as the operators pass it."""
@@ -67,7 +69,9 @@ class Sweeps:
         self.weights = unpack(spec, packed)
         self.stages = self.weights.stages
         self.maps = maps_for(spec, self.weights, x, storage)
-        self.epilogues = epilogues
+        self.epilogues = [epilogues] * len(spec.stages)
+        if spec.square_first:
+            self.epilogues[0] = SquareEpilogues()
         self.x_l = self.maps.skip_inputs(x)
 
     def value_prox(self, with_value: bool, keep: bool) -> tuple[Tensor | None, Tensor, Tape | None]:
@@ -118,7 +122,7 @@ class Sweeps:
                 gradient[slot.offset : slot.end] = self._outer_gradient(name, p, v).reshape(-1)
         sum_l, a = self.maps.skips_adjoint(self.x), None
         for l in reversed(range(len(self.stages))):
-            e, total = tape.e[l], None
+            e, total = self._e(l, tape), None
             if v is not None:
                 total = self._adjoint(l, a, tape, dz)
                 a = self.maps.core_adjoint(l, total, tape.z[l - 1]) if l else None
@@ -140,8 +144,8 @@ class Sweeps:
     def _forward(self) -> list[Tensor]:
         z: list[Tensor] = []
         for l in range(len(self.stages)):
-            u, rest = self.maps.stage(l, z[-1] if l else None, self.x_l[l])
-            z.append(self.epilogues.softplus(u, rest, self._bias(l), self.spec.beta, self.maps.storage))
+            u, rest = self.maps.stage(l, self._z(l - 1, z[-1]) if l else None, self.x_l[l])
+            z.append(self.epilogues[l].softplus(u, rest, self._bias(l), self.spec.beta, self.maps.storage))
         return z
 
     def _bias(self, l: int) -> Tensor | None:
@@ -167,12 +171,12 @@ class Sweeps:
             if a is None and w.head is None and w.head_squared is None:
                 e = torch.zeros_like(z[l])  # a stage that psi does not reach
             else:
-                e = self.epilogues.slope_mul(a, z[l], w.head, w.head_squared, self.spec.beta)
-            if total is not None:
-                total.add(l, e)
+                e = self.epilogues[l].slope_mul(a, z[l], w.head, w.head_squared, self.spec.beta)
             if keep:
                 kept[l] = e
-            else:
+            if total is not None:
+                total.add(l, self._squared_first(l, e, z[l], 1))
+            if not keep:
                 z[l] = None
             a = self.maps.core_adjoint(l, e, z[l - 1]) if l else None
         return kept
@@ -181,13 +185,28 @@ class Sweeps:
         """All dz_l."""
         dz: list[Tensor | None] = []
         for l in range(len(self.stages)):
-            du, rest = self.maps.stage(l, dz[-1] if l else None, v_l[l])
-            dz.append(self.epilogues.tangent(du, rest, tape.z[l], self.spec.beta))
+            du, rest = self.maps.stage(l, self._dz(l - 1, tape, dz) if l else None, v_l[l])
+            dz.append(self.epilogues[l].tangent(du, rest, tape.z[l], self.spec.beta))
         return dz
 
     def _adjoint(self, l: int, a: Tensor | None, tape: Tape, dz: list[Tensor]) -> Tensor:
         """delta_l, from a = W_{l+1}^T delta_{l+1}."""
-        return self.epilogues.adjoint(a, tape.z[l], tape.e[l], dz[l], self.stages[l].head_squared, self.spec.beta)
+        return self.epilogues[l].adjoint(a, tape.z[l], tape.e[l], dz[l], self.stages[l].head_squared, self.spec.beta)
+
+    def _squared_first(self, l: int, t: Tensor, u: Tensor, factor: int) -> Tensor:
+        """factor u t where stage l is the squared first one, t elsewhere."""
+        if l or not self.spec.square_first:
+            return t
+        return t * u if factor == 1 else (t * u).mul_(factor)
+
+    def _z(self, l: int, kept: Tensor) -> Tensor:
+        return self._squared_first(l, kept, kept, 1)
+
+    def _e(self, l: int, tape: Tape) -> Tensor:
+        return self._squared_first(l, tape.e[l], tape.z[l], 1)
+
+    def _dz(self, l: int, tape: Tape, dz: list[Tensor]) -> Tensor:
+        return self._squared_first(l, dz[l], tape.z[l], 2)
 
     def _assemble(self, f: Tensor, x: Tensor) -> Tensor:
         """f + K^T K x + alpha x, in f's memory: what follows sum_l D_l^T A_l^T e_l."""
@@ -201,7 +220,8 @@ class Sweeps:
         """psi, (N,). Long sums of one sign: torch adds them pairwise."""
         dtype = self.x.dtype
         psi = (0.5 * self.spec.alpha) * _squares(self.x)
-        for z_l, w in zip(z, self.stages, strict=True):
+        for l, (z_l, w) in enumerate(zip(z, self.stages, strict=True)):
+            z_l = self._z(l, z_l)
             if w.head is not None:
                 psi = psi + _pixel_sum(z_l, dtype) @ w.head
             if w.head_squared is not None:
@@ -216,11 +236,13 @@ class Sweeps:
         dtype = self.x.dtype
         result = None  # of those that are linear in e and delta, in their unit
         if name == "core":
-            pairs = [(total, tape.z[l - 1])]
-            result = self.maps.core_gradient(l, pairs if dz is None else [*pairs, (tape.e[l], dz[l - 1])])
+            pairs = [(total, self._z(l - 1, tape.z[l - 1]))]
+            if dz is not None:
+                pairs.append((tape.e[l], self._dz(l - 1, tape, dz)))
+            result = self.maps.core_gradient(l, pairs)
         elif name == "skip":
             pairs = [(total, self.x_l[l])]
-            result = self.maps.skip_gradient(l, pairs if dz is None else [*pairs, (tape.e[l], v_l[l])])
+            result = self.maps.skip_gradient(l, pairs if dz is None else [*pairs, (self._e(l, tape), v_l[l])])
         elif name == "bias":
             result = _pixel_sum(total, dtype).sum(0)
         elif name == "noise":
@@ -228,9 +250,10 @@ class Sweeps:
         if result is not None:
             unit = self.maps.unit(l)
             return result if unit is None else result * unit
-        z, result = tape.z[l], 0  # the two heads
+        z, result = self._z(l, tape.z[l]), 0  # the two heads
         if dz is not None:
-            result = _pixel_sum(dz[l] if name == "head" else 2 * z.to(dtype) * dz[l], dtype).sum(0)
+            dz_l = self._dz(l, tape, dz)
+            result = _pixel_sum(dz_l if name == "head" else 2 * z.to(dtype) * dz_l, dtype).sum(0)
         if p is not None:
             result = result + p @ _pixel_sum(z if name == "head" else _squared(z, dtype), dtype)
         return result

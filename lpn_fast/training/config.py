@@ -92,8 +92,8 @@ class ModelConfig:
     skip_kernel: int = 5
     heads: str = "all"
     squared_head: bool = True
-    gates: tuple[tuple[int, int, int], ...] = ((1, 1, 64),)  # frame: (side, stride, width) of its stages
-    beta: float | None = None  # None: 100; frame: 20, in units of the noise
+    gates: tuple[tuple[int, int, int], ...] | None = None  # frame: (side, stride, width) of its stages
+    beta: float | None = None  # None: 100; frame: 1, in units of the noise
     alpha: float | None = None  # None: 1e-3; frame: 1e-4
     initialise: str | None = None  # one of STARTS; None: the family's own
     start: str | None = None  # a model file to fine-tune

@@ -56,6 +56,8 @@ class CpuBackend:
             return f"precision {precision!r} is not covered" + (" for dense networks" if precision == "bf16" else "")
         if spec.is_dense and spec.noise_levels:
             return "dense networks with noise-dependent biases are not covered"
+        if spec.is_dense and spec.square_first:
+            return "dense networks with a squared first stage are not covered"
         if spec.is_dense and spec.quadratic:
             return "dense networks with a quadratic term are not covered"
         return None

@@ -86,6 +86,35 @@ def test_a_step_ends_where_adam_and_project_end(family):
     assert torch.allclose(ours.packed(), theirs.packed(), rtol=1e-5, atol=1e-6)
 
 
+def test_scaled_steps_are_those_of_adam_with_scaled_rates():
+    """A step that was clamped before it is scaled would fall short downwards: small weights would only ever grow."""
+
+    def build():
+        torch.manual_seed(0)
+        return lf.FrameLPN(1, kernel=3)
+
+    ours, theirs = build(), build()
+    sampler = lambda n, g: torch.rand(n, 1, 12, 12, generator=g)  # noqa: E731
+    arguments = {"sigma": (0.05, 0.2), "batch_size": 4, "progress": False}
+    trainer = Trainer(ours, sampler, [Phase("l2", 8, 5e-2)], **arguments)
+    reference = Trainer(theirs, sampler, [Phase("l2", 8, 5e-2)], **arguments)
+    scales = theirs.step_scales()
+    groups = [{"params": [p], "scale": scales[name]} for name, p in theirs.named_parameters()]
+    reference.optimizer = torch.optim.Adam(groups, lr=1.0)
+
+    def step():
+        for group in reference.optimizer.param_groups:
+            group["lr"] *= group["scale"]
+        reference.optimizer.step()
+
+    reference._step_optimizer = step
+    trainer.run(), reference.run()
+    head, start = ours.stages[1].head, build().stages[1].head
+    assert (head < start).any(), "some of the small weights fell"
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-4, atol=1e-5 * scales[name]), name
+
+
 def test_clipping_bounds_the_gradient_that_adam_sees():
     trainer = small_trainer(phases=[Phase("l2", 3, 1e-3)], clip_norm=1e-3)
     norms, step = [], trainer.optimizer.step

@@ -5,7 +5,8 @@ alpha, K and the squared head of the first stage, whose Hessian is at most 2 g_j
 
     gain = sup_omega  sum_j 2 g_j |A_j(omega)|^2 + sum_m |K_m(omega)|^2 + alpha        (A_j, K_m transfer functions)
 
-of a squared first stage the same with q_j of `quadratic_heads` for g_j. With gain < 1, psi(x) <= gain/2 |x|^2 + O(|x|), hence
+of a squared first stage the same with q_j of `quadratic_heads` for g_j. With gain < 1, psi(x) <= gain/2 |x|^2 +
+O(|x|), hence
 
     R(x) = psi*(x) - 1/2 |x|^2 >= (1/gain - 1)/2 |x|^2 - O(|x|):
 
@@ -100,7 +101,7 @@ def lipschitz_bound(model: LPN) -> float:
 
 
 def quadratic_heads(model: LPN) -> Tensor:
-    """q, [H_1], with psi(x) <= q . z_1 + O(|x|), z_1 = u_1^2: the head of the first stage, and every path to a later one.
+    """q, [H_1], with psi(x) <= q . z_1 + O(|x|), z_1 = u_1^2: the head of the first stage and all paths to later ones.
 
         q = w_1 + sum over l of  W_2^T .. W_l^T w_l        (of W_l the sum of the taps through which one pixel acts)
 

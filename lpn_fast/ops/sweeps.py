@@ -12,10 +12,9 @@
 e_l = d psi / d u_l, dz_l the derivative of z_l along v, delta_l the derivative of e_l along v. One forward
 and one transposed sweep give f; one tangent and one adjoint sweep more give H v, which is symmetric, so
 that the vjp, the jvp and the hvp of f are one operation. A first stage z = u^2 has s = 2 u, which z does not tell:
-it keeps u, e_1/u and du in the places of z, e and dz (ops/epilogues.py), and `_z`, `_e`, `_dz` give what they stand for.
-Only z, e and dz are ever stored, and e only where
-a second-order sweep will want it: A_l^T e_l is added up on the way down. With F the
-operations of the value sweep: prox 2F, H v 2F with (z, e) at hand, all gradients 6F.
+it keeps u, e_1/u and du in the places of z, e and dz (ops/epilogues.py), and `_z`, `_e`, `_dz` give what they stand
+for. Only z, e and dz are ever stored, and e only where a second-order sweep will want it: A_l^T e_l is added up on the
+way down. With F the operations of the value sweep: prox 2F, H v 2F with (z, e) at hand, all gradients 6F.
 """
 
 from dataclasses import dataclass

@@ -136,9 +136,11 @@ class Trainer:
             sampler, sigma, batch_size, conditional=model.is_noise_conditional, group=self.group, noise=noise
         )
         self.generator = torch.Generator().manual_seed(seed)
-        self.optimizer = ProjectedAdam(model, lr=self.phases[0].learning_rate)
         scales = model.step_scales()
         self._scaled = [(p, scales[name]) for name, p in model.named_parameters() if name in scales]
+        # steps that are scaled afterwards must not be clamped before; `_project` clamps then
+        parts = (model.parameters(), [False] * len(list(model.parameters()))) if scales else (model,)
+        self.optimizer = ProjectedAdam(*parts, lr=self.phases[0].learning_rate)
         self.average = None if ema_decay is None else WeightAverage(model, ema_decay)
         self.step, self.total_steps = 0, sum(phase.steps for phase in self.phases)
         self.rate_factor, self.rollbacks = 1.0, 0
@@ -146,7 +148,7 @@ class Trainer:
         self.passed: dict[int, bool] = {}  # index of a phase -> whether its precision passed the gate
         self.log = RunLog(self.out if self.group.leads else None, self.progress, tensorboard and self.group.leads)
         # the optimizer's step clamps; families with further constraints bring a project_ of their own
-        self._own_projection = type(model).project_ is not LPN.project_
+        self._own_projection = bool(scales) or type(model).project_ is not LPN.project_
 
     def run(self) -> dict:
         """Train to the end of the last phase.

@@ -26,8 +26,8 @@ from lpn_fast.data import (
     validation_batch,
 )
 
-SHARED = os.environ.get("LPN_FAST_DATA")
-shared = pytest.mark.skipif(not SHARED, reason="LPN_FAST_DATA names no folder with the real data")
+SHARED = Path(os.environ.get("LPN_FAST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+shared = pytest.mark.skipif(not (SHARED / "mnist").is_dir(), reason="LPN_FAST_DATA names no folder with the real data")
 
 
 def seeded(seed=0):
@@ -63,6 +63,13 @@ def test_archives_are_read_without_unpacking(surfaces, tmp_path):
     (tmp_path / "all.zip").write_bytes(content)
     with pytest.raises(ValueError, match=r"all.zip:train/0.png is not re?a?"):
         ImageCrops([tmp_path / "all.zip"], crop=9)
+    with zipfile.ZipFile(tmp_path / "deflated.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("flat.bmp", bytes(range(256)) * 400)
+    content = bytearray((tmp_path / "deflated.zip").read_bytes())
+    content[45:60] = b"\x55" * 15  # no valid Huffman table
+    (tmp_path / "deflated.zip").write_bytes(content)
+    with pytest.raises(ValueError, match="deflated.zip:flat.bmp is not readable"):
+        ImageCrops([tmp_path / "deflated.zip"], crop=9)
     (tmp_path / "bad.zip").write_bytes(b"PK nothing")
     with pytest.raises(ValueError, match="bad.zip is not a readable zip archive"):
         find_items([tmp_path / "bad.zip"])
@@ -90,6 +97,18 @@ def test_digit_files_as_npz_and_idx_agree(tmp_path):
     np.savez(tmp_path / "two.npz", a=digits, b=digits)
     with pytest.raises(ValueError, match="two.npz: it must hold 'x_train' or a single array"):
         open_stack(tmp_path / "two.npz")
+
+
+def test_stacks_turn_gray_and_colour_into_each_other_as_files_do(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 20, 20), dtype=np.uint8)
+    np.savez(tmp_path / "colour.npz", pixels)
+    np.savez(tmp_path / "gray.npz", pixels[:, 0])
+    for index in range(2):
+        np.save(tmp_path / f"{index}.npy", pixels[index])
+    files = [tmp_path / "0.npy", tmp_path / "1.npy"]
+    assert torch.equal(validation_batch([tmp_path / "colour.npz"], 1, side=20), validation_batch(files, 1, side=20))
+    repeated = validation_batch([tmp_path / "gray.npz"], 3, side=20)
+    assert torch.equal(repeated, torch.from_numpy(pixels[:, :1].repeat(3, 1) / np.float32(255)))
 
 
 def test_sixteen_bits_and_arrays_keep_their_digits(tmp_path):
@@ -274,7 +293,7 @@ def test_bad_sampler_arguments_are_named(surfaces):
     ],
 )
 def test_real_data_are_read(source, options, count, shape):
-    crops = ImageCrops([Path(SHARED) / source], **options)
+    crops = ImageCrops([SHARED / source], **options)
     batch = crops(4, seeded())
     assert len(crops) == count and batch.shape == (4, *shape)
     assert 0 <= batch.min() and batch.max() <= 1 and batch.std() > 0.02
@@ -282,7 +301,42 @@ def test_real_data_are_read(source, options, count, shape):
 
 @shared
 def test_gray_photographs_are_luma():
-    path = sorted((Path(SHARED) / "natural/bsds500/val").glob("*.jpg"))[0]
+    path = sorted((SHARED / "natural/bsds500/val").glob("*.jpg"))[0]
     gray, colour = read_gray_or_colour(path, 1).float(), read_gray_or_colour(path, 3).float()
     luma = torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), colour, 1)
     assert (gray[0] - luma).abs().max() <= 1
+
+
+@shared
+def test_digits_have_the_known_mean_and_spread():
+    digits = validation_batch([SHARED / "mnist/mnist.npz"], side=28)
+    assert digits.shape == (60_000, 1, 28, 28)
+    assert digits.mean().item() == pytest.approx(0.1307, abs=1e-4)
+    assert digits.std().item() == pytest.approx(0.3081, abs=1e-4)
+
+
+@shared
+def test_sixteen_bit_slices_are_the_hounsfield_units_that_pillow_sees():
+    path = sorted((SHARED / "ct_tcga_lung/slices").glob("*.png"))[0]
+    with Image.open(path) as picture:
+        stored = np.asarray(picture).astype(np.float32)  # HU + 1024
+    x = validation_batch([path], side=512, full_scale=4095.0)[0, 0].numpy()
+    assert stored.max() > 255 and np.allclose(x, stored / 4095, atol=1e-6)
+    tissue = np.abs(stored - 1024) < 200  # water and soft tissue are near 0 HU
+    assert 0.05 < tissue.mean() < 0.9
+
+
+@shared
+def test_damaged_copies_of_real_files_are_named(tmp_path):
+    photograph = sorted((SHARED / "natural/bsds500/val").glob("*.jpg"))[0]
+    slice_ = sorted((SHARED / "ct_mayo/train").rglob("*.png"))[0]
+    for path in (photograph, slice_):
+        (tmp_path / path.name).write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(ValueError, match=f"{path.name} is not a readable image"):
+            ImageCrops([tmp_path / path.name], crop=16)
+        with pytest.warns(RuntimeWarning, match=path.name):
+            assert len(ImageCrops([tmp_path / path.name, path], crop=16, skip_broken=True)) == 1
+    digits = (SHARED / "mnist/mnist.npz").read_bytes()
+    (tmp_path / "mnist.npz").write_bytes(digits[: len(digits) // 2])
+    with pytest.raises(ValueError, match="mnist.npz is not readable"):
+        open_stack(tmp_path / "mnist.npz")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import ct
 from .augment import Augment, symmetry_table
-from .readers import reader
+from .readers import Reader
 from .sources import find_items
 from .store import ImageStore
 
@@ -92,7 +92,7 @@ class ImageCrops:
         if augment is not None and contrast != 1:
             raise ValueError("contrast belongs into augment where that is given")
         augment = Augment(contrast=contrast) if augment is None else augment
-        read = reader(channels, window)
+        read = Reader(channels, window)
         items = find_items(sources, exclude, split=split, recursive=recursive)
         if samples is not None:
             first, last = samples
@@ -181,7 +181,7 @@ class ImageCrops:
 def read_gray_or_colour(path: str | Path, channels: int) -> Tensor:
     """An image as uint8 (channels, H, W), or float32 if it has more than 8 bits; ValueError naming a broken file."""
     (item,) = find_items([path])
-    pixels = item.read(reader(channels))
+    pixels = item.read(Reader(channels))
     return torch.from_numpy(pixels.astype(np.float32) / 65535 if pixels.dtype == np.uint16 else pixels.copy())
 
 
@@ -201,7 +201,7 @@ def validation_batch(
 
     Arguments as for `ImageCrops`; ValueError names an image that is smaller than `side`.
     """
-    read = reader(channels, window)
+    read = Reader(channels, window)
     items = find_items(sources, exclude, split=split, recursive=recursive)[slice(*(samples or (None,)))]
     arrays = [_centred(item.read(read), side, item.name, "the validation side") for item in items]
     store = ImageStore.of_arrays(arrays, full_scale)

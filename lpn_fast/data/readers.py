@@ -9,7 +9,8 @@ Gray from colour is ITU-R 601 luma; colour from gray repeats the plane.
 
 import io
 import tokenize
-from collections.abc import Callable
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,34 +23,41 @@ ARRAY_SUFFIXES = {".npy"}
 DICOM_SUFFIXES = {".dcm", ".ima"}
 SUFFIXES = IMAGE_SUFFIXES | ARRAY_SUFFIXES | DICOM_SUFFIXES
 
-# What decoders raise on damaged bytes; numpy reads the header of an array as a Python literal, hence the last.
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, tokenize.TokenError)
+# What decoders raise on damaged bytes; numpy reads the header of an array as a Python literal, hence TokenError.
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, zlib.error, tokenize.TokenError)
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
 WIDE_GRAY = ("I;16", "I;16B", "I;16L", "I;16N")
 LARGEST_PLAUSIBLE = 16.0  # of a floating-point image that should be about [0, 1]
 
-Reader = Callable[[str, bytes], np.ndarray]  # (name for errors, content) -> (C, H, W)
 
+@dataclass(frozen=True)
+class Reader:
+    """Decodes samples of `channels` planes; DICOM values go through `window`."""
 
-def reader(channels: int, window: ct.Window = ct.FULL_RANGE) -> Reader:
-    """The function (name, content) -> sample for images of `channels` planes; DICOM values go through `window`."""
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 (gray) or 3 (colour), got {channels}")
+    channels: int
+    window: ct.Window = ct.FULL_RANGE
 
-    def read(name: str, content: bytes) -> np.ndarray:
+    def __post_init__(self):
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels must be 1 (gray) or 3 (colour), got {self.channels}")
+
+    def __call__(self, name: str, content: bytes) -> np.ndarray:
+        """The sample (C, H, W) that `content` encodes, by the suffix of `name`; ValueError with that name."""
         suffix = Path(name).suffix.lower()
         try:
             if suffix in ARRAY_SUFFIXES:
-                return _planes(_array(content), channels)
+                return self.of_array(_array(content))
             if suffix in DICOM_SUFFIXES or ct.looks_like_dicom(content):
-                return _planes(ct.read_dicom(content, window)[None], channels)
-            return _picture(content, channels)
+                return _planes(ct.read_dicom(content, self.window)[None], self.channels)
+            return _picture(content, self.channels)
         except (*BROKEN, PIL.Image.DecompressionBombError) as error:
             kind = "array" if suffix in ARRAY_SUFFIXES else "DICOM file" if suffix in DICOM_SUFFIXES else "image"
             raise ValueError(f"{name} is not a readable {kind}: {' '.join(str(error).split())}") from error
 
-    return read
+    def of_array(self, stored: np.ndarray) -> np.ndarray:
+        """The sample (C, H, W) of an array (H, W), (1, H, W) or (3, H, W); ValueError for anything else."""
+        return _planes(_checked(stored), self.channels)
 
 
 def _picture(content: bytes, channels: int) -> np.ndarray:
@@ -63,11 +71,10 @@ def _picture(content: bytes, channels: int) -> np.ndarray:
 
 
 def _array(content: bytes) -> np.ndarray:
-    stored = np.load(io.BytesIO(content), allow_pickle=False)
-    return checked_values(stored)
+    return np.load(io.BytesIO(content), allow_pickle=False)
 
 
-def checked_values(stored: np.ndarray) -> np.ndarray:
+def _checked(stored: np.ndarray) -> np.ndarray:
     """A plane or planes as (C, H, W); ValueError for another shape or type, NaN, or values far from [0, 1]."""
     planes = stored[None] if stored.ndim == 2 else stored
     if planes.ndim != 3 or planes.shape[0] not in (1, 3) or planes.size == 0:

@@ -14,6 +14,7 @@ import gzip
 import math
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .readers import SUFFIXES, Reader, checked_values
+from .readers import BROKEN, SUFFIXES, Reader
 
 ARCHIVES = {".zip"}
 STACKS = {".npz", ".h5", ".hdf5"}
@@ -129,7 +130,7 @@ def _opened(path: Path) -> zipfile.ZipFile:
 def _read_member(archive: zipfile.ZipFile, path: Path, name: str, reader: Reader) -> np.ndarray:
     try:
         content = archive.read(name)
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, *BROKEN, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"{path}:{name} is not readable: {error}") from error
     return reader(f"{path}:{name}", content)
 
@@ -167,10 +168,9 @@ def _stack(path: Path) -> Iterator[Item]:
 
     def read(index: int, reader: Reader) -> np.ndarray:
         try:
-            sample = checked_values(np.asarray(array()[index]))
+            return reader.of_array(np.asarray(array()[index]))
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}:{index} is not a readable sample: {error}") from error
-        return sample
 
     for index in range(len(array())):
         yield Item(f"{path}:{index}", _stamp(path), partial(read, index))
@@ -195,7 +195,7 @@ def open_stack(path: str | Path):
             stack = _hdf5(path)
         else:
             stack = read_idx(path)
-    except (OSError, EOFError, zipfile.BadZipFile, struct.error) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, struct.error) as error:
         raise ValueError(f"{path} is not readable: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

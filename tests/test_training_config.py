@@ -11,6 +11,7 @@ from lpn_fast import cli
 from lpn_fast.training import Phase
 from lpn_fast.training.average import WeightAverage
 from lpn_fast.training.config import from_dict, merge, read_config
+from lpn_fast.training.run import build_model
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +98,20 @@ def test_fine_tuning_goes_on_from_a_model_and_keeps_its_family(photographs, tmp_
     assert (tuned.packed() - before.packed()).abs().max() < 0.01  # four steps of 1e-4
     assert torch.equal(tuned.stages[0].skip[::2], -tuned.stages[0].skip[1::2])
     assert [p["loss"] for p in tuned.card["phases"]] == ["matching"] * 4
+
+
+def test_networks_start_principled_unless_they_have_a_start_of_their_own():
+    base = {"sigma": 0.1, "out": "nowhere", "data": {"synthetic": "dead-leaves"}}
+
+    def weights(**model):
+        torch.manual_seed(3)
+        return build_model(from_dict(base | {"model": {"hidden": 4, "skip_kernel": 3, **model}})).packed()
+
+    assert torch.equal(weights(), weights(initialise="principled"))
+    assert not torch.equal(weights(), weights(initialise="published"))
+    own = weights(family="ridge")
+    torch.manual_seed(3)
+    assert torch.equal(own, lf.RidgeLPN(1, pairs=4, kernel=3).packed())
 
 
 def test_training_needs_no_download(tmp_path):

@@ -23,7 +23,7 @@ from .provenance import ROOT, where, write_csv
 
 SIGMA = 0.1
 NETWORKS = ("multiscale", "mnist")
-STEPS, QUICK_STEPS = 400, 20
+STEPS, QUICK_STEPS = 400, 10
 RATES = {"multiscale": 2e-3, "mnist": 1e-3}
 CROPS = {"multiscale": 32, "mnist": 28}
 

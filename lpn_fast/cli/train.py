@@ -6,6 +6,7 @@ import dataclasses
 import torch
 
 from ..networks import LPN
+from ..networks.initialise import STARTS
 from ..prior import verify
 from ..training.config import FAMILIES, DataConfig, from_dict, merge, read_config
 from ..training.denoiser import write_result
@@ -39,6 +40,7 @@ PLACES = {
     "start": "model.start",
     "family": "model.family",
     "hidden": "model.hidden",
+    "initialise": "model.initialise",
     "strides": "model.strides",
     "gates": "model.gates",
     "kernel": "model.kernel",
@@ -91,6 +93,7 @@ def add_parser(subparsers) -> None:
     add("--precision", choices=("fp32", "tf32", "bf16", "fp16"), help="of the steps, behind an accuracy gate")
     add("--channels", type=int, choices=(1, 3), help="1 = gray (default), 3 = colour")
     add("--family", choices=FAMILIES, help="default multiscale; frame, ridge: see FrameLPN, RidgeLPN; published ones")
+    add("--initialise", choices=STARTS, help="start of the weights (default principled; frame and ridge: their own)")
     add("--hidden", type=int, help="channels per stage (default 48); ridge: pairs of filters")
     add("--strides", nargs="+", type=int, help="stride of each stage (default 1 2 1 2 1)")
     add("--gates", nargs="*", type=_gate, metavar="K,S,W", help="frame: side, stride, width of each gate")

@@ -14,6 +14,7 @@ from .trajectories import SolverStates
 
 SYNTHETIC_POOL = 64
 SYNTHETIC_SIDE = 256
+OWN_START = ("frame", "ridge")  # families that begin as their constructors say
 
 
 def train(config: TrainingConfig, progress: bool = True) -> LPN:
@@ -99,8 +100,8 @@ def build_model(config: TrainingConfig) -> LPN:
             raise ValueError("model.family 'laplacian' takes numbers, not images: see lpn-fast demo")
     if model.spec.channels != config.data.channels:
         raise ValueError(f"data.channels must be {model.spec.channels} for this model, got {config.data.channels}")
-    if table.initialise is not None and table.start is None:
-        initialise_as_(model, table.initialise).project_()
+    if table.start is None and (table.initialise or table.family not in OWN_START):
+        initialise_as_(model, table.initialise or "principled").project_()
     return model.train()
 
 

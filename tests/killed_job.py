@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from lpn_fast.pipeline.manifest import read_results
 
 SIDE, SCALE, BATCH, SIGMA = 8, 4096, 20, 0.1
 POLL_SECONDS = 0.002
+FAILED = 2  # exit code of a process that recorded images as failed
 PROBE_SIDE = 32  # of the blank image that is tried before a job
 
 
@@ -49,7 +51,11 @@ def start(images, out, model, share, log):
         task = Recorded(SIGMA)
         object.__setattr__(task, "log", log)
         summary = reconstruct(images, out, task=task, model=model, batch_pixels=BATCH * SIDE * SIDE, share=share)
-        status = 0 if not summary.failed else 2
+        for result in summary.failed:
+            print(f"process {share.rank}: {result.item}: {result.error}", file=sys.stderr, flush=True)
+        status = 0 if not summary.failed else FAILED
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 

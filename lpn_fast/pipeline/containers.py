@@ -25,7 +25,7 @@ import numpy as np
 
 from . import images
 from .files import temporary_name
-from .images import Image, Range, UnreadableImage, from_array, one_line
+from .images import HEADER_LOCK, Image, Range, UnreadableImage, from_array, one_line
 
 SUFFIXES = (".npz", ".zip", ".h5", ".hdf5")
 MAX_MEMBER_BYTES = 2**31  # of a zip member unpacked: more than an image has, less than a bomb
@@ -205,9 +205,10 @@ def _mapped(path: Path) -> np.ndarray:
 
 @contextlib.contextmanager
 def _header_errors():
-    """numpy reads an array's header as a Python literal and hands on what the tokenizer thinks of a broken one."""
+    """One thread at a time; numpy hands on what Python's tokenizer thinks of a broken header."""
     try:
-        yield
+        with HEADER_LOCK:
+            yield
     except (tokenize.TokenError, SyntaxError) as error:
         raise ValueError(f"the header of the array is damaged: {error}") from error
 
@@ -224,7 +225,7 @@ def _npz_array(path: Path, member: Member) -> np.ndarray:
 @functools.lru_cache(maxsize=1)
 def _npz_entry(path: str, changed_ns: int, name: str) -> np.ndarray:
     """A stack is compressed as a whole: its members come one after the other and share one unpacking."""
-    with np.load(path, allow_pickle=False) as archive:
+    with HEADER_LOCK, np.load(path, allow_pickle=False) as archive:
         return archive[name]
 
 

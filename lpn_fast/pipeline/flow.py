@@ -16,10 +16,25 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import torch
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 POLL_SECONDS = 0.1  # how soon a thread that waits for room in a queue notices that nobody wants it any more
+
+
+def settle_thread_pool() -> None:
+    """Make torch's thread pool whole in the calling thread, before other threads use torch; changes no setting.
+
+    A process that was forked has lost the pool. The first operation of any new thread replaces it, and of two threads
+    that are first at the same time one can find none: "Invalid thread pool!", which would be blamed on an image.
+
+    Examples
+    --------
+    >>> settle_thread_pool()
+    """
+    torch.set_num_threads(torch.get_num_threads())
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Iterator[Result]:

@@ -13,6 +13,7 @@ a word, so such files are refused, as are files of several pages.
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,6 +46,10 @@ ORIENTATION = 0x0112  # the one EXIF tag that changes how pixels are shown, so i
 # Noise takes a measurement somewhat outside [0, 1]; beyond this it is on another scale, most often 0..255,
 # and a result is no image any more.
 LARGEST_PLAUSIBLE = 8.0
+
+# numpy reads the header of an array as a Python literal, and the parser of Python 3.11 counts its depth for all threads
+# together: one that is interrupted by another now and then takes a sound header for a broken one.
+HEADER_LOCK = threading.RLock()
 
 Range = tuple[float, float]  # the stored intensities that become 0 and 1
 
@@ -160,7 +165,9 @@ def decode(data: bytes, path: Path, intensities: Range | None = None) -> Image:
         if not data:
             raise ValueError("it is empty (0 bytes)")
         if suffix == ".npy":
-            image = from_array(np.load(io.BytesIO(data), allow_pickle=False), path, intensities)
+            with HEADER_LOCK:
+                stored = np.load(io.BytesIO(data), allow_pickle=False)
+            image = from_array(stored, path, intensities)
         elif suffix == ".dcm":
             pixels, kind, used = dicom.decode(data, intensities)
             image = Image(path, torch.from_numpy(pixels), Encoding(".dcm", kind, intensities=used, template=data))

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..networks import LPN
 from .batches import batch_pixels_for, bucketed
-from .flow import Background, ahead_of_time
+from .flow import Background, ahead_of_time, settle_thread_pool
 from .gather import gather
 from .images import Range
 from .manifest import NAME as MANIFEST_NAME
@@ -147,6 +147,7 @@ def reconstruct(
     if out.exists() and not out.is_dir():
         raise ValueError(f"out must be a folder, {out} is a file")
     out.mkdir(parents=True, exist_ok=True)
+    settle_thread_pool()
 
     own = share.of(everything)
     with open_manifest(out, share) as manifest:

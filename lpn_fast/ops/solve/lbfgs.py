@@ -1,12 +1,20 @@
-"""Limited-memory BFGS with one memory per sample.
+"""Limited-memory BFGS with one memory per sample, and for images a metric of one weight per pixel.
 
     d = -B r,  B from the last pairs  s = u' - u,  y = r(u') - r(u)  by the two-loop recursion   Nocedal, 1980
+    B_0 = c D,   c = <s, y> / <y, D y> of the newest pair
+    D = (sum s^2 / sum s y)^(1/2),  per entry; the sums over the pairs, older ones fading, and 3 x 3 pixels
 
 phi is convex, so <s, y> >= 0 always; pairs without measurable curvature are not used. First order only: an
 iteration is one evaluation of the network, for networks whose Hessian products are dear.
+
+D is there because a denoiser's slopes differ from pixel to pixel, near one along edges and near alpha in flat parts.
+Any positive D is allowed; this one costs nothing. A single pixel's s y is that pixel's curvature only if H is
+diagonal: on the published MNIST network inversion took 39 evaluations without D, 26 with it and 21 with sums over
+single pixels, which on photographs took 40 in place of 12. The square root stands between D = 1 and trust in it.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...per_sample import column, dot
@@ -14,10 +22,12 @@ from .equation import Equation, Point
 from .line_search import line_search
 
 MEMORY = 10  # pairs; more help little and cost two images each
+FADE = 0.8  # weight of a pair's share of D against that of the next
+FLATTEST, STEEPEST = 1e-2, 4.0  # slopes that D believes
 
 
 class LBFGS:
-    """Remembers the last MEMORY pairs of every sample."""
+    """Remembers the last MEMORY pairs and the metric of every sample."""
 
     needs_tape = False
     max_iter = 500
@@ -25,30 +35,47 @@ class LBFGS:
 
     def __init__(self):
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # s, y [n, ...], 1 / <s, y> [n] or 0: unused
+        self.sums: tuple[Tensor, Tensor] | None = None  # sum s y, sum s^2 [n, C, H, W]; None for vectors
 
     def step(self, equation: Equation, point: Point, rho: Tensor) -> tuple[Point, Tensor]:
         """(next point, which samples moved)."""
         new, moved = line_search(equation, point, self._direction(point.residual))
         s, y = new.u - point.u, new.residual - point.residual
-        sy = dot(s, y)
-        usable = sy > torch.finfo(s.dtype).eps * dot(s, s)
+        sy, ss = dot(s, y), dot(s, s)
+        usable = sy > torch.finfo(s.dtype).eps * ss
         self.pairs = [*self.pairs[-MEMORY + 1 :], (s, y, torch.where(usable, 1 / sy, 0.0))]
+        if s.dim() == 4:
+            share = column(torch.where(usable, 1 / ss, 0.0), s)  # steps differ in length by orders of magnitude
+            parts = share * s * y, share * s * s
+            if self.sums is not None:
+                parts = tuple(FADE * old + part for old, part in zip(self.sums, parts, strict=True))
+            self.sums = parts
         return new, moved
 
     def select(self, rows: Tensor) -> None:
         """Keep the memories of some samples."""
         self.pairs = [(s[rows], y[rows], inverse[rows]) for s, y, inverse in self.pairs]
+        self.sums = None if self.sums is None else tuple(part[rows] for part in self.sums)
 
     def _direction(self, residual: Tensor) -> Tensor:  # [n, ...] -> [n, ...]
-        q, weights = -residual, []
+        q, weights, metric = -residual, [], self._metric()
         for s, y, inverse in reversed(self.pairs):
             a = inverse * dot(s, q)  # [n]
             q = q - column(a, y) * y
             weights.append(a)
-        scale = torch.ones_like(dot(q, q))  # of the first guess of B: 1, else the newest curvature
+        scale = torch.ones_like(dot(q, q))  # 1, else by the newest curvature
         for _, y, inverse in self.pairs:
-            scale = torch.where(inverse > 0, 1 / (inverse * dot(y, y)), scale)
-        q = column(scale, q) * q
+            scale = torch.where(inverse > 0, 1 / (inverse * dot(y, metric * y)), scale)
+        q = column(scale, q) * (metric * q)
         for (s, y, inverse), a in zip(self.pairs, reversed(weights), strict=True):
             q = q + column(a - inverse * dot(y, q), s) * s
         return q
+
+    def _metric(self) -> Tensor | float:  # [n, C, H, W], or 1
+        """D, up to a factor."""
+        if self.sums is None:
+            return 1.0
+        curvature, squares = (F.avg_pool2d(part, 3, 1, 1) for part in self.sums)
+        # a pixel that has not moved tells nothing: 0 / 0 counts as slope one
+        slope = torch.where(squares > 0, curvature / squares, 1.0).clamp(FLATTEST, STEEPEST)
+        return slope.rsqrt()

@@ -137,6 +137,26 @@ def test_activation_passes_follow_their_formulas(shape, threads):
 
 
 @pytest.mark.parametrize("threads", [1, 8])
+@pytest.mark.parametrize("shape", [(0, 4, 5), (3, 0, 5), (1, 1, 1), (2, 7, 3), (3, 33, 16), (2, 600, 98), (1, 9, 1500)])
+def test_heads_are_summed_in_double_sample_by_sample(shape, threads):
+    z = torch.rand(shape)  # [samples, rows, channels]
+    head, head_sq = torch.rand(2, shape[2])
+    before = torch.rand(shape[0], dtype=torch.float64)
+    for w, g in ((head, None), (None, head_sq), (head, head_sq)):
+        psi = before.clone()
+        _cpu.heads(*map(address, (z, w, g, psi)), *shape, threads)
+        terms = z.double() * ((0 if w is None else w) + (0 if g is None else g * z.double()))
+        assert torch.allclose(psi, before + terms.sum((1, 2)), rtol=2e-7, atol=0)
+
+
+def test_heads_of_a_million_terms_keep_their_digits():
+    z, head = torch.full((1, 16384, 64), 0.1), torch.ones(64)
+    psi = torch.zeros(1, dtype=torch.float64)
+    _cpu.heads(address(z), address(head), 0, address(psi), *z.shape, 1)
+    assert psi.item() == pytest.approx(z.double().sum().item(), rel=1e-7)
+
+
+@pytest.mark.parametrize("threads", [1, 8])
 @pytest.mark.parametrize("rows_per_bias", [1, 3, 50, 5000])
 def test_each_group_of_rows_has_its_own_bias(rows_per_bias, threads):
     groups, channels = 4, 6

@@ -172,6 +172,15 @@ def test_norm_is_exact_with_all_rows_and_a_bound_with_some():
     assert probable < 0.7 * some.norm()  # about 1.3 sqrt(1.05) against about 3
 
 
+def test_the_probable_norm_is_a_bound_and_says_how_sure_it_is():
+    some = CompressedSensing((12, 11), 1 / 4, seed=3)
+    bound, probability = some.probable_norm()
+    true = largest_singular_value(some, (1, 12, 11))
+    assert true <= bound < 1.2 * true < some.norm() and probability == 1e-9
+    flat = CompressedSensing((12, 11), 1 / 4, flat=True)
+    assert flat.probable_norm() == (flat.norm(), 0.0)
+
+
 def test_flat_spectrum_gives_orthonormal_rows():
     matrix = dense(CompressedSensing((6, 7), 1 / 3, flat=True), (1, 6, 7))
     assert torch.allclose(matrix @ matrix.T, torch.eye(14, dtype=torch.float64), atol=1e-12)

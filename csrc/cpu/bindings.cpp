@@ -141,6 +141,39 @@ void bind_adjoint(Address a,
   run_rows(&ActivationKernels<Value>::adjoint, op, rows, threads);
 }
 
+// psi[n] += sum over the rows of sample n. Samples are cut into ranges, whose sums are added in order: the
+// result does not depend on the number of threads.
+template <class Value>
+void bind_heads(Address z,
+                Address head,
+                Address head_sq,
+                Address psi,
+                int64_t samples,
+                int64_t rows,
+                int64_t channels,
+                int threads) {
+  require_at_least(0, samples, "samples");
+  require_at_least(0, rows, "rows");
+  require_at_least(0, channels, "channels");
+  require_at_least(1, threads, "threads");
+  const Heads<Value> op{required<const Value>(z, "z", samples * rows * channels),
+                        optional<const float>(head, "head"), optional<const float>(head_sq, "head_sq"),
+                        channels};
+  double* sums = required<double>(psi, "psi", samples);
+  if (samples == 0 || rows == 0 || channels == 0) return;
+  const int64_t length = std::max<int64_t>(1, elements_per_range / channels);
+  const int64_t ranges = (rows + length - 1) / length;
+  const auto run = activations(Value{}).heads;
+  std::vector<double> parts(samples * ranges);
+  parallel_for(samples * ranges, 1, threads, [&](int, int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t first = part / ranges * rows + part % ranges * length;
+      parts[part] = run(op, first, std::min(first + length, (part / ranges + 1) * rows));
+    }
+  });
+  for (int64_t part = 0; part < samples * ranges; ++part) sums[part / ranges] += parts[part];
+}
+
 template <class Value>
 void define_activations(py::module_& module, const std::string& suffix) {
   using py::arg;
@@ -158,6 +191,11 @@ void define_activations(py::module_& module, const std::string& suffix) {
   module.def(("adjoint" + suffix).c_str(), &bind_adjoint<Value>, unlocked(), arg("a"), arg("z"), arg("e"),
              arg("dz"), arg("head_sq"), arg("out"), arg("rows"), arg("channels"), arg("beta"), arg("threads"),
              "out = (a + 2 head_sq dz) s(z) + e dz q(z); a and head_sq may be 0, head_sq is float32.");
+  module.def(
+      ("heads" + suffix).c_str(), &bind_heads<Value>, unlocked(), arg("z"), arg("head"), arg("head_sq"),
+      arg("psi"), arg("samples"), arg("rows"), arg("channels"), arg("threads"),
+      "psi[n] += sum over the rows of sample n of z (head + head_sq z), in float64; head and head_sq may "
+      "be 0.");
 }
 
 Network network(Address P, Address table, int64_t dim, int64_t stages, float beta, float alpha) {

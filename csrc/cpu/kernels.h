@@ -78,12 +78,21 @@ struct Adjoint {
 };
 
 template <class Value>
+struct Heads {
+  const Value* z;        // [rows, channels]
+  const float* head;     // [channels] or nullptr
+  const float* head_sq;  // [channels] or nullptr
+  int64_t channels;
+};
+
+template <class Value>
 struct ActivationKernels {
   // Rows begin <= r < end.
   void (*softplus)(const Softplus<Value>&, int64_t begin, int64_t end);
   void (*slope_mul)(const SlopeMul<Value>&, int64_t begin, int64_t end);
   void (*tangent)(const Tangent<Value>&, int64_t begin, int64_t end);
   void (*adjoint)(const Adjoint<Value>&, int64_t begin, int64_t end);
+  double (*heads)(const Heads<Value>&, int64_t begin, int64_t end);
 };
 
 // ---- products with panels, see isa/panels.h --------------------------------------------------------------

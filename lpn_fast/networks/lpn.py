@@ -18,6 +18,7 @@ from ..ops import functions, network, registry
 from ..ops.packing import constrained, pack
 from ..ops.precision import checked as checked_precision
 from ..ops.solve import Problem, Solution, Verdict, differentiable_solution
+from ..per_sample import dot
 from .gain import largest_strength
 from .initialise import initialise_
 
@@ -227,8 +228,8 @@ class LPN(nn.Module):
         -------
         x : Tensor, shape of z
         prior : Tensor, shape (N,), float64
-            The three terms cancel, so they are combined in float64; psi itself carries the rounding of
-            the network's dtype. Exact at x whatever the residual of the equation was.
+            The three terms cancel, so they are summed and combined in float64; psi itself carries the rounding
+            of the network's dtype. Exact at x whatever the residual of the equation was.
         """
         if _is_one(strength):
             u, (psi, x) = z, self._evaluate(z, sigma, with_value=True)
@@ -238,8 +239,7 @@ class LPN(nn.Module):
             u, psi, x = solution.u, solution.psi, solution.f
             if unit is not None:
                 u, psi, x = unit * u, _squared(unit) * psi, unit * x
-        u64, x64 = u.flatten(1).double(), x.flatten(1).double()
-        prior = (u64 * x64).sum(1) - 0.5 * (x64 * x64).sum(1) - psi.double()
+        prior = dot(torch.add(u, x, alpha=-0.5), x) - psi.double()
         return (x, prior, u) if return_preimage else (x, prior)
 
     def _solve(self, z, unit, strength, packed, features, tol, max_iter, start) -> Solution:

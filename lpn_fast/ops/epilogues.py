@@ -4,6 +4,7 @@
     slope_mul  (a + w + 2 g z) s          s = sigma'(u) = 1 - exp(-beta z)
     tangent    a s
     adjoint    (a + 2 g dz) s + e dz q    q = sigma''/sigma'^2 = beta / expm1(beta z), and 0 where z = 0
+    heads      sum z (w + g z)            a stage's part of psi, per sample
 
 Only z is kept from the forward sweep: s and q follow from it exactly. `a` or `rest` may be None (zero).
 w and g are [H] or None, b is [1, H], [N, H] or None; every other tensor has z's shape. `u`, `rest` and
@@ -19,7 +20,7 @@ from ..algebra.reference import SOFTPLUS_THRESHOLD
 
 
 class TorchEpilogues:
-    """The four steps in torch operations, any device and dtype; half precisions are computed in float32."""
+    """The steps in torch operations, any device and dtype; half precisions are computed in float32."""
 
     def softplus(self, u: Tensor, rest: Tensor | None, b: Tensor | None, beta: float, storage: torch.dtype) -> Tensor:
         u = _wide(u)
@@ -56,6 +57,22 @@ class TorchEpilogues:
             a = curved if a is None else a + curved
         return (source if a is None else source.addcmul_(_wide(a), _slope(z, beta))).to(storage)
 
+    def heads(self, z: Tensor, w: Tensor | None, g: Tensor | None, dtype: torch.dtype) -> Tensor:  # [N]
+        # long sums of one sign: torch adds them pairwise
+        psi = z.new_zeros(len(z), dtype=dtype) if w is None else pixel_sum(z, dtype) @ w
+        return psi if g is None else psi + pixel_sum(squared(z, dtype), dtype) @ g
+
+
+def pixel_sum(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """[N, H(, h, w)] summed over its pixels in `dtype`: [N, H]."""
+    return t.to(dtype) if t.dim() == 2 else t.sum((2, 3), dtype=dtype)
+
+
+def squared(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """t^2 in `dtype`."""
+    t = t.to(dtype)
+    return t * t
+
 
 class SquareEpilogues:
     """The steps of a first stage z = u^2. In the places of z, e and dz it keeps u, e / u = 2 (a + w) and du."""
@@ -73,6 +90,9 @@ class SquareEpilogues:
     def adjoint(self, a: Tensor | None, u: Tensor, e: Tensor, du: Tensor, g: None, beta: float) -> Tensor:
         source = _wide(e) * _wide(du)
         return (source if a is None else source.addcmul_(_wide(a), _wide(u), value=2)).to(u.dtype)
+
+    def heads(self, u: Tensor, w: Tensor | None, g: None, dtype: torch.dtype) -> Tensor:  # [N]
+        return pixel_sum(squared(u, dtype), dtype) @ w
 
 
 def _wide(t: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..algebra.parameters import Slot, layout, parameter_count, unpack
 from ..algebra.spec import Spec
-from .epilogues import SquareEpilogues, per_channel
+from .epilogues import SquareEpilogues, per_channel, pixel_sum, squared
 from .maps import maps_for
 
 
@@ -216,17 +216,13 @@ class Sweeps:
         return f
 
     def _psi(self, z: list[Tensor]) -> Tensor:
-        """psi, (N,). Long sums of one sign: torch adds them pairwise."""
-        dtype = self.x.dtype
+        """psi, (N,)."""
         psi = (0.5 * self.spec.alpha) * _squares(self.x)
-        for l, (z_l, w) in enumerate(zip(z, self.stages, strict=True)):
-            z_l = self._z(l, z_l)
-            if w.head is not None:
-                psi = psi + _pixel_sum(z_l, dtype) @ w.head
-            if w.head_squared is not None:
-                psi = psi + _pixel_sum(_squared(z_l, dtype), dtype) @ w.head_squared
+        for epilogues, z_l, w in zip(self.epilogues, z, self.stages, strict=True):
+            if w.head is not None or w.head_squared is not None:
+                psi = psi + epilogues.heads(z_l, w.head, w.head_squared, self.x.dtype)
         if self.weights.linear is not None:
-            psi = psi + _pixel_sum(self.x, dtype) @ self.weights.linear
+            psi = psi + pixel_sum(self.x, self.x.dtype) @ self.weights.linear
         if self.weights.quadratic is not None:
             psi = psi + 0.5 * _squares(self.maps.quadratic(self.x))
         return psi if self.weights.constant is None else psi + self.weights.constant
@@ -243,18 +239,18 @@ class Sweeps:
             pairs = [(total, self.x_l[l])]
             result = self.maps.skip_gradient(l, pairs if dz is None else [*pairs, (self._e(l, tape), v_l[l])])
         elif name == "bias":
-            result = _pixel_sum(total, dtype).sum(0)
+            result = pixel_sum(total, dtype).sum(0)
         elif name == "noise":
-            result = _pixel_sum(total, dtype).T @ self.features
+            result = pixel_sum(total, dtype).T @ self.features
         if result is not None:
             unit = self.maps.unit(l)
             return result if unit is None else result * unit
         z, result = self._z(l, tape.z[l]), 0  # the two heads
         if dz is not None:
             dz_l = self._dz(l, tape, dz)
-            result = _pixel_sum(dz_l if name == "head" else 2 * z.to(dtype) * dz_l, dtype).sum(0)
+            result = pixel_sum(dz_l if name == "head" else 2 * z.to(dtype) * dz_l, dtype).sum(0)
         if p is not None:
-            result = result + p @ _pixel_sum(z if name == "head" else _squared(z, dtype), dtype)
+            result = result + p @ pixel_sum(z if name == "head" else squared(z, dtype), dtype)
         return result
 
     def _outer_gradient(self, name: str, p: Tensor | None, v: Tensor | None) -> Tensor:
@@ -262,8 +258,8 @@ class Sweeps:
         if name == "constant":
             return self.x.new_zeros(1) if p is None else p.sum()
         if name == "linear":
-            terms = [] if v is None else [_pixel_sum(v, dtype).sum(0)]
-            return sum(terms + ([] if p is None else [p @ _pixel_sum(self.x, dtype)]))
+            terms = [] if v is None else [pixel_sum(v, dtype).sum(0)]
+            return sum(terms + ([] if p is None else [p @ pixel_sum(self.x, dtype)]))
         Kx, result = self.maps.quadratic(self.x), 0
         if v is not None:
             result = self.maps.quadratic_gradient(self.maps.quadratic(v), self.x)
@@ -276,17 +272,6 @@ class Sweeps:
 def _per_sample(p: Tensor, like: Tensor) -> Tensor:
     """[N] broadcast against [N, ...]."""
     return p.view(-1, *(1,) * (like.dim() - 1))
-
-
-def _pixel_sum(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """[N, H(, h, w)] summed over its pixels in `dtype`: [N, H]."""
-    return t.to(dtype) if t.dim() == 2 else t.sum((2, 3), dtype=dtype)
-
-
-def _squared(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """t^2 in `dtype`."""
-    t = t.to(dtype)
-    return t * t
 
 
 def _squares(t: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ HQS    alternates two exact minimisations of one function, which falls for every
 Two hypotheses have no row because nothing else gets this far: every network of this package is a
 softplus network, and a strength t outside (0, 1] is refused as an argument. The adjoint has one:
 an unmatched A^T makes the data step the gradient of nothing. It is measured at one random pair,
-which can expose a wrong adjoint and cannot prove a right one. Where samples have their own steps or
+which can expose a wrong adjoint and cannot prove a right one. ||A|| is a proved bound unless the row says
+that it was estimated, or with which probability its bound fails (physics/base.py). Where samples have their own steps or
 operators, the row shows the sample that is worst off.
 """
 
@@ -167,7 +168,7 @@ def _worst(excess: float | Tensor, *values: float | Tensor) -> tuple[float, ...]
 
 
 def _provenance(problem: Problem) -> str:
-    return " (||A|| estimated)" if problem.norm_is_estimated else ""
+    return f" ({problem.norm_certainty})" if problem.norm_certainty else ""
 
 
 def _adjoint(problem: Problem) -> Condition:

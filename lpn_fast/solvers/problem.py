@@ -29,8 +29,8 @@ class Problem:
         Start.
     norm : float or Tensor, shape (N,)
         Upper bound on ||A||, or an estimate of it with a margin; (N,) where samples have their own operators.
-    norm_is_estimated : bool
-        Which of the two it is.
+    norm_certainty : str
+        How sure the bound is: "" for a proof, "estimated", or the probability with which it fails.
     adjoint_mismatch : float
         Measured distance of ``A_adjoint`` from the adjoint of ``A``.
     """
@@ -39,7 +39,7 @@ class Problem:
     physics: object
     x0: Tensor
     norm: float | Tensor
-    norm_is_estimated: bool
+    norm_certainty: str
     adjoint_mismatch: float
 
 
@@ -86,8 +86,8 @@ def pose(y: Tensor, physics, *, x0=None, max_iter: int = 1, tol: float = 0.0) ->
             )
         raise ValueError(f"y must have the shape that the operator measures, {wanted}, got {tuple(y.shape)}")
 
-    bound, estimated = _norm(physics, first, x0)
-    return Problem(y, physics, x0, bound, estimated, _mismatch_at_random(first, x0, y))
+    bound, certainty = _norm(physics, first, x0)
+    return Problem(y, physics, x0, bound, certainty, _mismatch_at_random(first, x0, y))
 
 
 def subset(physics, samples: Tensor):  # (n,) indices or (N,) bool
@@ -148,14 +148,21 @@ def shown(values) -> str:
     return str(values)
 
 
-def _norm(physics, first, x0: Tensor) -> tuple[float | Tensor, bool]:
-    own = getattr(physics, "norm", None)
-    bound = own() if callable(own) else operator_norm(first, x0)
+def _norm(physics, first, x0: Tensor) -> tuple[float | Tensor, str]:
+    """(bound on ||A||, how sure it is): the operator's `probable_norm` where it has one, else `norm`, else a guess."""
+    probable, own = (getattr(physics, name, None) for name in ("probable_norm", "norm"))
+    if callable(probable):
+        bound, probability = probable()
+        certainty = f"||A|| fails with probability {probability:.0e}" if probability > 0 else ""
+    elif callable(own):
+        bound, certainty = own(), ""
+    else:
+        bound, certainty = operator_norm(first, x0), "||A|| estimated"
     bound = bound.to(x0) if isinstance(bound, Tensor) and bound.dim() > 0 else float(bound)
     low, high = (float(bound.min()), float(bound.max())) if isinstance(bound, Tensor) else (bound, bound)
     if not (0 < low and high < float("inf")):
         raise ValueError(f"physics must have a positive finite norm, got {shown(bound)}")
-    return bound, not callable(own)
+    return bound, certainty
 
 
 def _mismatch_at_random(first, x0: Tensor, y: Tensor) -> float:

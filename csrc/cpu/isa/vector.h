@@ -71,6 +71,9 @@ inline HalfVec narrowed(Vec value) {
   return __builtin_convertvector(value == value ? rounded : (bits >> 16) | 0x40, HalfVec);
 }
 
+inline float widened(float value) { return value; }
+inline float widened(BFloat16 value) { return __builtin_bit_cast(float, uint32_t{value.bits} << 16); }
+
 inline Vec load(const BFloat16* from) {
   return widened(*reinterpret_cast<const LooseHalfVec*>(from));
 }  // [lanes]

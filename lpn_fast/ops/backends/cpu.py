@@ -94,7 +94,7 @@ class CpuBackend:
 
 
 class FusedEpilogues:
-    """ops/epilogues.py's four steps, each one pass over memory.
+    """ops/epilogues.py's steps, each one pass over memory.
 
     Tensors are [N, H, h, w], channels-last, float32 or bfloat16; `rest` may be a product that was not formed yet
     (ops/thin.py), and then u may be None.
@@ -137,6 +137,13 @@ class FusedEpilogues:
             _at(a), _at(z), _at(e), _at(dz), _at(g), _at(out), rows, channels, beta, torch.get_num_threads()
         )
         return out
+
+    def heads(self, z: Tensor, w: Tensor | None, g: Tensor | None, dtype: torch.dtype) -> Tensor:
+        rows, channels = _matrix(z)
+        psi = torch.zeros(len(z), dtype=torch.float64)
+        pixels = rows // max(1, len(z))
+        _entry("heads", z)(_at(z), _at(w), _at(g), _at(psi), len(z), pixels, channels, torch.get_num_threads())
+        return psi.to(dtype)
 
 
 class _ConvCpu(SweepsBackend):

@@ -26,6 +26,7 @@ from ...algebra.resize import resize
 from ...algebra.spec import Spec, ceil_div
 from ...kernels.triton.interpreter import interpreted, mend
 from .. import registry
+from ..epilogues import TorchEpilogues
 from ..maps import ConvMaps, correlation_adjoint
 from ..precision import storage
 from ..sweeps import Sweeps
@@ -96,7 +97,7 @@ class TritonBackend(SweepsBackend):
     def _sweeps(self, spec: Spec, x, packed, features, precision: str) -> Sweeps:
         maps_for = functools.partial(TritonMaps, precision=precision)
         sweeps = Sweeps(spec, x, packed, features, FusedEpilogues(), storage(precision, x.dtype), maps_for)
-        sweeps.epilogues = FusedEpilogues(sweeps.maps.head_unit(len(spec.stages) - 1))
+        sweeps.epilogues = [FusedEpilogues(sweeps.maps.head_unit(len(spec.stages) - 1))] * len(spec.stages)
         return sweeps
 
 
@@ -181,9 +182,9 @@ class Transposed:
         return result if project else _nchw(out)
 
 
-class FusedEpilogues:
-    """ops/epilogues.py's four steps on products that are still to be computed; `head_unit` is the last stage's, where
-    there is no product."""
+class FusedEpilogues(TorchEpilogues):
+    """ops/epilogues.py's steps on products that are still to be computed; `heads` is torch's. `head_unit` is the last
+    stage's, where there is no product."""
 
     def __init__(self, head_unit: Tensor | None = None):
         self._head_unit = head_unit

@@ -69,7 +69,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--model",
         metavar="CHECKPOINT",
-        help=f"default: the proximal matching run of mnist-prior, runs/mnist_prior/matching-{mnist.STEPS}",
+        help="default: the shipped network, lf.pretrained('mnist')",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--out", metavar="DIR", help="for the CSV (default: bench/results/mnist_inversion)")
@@ -79,10 +79,9 @@ def run(args) -> int:
     torch.set_num_threads(args.threads)
     if not 1 <= args.baseline <= args.count:
         raise ValueError(f"--baseline must lie between 1 and --count {args.count}, got {args.baseline}")
-    checkpoint = Path(args.model or f"runs/mnist_prior/matching-{mnist.STEPS}/model.safetensors")
-    if not checkpoint.exists():
-        raise FileNotFoundError(f"no checkpoint {checkpoint}; run mnist-prior first, or give --model")
-    model = lf.load(checkpoint).requires_grad_(False)
+    if args.model and not Path(args.model).exists():
+        raise FileNotFoundError(f"no checkpoint {args.model}; train one with mnist-prior, or leave --model out")
+    model = (lf.load(args.model) if args.model else lf.pretrained("mnist")).requires_grad_(False)
     digits = mnist.read_digits(mnist.find_digits(args.data))
     x = mnist.as_images(digits[mnist.TEST][: args.count])
     x = (x + args.noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)

@@ -1,6 +1,7 @@
 """The comparison on inverse problems: its tasks and baselines on made-up data, and a small run of every part."""
 
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ sys.path.insert(0, str(ROOT))  # bench is run from a checkout, it is not install
 REASON = "bench/ is not part of the source archive"
 main = pytest.importorskip("bench.reconstruction.__main__", reason=REASON).main
 baselines = pytest.importorskip("bench.reconstruction.baselines", reason=REASON)
+ours = pytest.importorskip("bench.reconstruction.ours", reason=REASON)
 oscillating = pytest.importorskip("bench.reconstruction.oscillating", reason=REASON)
 tasks = pytest.importorskip("bench.reconstruction.tasks", reason=REASON)
 throughput = pytest.importorskip("bench.reconstruction.throughput", reason=REASON)
@@ -195,10 +197,12 @@ def test_the_oscillating_operator_is_linear_with_a_matched_adjoint():
 def test_a_run_writes_rows_and_pictures(root, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="figures need matplotlib")
     options = ["--data", str(root), "--quick", "--out", str(tmp_path), "--threads", "1", "--only", "quality"]
-    assert main([*options, "--tasks", "deblur-1-0.04", "--methods", "degraded|TV|Dn|WCRR|pgd|published"]) == 0
+    assert main([*options, "--tasks", "deblur-1-0.04", "--methods", "degraded|TV|Dn|WCRR|tuned|pgd|published"]) == 0
     with open(tmp_path / "quality.csv", newline="") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["degraded", "TV", "PnP-DnCNN", "WCRR", "lpn-pgd", "lpn-published"]
+    assert list(rows) == ["degraded", "TV", "PnP-DnCNN", "WCRR", "lpn-tuned", "lpn-pgd", "lpn-published"]
+    assert json.loads(rows["lpn-tuned"]["config_json"])["assumed_noise"] in ours.ASSUMED_GRID
+    assert rows["lpn-tuned"]["outside_factor"] == "1.0"
     assert float(rows["lpn-pgd"]["psnr_mean"]) > float(rows["degraded"]["psnr_mean"])
     assert rows["lpn-pgd"]["outside_factor"] == "1.0" and float(rows["lpn-published"]["outside_factor"]) > 9.9
     assert {"device", "commit", "seconds_per_image", "peak_mb", "ssim_gaussian_std"} <= rows["TV"].keys()

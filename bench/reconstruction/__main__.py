@@ -1,6 +1,7 @@
 """`python -m bench.reconstruction`: inverse problems against what a user would pick, measured here and now.
 
-    python -m bench.reconstruction --data ../shared/data     everything; hours on two cores
+    python -m bench.reconstruction --data ../shared/data     8 photographs of 96 x 96, 2 slices of 128 x 128
+    python -m bench.reconstruction --full                    all methods on larger and more images; hours on two cores
     python -m bench.reconstruction --quick                   two small tasks and the rest in small, two minutes
     python -m bench.reconstruction --tasks deblur --photographs 4
     python -m bench.reconstruction --only throughput         16 problems against the published way; cost of F
@@ -37,14 +38,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=PARTS, help="one part of the three")
     parser.add_argument("--tasks", metavar="REGEX", default="", help=", ".join(t.name for t in quality.TASKS))
     parser.add_argument("--methods", metavar="REGEX", default="", help="e.g. 'lpn|TV'")
-    parser.add_argument("--photographs", type=int, metavar="N", help=f"default: {quality.FULL.photographs}")
-    parser.add_argument("--slices", type=int, metavar="N", help=f"default: {quality.FULL.slices}")
-    parser.add_argument("--slice-side", type=int, choices=(128, 256, 512), help="pixels; default: 512")
+    parser.add_argument("--photographs", type=int, metavar="N", help=f"default: {quality.MAIN.photographs}")
+    parser.add_argument("--slices", type=int, metavar="N", help=f"default: {quality.MAIN.slices}")
+    parser.add_argument("--slice-side", type=int, choices=(128, 256, 512), help="pixels; default: 128")
     parser.add_argument(
         "--model", default="natural-gray", help="a shipped model or a checkpoint (default: %(default)s)"
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's own choice")
     parser.add_argument("--quick", action="store_true", help="two minutes, to see it work")
+    parser.add_argument("--full", action="store_true", help="16 photographs of 160 x 160, 14 slices of 512 x 512")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: bench/results/reconstruction")
     try:
         args = parser.parse_args(arguments)
@@ -60,6 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(args) -> int:
     torch.set_num_threads(args.threads)
     show = functools.partial(print, flush=True)
+    if args.quick and args.full:
+        raise ValueError("--quick and --full are two sizes; give one of them")
     if args.quick and args.out is None:
         raise ValueError("--out must be given with --quick: small runs do not overwrite the results of large ones")
     out = RESULTS if args.out is None else args.out
@@ -69,7 +73,7 @@ def _run(args) -> int:
     missed = False
 
     if args.only in (None, "quality"):
-        effort = quality.QUICK if args.quick else quality.FULL
+        effort = quality.QUICK if args.quick else quality.FULL if args.full else quality.MAIN
         changes = {"photographs": args.photographs, "slices": args.slices, "slice_side": args.slice_side}
         effort = replace(effort, **{name: value for name, value in changes.items() if value is not None})
         tasks = args.tasks or ("|".join(f"^{name}$" for name in quality.QUICK_TASKS) if args.quick else "")
@@ -91,7 +95,9 @@ def _run(args) -> int:
             rows[0]["ratio_p50"] < throughput.GOAL or rows[1]["ratio_p50"] > 1 + throughput.COST_GOAL
         )
     if args.only in (None, "oscillating"):
-        write_csv(out / "oscillating.csv", oscillating.run(model, 60 if args.quick else 5000, show))
+        write_csv(
+            out / "oscillating.csv", oscillating.run(model, 60 if args.quick else 5000 if args.full else 600, show)
+        )
     show(f"written: {out}")
     return int(missed)
 

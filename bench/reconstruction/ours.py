@@ -1,7 +1,9 @@
 """The package's solvers: inside their theorems with nothing tuned, and with the published settings.
 
 Nothing is set but the number of iterations and the start: step, strength and noise level of the network follow from
-the noise of the measurements (lpn_fast/solvers/automatic.py).
+the noise of the measurements (lpn_fast/solvers/automatic.py). "lpn-tuned" has the one number that the baselines have:
+the noise that is assumed, in units of the true one, chosen on training images. It scales the weight of the prior by
+its square and leaves the theorem alone.
 """
 
 from __future__ import annotations
@@ -16,26 +18,40 @@ from .tasks import Instance, Task
 
 ITERATIONS = 100
 METHODS = ("lpn-pgd", "lpn-fista", "lpn-admm", "lpn-drs", "lpn-hqs")
+ASSUMED_GRID = (0.6, 0.75, 0.9, 1.1)
+LADDER = 4  # levels from the network's largest to its smallest, in `continued`
 
 
-def theorem(method: str, model, instance: Instance, iterations: int = ITERATIONS, **settings) -> Outcome:
-    """A solver by its name, refusing to leave its theorem; `settings` are further arguments of it."""
+def theorem(
+    method: str, model, instance: Instance, iterations: int = ITERATIONS, assumed: float | None = None, **settings
+) -> Outcome:
+    """A solver by its name, refusing to leave its theorem; `settings` are further arguments of it.
+
+    `assumed` is the noise assumed over the true one.
+    """
     solver = getattr(solvers, method.removeprefix("lpn-"))
+    if assumed is not None:
+        settings["noise"] = assumed * instance.noise
     result = solver(
         instance.y, instance.physics, model, x0=instance.simple, max_iter=iterations, tol=1e-4, strict=True, **settings
     )
-    return _outcome(result)
+    outcome = _outcome(result)
+    if assumed is None:
+        return outcome
+    return replace(outcome, misfit=assumed * outcome.misfit, config=outcome.config | {"assumed_noise": assumed})
 
 
 def continued(model, instance: Instance, iterations: int = ITERATIONS) -> Outcome:
     """FISTA after short runs with a stronger prior, each inside the theorem and started from the last.
 
     Where the noise is small and the operator sees little, the right weight is tiny and what the operator does not
-    see moves slowly under it; the large levels of the network fill it in first.
+    see moves slowly under it; the levels of the network, from the largest down, fill it in first.
     """
-    x, done = instance.simple, 0
-    low, high = trained_levels(model) or (None, None)
-    for sigma in (high, (low * high) ** 0.5) if model.is_noise_conditional else (None,):
+    x, done, levels = instance.simple, 0, [None]
+    if model.is_noise_conditional:
+        low, high = trained_levels(model)
+        levels = [high * (low / high) ** (k / (LADDER - 1)) for k in range(LADDER)]
+    for sigma in levels:
         result = solvers.fista(
             instance.y, instance.physics, model, x0=x, sigma=sigma, strength=1.0,
             max_iter=iterations, tol=1e-3, strict=True,

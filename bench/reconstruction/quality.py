@@ -36,7 +36,8 @@ class Effort:
     iterations: int
     tv_iterations: int
     ridge_iterations: int
-    thinned: int = 1  # every so many of the values that a baseline may be tuned to
+    thinned: int = 1  # every so many of the values that a method may be tuned to
+    methods: str = ""  # a regular expression
 
     def grid(self, values: tuple[float, ...]) -> tuple[float, ...]:
         """The values that are tried."""
@@ -44,6 +45,9 @@ class Effort:
 
 
 FULL = Effort(16, 160, 14, 512, 2, 100, 300, 200)
+MAIN = Effort(
+    8, 96, 2, 128, 2, 60, 200, 80, methods="degraded|FBP|squares|TV|DnCNN|WCRR|BM3D|fista|tuned|admm|publ|cont"
+)
 QUICK = Effort(2, 64, 1, 128, 1, 15, 30, 15, thinned=2)
 QUICK_TASKS = ("deblur-1-0.04", "ct")
 
@@ -74,7 +78,7 @@ def run(root: Path, model, tasks: str, methods: str, effort: Effort, show=print)
         instance = task.instance(root, "validation", count, side)
         train = task.instance(root, "train", effort.train, side)
         for method, solve, reason in _methods(task, root, model, train, effort):
-            if not re.search(methods, method):
+            if not re.search(methods or effort.methods, method):
                 continue
             if reason:
                 show(f"{task.name:<15}{method:<16}skipped: {reason}")
@@ -128,7 +132,17 @@ def _methods(
     yield "PnP-DnCNN", dncnn, missing
     yield "WCRR", wcrr, missing
     yield "BM3D", bm3d, baselines.why_no_bm3d()
-    yield "lpn-continued", lambda: lambda i: ours.continued(model, i, effort.iterations), None
+
+    def tuned():
+        def method(instance, c):
+            return ours.theorem("lpn-fista", model, instance, effort.iterations, assumed=c)
+
+        c = baselines.tuned(method, effort.grid(ours.ASSUMED_GRID), train)
+        return lambda i: method(i, c)
+
+    yield "lpn-tuned", tuned, None
+    if task.images == "slices":
+        yield "lpn-continued", lambda: lambda i: ours.continued(model, i, effort.iterations), None
     for name in ours.METHODS:
         yield name, lambda name=name: lambda i: ours.theorem(name, model, i, effort.iterations), None
     no_settings = None if task.published else "nothing of the kind was published"

@@ -14,8 +14,8 @@ Two hypotheses have no row because nothing else gets this far: every network of 
 softplus network, and a strength t outside (0, 1] is refused as an argument. The adjoint has one:
 an unmatched A^T makes the data step the gradient of nothing. It is measured at one random pair,
 which can expose a wrong adjoint and cannot prove a right one. ||A|| is a proved bound unless the row says
-that it was estimated, or with which probability its bound fails (physics/base.py). Where samples have their own steps or
-operators, the row shows the sample that is worst off.
+that it was estimated, or with which probability its bound fails (physics/base.py). Where samples have their
+own steps or operators, the row shows the sample that is worst off.
 """
 
 from __future__ import annotations

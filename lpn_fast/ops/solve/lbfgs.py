@@ -2,15 +2,17 @@
 
     d = -B r,  B from the last pairs  s = u' - u,  y = r(u') - r(u)  by the two-loop recursion   Nocedal, 1980
     B_0 = c D,   c = <s, y> / <y, D y> of the newest pair
-    D = (sum s^2 / sum s y)^(1/2),  per entry; the sums over the pairs, older ones fading, and 3 x 3 pixels
+    D = (sum s^2 / sum s y)^(1/2),  per entry; the sums over the pairs, older ones fading, and 3 x 3 pixels, weighted
 
 phi is convex, so <s, y> >= 0 always; pairs without measurable curvature are not used. First order only: an
 iteration is one evaluation of the network, for networks whose Hessian products are dear.
 
 D is there because a denoiser's slopes differ from pixel to pixel, near one along edges and near alpha in flat parts.
 Any positive D is allowed; this one costs nothing. A single pixel's s y is that pixel's curvature only if H is
-diagonal: on the published MNIST network inversion took 39 evaluations without D, 26 with it and 21 with sums over
-single pixels, which on photographs took 40 in place of 12. The square root stands between D = 1 and trust in it.
+diagonal. Evaluations for an inversion to 1e-5, seen on a dozen images each, of an MNIST network trained for 1,200
+steps and of photographs under the shipped model: 39 and 12 without D, 26 and 12 with even sums over 3 x 3 pixels, 21
+and 40 with single pixels; the shipped MNIST network took 38 with even sums and 32 with these weights. The square root
+stands between D = 1 and trust in it.
 """
 
 import torch
@@ -24,6 +26,7 @@ from .line_search import line_search
 MEMORY = 10  # pairs; more help little and cost two images each
 FADE = 0.8  # weight of a pair's share of D against that of the next
 FLATTEST, STEEPEST = 1e-2, 4.0  # slopes that D believes
+WEIGHTS = (0.2, 0.6, 0.2)  # of neighbours in the sums, along rows and along columns
 
 
 class LBFGS:
@@ -75,7 +78,13 @@ class LBFGS:
         """D, up to a factor."""
         if self.sums is None:
             return 1.0
-        curvature, squares = (F.avg_pool2d(part, 3, 1, 1) for part in self.sums)
+        curvature, squares = map(_blurred, self.sums)
         # a pixel that has not moved tells nothing: 0 / 0 counts as slope one
         slope = torch.where(squares > 0, curvature / squares, 1.0).clamp(FLATTEST, STEEPEST)
         return slope.rsqrt()
+
+
+def _blurred(images: Tensor) -> Tensor:  # [n, C, H, W] -> the same, zero outside
+    weights = images.new_tensor(WEIGHTS)
+    kernel = (weights[:, None] * weights)[None, None]  # [1, 1, 3, 3]
+    return F.conv2d(images.flatten(0, 1)[:, None], kernel, padding=1).view(images.shape)

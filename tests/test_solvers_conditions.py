@@ -110,11 +110,11 @@ def test_an_operator_with_only_two_methods_is_accepted(solver):
 def test_a_norm_that_holds_but_for_a_probability_is_used_and_says_so():
     physics = CompressedSensing(16, 1 / 4)
     y = physics.A(torch.rand(2, 1, 16, 16, dtype=torch.float64))
-    result = pgd(y, physics, CONVEX, max_iter=1, strict=True)
+    result = pgd(y, physics, QuadraticPrior(), max_iter=1, strict=True)
     assert result.settings.step_size == pytest.approx(0.95 / physics.probable_norm()[0] ** 2)
     assert result.settings.step_size > 1.5 * 0.95 / physics.norm() ** 2
     assert "(||A|| fails with probability 1e-09)" in str(result.conditions)
-    proved = pgd(y, CompressedSensing(16, 1 / 4, flat=True), CONVEX, max_iter=1)
+    proved = pgd(y, CompressedSensing(16, 1 / 4, flat=True), QuadraticPrior(), max_iter=1)
     assert "probability" not in str(proved.conditions)
 
 

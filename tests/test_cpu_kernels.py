@@ -149,6 +149,16 @@ def test_heads_are_summed_in_double_sample_by_sample(shape, threads):
         assert torch.allclose(psi, before + terms.sum((1, 2)), rtol=2e-7, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(2, 7, 3), (3, 33, 16), (1, 9, 1500)])
+def test_heads_of_bfloat16_are_the_heads_of_what_it_holds(shape):
+    z = torch.rand(shape).bfloat16()
+    head, head_sq = torch.rand(2, shape[2])
+    psi = torch.zeros(shape[0], dtype=torch.float64)
+    _cpu.heads_bfloat16(*map(address, (z, head, head_sq, psi)), *shape, 2)
+    terms = z.double() * (head + head_sq * z.double())
+    assert torch.allclose(psi, terms.sum((1, 2)), rtol=2e-7, atol=0)
+
+
 def test_heads_of_a_million_terms_keep_their_digits():
     z, head = torch.full((1, 16384, 64), 0.1), torch.ones(64)
     psi = torch.zeros(1, dtype=torch.float64)

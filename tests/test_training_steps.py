@@ -115,6 +115,23 @@ def test_scaled_steps_are_those_of_adam_with_scaled_rates():
         assert torch.allclose(p, q, rtol=1e-4, atol=1e-5 * scales[name]), name
 
 
+def test_the_margin_of_a_crop_has_no_say():
+    torch.manual_seed(0)
+    model = lf.FrameLPN(1, kernel=3)
+    sampler = lambda n, g: torch.rand(n, 1, 12, 12, generator=g)  # noqa: E731
+    arguments = {"sigma": (0.05, 0.2), "batch_size": 2, "progress": False}
+    trainer = Trainer(model, sampler, [Phase("l2", 1, 1e-3)], margin=3, **arguments)
+    x = torch.rand(2, 1, 12, 12)
+    spoiled = torch.nn.functional.pad(x[..., 3:-3, 3:-3], (3, 3, 3, 3), value=7.0)
+    loss = trainer._criterion(trainer.phases[0], x, None)
+    assert loss(trainer._inside(x), trainer._inside(spoiled)) == 0 != loss(x, spoiled)
+    trainer.run()
+    with pytest.raises(ValueError, match="zero for vectors, got 2"):
+        small_trainer(margin=2)
+    with pytest.raises(ValueError, match="got -1"):
+        Trainer(model, sampler, [Phase("l2", 1, 1e-3)], margin=-1, **arguments)
+
+
 def test_clipping_bounds_the_gradient_that_adam_sees():
     trainer = small_trainer(phases=[Phase("l2", 3, 1e-3)], clip_norm=1e-3)
     norms, step = [], trainer.optimizer.step

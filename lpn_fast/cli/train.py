@@ -88,6 +88,7 @@ def add_parser(subparsers) -> None:
     add("--contrast", type=float, help="contrast of the crops varies up to this factor (default 1.5; 1 = never)")
     add("--learning-rate", type=float, help="of Adam (default 2e-3, falling to 1 %% on a cosine, for l1 and l2)")
     add("--warmup", type=int, metavar="STEPS", help="the rate rises over so many steps")
+    add("--margin", type=int, metavar="M", help="pixels at the sides of a crop that the loss leaves out (default 0)")
     add("--clip-norm", type=float, metavar="C", help="scale longer gradients down to this 2-norm")
     add("--ema-decay", type=float, metavar="D", help="average the weights, e.g. 0.999")
     add("--precision", choices=("fp32", "tf32", "bf16", "fp16"), help="of the steps, behind an accuracy gate")

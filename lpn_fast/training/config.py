@@ -156,6 +156,7 @@ class TrainingConfig:
     gain_limit: float | None = None
     clip_norm: float | None = None
     ema_decay: float | None = None
+    margin: int = 0  # pixels at the sides of a crop that the loss leaves out
     precision: str = "fp32"
     expansion_weight: float = 0.0
     solver_states: int = 0

@@ -57,7 +57,8 @@ def train_denoiser(
     config : dict, optional
         The configuration of the run, recorded in the card.
     **options
-        Of `Trainer`: clip_norm, ema_decay, precision, validate_every, checkpoint_seconds, progress, tensorboard.
+        Of `Trainer`: clip_norm, ema_decay, margin, precision, validate_every, checkpoint_seconds, progress,
+        tensorboard.
 
     Returns
     -------
@@ -98,6 +99,7 @@ def train_denoiser(
         "torch": torch.__version__,
         "machine": platform.machine(),
         "clip_norm": trainer.clip_norm,
+        "margin": trainer.margin,
         "ema_decay": options.get("ema_decay"),
         "precision": trainer.precision,
         "rollbacks": trainer.rollbacks,

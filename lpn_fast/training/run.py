@@ -55,6 +55,7 @@ def train(config: TrainingConfig, progress: bool = True) -> LPN:
         gain_limit=config.gain_limit,
         clip_norm=config.clip_norm,
         ema_decay=config.ema_decay,
+        margin=config.margin,
         precision=config.precision,
         expansion_weight=config.expansion_weight,
         states=SolverStates(config.solver_states) if config.solver_states else None,

@@ -60,6 +60,9 @@ class Trainer:
         Gradients with a larger 2-norm are scaled down to it. None leaves them.
     ema_decay : float, optional
         Average the weights with this decay (average.py). Validation and the result use the average.
+    margin : int
+        Pixels at the sides of a crop that the loss leaves out: there the zeros around a crop decide, which are far
+        more of a small crop than of an image. Image models only.
     precision : str
         "fp32", or "bf16", "fp16", "tf32" for the steps, wherever the gate lets them (gate.py).
     noise : callable
@@ -111,6 +114,7 @@ class Trainer:
         gain_limit: float | None = None,
         clip_norm: float | None = None,
         ema_decay: float | None = None,
+        margin: int = 0,
         precision: str = "fp32",
         noise: Callable[..., Tensor] = torch.randn,
         gamma_factor: Callable[[Tensor], Tensor] | None = None,
@@ -125,7 +129,7 @@ class Trainer:
     ):
         self.model, self.phases, self.group = model, list(phases), current_group()
         self.seed, self.gain_limit, self.states = seed, gain_limit, states
-        self.clip_norm, self.precision = clip_norm, precision
+        self.clip_norm, self.margin, self.precision = clip_norm, margin, precision
         self.expansion_weight, self.gamma_factor = expansion_weight, gamma_factor
         self.out = None if out is None else Path(out)
         self.validate, self.validate_every = validate, validate_every
@@ -220,7 +224,7 @@ class Trainer:
         try:
             with self.group.averaged_gradients(self.model):
                 pred = self.model(y, sigma)
-            loss = self._criterion(phase, y, sigma)(pred, x)
+            loss = self._criterion(phase, y, sigma)(self._inside(pred), self._inside(x))
             if self.expansion_weight:
                 last = slice(-max(1, len(y) // 4), None)
                 level = None if sigma is None else sigma[last]
@@ -241,6 +245,11 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.step)
         return self.group.mean(loss.detach())
+
+    def _inside(self, x: Tensor) -> Tensor:
+        """x (N, C, H, W) without its margin."""
+        m = self.margin
+        return x[..., m:-m, m:-m] if m else x
 
     @torch.no_grad()
     def _step_optimizer(self) -> None:
@@ -267,7 +276,9 @@ class Trainer:
             generator = torch.Generator().manual_seed(hash((self.seed, index)) % 2**63)
             x, y, sigma = self.batches.draw(generator, next(self.model.parameters()))
             loss = self._criterion(self.phases[index], y, sigma)
-            report = gate.measure(self.model, self.precision, y, sigma, lambda pred: loss(pred, x))
+            report = gate.measure(
+                self.model, self.precision, y, sigma, lambda pred: loss(self._inside(pred), self._inside(x))
+            )
             self.passed[index] = self.group.agree(report.holds, y.device)
             self.log.say(f"phase {index + 1}: {report}")
         return self.passed[index]
@@ -379,6 +390,7 @@ class Trainer:
         """Digest of what makes two runs the same run."""
         decay = None if self.average is None else self.average.decay
         numbers = [self.batches.sigma_range, self.batches.batch_size, self.seed, self.gain_limit, self.expansion_weight]
+        numbers += [self.margin] if self.margin else []
         parts = [
             self.model.spec.encoded,
             json.dumps([dataclasses.asdict(phase) for phase in self.phases]),
@@ -395,6 +407,8 @@ class Trainer:
             raise ValueError(f"validate_every must be at least 1, got {self.validate_every}")
         if not self.expansion_weight >= 0:
             raise ValueError(f"expansion_weight must be zero or positive, got {self.expansion_weight}")
+        if self.margin < 0 or (self.margin and self.model.spec.is_dense):
+            raise ValueError(f"margin must be zero or positive, and zero for vectors, got {self.margin}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be positive or None, got {self.clip_norm}")
         if not self.model.is_noise_conditional and any(phase.gamma_unit == "sigma" for phase in self.phases):

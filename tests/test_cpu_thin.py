@@ -10,15 +10,17 @@ from lpn_fast import _cpu
 from lpn_fast.algebra.spec import Spec, Stage
 from lpn_fast.ops import thin
 
-# (kernel, stride, padding, channels, (H, W)); rows of more than thin_pixels = 96 pixels and blocks of 16 rows included
+# (kernel, stride, padding, channels, (H, W), units); rows of more than thin_pixels = 96 pixels, blocks of 16 rows, and
+# units that leave a vector partly empty included
 CASES = [
-    (3, 1, 1, 1, (5, 7)),
-    (3, 2, 1, 3, (9, 8)),
-    (7, 1, 3, 1, (35, 101)),
-    (9, 1, 4, 3, (12, 10)),
-    (5, 2, 2, 2, (33, 16)),
-    (4, 4, 0, 1, (8, 12)),
-    (5, 1, 0, 1, (5, 5)),
+    (3, 1, 1, 1, (5, 7), 48),
+    (3, 2, 1, 3, (9, 8), 48),
+    (7, 1, 3, 1, (35, 101), 48),
+    (9, 1, 4, 3, (12, 10), 1),
+    (5, 2, 2, 2, (33, 16), 37),
+    (4, 4, 0, 1, (8, 12), 196),
+    (5, 1, 0, 1, (5, 5), 48),
+    (7, 1, 6, 1, (11, 100), 20),
 ]
 TOLERANCE = {torch.float32: 5e-7, torch.bfloat16: 4e-3}  # of what is stored: a rounding of bfloat16 is 2^-9
 
@@ -47,7 +49,7 @@ def channels_last(t, dtype=torch.float32):
 def test_a_stage_is_the_softplus_of_the_whole_sum(isa, case, storage):
     x, _, Ax, skip = problem(*case)
     product = skip.product(thin.padded(x, case[2]))
-    core, bias = channels_last(torch.randn_like(Ax), storage), torch.randn(len(x), 48)
+    core, bias = channels_last(torch.randn_like(Ax), storage), torch.randn(len(x), case[-1])
     true = F.softplus(Ax + core.double() + bias.double()[..., None, None], 3.0)
     assert relative(product.softplus(core.clone(), bias, 3.0, storage), true) < TOLERANCE[storage]
     assert (
@@ -71,7 +73,7 @@ def test_a_tangent_is_the_whole_sum_times_the_slope(isa, case, storage):
 @pytest.mark.parametrize("storage", TOLERANCE)
 @pytest.mark.parametrize("case", CASES)
 def test_adjoint_and_gradient_are_those_of_the_direct_one(isa, case, storage):
-    kernel, stride, padding, _, size = case
+    kernel, stride, padding, _, size, _ = case
     x, weight, Ax, skip = problem(*case)
     e = channels_last(torch.randn_like(Ax), storage)
     x64, w64 = x.double().requires_grad_(), weight.double().requires_grad_()

@@ -140,13 +140,13 @@ def test_rounding_is_smaller_than_that_of_a_direct_float32_sum():
 
 
 @pytest.mark.parametrize(
-    "change", [{"kernel": 5, "padding": 2}, {"padding": 0}, {"width": 72}, {"width": 16}, {"stride": 3}]
+    "change", [{"kernel": 5, "padding": 2}, {"padding": 0}, {"width": 136}, {"width": 16}, {"stride": 3}]
 )
 def test_other_stages_are_left_to_the_library(change):
-    stage = {"width": 64, "kernel": 3, "padding": 1, "stride": 1}
+    stage = {"width": 128, "kernel": 3, "padding": 1, "stride": 1}
     for isa in _cpu.isas():
-        assert winograd.supports(Stage(**stage), 64, isa)
-        assert not winograd.supports(Stage(**(stage | change)), 64, isa)
+        assert winograd.supports(Stage(**stage), 128, isa)
+        assert not winograd.supports(Stage(**(stage | change)), 128, isa)
 
 
 def test_strides_of_two_are_filtered_where_that_was_faster():

@@ -139,7 +139,7 @@ struct Thin {
   int64_t kernel;
   int64_t stride;
   int64_t out_height, out_width;
-  int64_t units;  // multiple of column_multiple
+  int64_t units;
 };
 
 template <class Value>
@@ -164,9 +164,10 @@ struct ThinAdjoint {
 
 template <class Value>
 struct ThinGradient {
-  const Value* e;  // [images, out_height, out_width, units]
-  float* sum;      // [kernel^2 channels, units], added to
-  float* scratch;  // [thin_pixels, kernel^2 channels + units]
+  const Value* e;   // [images, out_height, out_width, units]
+  int64_t columns;  // units, rounded up to column_multiple
+  float* sum;       // [kernel^2 channels, columns], added to
+  float* scratch;   // [thin_pixels, kernel^2 channels + columns]
 };
 
 // Pixels whose patches, or gradients of patches, lie in scratch together.

@@ -23,6 +23,8 @@ constexpr int64_t gradient_parts = 16;
 const ThinKernels<float>& kernels_of(float) { return active_kernels().thin_float; }
 const ThinKernels<BFloat16>& kernels_of(BFloat16) { return active_kernels().thin_bfloat16; }
 
+int64_t whole_columns(int64_t count) { return (count + column_multiple - 1) / column_multiple * column_multiple; }
+
 std::unique_ptr<float[]> floats(int64_t count) { return std::unique_ptr<float[]>(new float[count]); }
 
 }  // namespace
@@ -46,8 +48,7 @@ void thin_adjoint(const Thin& op,
                   int64_t padding,
                   int threads) {
   const auto run = kernels_of(Value{}).adjoint;
-  const int64_t columns = op.kernel * op.kernel * op.channels,
-                rounded = (columns + column_multiple - 1) / column_multiple * column_multiple;
+  const int64_t rounded = whole_columns(op.kernel * op.kernel * op.channels);
   const int64_t blocks = (op.out_height + rows_per_block - 1) / rows_per_block,
                 block_step = rows_per_block * op.stride,
                 block_size = (block_step - op.stride + op.kernel) * op.line;
@@ -87,21 +88,23 @@ void thin_adjoint(const Thin& op,
 template <class Value>
 void thin_gradient(const Thin& op, const Value* e, float* sum, int64_t images, int threads) {
   const auto run = kernels_of(Value{}).gradient;
-  const int64_t columns = op.kernel * op.kernel * op.channels, size = columns * op.units;
+  const int64_t taps = op.kernel * op.kernel * op.channels, columns = whole_columns(op.units),
+                size = taps * columns;
   const int64_t rows = images * op.out_height;
   const auto parts = floats(gradient_parts * size);
   std::vector<std::unique_ptr<float[]>> scratch(threads);
   parallel_for(gradient_parts, 1, threads, [&](int worker, int64_t begin, int64_t end) {
-    if (!scratch[worker]) scratch[worker] = floats(thin_pixels * (columns + op.units));
+    if (!scratch[worker]) scratch[worker] = floats(thin_pixels * (taps + columns));
     for (int64_t part = begin; part < end; ++part) {
       float* to = parts.get() + part * size;
       std::fill(to, to + size, 0.0f);
-      run(op, {e, to, scratch[worker].get()}, part * rows / gradient_parts,
+      run(op, {e, columns, to, scratch[worker].get()}, part * rows / gradient_parts,
           (part + 1) * rows / gradient_parts);
     }
   });
   for (int64_t part = 0; part < gradient_parts; ++part)
-    for (int64_t i = 0; i < size; ++i) sum[i] += parts[part * size + i];
+    for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t i = 0; i < op.units; ++i) sum[tap * op.units + i] += parts[part * size + tap * columns + i];
 }
 
 template void thin_stage(const Thin&, const ThinStage<float>&, int64_t, int);

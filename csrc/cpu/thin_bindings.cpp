@@ -32,9 +32,7 @@ Thin operation(Address image,
   require_at_least(1, threads, "threads");
   require_at_least(kernel, height + 2 * padding, "height + 2 padding");
   require_at_least(kernel, width + 2 * padding, "width + 2 padding");
-  if (units < column_multiple || units % column_multiple)
-    throw std::invalid_argument("units must be a positive multiple of " + std::to_string(column_multiple) +
-                                ", got " + std::to_string(units));
+  require_at_least(1, units, "units");
   Thin op{};
   op.image = optional<const float>(image, "image");
   op.line = (width + 2 * padding) * channels;

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..algebra.spec import Stage, ceil_div
 from . import memory
-from .winograd import CHANNEL_MULTIPLE, PANEL
+from .winograd import PANEL
 
 # Above so many taps per output the library's convolution is as fast and needs no fold.
 MAX_TAPS = 256
@@ -23,7 +23,7 @@ MAX_TAPS = 256
 
 def supports(stage: Stage, channels: int) -> bool:
     """Whether these kernels do the skip of `stage` on images of so many channels."""
-    return 0 < stage.skip_kernel**2 * channels <= MAX_TAPS and stage.width % CHANNEL_MULTIPLE == 0
+    return 0 < stage.skip_kernel**2 * channels <= MAX_TAPS
 
 
 def padded(x: Tensor, padding: int) -> Tensor:

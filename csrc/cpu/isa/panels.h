@@ -63,8 +63,13 @@ inline void tile_sums_of(int64_t size, const PanelProduct& op, int64_t row, int6
   }
 }
 
-// finish(row, column, sum) for the rows begin <= r < end, in tiles of nearly equal size: a tile of two rows
-// would wait for its multiply-adds.
+template <int count>
+struct Count {
+  static constexpr int value = count;
+};
+
+// finish(row, rows, column, sums, Count of vectors) for the rows begin <= r < end, in tiles of nearly equal
+// size: a tile of two rows would wait for its multiply-adds.
 template <int vectors, class Finish>
 inline void product_columns(
     const PanelProduct& op, int64_t begin, int64_t end, int64_t column, Finish finish) {
@@ -73,8 +78,7 @@ inline void product_columns(
   for (int64_t row = begin; groups > 0; --groups) {
     const int64_t size = (end - row + groups - 1) / groups;
     tile_sums_of<vectors, panel_rows>(size, op, row, column, sums);
-    for (int64_t i = 0; i < size; ++i)
-      for (int j = 0; j < vectors; ++j) finish(row + i, column + j * lanes, sums.at[i][j]);
+    finish(row, size, column, sums, Count<vectors>{});
     row += size;
   }
 }
@@ -89,10 +93,14 @@ inline void product_with_panels(const PanelProduct& op, int64_t begin, int64_t e
 
 // Rows begin <= r < end of one product.
 void panel_product(const PanelProduct& op, int64_t begin, int64_t end) {
-  product_with_panels(op, begin, end, [&](int64_t row, int64_t column, Vec sum) {
-    float* to = op.out + row * op.out_stride + column;
-    store(to, op.add ? load(to) + sum : sum);
-  });
+  product_with_panels(
+      op, begin, end, [&](int64_t row, int64_t rows, int64_t column, const TileSums& sums, auto vectors) {
+        for (int64_t i = 0; i < rows; ++i)
+          for (int j = 0; j < vectors.value; ++j) {
+            float* to = op.out + (row + i) * op.out_stride + column + j * lanes;
+            store(to, op.add ? load(to) + sums.at[i][j] : sums.at[i][j]);
+          }
+      });
 }
 
 // Rows of the right factor that are packed together: a panel of them is 32 KB.

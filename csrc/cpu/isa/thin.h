@@ -13,6 +13,7 @@
 #pragma once
 
 #include "../kernels.h"
+#include "activation.h"
 #include "exponentials.h"
 #include "panels.h"
 
@@ -24,9 +25,42 @@ inline const float* patches_of(const Thin& op, int64_t row) {
   return op.image + row / op.out_height * op.image_step + row % op.out_height * op.stride * op.line;
 }
 
+inline int64_t filled_lanes(int64_t units, int64_t unit) {
+  return units - unit < lanes ? units - unit : lanes;
+}
+
+// What becomes of A x in `pixels` x `vectors` vectors from pixel and unit on; four of them hide the latency.
+template <int pixels, int vectors, class Value>
+inline void finish_stage(const Thin& op,
+                         const ThinStage<Value>& stage,
+                         const SoftplusRates& rates,
+                         const float* bias,  // [units] or nullptr
+                         int64_t pixel,      // counted through all images
+                         int64_t unit,
+                         const Vec (*sums)[2]) {
+  Group<pixels * vectors> u;
+  for (int i = 0; i < pixels; ++i)
+    for (int j = 0; j < vectors; ++j) {
+      const int64_t at = unit + j * lanes, count = filled_lanes(op.units, at);
+      Vec sum = sums[i][j];
+      if (stage.core) sum += load(stage.core + (pixel + i) * op.units + at, count);
+      if (bias) sum += load(bias + at, count);
+      u.part[i * vectors + j] = sum;
+    }
+  if (!stage.z) u = activate(u, rates).z;
+  for (int i = 0; i < pixels; ++i)
+    for (int j = 0; j < vectors; ++j) {
+      const int64_t at = unit + j * lanes, count = filled_lanes(op.units, at);
+      const int64_t to = (pixel + i) * op.units + at;
+      Vec out = u.part[i * vectors + j];
+      if (stage.z) out *= slope_from_z(load(stage.z + to, count), stage.beta).s;
+      store(stage.out + to, out, count);
+    }
+}
+
 template <class Value>
 void thin_stage(const Thin& op, const ThinStage<Value>& stage, int64_t begin, int64_t end) {
-  const float inverse_beta = 1.0f / stage.beta;
+  const SoftplusRates rates(stage.beta);
   const int64_t taps = op.kernel * op.channels;
   PanelProduct product{};
   product.row_stride = op.stride * op.channels;
@@ -41,13 +75,14 @@ void thin_stage(const Thin& op, const ThinStage<Value>& stage, int64_t begin, in
   for (int64_t row = begin; row < end; ++row) {
     product.a = patches_of(op, row);
     const float* bias = stage.bias ? stage.bias + row / op.out_height * stage.bias_step : nullptr;
-    const int64_t first = row * op.out_width * op.units;
-    const auto finish = [&](int64_t pixel, int64_t unit, Vec u) {
-      const int64_t at = first + pixel * op.units + unit;
-      if (stage.core) u += load(stage.core + at);
-      if (bias) u += load(bias + unit);
-      store(stage.out + at, stage.z ? u * slope_from_z(load(stage.z + at), stage.beta).s
-                                    : softplus(u, stage.beta, inverse_beta));
+    const auto finish = [&](int64_t pixel, int64_t pixels, int64_t unit, const TileSums& sums, auto vectors) {
+      constexpr int together = 4 / vectors.value;
+      const int64_t first = row * op.out_width + pixel;
+      int64_t i = 0;
+      for (; i + together <= pixels; i += together)
+        finish_stage<together, vectors.value>(op, stage, rates, bias, first + i, unit, sums.at + i);
+      for (; i < pixels; ++i)
+        finish_stage<1, vectors.value>(op, stage, rates, bias, first + i, unit, sums.at + i);
     };
     for (int64_t pixel = 0; pixel < op.out_width; pixel += thin_pixels)
       product_with_panels(product, pixel,
@@ -58,7 +93,10 @@ void thin_stage(const Thin& op, const ThinStage<Value>& stage, int64_t begin, in
 // Rows of floats as they are; rows of halves widened into `scratch`.
 inline const float* as_floats(const float* from, int64_t, float*) { return from; }
 inline const float* as_floats(const BFloat16* from, int64_t count, float* scratch) {
-  for (int64_t i = 0; i < count; i += lanes) store(scratch + i, load(from + i));
+  for (int64_t i = 0; i < count; i += lanes) {
+    const int64_t filled = filled_lanes(count, i);
+    store(scratch + i, load(from + i, filled), filled);
+  }
   return scratch;
 }
 
@@ -102,9 +140,12 @@ void thin_gradient(const Thin& op, const ThinGradient<Value>& gradient, int64_t 
   const Value* e = gradient.e + begin * op.out_width * op.units;
   const auto multiply = [&] {
     // In order, as the prefetcher likes it: a panel takes a few lines from each row of e.
-    float* rows = gradient.scratch + thin_pixels * columns;
-    for (int64_t i = 0; i < held * op.units; i += lanes) store(rows + i, load(e + i));
-    gradient_product({gradient.scratch, columns, rows, op.units, held, op.units, gradient.sum}, 0, columns);
+    float* rows = gradient.scratch + thin_pixels * columns;  // [pixels, gradient.columns]
+    for (int64_t pixel = 0; pixel < held; ++pixel)
+      for (int64_t i = 0; i < op.units; i += lanes)
+        store(rows + pixel * gradient.columns + i, load(e + pixel * op.units + i, filled_lanes(op.units, i)));
+    gradient_product(
+        {gradient.scratch, columns, rows, gradient.columns, held, gradient.columns, gradient.sum}, 0, columns);
     e += held * op.units;
     held = 0;
   };

@@ -39,9 +39,16 @@ inline Vec load(const float* from) { return *reinterpret_cast<const LooseVec*>(f
 
 inline void store(float* to, Vec value) { *reinterpret_cast<LooseVec*>(to) = value; }  // [lanes]
 
+#if defined(__AVX512F__)
+inline __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
+#endif
+
 // The first `count` lanes; the others are zero. With a literal count = lanes this is a plain load.
 inline Vec load(const float* from, int64_t count) {  // from: [count]
   if (count == lanes) return load(from);
+#if defined(__AVX512F__)
+  return _mm512_maskz_loadu_ps(first_lanes(count), from);
+#endif
   float padded[lanes] = {};
   for (int64_t i = 0; i < count; ++i) padded[i] = from[i];
   return load(padded);
@@ -49,6 +56,9 @@ inline Vec load(const float* from, int64_t count) {  // from: [count]
 
 inline void store(float* to, Vec value, int64_t count) {  // to: [count]
   if (count == lanes) return store(to, value);
+#if defined(__AVX512F__)
+  return _mm512_mask_storeu_ps(to, first_lanes(count), value);
+#endif
   float padded[lanes];
   store(padded, value);
   for (int64_t i = 0; i < count; ++i) to[i] = padded[i];
@@ -60,15 +70,32 @@ typedef uint16_t HalfVec __attribute__((vector_size(2 * lanes)));
 typedef uint32_t WordVec __attribute__((vector_size(4 * lanes)));
 typedef uint16_t LooseHalfVec __attribute__((vector_size(2 * lanes), aligned(2), may_alias));
 
-inline Vec widened(HalfVec bits) {
-  return reinterpret_cast<Vec>(__builtin_convertvector(bits, WordVec) << 16);
+// What the compiler makes of a conversion between lanes of 16 and of 32 bits is several shuffles.
+inline WordVec words_of(HalfVec bits) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<WordVec>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(bits)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<WordVec>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(bits)));
+#else
+  return __builtin_convertvector(bits, WordVec);
+#endif
 }
+
+inline HalfVec lower_halves(WordVec words) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<HalfVec>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(words)));
+#else
+  return __builtin_convertvector(words, HalfVec);
+#endif
+}
+
+inline Vec widened(HalfVec bits) { return reinterpret_cast<Vec>(words_of(bits) << 16); }
 
 // To nearest, ties to even; NaN stays NaN, which carrying over would turn into infinity.
 inline HalfVec narrowed(Vec value) {
   const WordVec bits = reinterpret_cast<WordVec>(value);
   const WordVec rounded = (bits + (((bits >> 16) & 1) + 0x7fff)) >> 16;
-  return __builtin_convertvector(value == value ? rounded : (bits >> 16) | 0x40, HalfVec);
+  return lower_halves(value == value ? rounded : (bits >> 16) | 0x40);
 }
 
 inline float widened(float value) { return value; }

@@ -16,18 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lpn_fast import LPN
+from lpn_fast.algebra.noise import noise_features
 from lpn_fast.algebra.parameters import layout
 
 
 class PlainPotential(nn.Module):
-    """psi as a plain module: dense layers or convolutions, softplus, resized inputs; linear heads only."""
+    """psi as a plain module: dense layers or convolutions, softplus, resized inputs, linear and squared heads.
+
+    A noise-conditional network is its potential at sigma = 1, where x in units of the noise is x itself.
+    """
 
     def __init__(self, model: LPN):
         super().__init__()
         spec = model.spec
-        if spec.quadratic or spec.noise_levels or any("squared" in stage.heads for stage in spec.stages):
-            raise ValueError("PlainPotential covers the published networks, got a quadratic term, squares or noise")
+        if spec.quadratic:
+            raise ValueError("PlainPotential has no quadratic term, got a network with one")
         self.spec = spec
+        self.features = noise_features(torch.ones(1), spec.noise_levels)[0] if spec.noise_levels else None
         self.slots = layout(spec)
         for slot in self.slots:
             value = model.get_parameter(slot.name).detach().clone()
@@ -37,13 +42,14 @@ class PlainPotential(nn.Module):
         """psi(x), (N,)."""
         z, psi = None, 0.0
         for index, stage in enumerate(self.spec.stages):
-            u = self._skip(index, x)
-            if index:
-                u = u + self._core(index, z)
-            z = F.softplus(u, self.spec.beta)
-            if stage.heads:
-                head = self._of(index, "head")
-                psi = psi + (z @ head if self.spec.is_dense else z.sum((2, 3)) @ head)
+            parts = [self._skip(index, x)] if stage.skip_kernel or self.spec.is_dense else []
+            parts += [self._core(index, z)] if index else []
+            z = F.softplus(sum(parts[1:], start=parts[0]), self.spec.beta)
+            for name, power in (("head", 1), ("head_squared", 2)):
+                head = self._of(index, name)
+                if head is not None:
+                    powered = z if power == 1 else z * z
+                    psi = psi + (powered @ head if self.spec.is_dense else powered.sum((2, 3)) @ head)
         if self.spec.linear:
             psi = psi + (x if self.spec.is_dense else x.sum((2, 3))) @ self.linear
         if self.spec.constant:
@@ -66,7 +72,7 @@ class PlainPotential(nn.Module):
         return self._parameters.get(f"stages_{index}_{name}")
 
     def _skip(self, index: int, x: Tensor) -> Tensor:
-        weight, bias, stage = self._of(index, "skip"), self._of(index, "bias"), self.spec.stages[index]
+        weight, bias, stage = self._of(index, "skip"), self._bias(index), self.spec.stages[index]
         if self.spec.is_dense:
             return F.linear(x, weight, bias)
         if stage.resize > 1:
@@ -75,7 +81,14 @@ class PlainPotential(nn.Module):
 
     def _core(self, index: int, z: Tensor) -> Tensor:
         weight, stage = self._of(index, "core"), self.spec.stages[index]
-        return F.linear(z, weight) if self.spec.is_dense else F.conv2d(z, weight, None, stage.stride, stage.padding)
+        if self.spec.is_dense:
+            return F.linear(z, weight)
+        bias = None if stage.skip_kernel else self._bias(index)
+        return F.conv2d(z, weight, bias, stage.stride, stage.padding)
+
+    def _bias(self, index: int) -> Tensor | None:
+        bias, noise = self._of(index, "bias"), self._of(index, "noise")
+        return bias if noise is None else bias + noise @ self.features.to(noise)
 
 
 class Eager:

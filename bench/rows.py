@@ -25,13 +25,16 @@ NETWORKS = {
     "mlp-strongly-convex": (lambda: lf.MLPLPN(1, hidden=50, layers=4, alpha=0.1), (1,)),
     "mnist": (lambda: lf.paper_network("mnist"), (1, 28, 28)),
     "lpn128": (lambda: lf.paper_network("celeba"), (3, 128, 128)),
+    "frame": (lambda: lf.FrameLPN(1), (1, 256, 256)),
 }
 OURS = {"ours": "auto", "ours-torch": "torch"}  # provider -> backend asked for
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}  # named precision -> the CSV's word for it
 BASELINES = ("A", "A-cl", "C")
 LEARNING_RATE = 1e-4
 INVERT_TOL = 1e-5
-TRUTH_SAMPLES = {"mlp": 4096, "mlp-strongly-convex": 4096, "mnist": 64, "lpn128": 1}  # prox and hvp: as many suffice
+SIGMA = 1.0  # of noise-conditional networks: baselines.py knows no other
+# prox and hvp: as many suffice
+TRUTH_SAMPLES = {"mlp": 4096, "mlp-strongly-convex": 4096, "mnist": 64, "lpn128": 1, "frame": 1}
 TRUTH_CHUNK = {"mlp": 2000, "mnist": 16, "lpn128": 1}  # samples of a gradient that fit in memory together
 
 
@@ -68,6 +71,7 @@ ROWS = (
     Row("lpn128 step 4", "step", "lpn128", 4, 40, {"A": 1.35, "C": 1.6}, quick=False),
     Row("lpn128 bf16 prox 4", "prox", "lpn128", 4, 20, {"A": 2.8, "C": 3}, quick=False, precision="bf16"),
     Row("lpn128 bf16 step 4", "step", "lpn128", 4, 40, {"A": 2.2, "C": 2.8}, quick=False, precision="bf16"),
+    Row("frame prox 4", "prox", "frame", 4, 15, quick=False),
     Row("mlp prox 0", "prox", "mlp", 0, 1),
     Row("mlp invert 2000", "invert", "mlp-strongly-convex", 2000, 10),
     Row("mlp hvp 2000", "hvp", "mlp", 2000, 5),
@@ -167,17 +171,18 @@ def _ours(name: str, setup: Setup) -> Provider:
     model = copy.deepcopy(setup.model)
     model.precision = setup.row.precision
     x, v, target = setup.x, setup.v, setup.target
+    sigma = SIGMA if model.is_noise_conditional else None
     optimizer = ProjectedAdam(model, lr=LEARNING_RATE)
 
     def step():
-        loss = (model(x) - target).square().mean()
+        loss = (model(x, sigma) - target).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 
     calls = {
-        "prox": lambda: model(x),
-        "hvp": lambda: model.hvp(x, v),
+        "prox": lambda: model(x, sigma),
+        "hvp": lambda: model.hvp(x, v, sigma),
         "invert": lambda: lf.invert(model, x, tol=INVERT_TOL).preimage,
     }
 

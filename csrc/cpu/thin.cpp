@@ -23,7 +23,9 @@ constexpr int64_t gradient_parts = 16;
 const ThinKernels<float>& kernels_of(float) { return active_kernels().thin_float; }
 const ThinKernels<BFloat16>& kernels_of(BFloat16) { return active_kernels().thin_bfloat16; }
 
-int64_t whole_columns(int64_t count) { return (count + column_multiple - 1) / column_multiple * column_multiple; }
+int64_t whole_columns(int64_t count) {
+  return (count + column_multiple - 1) / column_multiple * column_multiple;
+}
 
 std::unique_ptr<float[]> floats(int64_t count) { return std::unique_ptr<float[]>(new float[count]); }
 
@@ -104,7 +106,8 @@ void thin_gradient(const Thin& op, const Value* e, float* sum, int64_t images, i
   });
   for (int64_t part = 0; part < gradient_parts; ++part)
     for (int64_t tap = 0; tap < taps; ++tap)
-      for (int64_t i = 0; i < op.units; ++i) sum[tap * op.units + i] += parts[part * size + tap * columns + i];
+      for (int64_t i = 0; i < op.units; ++i)
+        sum[tap * op.units + i] += parts[part * size + tap * columns + i];
 }
 
 template void thin_stage(const Thin&, const ThinStage<float>&, int64_t, int);

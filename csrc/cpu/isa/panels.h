@@ -93,14 +93,14 @@ inline void product_with_panels(const PanelProduct& op, int64_t begin, int64_t e
 
 // Rows begin <= r < end of one product.
 void panel_product(const PanelProduct& op, int64_t begin, int64_t end) {
-  product_with_panels(
-      op, begin, end, [&](int64_t row, int64_t rows, int64_t column, const TileSums& sums, auto vectors) {
-        for (int64_t i = 0; i < rows; ++i)
-          for (int j = 0; j < vectors.value; ++j) {
-            float* to = op.out + (row + i) * op.out_stride + column + j * lanes;
-            store(to, op.add ? load(to) + sums.at[i][j] : sums.at[i][j]);
-          }
-      });
+  product_with_panels(op, begin, end,
+                      [&](int64_t row, int64_t rows, int64_t column, const TileSums& sums, auto vectors) {
+                        for (int64_t i = 0; i < rows; ++i)
+                          for (int j = 0; j < vectors.value; ++j) {
+                            float* to = op.out + (row + i) * op.out_stride + column + j * lanes;
+                            store(to, op.add ? load(to) + sums.at[i][j] : sums.at[i][j]);
+                          }
+                      });
 }
 
 // Rows of the right factor that are packed together: a panel of them is 32 KB.

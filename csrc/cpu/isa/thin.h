@@ -145,7 +145,8 @@ void thin_gradient(const Thin& op, const ThinGradient<Value>& gradient, int64_t 
       for (int64_t i = 0; i < op.units; i += lanes)
         store(rows + pixel * gradient.columns + i, load(e + pixel * op.units + i, filled_lanes(op.units, i)));
     gradient_product(
-        {gradient.scratch, columns, rows, gradient.columns, held, gradient.columns, gradient.sum}, 0, columns);
+        {gradient.scratch, columns, rows, gradient.columns, held, gradient.columns, gradient.sum}, 0,
+        columns);
     e += held * op.units;
     held = 0;
   };

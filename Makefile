@@ -3,6 +3,7 @@
 #   make demo    deblur photographs, train the 1-D Laplacian network, write pictures to demo_output/
 #   make test    lint and all tests
 #   make lint    ruff and clang-format, check only;  make format  applies them
+#   make docs    the pages of lpn_fast/docs as a site in build/docs (installs mkdocs in an environment of its own)
 #   make clean   remove the virtual environment and everything built
 #
 # TORCH and TRITON name what is installed where none is present; what the system's Python has is used instead.
@@ -21,7 +22,7 @@ NATIVE  := CMakeLists.txt pyproject.toml $(shell find csrc kernels -type f -not 
 MODULES := $(VENV)/modules
 CPP     := $(shell find csrc kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint format clean setup FORCE
+.PHONY: demo test lint format docs clean setup FORCE
 
 demo: setup
 	$(VENV)/bin/lpn-fast demo -o demo_output
@@ -38,6 +39,16 @@ format: setup
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CPP)
+
+# Built from the sources alone, so nothing of the package has to be installed; a warning is an error.
+docs: build/docs-env/ready
+	build/docs-env/bin/mkdocs build --strict -q -f lpn_fast/mkdocs.yml
+	@echo 'open build/docs/index.html'
+
+build/docs-env/ready:
+	$(PYTHON) -m venv build/docs-env
+	build/docs-env/bin/pip install -q --disable-pip-version-check mkdocs 'mkdocstrings[python]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) build demo_output

@@ -162,10 +162,20 @@ def test_caller_tensors_are_left_alone(small):
     assert torch.equal(x, before) and not x.requires_grad
 
 
-def test_autocast_computes_in_the_models_dtype():
-    model = lf.MLPLPN(3)
-    x = torch.randn(4, 3)
+@pytest.mark.parametrize("name", ["dense", "conv", "ridge", "mnist"])
+def test_autocast_computes_in_the_models_dtype(name):
+    """Values, derivatives and gradients of parameters are those of outside, bit for bit."""
+    case = Case(name, torch.float32)
+    x = case.x.bfloat16().float()
+
+    def everything(x):
+        case.model.zero_grad()
+        psi, f = case.model.potential_and_prox(x, case.sigma)
+        (f.square().sum() + psi.sum()).backward()
+        return [psi, f, case.model.hvp(case.x, case.x, case.sigma), *(p.grad.clone() for p in case.model.parameters())]
+
+    wanted = everything(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = torch.nn.functional.linear(x, torch.eye(3))
-        assert half.dtype == torch.bfloat16
-        assert torch.equal(model(half), model(half.float()))
+        assert torch.nn.functional.linear(x, torch.eye(x.shape[-1])).dtype == torch.bfloat16
+        got = everything(x.bfloat16())
+    assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))

@@ -13,6 +13,8 @@ The operators are opaque: compilers see shapes, a backend sees plain tensors. Th
 defined outside, in functions.py.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -52,8 +54,21 @@ def _vjp(x, packed, features, p, v, tape, spec, precision):
     return registry.select(spec, x, precision).vjp(spec, x, packed, features, p, v, tape, precision)
 
 
+def _in_own_type(implementation):
+    """Outside autocast, which would round products of the backends to 16 bits behind the back of their kernels."""
+
+    @functools.wraps(implementation)
+    def run(x, *arguments):
+        if not torch.is_autocast_enabled(x.device.type):
+            return implementation(x, *arguments)
+        with torch.autocast(x.device.type, enabled=False):
+            return implementation(x, *arguments)
+
+    return run
+
+
 for _name, _implementation in (("evaluate", _evaluate), ("hvp", _hvp), ("vjp", _vjp)):
-    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
+    _library.impl(_name, _in_own_type(_implementation), "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("lpn_fast::evaluate", lib=_library)

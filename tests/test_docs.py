@@ -1,0 +1,127 @@
+"""The documentation: every block of code runs, page by page from top to bottom; links and figures are there.
+
+A fence of Python is executed in the page's namespace, or written to a file where its first line is a comment that
+names one (`# run.toml`). A fence of "console" holds commands after `$ `. All of a page happens in one empty folder.
+"""
+
+import contextlib
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import lpn_fast as lf
+from lpn_fast import cli
+
+DOCS = Path(lf.__file__).parent / "docs"
+ROOT = Path(lf.__file__).parents[1]
+PAGES = sorted(DOCS.glob("*.md"))
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"# (\w+\.\w+)\n")
+OPTIONAL = ("deepinv", "onnx", "onnxruntime", "onnxscript")  # a block that imports one of these runs where it is
+
+
+@dataclass(frozen=True)
+class Block:
+    page: str
+    line: int
+    language: str
+    code: str
+
+
+def blocks(page):
+    text = page.read_text(encoding="utf-8")
+    return [Block(page.name, text[: match.start(2)].count("\n"), match[1], match[2]) for match in FENCE.finditer(text)]
+
+
+def missing(code):
+    """Optional modules that a block imports and that are not here."""
+    words = set(re.findall(r"\w+", " ".join(re.findall(r"^(?:import|from) .*", code, re.MULTILINE))))
+    return [name for name in OPTIONAL if name in words and importlib.util.find_spec(name) is None]
+
+
+def run_python(block, namespace):
+    if name := FILE.match(block.code):
+        Path(name[1]).write_text(block.code)
+        return
+    # blank lines in front, so that a traceback names the line of the page
+    exec(compile("\n" * block.line + block.code, str(DOCS / block.page), "exec"), namespace)
+
+
+def run_command(line):
+    program, *arguments = shlex.split(line, comments=True)
+    if program == "lpn-fast":
+        assert cli.main(arguments) == 0, line
+    elif program == "torchrun":
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "torch.distributed.run", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+    else:
+        pytest.fail(f"no way to run {program!r} is known")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.filterwarnings("ignore")
+def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace, skipped, threads = {"__name__": "page"}, [], torch.get_num_threads()
+    try:
+        for block in blocks(page):
+            if absent := missing(block.code):
+                skipped.append(f"{page.name} line {block.line}: {', '.join(absent)} not installed")
+            elif block.language == "python":
+                run_python(block, namespace)
+            elif block.language == "toml":
+                run_python(block, namespace)
+                assert FILE.match(block.code), "a configuration begins with the name of its file"
+            else:
+                assert block.language == "console", f"{page.name} line {block.line}: say what language this is"
+                lines = block.code.splitlines()
+                assert all(line.startswith("$ ") for line in lines), "commands begin with $, and show no output"
+                for line in lines:
+                    run_command(line[2:])
+    finally:
+        torch.set_num_threads(threads)
+    if skipped:
+        pytest.skip("all but: " + "; ".join(skipped))
+
+
+def test_the_pages_are_those_of_the_site_and_their_links_lead_somewhere():
+    listed = re.findall(r"- ([\w-]+\.md)$", (DOCS.parent / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(listed) == [page.name for page in PAGES]
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (DOCS / target).is_file(), f"{page.name} links to {target}"
+    used = {target for page in PAGES for target in re.findall(r"\]\((figures/[^)]+)", page.read_text())}
+    assert used == {f"figures/{path.name}" for path in (DOCS / "figures").iterdir()}
+
+
+def test_every_public_name_has_a_place_in_the_api_page():
+    """Modules of the page show all they export; the two that list names list them all."""
+    page = (DOCS / "api.md").read_text()
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"members: \[(.*)\]", page))))
+    modules = re.findall(r"::: (lpn_fast[\w.]*)", page)
+    for name in lf.__all__:
+        module = f"lpn_fast.{name}"
+        assert name in named or module in modules or name == "ProximalMatchingLoss", name
+
+
+def test_a_wrong_block_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AssertionError):
+        run_python(Block("a.md", 3, "python", "assert 1 == 2"), {})
+    with contextlib.suppress(SystemExit), pytest.raises(AssertionError):
+        run_command("lpn-fast denoise nowhere -o out --sigma 0.1")
+    (tmp_path / "a.md").write_text("text\n\n```python\nx = 1\n```\n\n```console\n$ lpn-fast info\n```\n")
+    assert [(b.language, b.line, b.code) for b in blocks(tmp_path / "a.md")] == [
+        ("python", 3, "x = 1\n"),
+        ("console", 7, "$ lpn-fast info\n"),
+    ]

@@ -44,6 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--model", default="natural-gray", help="a shipped model or a checkpoint (default: %(default)s)"
     )
+    parser.add_argument(
+        "--seconds", type=float, default=120.0, help="for each of the two comparisons of throughput (default: 120)"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's own choice")
     parser.add_argument("--quick", action="store_true", help="two minutes, to see it work")
     parser.add_argument("--full", action="store_true", help="16 photographs of 160 x 160, 14 slices of 512 x 512")
@@ -62,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(args) -> int:
     torch.set_num_threads(args.threads)
     show = functools.partial(print, flush=True)
+    if not args.seconds > 0:
+        raise ValueError(f"--seconds must be positive, got {args.seconds:g}")
     if args.quick and args.full:
         raise ValueError("--quick and --full are two sizes; give one of them")
     if args.quick and args.out is None:
@@ -87,7 +92,7 @@ def _run(args) -> int:
             show(f"written: {path}")
     if args.only in (None, "throughput"):
         size = {"side": 48, "iterations": 3, "rounds": 3, "seconds": 4.0} if args.quick else {
-            "side": 128, "iterations": 10, "rounds": 15, "seconds": 120.0
+            "side": 128, "iterations": 10, "rounds": 15, "seconds": args.seconds
         }  # fmt: skip
         rows = throughput.run(model, show=show, **size)
         write_csv(out / "throughput.csv", rows)

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "physics": {"per_sample"},
     "data": set(),
     "ops": {"algebra", "per_sample"},
-    "networks": {"algebra", "ops"},
+    "networks": {"algebra", "ops", "per_sample"},
     "training": {"networks", "metrics", "data"},
     "solvers": {"networks", "physics", "per_sample"},
     "prior": {"networks", "ops", "algebra", "per_sample"},

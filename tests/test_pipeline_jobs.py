@@ -72,7 +72,10 @@ def test_a_job_of_a_thousand_images_killed_five_times_ends_with_all_and_does_non
     done = subprocess.run(list(map(str, command)), env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     story = json.loads(done.stdout)
-    assert [r["ends"] for r in story["rounds"]] == [[-signal.SIGKILL] * world] * kills + [[0] * world], done.stderr
+    *killed, last = [r["ends"] for r in story["rounds"]]
+    assert len(killed) == kills and last == [0] * world, done.stderr
+    for ends in killed:  # a process may have done its share before the others are killed
+        assert -signal.SIGKILL in ends and set(ends) <= {-signal.SIGKILL, 0}, done.stderr
     assert not re.search(r"^process \d: ", done.stderr, re.MULTILINE), done.stderr  # nor did any in a killed round
     assert all(r["computed_again"] == [] for r in story["rounds"])
     # lost by a kill: at most the batch being computed and the one being written, of each process

@@ -27,3 +27,14 @@ def test_proximal_matching_recovers_the_prox_of_the_prior():
     assert error["matching"] <= 0.05
     assert error["l1"] >= 2 * error["matching"] and error["l2"] >= 2 * error["matching"]
     assert isinstance(train_laplacian("l2", steps=1, progress=False), lf.LPN)
+
+
+def test_proxes_of_every_strength_of_a_trained_network_are_those_of_brute_force():
+    """argmin over x of 1/2 (x - z)^2 + t R(x), x and R(x) read off a dense grid of u: x = f(u)."""
+    model = train_laplacian("matching", 400, progress=False).double()
+    z = torch.linspace(-3, 3, 25, dtype=torch.float64)[:, None]
+    u = torch.linspace(-12, 12, 400_001, dtype=torch.float64)[:, None]
+    x, prior = model.prox_and_prior(u)
+    for t in (1.0, 0.7, 0.3, 0.1):
+        brute = torch.stack([x[(0.5 * (x[:, 0] - p) ** 2 + t * prior).argmin()] for p in z])
+        assert (model.prox(z, strength=t) - brute).abs().max() <= 1e-4, f"at strength {t}"

@@ -86,6 +86,10 @@ def test_a_step_ends_where_adam_and_project_end(family):
     assert torch.allclose(ours.packed(), theirs.packed(), rtol=1e-5, atol=1e-6)
 
 
+def random_squares(count, generator):
+    return torch.rand(count, 1, 12, 12, generator=generator)
+
+
 def test_scaled_steps_are_those_of_adam_with_scaled_rates():
     """A step that was clamped before it is scaled would fall short downwards: small weights would only ever grow."""
 
@@ -94,10 +98,9 @@ def test_scaled_steps_are_those_of_adam_with_scaled_rates():
         return lf.FrameLPN(1, kernel=3)
 
     ours, theirs = build(), build()
-    sampler = lambda n, g: torch.rand(n, 1, 12, 12, generator=g)  # noqa: E731
     arguments = {"sigma": (0.05, 0.2), "batch_size": 4, "progress": False}
-    trainer = Trainer(ours, sampler, [Phase("l2", 8, 5e-2)], **arguments)
-    reference = Trainer(theirs, sampler, [Phase("l2", 8, 5e-2)], **arguments)
+    trainer = Trainer(ours, random_squares, [Phase("l2", 8, 5e-2)], **arguments)
+    reference = Trainer(theirs, random_squares, [Phase("l2", 8, 5e-2)], **arguments)
     scales = theirs.step_scales()
     groups = [{"params": [p], "scale": scales[name]} for name, p in theirs.named_parameters()]
     reference.optimizer = torch.optim.Adam(groups, lr=1.0)
@@ -118,9 +121,8 @@ def test_scaled_steps_are_those_of_adam_with_scaled_rates():
 def test_the_margin_of_a_crop_has_no_say():
     torch.manual_seed(0)
     model = lf.FrameLPN(1, kernel=3)
-    sampler = lambda n, g: torch.rand(n, 1, 12, 12, generator=g)  # noqa: E731
     arguments = {"sigma": (0.05, 0.2), "batch_size": 2, "progress": False}
-    trainer = Trainer(model, sampler, [Phase("l2", 1, 1e-3)], margin=3, **arguments)
+    trainer = Trainer(model, random_squares, [Phase("l2", 1, 1e-3)], margin=3, **arguments)
     x = torch.rand(2, 1, 12, 12)
     spoiled = torch.nn.functional.pad(x[..., 3:-3, 3:-3], (3, 3, 3, 3), value=7.0)
     loss = trainer._criterion(trainer.phases[0], x, None)
@@ -129,7 +131,7 @@ def test_the_margin_of_a_crop_has_no_say():
     with pytest.raises(ValueError, match="zero for vectors, got 2"):
         small_trainer(margin=2)
     with pytest.raises(ValueError, match="got -1"):
-        Trainer(model, sampler, [Phase("l2", 1, 1e-3)], margin=-1, **arguments)
+        Trainer(model, random_squares, [Phase("l2", 1, 1e-3)], margin=-1, **arguments)
 
 
 def test_clipping_bounds_the_gradient_that_adam_sees():

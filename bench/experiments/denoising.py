@@ -59,7 +59,7 @@ def run(args) -> int:
     out = Path(args.out or ROOT / "bench" / "results" / "denoising")
     out.mkdir(parents=True, exist_ok=True)
     methods = [Model(name) for name in args.models] + [_baseline(name, root) for name in args.baselines]
-    rows = []
+    rows, slow = [], set(_spread(68, args.baseline_images))
     for method in methods:
         count = args.baseline_images if method.slow else args.images
         images = test_photographs(root, count, method.channels)
@@ -69,7 +69,6 @@ def run(args) -> int:
             figures = [_measured(method, x, sigma, seed) for seed, x in images]
             columns = [list(column) for column in zip(*figures, strict=True)]
             noisy, psnr, ssim, seconds = columns
-            slow = {i for i, _ in test_photographs(root, args.baseline_images, 1)}
             shared = [value for value, (i, _) in zip(psnr, images, strict=True) if i in slow]
             row = {
                 "method": method.name,
@@ -99,8 +98,12 @@ def test_photographs(root: Path, count: int, channels: int) -> list[tuple[int, T
     """(index in the list of 68, (1, C, H, W) in [0, 1]) of `count` photographs spread over the list."""
     folder = root / "natural" / "bsds500"
     names = (folder / "cbsd68.txt").read_text().split()
-    chosen = np.linspace(0, len(names) - 1, count).round().astype(int).tolist()
-    return [(i, _read(folder / names[i], channels)) for i in chosen]
+    return [(i, _read(folder / names[i], channels)) for i in _spread(len(names), count)]
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """`count` indices of a list of `length`, the first and the last among them."""
+    return np.linspace(0, length - 1, count).round().astype(int).tolist()
 
 
 def _read(path: Path, channels: int) -> Tensor:  # (1, C, H, W)

@@ -19,7 +19,20 @@ from torch import Tensor
 from ..algebra.reference import SOFTPLUS_THRESHOLD
 
 
-class TorchEpilogues:
+class KeptAsItIs:
+    """What the sweeps keep in the places of z, e and dz is z, e and dz."""
+
+    def z_of(self, z: Tensor) -> Tensor:
+        return z
+
+    def e_of(self, e: Tensor, z: Tensor) -> Tensor:
+        return e
+
+    def dz_of(self, dz: Tensor, z: Tensor) -> Tensor:
+        return dz
+
+
+class TorchEpilogues(KeptAsItIs):
     """The steps in torch operations, any device and dtype; half precisions are computed in float32."""
 
     def softplus(self, u: Tensor, rest: Tensor | None, b: Tensor | None, beta: float, storage: torch.dtype) -> Tensor:
@@ -93,6 +106,15 @@ class SquareEpilogues:
 
     def heads(self, u: Tensor, w: Tensor | None, g: None, dtype: torch.dtype) -> Tensor:  # [N]
         return pixel_sum(squared(u, dtype), dtype) @ w
+
+    def z_of(self, u: Tensor) -> Tensor:
+        return u * u
+
+    def e_of(self, e: Tensor, u: Tensor) -> Tensor:
+        return e * u
+
+    def dz_of(self, du: Tensor, u: Tensor) -> Tensor:
+        return (du * u).mul_(2)
 
 
 def _wide(t: Tensor) -> Tensor:

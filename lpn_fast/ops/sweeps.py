@@ -12,9 +12,9 @@
 e_l = d psi / d u_l, dz_l the derivative of z_l along v, delta_l the derivative of e_l along v. One forward
 and one transposed sweep give f; one tangent and one adjoint sweep more give H v, which is symmetric, so
 that the vjp, the jvp and the hvp of f are one operation. A first stage z = u^2 has s = 2 u, which z does not tell:
-it keeps u, e_1/u and du in the places of z, e and dz (ops/epilogues.py), and `_z`, `_e`, `_dz` give what they stand
-for. Only z, e and dz are ever stored, and e only where a second-order sweep will want it: A_l^T e_l is added up on the
-way down. With F the operations of the value sweep: prox 2F, H v 2F with (z, e) at hand, all gradients 6F.
+it keeps u, e_1/u and du in the places of z, e and dz; its epilogues (ops/epilogues.py) turn them back. Only z, e and dz
+are ever stored, and e only where a second-order sweep will want it: A_l^T e_l is added up on the way down. With F the
+operations of the value sweep: prox 2F, H v 2F with (z, e) at hand, all gradients 6F.
 """
 
 from dataclasses import dataclass
@@ -121,11 +121,12 @@ class Sweeps:
                 gradient[slot.offset : slot.end] = self._outer_gradient(name, p, v).reshape(-1)
         sum_l, a = self.maps.skips_adjoint(self.x), None
         for l in reversed(range(len(self.stages))):
-            e, total = self._e(l, tape), None
+            total = None
             if v is not None:
                 total = self._adjoint(l, a, tape, dz)
                 a = self.maps.core_adjoint(l, total, tape.z[l - 1]) if l else None
             if p is not None:
+                e = self._e(l, tape)
                 scaled = e * _per_sample(p.to(e.dtype), e)
                 total = scaled if total is None else scaled.add_(total)  # a may still refer to the old total
             sum_l.add(l, total)
@@ -143,7 +144,7 @@ class Sweeps:
     def _forward(self) -> list[Tensor]:
         z: list[Tensor] = []
         for l in range(len(self.stages)):
-            u, rest = self.maps.stage(l, self._z(l - 1, z[-1]) if l else None, self.x_l[l])
+            u, rest = self.maps.stage(l, self.epilogues[l - 1].z_of(z[-1]) if l else None, self.x_l[l])
             z.append(self.epilogues[l].softplus(u, rest, self._bias(l), self.spec.beta, self.maps.storage))
         return z
 
@@ -174,7 +175,7 @@ class Sweeps:
             if keep:
                 kept[l] = e
             if total is not None:
-                total.add(l, self._squared_first(l, e, z[l], 1))
+                total.add(l, self.epilogues[l].e_of(e, z[l]))
             if not keep:
                 z[l] = None
             a = self.maps.core_adjoint(l, e, z[l - 1]) if l else None
@@ -192,20 +193,14 @@ class Sweeps:
         """delta_l, from a = W_{l+1}^T delta_{l+1}."""
         return self.epilogues[l].adjoint(a, tape.z[l], tape.e[l], dz[l], self.stages[l].head_squared, self.spec.beta)
 
-    def _squared_first(self, l: int, t: Tensor, u: Tensor, factor: int) -> Tensor:
-        """factor u t where stage l is the squared first one, t elsewhere."""
-        if l or not self.spec.square_first:
-            return t
-        return t * u if factor == 1 else (t * u).mul_(factor)
-
-    def _z(self, l: int, kept: Tensor) -> Tensor:
-        return self._squared_first(l, kept, kept, 1)
+    def _z(self, l: int, tape: Tape) -> Tensor:
+        return self.epilogues[l].z_of(tape.z[l])
 
     def _e(self, l: int, tape: Tape) -> Tensor:
-        return self._squared_first(l, tape.e[l], tape.z[l], 1)
+        return self.epilogues[l].e_of(tape.e[l], tape.z[l])
 
     def _dz(self, l: int, tape: Tape, dz: list[Tensor]) -> Tensor:
-        return self._squared_first(l, dz[l], tape.z[l], 2)
+        return self.epilogues[l].dz_of(dz[l], tape.z[l])
 
     def _assemble(self, f: Tensor, x: Tensor) -> Tensor:
         """f + K^T K x + alpha x, in f's memory: what follows sum_l D_l^T A_l^T e_l."""
@@ -231,7 +226,7 @@ class Sweeps:
         dtype = self.x.dtype
         result = None  # of those that are linear in e and delta, in their unit
         if name == "core":
-            pairs = [(total, self._z(l - 1, tape.z[l - 1]))]
+            pairs = [(total, self._z(l - 1, tape))]
             if dz is not None:
                 pairs.append((tape.e[l], self._dz(l - 1, tape, dz)))
             result = self.maps.core_gradient(l, pairs)
@@ -245,7 +240,7 @@ class Sweeps:
         if result is not None:
             unit = self.maps.unit(l)
             return result if unit is None else result * unit
-        z, result = self._z(l, tape.z[l]), 0  # the two heads
+        z, result = self._z(l, tape), 0  # the two heads
         if dz is not None:
             dz_l = self._dz(l, tape, dz)
             result = pixel_sum(dz_l if name == "head" else 2 * z.to(dtype) * dz_l, dtype).sum(0)

@@ -17,6 +17,7 @@ from ...algebra.parameters import layout
 from ...algebra.spec import Spec
 from .. import registry, thin
 from ..cpu_maps import CpuConvMaps
+from ..epilogues import KeptAsItIs
 from .torch import SweepsBackend
 
 try:
@@ -93,7 +94,7 @@ class CpuBackend:
         return gx, gP
 
 
-class FusedEpilogues:
+class FusedEpilogues(KeptAsItIs):
     """ops/epilogues.py's steps, each one pass over memory.
 
     Tensors are [N, H, h, w], channels-last, float32 or bfloat16; `rest` may be a product that was not formed yet

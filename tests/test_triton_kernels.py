@@ -13,12 +13,12 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from lpn_fast.kernels.triton import launch
+from lpn_fast.kernels.triton import ahead, launch
 from lpn_fast.kernels.triton.launch import Key, rule
 
 HERE = Path(__file__).parent
-GATED = [(key, config, False) for key, config in launch.table().items()] + [
-    (key, rule(key), False)
+GATED = ahead.launches(90) + [
+    (key, rule(key), projects, ahead.PUBLISHED)
     for key in (
         Key("forward_1", 64, 64, "fp16", 90),
         Key("transposed_2", 64, 64, "bf16", 90),
@@ -31,9 +31,9 @@ GATED = [(key, config, False) for key, config in launch.table().items()] + [
         Key("forward_2", 64, 64, "fp16", 80),
         Key("transposed_1", 64, 64, "fp32", 80),
     )
+    # the step of the first stage, that of the transposed sweeps' last kernel, projects in the published networks
+    for projects in ((False, True) if key.role.startswith(("transposed", "adjoint")) else (False,))
 ]
-# The step of the first stage, that of the transposed sweeps' last kernel, projects in the published networks.
-GATED += [(key, c, True) for key, c, _ in GATED if key.role.startswith(("transposed", "adjoint"))]
 
 
 @pytest.mark.slow
@@ -48,14 +48,12 @@ def test_every_kernel_under_the_interpreter_agrees_with_float64():
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the compiler is off under the interpreter")
 @pytest.mark.parametrize(
-    "key, config, projects",
+    "key, config, projects, form",
     GATED,
     ids=lambda v: "-".join(map(str, vars(v).values())) if hasattr(v, "__dict__") else "projects" * v,
 )
-def test_a_launch_compiles_without_spills_into_tensor_core_code(key, config, projects):
-    from lpn_fast.kernels.triton.ahead import report
-
-    found = report(key, config, projects)
+def test_a_launch_compiles_without_spills_into_tensor_core_code(key, config, projects, form):
+    found = ahead.report(key, config, projects, form)
     assert found.spilled_bytes == 0
     assert found.shared_bytes <= launch.SHARED_BYTES[key.arch]
     assert found.tensor_core > 0
@@ -65,6 +63,4 @@ def test_a_launch_compiles_without_spills_into_tensor_core_code(key, config, pro
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the compiler is off under the interpreter")
 @pytest.mark.parametrize("arch", [80, 90])
 def test_the_kernels_around_the_products_compile_without_spills(arch):
-    from lpn_fast.kernels.triton.ahead import small_kernels
-
-    assert all(found.spilled_bytes == 0 for found in small_kernels(arch).values())
+    assert all(found.spilled_bytes == 0 for found in ahead.small_kernels(arch).values())

@@ -52,7 +52,7 @@ def _triton(session: Session) -> None:
         return
     try:
         from lpn_fast.kernels.triton import launch
-        from lpn_fast.kernels.triton.ahead import report, small_kernels
+        from lpn_fast.kernels.triton.ahead import launches, report, small_kernels
     except ImportError as reason:
         session.show(f"---- triton: {reason}")
         return
@@ -65,22 +65,19 @@ def _triton(session: Session) -> None:
             session.check(f"triton {name}", not found.spilled_bytes, str(found))
     except Exception as failure:
         session.check("triton's small kernels", False, f"{type(failure).__name__}: {failure}".splitlines()[0][:160])
-    for key, config in launch.table().items():
+    for key, config, projects, form in launches(arch, ("fp16", "tf32", "fp32")):
         if session.seconds_left < 0:
             session.show("---- triton: no time left for the rest of the table")
             return
-        if key.arch != arch:
+        name = f"triton {key.role} {key.c_in} {key.c_out} {key.precision}" + " projected" * projects
+        try:
+            found = report(key, config, projects, form)
+        except Exception as failure:
+            session.check(name, False, f"{type(failure).__name__}: {failure}".splitlines()[0][:160])
             continue
-        for projects in (False, True) if key.role.startswith(("transposed", "adjoint")) else (False,):
-            name = f"triton {key.role} {key.c_in} {key.c_out} {key.precision}" + " projected" * projects
-            try:
-                found = report(key, config, projects)
-            except Exception as failure:
-                session.check(name, False, f"{type(failure).__name__}: {failure}".splitlines()[0][:160])
-                continue
-            shared = launch.SHARED_BYTES.get(arch, min(launch.SHARED_BYTES.values()))
-            ok = not found.spilled_bytes and found.shared_bytes <= shared and found.tensor_core > 0
-            session.check(name, ok, str(found))
+        shared = launch.SHARED_BYTES.get(arch, min(launch.SHARED_BYTES.values()))
+        ok = not found.spilled_bytes and found.shared_bytes <= shared and found.tensor_core > 0
+        session.check(name, ok, str(found))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,11 @@
     FORWARD  z = softplus(a + b)            SLOPE    e     = s (a + w + 2 g z)
     TANGENT  dz = s a                       ADJOINT  delta = s (a + 2 g dz) + e dz q
 
+A first stage z = u^2 has s = 2 u. It keeps u, e / u and du in the places of z, e and dz (ops/epilogues.py), and
+
+    PLAIN    u = a,   du = a                                               SQUARE_FACTOR   e / u = 2 (a + w)
+    SQUARE_SLOPE  e = 2 u (a + w), where nothing is kept                   SQUARE_ADJOINT  delta = 2 u a + (e / u) du
+
 `a` is the product that an accumulator holds. Everything here is float32; z, e, dz are read from storage as they are,
 so what a rounded z implies for s is the same in every sweep. Two traps, both for small z: log2(1 + t) returns 0 for
 t < 2^-24, and 1 - 2^-t has no digits left for t < 2^-12; each has a series there. And q overflows below the smallest
@@ -21,6 +26,9 @@ SLOPE: tl.constexpr = tl.constexpr("slope")
 TANGENT: tl.constexpr = tl.constexpr("tangent")
 ADJOINT: tl.constexpr = tl.constexpr("adjoint")
 PLAIN: tl.constexpr = tl.constexpr("plain")
+SQUARE_FACTOR: tl.constexpr = tl.constexpr("square_factor")
+SQUARE_SLOPE: tl.constexpr = tl.constexpr("square_slope")
+SQUARE_ADJOINT: tl.constexpr = tl.constexpr("square_adjoint")
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
@@ -54,6 +62,13 @@ def curvature(z, beta):
 
 
 @triton.jit
+def within_half(z):
+    """z, finite ones no larger than half precision's largest. The slope there is one as it is beyond, so f stays what
+    it is, and psi alone is too small. Infinity and NaN pass."""
+    return tl.where((z > 65504.0) & (z < float("inf")), 65504.0, z)
+
+
+@triton.jit
 def finish(a, z, e, dz, head, head_squared, beta, EPILOGUE: tl.constexpr):
     """One of the steps on tiles [M, N], float32; `head`, `head_squared` are [1, N] or None, unused tiles anything."""
     if EPILOGUE == FORWARD:
@@ -70,5 +85,13 @@ def finish(a, z, e, dz, head, head_squared, beta, EPILOGUE: tl.constexpr):
         if head_squared is not None:
             a += 2 * head_squared * dz
         return a * slope(z, beta) + e * (dz * curvature(z, beta))
+    elif EPILOGUE == SQUARE_ADJOINT:
+        return 2 * z * a + e * dz
+    elif EPILOGUE == SQUARE_FACTOR or EPILOGUE == SQUARE_SLOPE:
+        if head is not None:
+            a += head
+        if EPILOGUE == SQUARE_SLOPE:
+            a *= z
+        return 2 * a
     else:
         return a

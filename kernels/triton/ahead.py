@@ -1,7 +1,7 @@
 """What the compiler makes of a launch configuration, for an architecture that need not be there.
 
-Compiles a kernel as a launch would (a 3 x 3 core, a 3 x 3 skip of three channels, pointers and sizes aligned to 16
-as PyTorch's are) and reads registers, spills, shared memory and tensor-core instructions off the result.
+Compiles a kernel as a launch would (pointers and sizes aligned to 16 as PyTorch's are; cores and skips of a Form) and
+reads registers, spills, shared memory and tensor-core instructions off the result.
 """
 
 import re
@@ -14,13 +14,34 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import assemble, elementwise, units
+from . import assemble, elementwise, launch, units
 from .correlate import correlate_kernel
 from .gradient import gradient_kernel
-from .launch import DOT_PRECISION, Config, Key, tile_shape
+from .launch import DOT_PRECISION, Config, Key, power_of_two, tile_shape
 from .tiles import TRITON_TYPE
 
+FLOATS = ("gain", "dgain", "unscale", "beta", "weight_scale")  # scalars that are no integers
 ELEMENT = {tl.float32: "fp32", tl.float16: "fp16", tl.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """What of a launch the launch table does not say."""
+
+    kernel: int = 3
+    channels: int = 3  # of the image
+    skip_kernel: int = 3
+    square_first: bool = False
+
+    @property
+    def columns(self) -> int:
+        """Of the patches that the first skip multiplies."""
+        return self.channels * self.skip_kernel**2
+
+
+PUBLISHED = Form()
+# The denoisers that ship: a frame of squared coefficients, one stage of gates behind it that look at single pixels.
+FRAMES = {(49, 96): Form(1, 1, 7, True), (75, 144): Form(1, 3, 5, True)}
 
 
 @dataclass(frozen=True)
@@ -34,12 +55,30 @@ class Report:
     tma_loads: int
 
 
-def report(key: Key, config: Config, projects: bool = False) -> Report:
+def launches(arch: int, frame_precisions: tuple[str, ...] = ("fp16",)) -> list[tuple[Key, Config, bool, Form]]:
+    """What the gates compile for `arch`: the launch table, and the kernels of the denoisers that ship."""
+    frames = {}
+    for (coefficients, gates), form in FRAMES.items():
+        ways = (
+            ("image", 0, coefficients), ("forward_1", coefficients, gates), ("transposed_1", gates, coefficients),
+            ("adjoint_1", gates, coefficients), ("project", coefficients, form.columns),
+            ("gradient_1", coefficients, gates), ("gradient_image", form.columns, coefficients),
+        )  # fmt: skip
+        frames |= {Key(*way, precision, arch): form for way in ways for precision in frame_precisions}
+    table = {key: PUBLISHED for key in launch.table() if key.arch == arch}
+    found = []
+    for key, form in (table | frames).items():
+        steps = key.role.startswith(("transposed", "adjoint")) and form.columns <= launch.MOST_PROJECTED
+        found += [(key, launch.config(key), projects, form) for projects in ((False, True) if steps else (False,))]
+    return found
+
+
+def report(key: Key, config: Config, projects: bool = False, form: Form = PUBLISHED) -> Report:
     """Compile the kernel of `key.role` with `config` for `key.arch`; a transposed one that `projects` onto a skip."""
     if key.role.startswith("gradient"):
-        kernel, pointers, constants = _gradient(key, config)
+        kernel, pointers, constants = _gradient(key, config, form)
     else:
-        kernel, pointers, constants = _correlate(key, config, projects)
+        kernel, pointers, constants = _correlate(key, config, projects, form)
     return _compiled(kernel, pointers, constants, key.arch, config.warps, config.stages)
 
 
@@ -51,9 +90,14 @@ def small_kernels(arch: int) -> dict[str, Report]:
     steps = {"CHANNELS": 64, "BLOCK": elementwise.BLOCK}
     found = {
         "assemble": (assemble.assemble_kernel, {"f": "*fp32", "products": "*fp32"}, {"PARTS": 2} | skip, 4),
-        "units": (units.units_kernel, {"units": "*fp32", "bounds": "*fp32"}, {"STAGES": 5, "WIDE": units.WIDE}, 1),
+        "units": (
+            units.units_kernel,
+            {"units": "*fp32", "bounds": "*fp32"},
+            {"STAGES": 5, "SQUARE_FIRST": True, "WIDE": units.WIDE},
+            1,
+        ),
     }
-    for step in ("forward", "slope", "tangent", "adjoint"):
+    for step in ("forward", "slope", "tangent", "adjoint", "square_factor", "square_adjoint"):
         found[step] = elementwise.elementwise_kernel, operands | heads, {"EPILOGUE": step} | steps, 4
     return {name: _compiled(*what[:3], arch, what[3], 3) for name, what in found.items()}
 
@@ -68,7 +112,7 @@ def _compiled(kernel, pointers: dict, constants: dict, arch: int, warps: int, st
             if pointers[name].startswith("*"):
                 attributes[index,] = [["tt.divisibility", 16]]
         else:
-            signature[name] = "fp32" if name in ("unscale", "beta", "weight_scale") else "i32"
+            signature[name] = "fp32" if name in FLOATS else "i32"
     source = ASTSource(
         kernel, signature, {(kernel.arg_names.index(n),): value for n, value in constants.items()}, attributes
     )
@@ -86,14 +130,20 @@ def _compiled(kernel, pointers: dict, constants: dict, arch: int, warps: int, st
     return Report(int(registers), int(stack), compiled.metadata.shared, tensor_core, loads)
 
 
-def _correlate(key: Key, config: Config, projects: bool):
+def _correlate(key: Key, config: Config, projects: bool, form: Form):
     storage = TRITON_TYPE[key.precision]
     element, plain = ELEMENT[storage], key.role == "project"
     transposed = plain or key.role.startswith(("transposed", "adjoint"))
     stride = int(key.role[-1]) if key.role[-1].isdigit() else 1
-    epilogue = "plain" if plain else "forward"
+    pair = "alone"
+    if form.square_first:
+        pair = "product" if plain else "square" if key.role.startswith("forward") else "alone"
     if transposed and not plain:
         epilogue = "adjoint" if key.role.startswith("adjoint") else "slope"
+        if form.square_first:
+            epilogue = "square_factor" if epilogue == "slope" and not projects else f"square_{epilogue}"
+    else:
+        epilogue = "plain" if plain or (form.square_first and key.role == "image") else "forward"
     box = tile_shape(config.pixels, 64, 32, 32)
     pointers = {n: f"*{element}" for n in ("t", "weight", "skip", "z", "e", "dz")}
     pointers |= {"out": "*fp32" if plain else f"*{element}", "x": "*fp32", "bias": "*fp32", "head": "*fp32"}
@@ -108,42 +158,58 @@ def _correlate(key: Key, config: Config, projects: bool):
         absent |= {"projected_unit"}
     else:
         absent |= {"projection", "projected", "projected_unit"}
-    absent |= {"forward": {"z", "e", "dz"}, "plain": {"z", "e", "dz"}, "adjoint": set()}.get(epilogue, {"e", "dz"})
+    if epilogue in ("forward", "plain"):
+        absent |= {"z", "e", "dz"}
+    elif not epilogue.endswith("adjoint"):
+        absent |= {"e", "dz"}
+    if pair == "product":
+        pointers["other"] = pointers["t"]
+    else:
+        absent |= {"other"}
     if key.role == "image":
         absent |= {"t", "weight"}
+    if form.square_first:
+        absent |= {"bias"} if key.role == "image" else {"x", "skip"}
     if config.tma:
         pointers["t"] = _descriptor(element, box, config.depth, 1 if transposed else stride)
         block = (config.channels, config.depth) if transposed else (config.depth, config.channels)
         pointers["weight"] = f"tensordesc<{element}[{block[0]},{block[1]}]>"
     constants = {
         "C_IN": 0 if key.role == "image" else key.c_in, "C_OUT": key.c_out, "HEAD": 1,
-        "KERNEL": 0 if key.role == "image" else 1 if plain else 3, "STRIDE": stride, "PADDING": 0 if plain else 1,
-        "TRANSPOSED": transposed, "CHANNELS": 1 if transposed else 3, "SKIP_KERNEL": 0 if transposed else 3,
-        "SKIP_STRIDE": stride, "SKIP_PADDING": 1, "RESIZE": 1, "EPILOGUE": epilogue, "STORAGE": storage,
+        "KERNEL": 0 if key.role == "image" else 1 if plain else form.kernel, "STRIDE": stride,
+        "PADDING": 0 if plain else form.kernel // 2, "TRANSPOSED": transposed,
+        "CHANNELS": 1 if "skip" in absent else form.channels,
+        "SKIP_KERNEL": 0 if "skip" in absent else form.skip_kernel, "SKIP_STRIDE": stride, "SKIP_PADDING": 1,
+        "RESIZE": 1, "PAIR": pair, "EPILOGUE": epilogue, "STORAGE": storage,
         "PRECISION": DOT_PRECISION[key.precision], "BI": box[0], "BH": box[1], "BW": box[2],
         "BN": config.channels, "BK": config.depth, "BX": config.columns, "TMA": config.tma, "x_w": 1,
-        "PROJECTED": 27 if projects else 0, "PROJECTED_BLOCK": 32,
+        "PROJECTED": form.columns if projects else 0, "PROJECTED_BLOCK": max(16, power_of_two(form.columns)),
     }  # fmt: skip
     return correlate_kernel, pointers, constants | dict.fromkeys(absent)
 
 
-def _gradient(key: Key, config: Config):
+def _gradient(key: Key, config: Config, form: Form):
     storage = TRITON_TYPE[key.precision]
     element, image = ELEMENT[storage], key.role == "gradient_image"
     stride = 1 if image else int(key.role[-1])
     box = tile_shape(config.pixels, 64, 32, 32)
     pointers = {"parts": "*fp32", "d": f"*{element}", "e": f"*{element}"}
     pointers |= dict.fromkeys(("t", "dt"), "*fp32" if image else f"*{element}")
+    squares = form.square_first and not image
+    if squares:
+        pointers["dother"] = pointers["dt"]
     if config.tma and not image:
         pointers |= dict.fromkeys(("d", "e"), _descriptor(element, box, config.channels, 1))
         pointers |= dict.fromkeys(("t", "dt"), _descriptor(element, box, config.depth, stride))
     constants = {
-        "C_IN": 3 if image else key.c_in, "C_OUT": key.c_out, "KERNEL": 3, "STRIDE": stride, "PADDING": 1,
-        "RESIZE": 1, "IMAGE": image, "STORAGE": storage, "PRECISION": DOT_PRECISION[key.precision],
+        "C_IN": form.channels if image else key.c_in, "C_OUT": key.c_out,
+        "KERNEL": form.skip_kernel if image else form.kernel, "STRIDE": stride, "PADDING": 1, "RESIZE": 1,
+        "IMAGE": image, "PAIR": "square" if squares else "alone", "DPAIR": "product" if squares else "alone",
+        "STORAGE": storage, "PRECISION": DOT_PRECISION[key.precision],
         "BI": box[0], "BH": box[1], "BW": box[2], "BM": config.depth, "BN": config.channels,
         "TMA": config.tma and not image, "x_w": 1, "v_w": 1,
     }  # fmt: skip
-    return gradient_kernel, pointers, constants
+    return gradient_kernel, pointers, constants | dict.fromkeys({"other", "dother"} - set(pointers))
 
 
 def _descriptor(element: str, box: tuple[int, int, int], channels: int, stride: int) -> str:

@@ -31,15 +31,15 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .activations import finish
+from .activations import FORWARD, finish, within_half
 from .launch import DOT_PRECISION, MIN_SIDE, Config, Geometry, power_of_two, tile_shape
-from .tiles import TRITON_TYPE, device_of, dot_wide, load_columns, load_pixels, pixel
+from .tiles import PRODUCT, TRITON_TYPE, device_of, dot_wide, load_columns, load_operand, pairing, pixel
 
 
 @triton.jit
 def correlate_kernel(
     out,  # [N, out_h, out_w, C_OUT]
-    t,  # [N, in_h, in_w, C_IN], or its descriptor with TMA
+    t, other,  # [N, in_h, in_w, C_IN] each, or their descriptors with TMA; `other` None but for a product of two
     weight,  # [k k, C_IN, C_OUT], or transposed [k k, C_OUT, C_IN]; its descriptor [k k C, C] with TMA
     x, skip,  # image and its strides below; [columns, C_OUT]
     bias,  # [N or 1, C_OUT] float32 or None
@@ -49,11 +49,11 @@ def correlate_kernel(
     projection,  # [PROJECTED, C_OUT] or None: A as rows (i, j, c)
     projected, projected_unit,  # [blocks of channels, N, out_h, out_w, PROJECTED] float32; one float32 or None
     batch, in_h, in_w, out_h, out_w, tiles_h, tiles_w, image_h, image_w, x_n, x_c, x_h, x_w, bias_stride,
-    unscale, beta,
+    gain, unscale, beta,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, HEAD: tl.constexpr,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, TRANSPOSED: tl.constexpr,
     CHANNELS: tl.constexpr, SKIP_KERNEL: tl.constexpr, SKIP_STRIDE: tl.constexpr, SKIP_PADDING: tl.constexpr,
-    RESIZE: tl.constexpr, EPILOGUE: tl.constexpr, STORAGE: tl.constexpr, PRECISION: tl.constexpr,
+    RESIZE: tl.constexpr, PAIR: tl.constexpr, EPILOGUE: tl.constexpr, STORAGE: tl.constexpr, PRECISION: tl.constexpr,
     BI: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BX: tl.constexpr,
     TMA: tl.constexpr, PROJECTED: tl.constexpr, PROJECTED_BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -94,8 +94,8 @@ def correlate_kernel(
             a, b = tap // taps_w, tap % taps_w
             slab = (first_h + CLASSES * a) * KERNEL + first_w + CLASSES * b
             row0, col0 = h0 * IN_STRIDE + shift_h + a * STEP, w0 * IN_STRIDE + shift_w + b * STEP
-            left = load_pixels(
-                t, batch, in_h, in_w, n0, row0, col0, k0, C_IN, IN_STRIDE, BI, BH, BW, BK, TMA
+            left = load_operand(
+                t, other, batch, in_h, in_w, n0, row0, col0, k0, gain, C_IN, IN_STRIDE, PAIR, BI, BH, BW, BK, TMA
             )  # fmt: skip
             if TMA:
                 if TRANSPOSED:
@@ -161,6 +161,8 @@ def correlate_kernel(
         if head_unit is not None:
             squared_row = squared_row * tl.load(head_unit)
     result = finish(acc, z_tile, e_tile, dz_tile, head_row, squared_row, beta, EPILOGUE)
+    if EPILOGUE == FORWARD and STORAGE == tl.float16:
+        result = within_half(result)
     if PROJECTED == 0:
         tl.store(out + at, result.to(out.dtype.element_ty), mask=mask)
     else:
@@ -198,6 +200,8 @@ def correlate(
     head_squared: Tensor | None = None,
     beta: float = 1.0,
     unscale: float = 1.0,
+    other: Tensor | None = None,  # like t: the operand is gain t other, where `other` may be t itself
+    gain: float = 1.0,
     product_unit: Tensor | None = None,  # one float32, as the others
     head_unit: Tensor | None = None,
     projection: Tensor | None = None,  # [k, k, C, C_out], contiguous
@@ -217,26 +221,29 @@ def correlate(
     grid_h, grid_w = -(-out_h // classes), -(-out_w // classes)
     bi, bh, bw = tile_shape(config.pixels, batch, grid_h, grid_w)
     in_h, in_w, c_in = t.shape[1:] if t is not None else (1, 1, 0)
-    tma = config.tma and t is not None
+    tma, pair = config.tma and t is not None, pairing(t, other)
+    other = other if pair == PRODUCT.value else None
     if tma:
-        t, weight = _descriptors(t, weight, 1 if transposed else core.stride, transposed, (bi, bh, bw), config)
+        stride, box = 1 if transposed else core.stride, (bi, bh, bw)
+        other = None if other is None else _activation(other, stride, box, config)
+        t, weight = _activation(t, stride, box, config), _matrix(weight, transposed, config)
     tiles = -(-batch // bi) * -(-grid_h // bh) * -(-grid_w // bw)
     x_strides = image.stride() if skip is not None else (0, 0, 0, 0)
     heads = [h for h in (head, head_squared) if h is not None]
     with device_of(out):
         correlate_kernel[(classes * classes * tiles * -(-c_out // config.channels),)](
-            out, t, weight, image if skip is not None else None, skip, bias, z, e, dz, head, head_squared,
+            out, t, other, weight, image if skip is not None else None, skip, bias, z, e, dz, head, head_squared,
             product_unit, head_unit, projection, projected, projected_unit,
             batch, in_h, in_w, out_h, out_w, -(-grid_h // bh), -(-grid_w // bw),
             *(image.shape[2:] if skip is not None else (1, 1)), *x_strides,
             0 if bias is None or bias.shape[0] == 1 else c_out,
-            float(unscale), float(beta),
+            float(gain), float(unscale), float(beta),
             C_IN=c_in, C_OUT=c_out, HEAD=heads[0].shape[0] if heads else 1,
             KERNEL=core.kernel if t is not None else 0, STRIDE=core.stride, PADDING=core.padding,
             TRANSPOSED=transposed,
             CHANNELS=image.shape[1] if skip is not None else 1, SKIP_KERNEL=reading.kernel if skip is not None else 0,
             SKIP_STRIDE=reading.stride, SKIP_PADDING=reading.padding, RESIZE=reading.resize,
-            EPILOGUE=epilogue, STORAGE=TRITON_TYPE[precision], PRECISION=DOT_PRECISION[precision],
+            PAIR=pair, EPILOGUE=epilogue, STORAGE=TRITON_TYPE[precision], PRECISION=DOT_PRECISION[precision],
             BI=bi, BH=bh, BW=bw, BN=config.channels, BK=config.depth, BX=config.columns, TMA=tma,
             PROJECTED=columns, PROJECTED_BLOCK=max(MIN_SIDE, power_of_two(columns)),
             num_warps=config.warps, num_stages=config.stages,
@@ -244,13 +251,16 @@ def correlate(
     return out if projected is None else projected
 
 
-def _descriptors(t: Tensor, weight: Tensor, stride: int, transposed: bool, box: tuple[int, int, int], config: Config):
-    """TMA descriptors of the activation (by parity at stride 2) and of the weights as a matrix."""
+def _activation(t: Tensor, stride: int, box: tuple[int, int, int], config: Config) -> TensorDescriptor:
+    """TMA descriptor of an activation, by parity at stride 2."""
     batch, height, width, channels = t.shape
     if stride == 1:
-        t = TensorDescriptor.from_tensor(t, [*box, config.depth])
-    else:
-        by_parity = t.view(batch, height // 2, 2, width // 2, 2 * channels)
-        t = TensorDescriptor.from_tensor(by_parity, [box[0], box[1], 1, box[2], config.depth])
+        return TensorDescriptor.from_tensor(t, [*box, config.depth])
+    by_parity = t.view(batch, height // 2, 2, width // 2, 2 * channels)
+    return TensorDescriptor.from_tensor(by_parity, [box[0], box[1], 1, box[2], config.depth])
+
+
+def _matrix(weight: Tensor, transposed: bool, config: Config) -> TensorDescriptor:
+    """TMA descriptor of the weights as a matrix."""
     block = [config.channels, config.depth] if transposed else [config.depth, config.channels]
-    return t, TensorDescriptor.from_tensor(weight.view(-1, weight.shape[-1]), block)
+    return TensorDescriptor.from_tensor(weight.view(-1, weight.shape[-1]), block)

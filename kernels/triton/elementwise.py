@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .activations import finish
+from .activations import FORWARD, finish, within_half
 from .tiles import device_of
 
 BLOCK = 1024
@@ -53,6 +53,8 @@ def elementwise_kernel(
         if head_unit is not None:
             squared_tile = squared_tile * tl.load(head_unit)
     result = finish(a, z_tile, e_tile, dz_tile, head_tile, squared_tile, beta, EPILOGUE)
+    if EPILOGUE == FORWARD and out.dtype.element_ty == tl.float16:
+        result = within_half(result)
     tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
 
 

@@ -17,18 +17,18 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .launch import DOT_PRECISION, Config, Geometry, splits, tile_shape
-from .tiles import TRITON_TYPE, device_of, load_columns, load_pixels, pixel
+from .tiles import PRODUCT, TRITON_TYPE, device_of, load_columns, load_operand, load_pixels, pairing, pixel
 
 
 @triton.jit
 def accumulate(
     acc,  # [BM, BN]
-    d, t,  # [N, out_h, out_w, C_OUT]; [N, in_h, in_w, C_IN] or, for a skip, the image
+    d, t, other, gain,  # [N, out_h, out_w, C_OUT]; [N, in_h, in_w, C_IN] (tiles.py: load_operand) or the image
     first, last,  # tiles of pixels
     batch, in_h, in_w, out_h, out_w, tiles_h, tiles_w, x_n, x_c, x_h, x_w,
     i, j, row0_in, channel0,  # the tap (core), the first input channel or column, the first output channel
     C_IN: tl.constexpr, C_OUT: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
-    RESIZE: tl.constexpr, IMAGE: tl.constexpr, STORAGE: tl.constexpr, PRECISION: tl.constexpr,
+    RESIZE: tl.constexpr, IMAGE: tl.constexpr, PAIR: tl.constexpr, STORAGE: tl.constexpr, PRECISION: tl.constexpr,
     BI: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """acc + sum over pixels of the tiles first .. last - 1 of t d^T."""
@@ -49,9 +49,9 @@ def accumulate(
                 low = (wide - high.to(tl.float32)).to(STORAGE)
                 acc = tl.dot(tl.trans(low), right, acc)
         else:
-            left = load_pixels(
-                t, batch, in_h, in_w, n0, h0 * STRIDE + i - PADDING, w0 * STRIDE + j - PADDING, row0_in,
-                C_IN, STRIDE, BI, BH, BW, BM, TMA,
+            left = load_operand(
+                t, other, batch, in_h, in_w, n0, h0 * STRIDE + i - PADDING, w0 * STRIDE + j - PADDING, row0_in, gain,
+                C_IN, STRIDE, PAIR, BI, BH, BW, BM, TMA,
             )  # fmt: skip
             acc = tl.dot(tl.trans(left), right, acc, input_precision=PRECISION)
     return acc
@@ -60,11 +60,12 @@ def accumulate(
 @triton.jit
 def gradient_kernel(
     parts,  # [splits, rows, C_OUT] float32; rows = k k C_IN
-    d, t, e, dt,  # two pairs (d, t) and (e, dt); the second may be None
+    d, t, other, e, dt, dother,  # two pairs (d, t other) and (e, dt dother); the second may be None
     batch, in_h, in_w, out_h, out_w, tiles_h, tiles_w, tiles, tiles_per_part,
-    x_n, x_c, x_h, x_w, v_n, v_c, v_h, v_w,
+    x_n, x_c, x_h, x_w, v_n, v_c, v_h, v_w, gain, dgain,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
-    RESIZE: tl.constexpr, IMAGE: tl.constexpr, STORAGE: tl.constexpr, PRECISION: tl.constexpr,
+    RESIZE: tl.constexpr, IMAGE: tl.constexpr, PAIR: tl.constexpr, DPAIR: tl.constexpr,
+    STORAGE: tl.constexpr, PRECISION: tl.constexpr,
     BI: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     ROWS: tl.constexpr = KERNEL * KERNEL * C_IN
@@ -79,14 +80,15 @@ def gradient_kernel(
     last = tl.minimum(first + tiles_per_part, tiles)
     acc = tl.zeros((BM, BN), tl.float32)
     acc = accumulate(
-        acc, d, t, first, last, batch, in_h, in_w, out_h, out_w, tiles_h, tiles_w, x_n, x_c, x_h, x_w,
-        i, j, row0_in, channel0, C_IN, C_OUT, KERNEL, STRIDE, PADDING, RESIZE, IMAGE, STORAGE, PRECISION,
+        acc, d, t, other, gain, first, last, batch, in_h, in_w, out_h, out_w, tiles_h, tiles_w, x_n, x_c, x_h, x_w,
+        i, j, row0_in, channel0, C_IN, C_OUT, KERNEL, STRIDE, PADDING, RESIZE, IMAGE, PAIR, STORAGE, PRECISION,
         BI, BH, BW, BM, BN, TMA,
     )  # fmt: skip
     if e is not None:
         acc = accumulate(
-            acc, e, dt, first, last, batch, in_h, in_w, out_h, out_w, tiles_h, tiles_w, v_n, v_c, v_h, v_w,
-            i, j, row0_in, channel0, C_IN, C_OUT, KERNEL, STRIDE, PADDING, RESIZE, IMAGE, STORAGE, PRECISION,
+            acc, e, dt, dother, dgain, first, last, batch, in_h, in_w, out_h, out_w, tiles_h, tiles_w,
+            v_n, v_c, v_h, v_w, i, j, row0_in, channel0,
+            C_IN, C_OUT, KERNEL, STRIDE, PADDING, RESIZE, IMAGE, DPAIR, STORAGE, PRECISION,
             BI, BH, BW, BM, BN, TMA,
         )  # fmt: skip
     m, n = tl.arange(0, BM), tl.arange(0, BN)
@@ -103,6 +105,8 @@ def gradient(
     precision: str,
     image: bool = False,
     processors: int = 1,
+    others: tuple[Tensor | None, Tensor | None] = (None, None),  # like the t: of a pair (d, gain t other)
+    gains: tuple[float, float] = (1.0, 1.0),
 ) -> Tensor:
     """sum over the pairs of t d^T, [k, k, C_in, C_out] float32."""
     (d, t), (e, dt) = pairs[0], (pairs[1] if len(pairs) == 2 else (None, None))
@@ -121,9 +125,12 @@ def gradient(
     count = -(-tiles // per_part)
     strides = [s.stride() if image else (0, 0, 0, 0) for s in (t, t if dt is None else dt)]
     tma = config.tma and not image
-    operands = [d, t, e, dt]
+    pair, dpair = pairing(t, others[0]), pairing(dt, others[1])
+    other, dother = (o if p == PRODUCT.value else None for o, p in zip(others, (pair, dpair), strict=True))
+    operands = [d, t, other, e, dt, dother]
     if tma:
-        boxes = [(1, config.channels), (geometry.stride, config.depth)] * 2
+        read = geometry.stride, config.depth
+        boxes = [(1, config.channels), read, read] * 2
         operands = [
             None if o is None else _descriptor(o, *b, (bi, bh, bw)) for o, b in zip(operands, boxes, strict=True)
         ]
@@ -131,9 +138,10 @@ def gradient(
     with device_of(d):
         gradient_kernel[blocks, count](
             parts, *operands, batch, in_h, in_w, out_h, out_w, tiles_h, tiles_w, tiles, per_part,
-            *strides[0], *strides[1],
+            *strides[0], *strides[1], *map(float, gains),
             C_IN=c_in, C_OUT=c_out, KERNEL=k, STRIDE=geometry.stride, PADDING=geometry.padding,
-            RESIZE=geometry.resize, IMAGE=image, STORAGE=TRITON_TYPE[precision], PRECISION=DOT_PRECISION[precision],
+            RESIZE=geometry.resize, IMAGE=image, PAIR=pair, DPAIR=dpair,
+            STORAGE=TRITON_TYPE[precision], PRECISION=DOT_PRECISION[precision],
             BI=bi, BH=bh, BW=bw, BM=config.depth, BN=config.channels, TMA=tma,
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip

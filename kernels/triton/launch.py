@@ -21,6 +21,7 @@ TABLE = Path(__file__).with_name("table.csv")
 STORAGE_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 DOT_PRECISION = {"fp32": "tf32x3", "tf32": "tf32", "fp16": "ieee", "bf16": "ieee"}  # of float32 operands
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # what one block can have
+MOST_PROJECTED = 64  # columns of A that a step projects onto: more leave parts that cost more than e itself
 MIN_SIDE = 16  # least extent of a matrix operand on tensor cores
 
 
@@ -88,7 +89,10 @@ def rule(key: Key) -> Config:
     channels = min(64, max(MIN_SIDE, power_of_two(key.c_out)))
     depth = min(64 if gradient else 32 if wide else 64, max(MIN_SIDE, power_of_two(key.c_in)))
     pixels = 32 if gradient and wide else 64 if gradient or wide else 128
-    warps = 8 if key.role.startswith("adjoint") else 4  # its step holds four tiles at once: more threads, fewer each
+    # what holds several tiles at once, or the addresses of a wide gather, spills with few threads
+    gathers = key.role == "gradient_image" and key.c_in > 32
+    crowded = key.role.startswith("adjoint") or gathers or (key.role == "project" and key.c_out > 64)
+    pixels, warps = (16 if wide else 32) if gathers else pixels, 8 if crowded else 4
     return Config(pixels, channels, depth, columns=MIN_SIDE if wide else 32, warps=warps, stages=3)
 
 

@@ -7,6 +7,8 @@ A tile is BI images x BH rows x BW columns. `pixel(...)` gives the position of e
     load_columns  [BM, BX] of the patches of the image x that the skips multiply, gathered from x itself:
                   column (i, j, c) of output pixel (r, t) is (D x)[c, S r + i - P, S t + j - P], zero outside.
                   D (algebra/resize.py) is applied in the gather, so no resized image and no patch matrix exist.
+    load_operand  load_pixels of a tensor, of its square, or of the product of two: gain t, gain t^2, gain t t'.
+                  What a first stage z = u^2 hands on is never stored, u is; the product is formed in float32.
 
 With TMA an activation comes as a descriptor; the copy engine zero-fills outside coordinates. At stride 2 the
 descriptor views it as [N, H/2, 2, W/2, 2C], rank 5 = TMA's maximum: a tap then is a box at one parity, and no
@@ -23,12 +25,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# What a tile of an operand is made of.
+ALONE: tl.constexpr = tl.constexpr("alone")
+SQUARE: tl.constexpr = tl.constexpr("square")
+PRODUCT: tl.constexpr = tl.constexpr("product")
+
 TRITON_TYPE = {"fp32": tl.float32, "tf32": tl.float32, "fp16": tl.float16, "bf16": tl.bfloat16}
 
 
 def device_of(t: Tensor):
     """Makes t's device the current one for a launch; nothing for CPU tensors, which the interpreter takes."""
     return torch.cuda.device(t.device) if t.is_cuda else contextlib.nullcontext()
+
+
+def pairing(t: Tensor | None, other: Tensor | None) -> str:
+    """PAIR of an operand t, t^2 (`other` is t) or t times `other`."""
+    return ALONE.value if other is None else SQUARE.value if other is t else PRODUCT.value
 
 
 @triton.jit
@@ -66,6 +78,29 @@ def load_pixels(
             mask = mask & (k < CHANNELS)[None, :]
         tile = tl.load(t + base + (offset[:, None] + k[None, :]), mask=mask, other=0.0)
     return tile
+
+
+@triton.jit
+def load_operand(
+    t, other,  # [N, H, W, C] each, as load_pixels takes them; `other` is read for PRODUCT alone
+    batch, height, width, n0, row0, col0, k0, gain,
+    CHANNELS: tl.constexpr, STRIDE: tl.constexpr, PAIR: tl.constexpr,
+    BI: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BK: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """Tile [BM, BK] in t's type; a gain is for products alone."""
+    tile = load_pixels(t, batch, height, width, n0, row0, col0, k0, CHANNELS, STRIDE, BI, BH, BW, BK, TMA)
+    if PAIR == ALONE:
+        return tile
+    else:
+        wide = tile.to(tl.float32)
+        if PAIR == SQUARE:
+            product = wide * wide
+        else:
+            factor = load_pixels(
+                other, batch, height, width, n0, row0, col0, k0, CHANNELS, STRIDE, BI, BH, BW, BK, TMA
+            )  # fmt: skip
+            product = wide * factor.to(tl.float32)
+        return (product * gain).to(tile.dtype)
 
 
 @triton.jit

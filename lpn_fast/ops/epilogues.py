@@ -12,6 +12,8 @@ w and g are [H] or None, b is [1, H], [N, H] or None; every other tensor has z's
 wider. A backend replaces this object by a fused one.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -85,6 +87,22 @@ def squared(t: Tensor, dtype: torch.dtype) -> Tensor:
     """t^2 in `dtype`."""
     t = t.to(dtype)
     return t * t
+
+
+@dataclass(frozen=True)
+class Product:
+    """factor left right, entry by entry, for maps that form it as they read it."""
+
+    left: Tensor
+    right: Tensor
+    factor: float = 1.0
+
+
+def formed(t: Tensor | Product, dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor; what is still a product in `dtype`, None: in the type of its factors."""
+    if not isinstance(t, Product):
+        return t
+    return (t.left.to(dtype or t.left.dtype) * t.right).mul_(t.factor)
 
 
 class SquareEpilogues:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..algebra.parameters import Slot, layout, parameter_count, unpack
 from ..algebra.spec import Spec
-from .epilogues import SquareEpilogues, per_channel, pixel_sum, squared
+from .epilogues import SquareEpilogues, formed, per_channel, pixel_sum, squared
 from .maps import maps_for
 
 
@@ -126,7 +126,7 @@ class Sweeps:
                 total = self._adjoint(l, a, tape, dz)
                 a = self.maps.core_adjoint(l, total, tape.z[l - 1]) if l else None
             if p is not None:
-                e = self._e(l, tape)
+                e = formed(self._e(l, tape))
                 scaled = e * _per_sample(p.to(e.dtype), e)
                 total = scaled if total is None else scaled.add_(total)  # a may still refer to the old total
             sum_l.add(l, total)
@@ -240,9 +240,9 @@ class Sweeps:
         if result is not None:
             unit = self.maps.unit(l)
             return result if unit is None else result * unit
-        z, result = self._z(l, tape), 0  # the two heads
+        z, result = formed(self._z(l, tape), dtype), 0  # the two heads
         if dz is not None:
-            dz_l = self._dz(l, tape, dz)
+            dz_l = formed(self._dz(l, tape, dz), dtype)
             result = pixel_sum(dz_l if name == "head" else 2 * z.to(dtype) * dz_l, dtype).sum(0)
         if p is not None:
             result = result + p @ pixel_sum(z if name == "head" else squared(z, dtype), dtype)

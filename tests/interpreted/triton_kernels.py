@@ -20,7 +20,7 @@ from lpn_fast.algebra.resize import resize, resize_adjoint
 from lpn_fast.algebra.spec import Spec, Stage
 
 mend()
-from lpn_fast.kernels.triton import assemble, correlate, elementwise, gradient, tiles  # noqa: E402
+from lpn_fast.kernels.triton import activations, assemble, correlate, elementwise, gradient, tiles, units  # noqa: E402
 from lpn_fast.kernels.triton.launch import Config, Geometry  # noqa: E402
 
 STORAGE = {"fp32": torch.float32, "fp16": torch.float16}
@@ -152,6 +152,38 @@ def test_a_step_that_projects_gives_what_two_kernels_give(precision, core):
     assert projected_error(correlate, precision, core) < TOLERANCE[precision]
 
 
+def product_errors(module, gradients, precision, core, config=SMALL, same=False, gain=2.0):
+    """Of a correlation and a weight gradient whose operand is gain t t', formed as it is read; t' = t if `same`."""
+    kernel, stride, padding, h, w, batch, c_in, c_out = core
+    torch.manual_seed(8)
+    t, other = rounded((batch, c_in, h, w), precision), rounded((batch, c_in, h, w), precision)
+    other = t if same else other
+    z, weight = gain * t * other, rounded((c_out, c_in, kernel, kernel), precision)
+    u = F.conv2d(z, weight, None, stride, padding)
+    e = rounded(u.shape, precision)
+    out = nan_like((batch, *u.shape[2:], c_out), STORAGE[precision])
+    t, e = nhwc(t.to(out.dtype)), nhwc(e.to(out.dtype))
+    other = t if same else nhwc(other.to(out.dtype))
+    geometry = Geometry(kernel, stride, padding)
+    module.correlate(
+        out, t, relaid(weight, precision), geometry, "plain", config, precision, other=other, gain=gain
+    )  # fmt: skip
+    found = gradients.gradient(
+        [(e, t), (e, other)], geometry, config, precision, processors=2, others=(other, None), gains=(gain, 1.0)
+    )  # fmt: skip
+    e, z = e.double().permute(0, 3, 1, 2), z + other.double().permute(0, 3, 1, 2)
+    truth = torch.nn.grad.conv2d_weight(z, weight.shape, e, stride, padding)
+    return relative(out.permute(0, 3, 1, 2), u), relative(found.permute(3, 2, 0, 1), truth)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_an_operand_may_be_a_square_or_a_product_that_is_never_stored(same):
+    assert max(product_errors(correlate, gradient, "fp32", CORES[1], same=same)) < TOLERANCE["fp32"]
+    tma = Config(32, 16, 16, 16, 4, 2, tma=True)
+    errors = product_errors(correlate, gradient, "fp16", (3, 2, 1, 6, 4, 2, 16, 16), tma, same)
+    assert max(errors) < TOLERANCE["fp16"]
+
+
 @pytest.mark.parametrize("precision, core", EACH)
 def test_the_weight_gradient_is_that_of_float64(precision, core):
     assert gradient_error(gradient, precision, core) < TOLERANCE[precision]
@@ -234,6 +266,12 @@ def networks():
     yield "mixed", case.model, case.x[..., :5, :7].contiguous(), case.sigma
     model = lf.ConvLPN(1, hidden=3, strides=(1, 2), skip_kernel=3, beta=10.0, sigma_conditional=True)
     yield "conditional", model, torch.randn(2, 1, 5, 4), torch.tensor([0.05, 0.2])
+    yield "frame", lf.FrameLPN(1, kernel=2, gates=((1, 1, 5), (3, 2, 3))), 2 * torch.randn(2, 1, 4, 3), torch.ones(2)
+    stages = (Stage(3, skip_kernel=2, bias=False, heads=("linear",)), Stage(4, 2, skip_kernel=0, heads=("linear",)))
+    square = lf.LPN(Spec("conv", 1, stages, 3.0, 0.1, linear=True, square_first=True))
+    yield "square, whole", square, torch.randn(2, 1, 3, 3), None
+    alone = lf.LPN(Spec("conv", 1, stages[:1], 3.0, square_first=True))
+    yield "square, alone", alone, torch.randn(2, 1, 4, 3), None
 
 
 @pytest.mark.parametrize("precision", STORAGE)
@@ -253,6 +291,7 @@ def test_a_network_has_its_potential_prox_hessian_and_gradients(network, precisi
     psi, f, tape = backend.evaluate(*call, True, True, precision)
     assert relative(psi, reference.potential(*truth)) < first
     assert relative(f, reference.prox(*truth)) < first
+    assert relative(backend.evaluate(*call, False, False, precision)[1], f.double()) < first  # nothing kept
     hv = backend.hvp(*call, v, tape, precision)
     assert relative(hv, reference.hvp(*truth, v.double())) < second
     if precision == "fp16":  # a cotangent below fp16's smallest number, and the tape computed anew
@@ -295,13 +334,28 @@ def test_half_precision_reaches_below_its_smallest_number(monkeypatch):
 
     from lpn_fast.ops.backends import triton as backend
 
-    def plain(cores, heads, squared, scale):
+    def plain(cores, heads, squared, scale, square_first):
         ones = torch.ones(3, len(cores), units.WIDE)
         ones[1] /= scale
         return ones
 
     monkeypatch.setattr(backend._kernels(), "units_of", plain)
     assert max(faint_errors()) > 0.1
+
+
+def test_squares_and_gates_beyond_the_range_of_half_precision_leave_the_prox_as_it_is():
+    """400 standard deviations of the noise: c^2 and, at the border, z of the gates are larger than 65504."""
+    from lpn_fast.ops.backends.triton import TritonBackend
+
+    torch.manual_seed(10)
+    model = lf.FrameLPN(1, kernel=2, gates=((1, 1, 4),))
+    x, v = torch.randn(2, 1, 1, 4, 3)
+    x = x + 400
+    packed, features = model.packed().detach(), model._checked(x, 1.0)[1]
+    call = (model.spec, x, packed, features)
+    truth = (model.spec, x.double(), packed.double(), features.double())
+    assert relative(TritonBackend().evaluate(*call, False, False, "fp16")[1], reference.prox(*truth)) < 1e-3
+    assert relative(TritonBackend().hvp(*call, v, [], "fp16"), reference.hvp(*truth, v.double())) < 4e-3
 
 
 def test_the_hessian_is_symmetric_and_an_empty_batch_is_empty():
@@ -388,6 +442,66 @@ BUGS = {
 }
 
 
+def elementwise_error(module):
+    torch.manual_seed(9)
+    product, z, e, dz = torch.randn(4, 3, 5, 4).abs()
+    bias, head = torch.randn(3, 4), torch.rand(4)
+    out = nan_like(product.shape, torch.float32)
+    module.elementwise(out, product, "adjoint", BETA, z=z, e=e, dz=dz, bias=bias, head_squared=head)
+    s, q = -torch.expm1(-BETA * z.double()), BETA / torch.expm1(BETA * z.double())
+    return relative(out, s * (product.double() + bias[:, None] + 2 * head * dz) + e * dz * q)
+
+
+def test_the_step_alone_is_that_of_float64():
+    assert elementwise_error(elementwise) < TOLERANCE["fp32"]
+
+
+STEPS = {
+    "bias of another sample": ("elementwise", "at // CHANNELS // rows_per_bias", "at // CHANNELS % rows_per_bias"),
+    "head of another channel": ("elementwise", "head_squared + channel", "head_squared + (channel + 1) % CHANNELS"),
+    "an unmasked rest": ("elementwise", "inside = at < total", "inside = at < total - 1"),
+    "no curvature": ("activations", "+ e * (dz * curvature(z, beta))", ""),
+    "a slope without its series": ("activations", "t < SERIES, series, 1 - tl", "t < 1e3, t, 1 - tl"),
+}
+
+
+@pytest.mark.parametrize("bug", STEPS)
+def test_a_planted_bug_of_the_step_alone_is_seen(bug, tmp_path):
+    name, old, new = STEPS[bug]
+    if name == "elementwise":
+        planted = mutant(elementwise, old, new, tmp_path)
+    else:
+        planted = mutant(elementwise, "import triton\n", "import triton\n", tmp_path)
+        planted.finish = mutant(activations, old, new, tmp_path).finish
+    assert caught(lambda: elementwise_error(planted))
+
+
+SQUARES = {
+    "the other factor forgotten": ("tiles", "product = wide * factor.to(tl.float32)", "product = wide * wide"),
+    "no gain": ("tiles", "(product * gain)", "product"),
+    "a square not squared": ("tiles", "product = wide * wide", "product = wide"),
+}
+
+
+@pytest.mark.parametrize("bug", SQUARES)
+def test_a_planted_bug_of_products_is_seen_in_both_kernels(bug, tmp_path):
+    load = mutant(tiles, *SQUARES[bug][1:], tmp_path).load_operand
+    copies = []
+    for module in (correlate, gradient):
+        copies.append(mutant(module, "import triton\n", "import triton\n", tmp_path))
+        copies[-1].load_operand = load
+    errors = product_errors(*copies, "fp32", CORES[1], same="squared" in bug)
+    assert min(errors) > TOLERANCE["fp32"]
+
+
+@pytest.mark.parametrize("bug", [("l * WIDE, unit)", "l * WIDE, 2.0 * unit)"), ("WIDE, 1.0 / unit)", "WIDE, 1.0)")])
+def test_a_planted_bug_of_the_units_is_seen(bug, tmp_path, monkeypatch):
+    from lpn_fast.ops.backends import triton as backend
+
+    monkeypatch.setattr(backend._kernels(), "units_of", mutant(units, *bug, tmp_path).units_of)
+    assert max(faint_errors()) > 4e-3
+
+
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_of_the_correlation_is_seen(bug, tmp_path):
     planted = mutant(correlate, *BUGS[bug], tmp_path)
@@ -397,7 +511,7 @@ def test_a_planted_bug_of_the_correlation_is_seen(bug, tmp_path):
 
 def test_a_planted_bug_of_the_tiles_is_seen(tmp_path):
     copy = mutant(correlate, "import triton\n", "import triton\n", tmp_path)
-    copy.load_pixels = mutant(tiles, "(h < height)", "(h < height + 1)", tmp_path).load_pixels
+    copy.load_operand = mutant(tiles, "(h < height)", "(h < height + 1)", tmp_path).load_operand
     assert caught(lambda: forward_error(copy, "fp32", CORES[0]))
     copy = mutant(correlate, "import triton\n", "import triton\n", tmp_path)
     copy.load_columns = mutant(tiles, "first + 1, width - 1", "first, width - 1", tmp_path).load_columns

@@ -10,6 +10,9 @@ describe the product, and the step computes both at once. Stages run in one of t
 
 Weights are rounded once per call into one buffer [k, k, C_in, C_out], which both directions read. x, v, f, psi, P and
 biases stay float32; the image enters as two halves in 16-bit precisions, so that only weights and activations round.
+
+What a squared first stage hands on, z = u^2, dz = 2 u du and e, is never stored: kernels form it from tiles of what
+is kept, in float32, and in half precision times a power of two that keeps u^2 in range.
 """
 
 import functools
@@ -26,7 +29,7 @@ from ...algebra.resize import resize
 from ...algebra.spec import Spec, ceil_div
 from ...kernels.triton.interpreter import interpreted, mend
 from .. import registry
-from ..epilogues import TorchEpilogues
+from ..epilogues import Product, SquareEpilogues, TorchEpilogues, formed
 from ..maps import ConvMaps, correlation_adjoint
 from ..precision import storage
 from ..sweeps import Sweeps
@@ -34,7 +37,7 @@ from .torch import SweepsBackend
 
 # fp16 cores are stored times this power of two (correlate.py says why) and must stay below 65504 / 256.
 FP16_SCALE = 256.0
-MOST_PROJECTED = 64  # columns of A that a step projects onto: one accumulator beside the step's own
+FP16_SQUARE_GAIN = 1 / 256.0  # u^2 is formed times this: u in units of the noise reaches a few thousand
 LEAST_CAPABILITY = (8, 0)  # bf16 and TF32 products, asynchronous copies
 
 
@@ -54,8 +57,6 @@ class TritonBackend(SweepsBackend):
     def supports(self, spec: Spec, x: Tensor, precision: str) -> str | None:
         if spec.is_dense:
             return "dense networks are not covered, these kernels are convolutions"
-        if spec.square_first:
-            return "squared first stages are not covered"
         if x.dtype != torch.float32:
             return f"x is {x.dtype}, this backend takes float32 (and rounds inside, as the precision says)"
         if x.device.type == "cuda":
@@ -97,7 +98,10 @@ class TritonBackend(SweepsBackend):
     def _sweeps(self, spec: Spec, x, packed, features, precision: str) -> Sweeps:
         maps_for = functools.partial(TritonMaps, precision=precision)
         sweeps = Sweeps(spec, x, packed, features, FusedEpilogues(), storage(precision, x.dtype), maps_for)
-        sweeps.epilogues = [FusedEpilogues(sweeps.maps.head_unit(len(spec.stages) - 1))] * len(spec.stages)
+        last = len(spec.stages) - 1
+        sweeps.epilogues = [FusedEpilogues(sweeps.maps.head_unit(last))] * len(spec.stages)
+        if spec.square_first:
+            sweeps.epilogues[0] = FusedSquareEpilogues(sweeps.maps.head_unit(last))
         return sweeps
 
 
@@ -118,13 +122,13 @@ class Forward:
 
     maps: "TritonMaps"
     l: int
-    z: Tensor | None  # [N, H_{l-1}, h, w]
+    z: Tensor | Product | None  # [N, H_{l-1}, h, w]
     image: Tensor | None  # [N, C, H, W]; the skip gathers from it
 
     def finish(self, epilogue: str, beta: float, z: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """The element-wise step `epilogue` of it, [N, H_l, h, w] in storage."""
         maps, l = self.maps, self.l
-        out = maps.empty(l, (self.z if self.z is not None else self.image).shape[0])
+        out = maps.empty(l)
         z = None if z is None else _nhwc(z)
         bias = None if bias is None else bias.contiguous()
         if maps.whole(l):
@@ -132,15 +136,16 @@ class Forward:
             maps.kernels.elementwise(out, product, epilogue, beta, rest=rest, bias=bias, z=z)
         elif maps.by_library(l, "forward"):
             stage = maps.spec.stages[l]
-            product = F.conv2d(self.z, maps.core(l), None, stage.stride, stage.padding)
+            product = F.conv2d(formed(self.z), maps.core(l), None, stage.stride, stage.padding)
             rest = maps.library_skip(l, self.image)
             maps.kernels.elementwise(out, _nhwc(product), epilogue, beta, rest=rest, bias=bias, z=z)
         else:
-            t = None if self.z is None else _nhwc(self.z)
+            t, other, factor = (None, None, 1.0) if self.z is None else _operand(self.z)
+            gain = 1.0 if other is None else maps.square_gain
             maps.kernels.correlate(
                 out, t, maps.cores[l], maps.core_geometry(l), epilogue, maps.config(l, out), maps.precision,
                 image=self.image, skip=maps.skips[l], reading=maps.skip_geometry(l), bias=bias, z=z, beta=beta,
-                unscale=maps.unscale,
+                unscale=maps.unscale / gain, other=other, gain=factor * gain,
             )  # fmt: skip
         return _nchw(out)
 
@@ -211,6 +216,35 @@ class FusedEpilogues(TorchEpilogues):
         return _nchw(_kernels().elementwise(torch.empty_like(z), None, epilogue, beta, z=z, **operands, **heads))
 
 
+class FusedSquareEpilogues(SquareEpilogues, FusedEpilogues):
+    """The steps of a first stage z = u^2 on such products; z, e and dz stay products of what is kept."""
+
+    def softplus(self, u: Forward, rest: None, b: None, beta: float, storage: torch.dtype) -> Tensor:
+        return u.finish("plain", beta)
+
+    def tangent(self, a: Forward, rest: None, u: Tensor, beta: float) -> Tensor:
+        return a.finish("plain", beta)
+
+    def slope_mul(self, a: Transposed | None, u: Tensor, w: Tensor | None, g: None, beta: float) -> Tensor:
+        if a is not None:
+            return a.finish("square_factor", beta, u, head=w)
+        return self._alone("square_factor", beta, u, head=w)
+
+    def adjoint(self, a: Transposed | None, u: Tensor, e: Tensor, du: Tensor, g: None, beta: float) -> Tensor:
+        if a is not None:
+            return a.finish("square_adjoint", beta, u, e, du)
+        return self._alone("square_adjoint", beta, u, e=_nhwc(e), dz=_nhwc(du))
+
+    def z_of(self, u: Tensor) -> Product:
+        return Product(u, u)
+
+    def e_of(self, e: Tensor, u: Tensor) -> Product:
+        return Product(e, u)
+
+    def dz_of(self, du: Tensor, u: Tensor) -> Product:
+        return Product(du, u, 2.0)
+
+
 class TritonMaps(ConvMaps):
     """The maps of a convolutional network, as descriptions; gradients and the skips' adjoints are computed at once."""
 
@@ -224,6 +258,7 @@ class TritonMaps(ConvMaps):
         self.device, self.x = x.device, x
         scale = FP16_SCALE if precision == "fp16" else 1.0
         self.unscale = 1 / scale
+        self.square_gain = FP16_SQUARE_GAIN if precision == "fp16" else 1.0
         self.cores = [_relaid(w.core, storage, scale) for w in parameters.stages]  # [k, k, H_{l-1}, H_l]
         self.skips = [_relaid(w.skip, storage, 1.0) for w in parameters.stages]  # [k, k, C, H_l]
         self.K = parameters.quadratic
@@ -232,7 +267,7 @@ class TritonMaps(ConvMaps):
         if precision == "fp16":
             w = parameters.stages
             self._units = self.kernels.units_of(
-                [s.core for s in w], [s.head for s in w], [s.head_squared for s in w], scale
+                [s.core for s in w], [s.head for s in w], [s.head_squared for s in w], scale, spec.square_first
             )
 
     def unit(self, l: int) -> Tensor | None:
@@ -252,7 +287,7 @@ class TritonMaps(ConvMaps):
     def projects(self, l: int) -> bool:
         """Whether the step that makes e_l can form A_l^T e_l in its stead: for the first stage, whose skip is small."""
         skip = self.skips[l]
-        if l or skip is None or skip.shape[:3].numel() > MOST_PROJECTED or self.whole(1):
+        if l or skip is None or skip.shape[:3].numel() > self.kernels.launch.MOST_PROJECTED or self.whole(1):
             return False
         return not (self.by_library(1, "transposed") or self.by_library(1, "adjoint"))
 
@@ -278,7 +313,7 @@ class TritonMaps(ConvMaps):
         """The image itself: the kernels gather and resize."""
         return [x if stage.skip_kernel else None for stage in self.spec.stages]
 
-    def stage(self, l: int, z: Tensor | None, x_l: Tensor | None) -> tuple[Forward, None]:
+    def stage(self, l: int, z: Tensor | Product | None, x_l: Tensor | None) -> tuple[Forward, None]:
         """(W_l z + A_l x_l, None)."""
         return Forward(self, l, z, x_l), None
 
@@ -286,22 +321,25 @@ class TritonMaps(ConvMaps):
         """W_l^T e."""
         return Transposed(self, l, e)
 
-    def core_gradient(self, l: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def core_gradient(self, l: int, pairs: list[tuple[Tensor, Tensor | Product]]) -> Tensor:
         """Sum of e (x) z over the pairs, the batch and the pixels, [H_l, H_{l-1}, k, k] float32."""
-        pairs = [(_nhwc(e), _nhwc(z)) for e, z in pairs]
         if self.whole(l):
-            shape = self.cores[l].shape
-            total = sum(_wide_product(z.flatten(1).T, e.flatten(1)) for e, z in pairs).view(shape)
-        else:
-            config = self.config(l, pairs[0][0], role=f"gradient_{self.spec.stages[l].stride}")
-            total = self.kernels.gradient(
-                pairs, self.core_geometry(l), config, self.precision, processors=self.processors
-            )
-        return total.permute(3, 2, 0, 1)
+            pairs = [(_nhwc(e).flatten(1), _nhwc(formed(z, torch.float32)).flatten(1)) for e, z in pairs]
+            total = sum(_wide_product(z.T, e) for e, z in pairs).view(self.cores[l].shape)
+            return total.permute(3, 2, 0, 1)
+        operands = [_operand(z) for _, z in pairs]
+        gain = 1.0 if operands[0][1] is None else self.square_gain
+        pairs = [(_nhwc(e), t) for (e, _), (t, _, _) in zip(pairs, operands, strict=True)]
+        total = self.kernels.gradient(
+            pairs, self.core_geometry(l), self.config(l, pairs[0][0], role=f"gradient_{self.spec.stages[l].stride}"),
+            self.precision, processors=self.processors,
+            others=[other for _, other, _ in operands], gains=[factor * gain for *_, factor in operands],
+        )  # fmt: skip
+        return (total if gain == 1.0 else total.mul_(1 / gain)).permute(3, 2, 0, 1)
 
-    def skip_gradient(self, l: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def skip_gradient(self, l: int, pairs: list[tuple[Tensor | Product, Tensor]]) -> Tensor:
         """Sum of e (x) x_l over the pairs, the batch and the pixels, [H_l, C, k, k] float32."""
-        pairs = [(_nhwc(e), x) for e, x in pairs]
+        pairs = [(_nhwc(formed(e)), x) for e, x in pairs]
         if self.whole(l):
             products = (self._whole_image(l, x).T @ e.flatten(1).float() for e, x in pairs)
             return sum(products).view(self.skips[l].shape).permute(3, 2, 0, 1)
@@ -315,9 +353,11 @@ class TritonMaps(ConvMaps):
         """An empty sum_l D_l^T A_l^T e_l, [N, C, H, W]."""
         return SkipsAdjoint(self, torch.zeros_like(x, memory_format=torch.contiguous_format))
 
-    def empty(self, l: int, batch: int) -> Tensor:
-        """Room for a z_l, [batch, h, w, H_l]."""
-        return torch.empty(batch, *self.sizes[l], self.spec.stages[l].width, dtype=self.storage, device=self.device)
+    def empty(self, l: int) -> Tensor:
+        """Room for a z_l, [N, h, w, H_l]."""
+        return torch.empty(
+            self.batch, *self.sizes[l], self.spec.stages[l].width, dtype=self.storage, device=self.device
+        )
 
     def core_geometry(self, l: int):
         stage = self.spec.stages[l]
@@ -364,10 +404,12 @@ class TritonMaps(ConvMaps):
             return False
         return stage.skip_kernel == 0 or self._image_size(l) == (stage.skip_kernel,) * 2
 
-    def whole_products(self, l: int, z: Tensor, image: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def whole_products(self, l: int, z: Tensor | Product, image: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(W_l z, A_l x_l), float32 [N, 1, 1, H_l] each."""
         core, skip = self.cores[l], self.skips[l]
-        product = _wide_product(_nhwc(z).flatten(1), core.view(-1, core.shape[-1])) * self.unscale
+        product = (
+            _wide_product(_nhwc(formed(z, torch.float32)).flatten(1), core.view(-1, core.shape[-1])) * self.unscale
+        )
         rest = None if skip is None else self._whole_image(l, image) @ skip.view(-1, skip.shape[-1]).float()
         return product[:, None, None], rest if rest is None else rest[:, None, None]
 
@@ -387,17 +429,17 @@ class SkipsAdjoint:
     def __init__(self, maps: TritonMaps, total: Tensor):
         self._maps, self._total = maps, total
 
-    def add(self, l: int, e: Tensor) -> None:
+    def add(self, l: int, e: Tensor | Product) -> None:
         """Add stage l."""
         maps, skip, reading = self._maps, self._maps.skips[l], self._maps.skip_geometry(l)
         if skip is None:
             return
-        e = _nhwc(e)
+        e, other, factor = _operand(e)
         products = torch.empty(*e.shape[:3], skip.shape[:3].numel(), dtype=torch.float32, device=e.device)
         maps.kernels.correlate(
             products, e, skip, maps.kernels.Geometry(kernel=1), "plain",
             maps.config(l, products, transposed=True, role="project"), maps.precision, True,
-            product_unit=maps.unit(l),
+            product_unit=maps.unit(l), other=other, gain=factor,
         )  # fmt: skip
         if maps.whole(l):  # the products are the image D_l^T is to be applied to
             products = products.view(e.shape[0], *skip.shape[:3])
@@ -407,6 +449,8 @@ class SkipsAdjoint:
     def add_product(self, l: int, a: Transposed, epilogue: str, z: Tensor, head, head_squared, e=None, dz=None) -> None:
         """Add stage l, whose e or delta is the step `epilogue` of the product a, without storing it."""
         maps = self._maps
+        if maps.spec.square_first and l == 0:
+            epilogue = f"square_{epilogue}"
         products = a.finish(epilogue, maps.spec.beta, z, e, dz, head, head_squared, project=True)
         maps.kernels.assemble(self._total, products, maps.skip_geometry(l))
 
@@ -434,7 +478,7 @@ def _device_name(device: torch.device) -> str:
 
 def _sweep(epilogue: str) -> str:
     """The role, in the launch table, of a transposed correlation: the adjoint step holds more tiles in registers."""
-    return "adjoint" if epilogue == "adjoint" else "transposed"
+    return "adjoint" if epilogue.endswith("adjoint") else "transposed"
 
 
 @functools.cache
@@ -479,8 +523,8 @@ def _relaid(weight: Tensor | None, dtype: torch.dtype, scale: float) -> Tensor |
 
 def _wide_product(a: Tensor, b: Tensor) -> Tensor:
     """a b with a float32 result, of which no digit was rounded to 16 bits."""
-    if a.dtype == torch.float32:
-        return a @ b
+    if torch.float32 in (a.dtype, b.dtype):
+        return a.float() @ b.float()
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
@@ -489,6 +533,14 @@ def _power_of_two(tensors: list[Tensor]) -> Tensor:
     largest = torch.stack([t.abs().amax() if t.numel() else t.new_zeros(()) for t in tensors]).amax()
     _, exponent = torch.frexp(torch.where(largest > 0, largest, 2.0))
     return torch.ldexp(torch.ones_like(largest), 1 - exponent)
+
+
+def _operand(t: Tensor | Product) -> tuple[Tensor, Tensor | None, float]:
+    """(t, other, factor) as the kernels take an operand, each NHWC; `other` is t for a square."""
+    if not isinstance(t, Product):
+        return _nhwc(t), None, 1.0
+    left = _nhwc(t.left)
+    return left, left if t.right is t.left else _nhwc(t.right), t.factor
 
 
 def _nhwc(t: Tensor) -> Tensor:

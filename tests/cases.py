@@ -70,6 +70,7 @@ FAMILIES = {
     "conv-mixed": (conv_mixed, (2, 2, 9, 11)),
     "conv-wide": (conv_wide, (2, 33, 6, 7)),
     "frame": (lambda: lf.FrameLPN(1, kernel=3, gates=((1, 1, 5), (3, 2, 4))), (2, 1, 9, 10)),
+    "frame-pixels": (lambda: lf.FrameLPN(2, kernel=3, gates=((1, 1, 7), (1, 1, 4))), (2, 2, 9, 10)),
     "square": (lambda: square("conv"), (2, 2, 9, 10)),
     "square-dense": (lambda: square("dense"), (5, 2)),
     "ridge": (lambda: lf.RidgeLPN(2, pairs=5, kernel=3, sigma_conditional=True), (2, 2, 9, 10)),

@@ -16,6 +16,7 @@
 
 #include "adam.h"
 #include "arguments.h"
+#include "frame_bindings.h"
 #include "isa.h"
 #include "mlp.h"
 #include "packing.h"
@@ -329,6 +330,7 @@ PYBIND11_MODULE(_cpu, module) {
   define_activations<float>(module, "");
   define_activations<BFloat16>(module, "_bfloat16");
   define_thin(module);
+  define_frame(module);
 
   module.def("mlp_value_prox", &bind_mlp_value_prox, unlocked(), arg("x"), arg("P"), arg("table"),
              arg("rows"), arg("dim"), arg("stages"), arg("beta"), arg("alpha"), arg("psi"), arg("f"),

@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "frame_kernels.h"
 #include "projector_kernels.h"
 
 namespace lpn {
@@ -345,6 +346,8 @@ struct Kernels {
   void (*mlp_sum_partials)(const MlpPartials&, int64_t begin, int64_t end);
   // Elements begin <= i < end of one tensor.
   void (*adam_step)(const AdamStep&, int64_t begin, int64_t end);
+  // Rows begin <= r < end of the coefficients of one image, under gates of single pixels.
+  void (*frame_prox)(const Frame&, const FrameScratch&, const FrameProx&, int64_t begin, int64_t end);
   // Lines of the parallel-beam projector, in both precisions.
   ResampleKernels<float> resample_float;
   ResampleKernels<double> resample_double;

@@ -42,9 +42,9 @@ inline void product_tile(const Term* terms, int64_t term_count, int64_t unit, in
 
 // All units of one lane range. 50 units become five groups of 6 and four of 5 instead of eight of 6 and one
 // of 2: a tile of 2 would leave most of the accumulators, and so the latency of the multiply-adds, unused.
-template <int vectors, class Finish>
+template <int vectors, int most_units = tile_units, class Finish>
 inline void product_lanes(const Term* terms, int64_t term_count, int64_t units, int64_t lane, Finish finish) {
-  const int64_t groups = (units + tile_units - 1) / tile_units;
+  const int64_t groups = (units + most_units - 1) / most_units;
   int64_t unit = 0;
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t size = (units - unit + groups - group - 1) / (groups - group);
@@ -64,8 +64,11 @@ inline void product_lanes(const Term* terms, int64_t term_count, int64_t units, 
       case 5:
         product_tile<5, vectors>(terms, term_count, unit, lane, finish);
         break;
-      default:
+      case 6:
         product_tile<6, vectors>(terms, term_count, unit, lane, finish);
+        break;
+      default:
+        product_tile<most_units, vectors>(terms, term_count, unit, lane, finish);
         break;
     }
     unit += size;
@@ -73,22 +76,22 @@ inline void product_lanes(const Term* terms, int64_t term_count, int64_t units, 
 }
 
 // finish(unit, lane, accumulators), a Group of vectors from that lane on, for units x lane_count; lane_count
-// is a multiple of `lanes`.
-template <class Finish>
+// is a multiple of `lanes`. Tiles are most_units x most_vectors at most.
+template <int most_vectors = row_vectors, int most_units = tile_units, class Finish>
 inline void product(const Term* terms, int64_t term_count, int64_t units, int64_t lane_count, Finish finish) {
   int64_t lane = 0;
-  for (; lane + row_vectors * lanes <= lane_count; lane += row_vectors * lanes)
-    product_lanes<row_vectors>(terms, term_count, units, lane, finish);
+  for (; lane + most_vectors * lanes <= lane_count; lane += most_vectors * lanes)
+    product_lanes<most_vectors, most_units>(terms, term_count, units, lane, finish);
   // What is left goes in one piece too: a tile of one vector has too few accumulators to hide their latency.
   switch ((lane_count - lane) / lanes) {
     case 3:
-      if (row_vectors > 3) product_lanes<(row_vectors > 3 ? 3 : 1)>(terms, term_count, units, lane, finish);
+      if constexpr (most_vectors > 3) product_lanes<3, most_units>(terms, term_count, units, lane, finish);
       break;
     case 2:
-      if (row_vectors > 2) product_lanes<(row_vectors > 2 ? 2 : 1)>(terms, term_count, units, lane, finish);
+      if constexpr (most_vectors > 2) product_lanes<2, most_units>(terms, term_count, units, lane, finish);
       break;
     case 1:
-      product_lanes<1>(terms, term_count, units, lane, finish);
+      product_lanes<1, most_units>(terms, term_count, units, lane, finish);
       break;
   }
 }

@@ -6,6 +6,7 @@
 #include "../kernels.h"
 #include "activations.h"
 #include "adam.h"
+#include "frame.h"
 #include "mlp_blocks.h"
 #include "panels.h"
 #include "projector.h"
@@ -34,6 +35,7 @@ constexpr Kernels kernels_named(const char* name) {
           mlp_vjp_any,
           sum_partials,
           adam_step_range,
+          frame_prox,
           resample_kernels<float>(),
           resample_kernels<double>()};
 }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...algebra.parameters import layout
 from ...algebra.spec import Spec
-from .. import registry, thin
+from .. import frame, registry, thin
 from ..cpu_maps import CpuConvMaps
 from ..epilogues import KeptAsItIs
 from .torch import SweepsBackend
@@ -63,8 +63,18 @@ class CpuBackend:
             return "dense networks with a quadratic term are not covered"
         return None
 
+    def details(self, spec: Spec, x: Tensor, precision: str) -> list[str]:
+        """What is fused; for explain."""
+        if spec.is_dense:
+            return ["all stages in one pass, a block of rows at a time"]
+        if _in_one_pass(spec, precision):
+            return ["psi and f: all stages in one pass, a block of rows at a time; training: stage by stage"]
+        return ["stage by stage"]
+
     def evaluate(self, spec: Spec, x: Tensor, packed: Tensor, features, value: bool, tape: bool, precision):
         if not spec.is_dense:
+            if not tape and _in_one_pass(spec, precision):
+                return *frame.value_prox(spec, x, packed, features, value), []
             return self._conv.evaluate(spec, x, packed, features, value, tape, precision)
         x, packed = x.contiguous(), packed.contiguous()
         psi = x.new_empty(x.shape[0]) if value else None
@@ -145,6 +155,10 @@ class FusedEpilogues(KeptAsItIs):
         pixels = rows // max(1, len(z))
         _entry("heads", z)(_at(z), _at(w), _at(g), _at(psi), len(z), pixels, channels, torch.get_num_threads())
         return psi.to(dtype)
+
+
+def _in_one_pass(spec: Spec, precision: str) -> bool:
+    return precision == "fp32" and frame.supports(spec)
 
 
 class _ConvCpu(SweepsBackend):

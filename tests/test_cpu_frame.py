@@ -1,0 +1,176 @@
+"""Squared first stages under gates of single pixels, in one pass: against float64, at every border of its tiles."""
+
+import pytest
+import torch
+from cases import relative
+
+import lpn_fast as lf
+from lpn_fast import _cpu
+from lpn_fast.algebra import reference
+from lpn_fast.ops import frame
+
+# (channels, kernel, gates, (H, W)): tiles of 64 pixels, blocks of 8 rows, 4 to 16 lanes; no gates, two stages of them
+CASES = [
+    (1, 7, ((1, 1, 96),), (19, 37)),
+    (3, 5, ((1, 1, 30),), (12, 70)),
+    (1, 2, (), (8, 9)),
+    (2, 3, ((1, 1, 7), (1, 1, 4)), (33, 64)),
+    (1, 9, ((1, 1, 1),), (1, 1)),
+    (4, 3, ((1, 1, 17),), (7, 131)),
+    (1, 8, ((1, 1, 13),), (300, 5)),
+]
+
+
+@pytest.fixture(params=_cpu.isas())
+def isa(request):
+    before = _cpu.isa()
+    _cpu.set_isa(request.param)
+    yield request.param
+    _cpu.set_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def cpu():
+    with lf.use_backend("cpu"):
+        yield
+
+
+def network(channels=1, kernel=5, gates=((1, 1, 12),), size=0.3, beta=1.0) -> lf.FrameLPN:
+    """Far from the start: no two filters, gates or noise levels alike."""
+    torch.manual_seed(channels + kernel)
+    model = lf.FrameLPN(channels, kernel, gates, beta=beta, alpha=0.01).eval()
+    scales = model.step_scales()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(size * scales[name] * torch.randn_like(parameter))
+    assert frame.supports(model.spec) and "one pass" in lf.explain(model, torch.zeros(1, channels, 9, 9))
+    return model.project_()
+
+
+def images(channels, size, count=3):
+    torch.manual_seed(size[0])
+    return torch.rand(count, channels, *size) + 0.1 * torch.randn(count, channels, *size)
+
+
+def truth(model, x, sigma):
+    """(psi, f) of the executable specification, in float64: psi_sigma(x) = sigma^2 psi(x / sigma)."""
+    x, features, unit = model.double()._checked(
+        x.double(), sigma.double() if isinstance(sigma, torch.Tensor) else sigma
+    )
+    arguments = model.spec, x / unit, model.packed().detach(), features
+    return unit.flatten() ** 2 * reference.potential(*arguments), unit * reference.prox(*arguments)
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_potential_and_prox_agree_with_float64(isa, case):
+    *architecture, size = case
+    model, x, sigma = network(*architecture), images(case[0], size), torch.tensor([0.02, 0.1, 0.25])
+    psi, f = model.potential_and_prox(x, sigma)
+    alone = model(x, sigma)
+    true_psi, true_f = truth(model, x, sigma)
+    assert relative(psi, true_psi) < 1e-6
+    assert relative(f, true_f) < 1e-6
+    assert torch.equal(f, alone), "the value is counted beside f"
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@torch.no_grad()
+def test_closed_gates_and_open_ones_keep_the_digits_of_their_potential(isa, scale):
+    """Closed: E of order 1e-9 each, lost if added to one. Open: u beyond what exp takes."""
+    model, x = network(beta=3.0), images(1, (40, 33))
+    model.stages[0].head.zero_()  # what is left of psi, but alpha, is the gates'
+    model.stages[1].bias.sub_(5.0)
+    psi, f = model.potential_and_prox(scale * x, 0.1)
+    true_psi, true_f = truth(model, scale * x, 0.1)
+    assert relative(psi, true_psi) < 1e-6
+    assert relative(f, true_f) < 1e-6
+
+
+@torch.no_grad()
+def test_rows_of_more_factors_than_a_product_holds(isa):
+    """2,100 pixels are 132 vectors of 16 lanes: half open gates everywhere multiply to 2^132 and more."""
+    model, x = network(gates=((1, 1, 3),)), 1e-4 * images(1, (2, 2100), count=1)
+    for parameter in (model.stages[1].bias, model.stages[1].noise):
+        parameter.zero_()
+    psi = model.potential(x, 0.1)
+    assert relative(psi, truth(model, x, 0.1)[0]) < 1e-6
+
+
+@torch.no_grad()
+def test_the_potential_is_summed_in_float64():
+    """Half a million pixels of gates: a float32 sum in order would be off by 1e-4."""
+    model, x = network(kernel=2, gates=((1, 1, 2),)), images(1, (700, 700), count=1)
+    psi = model.potential(x, 0.1)
+    assert relative(psi, truth(model, x, 0.1)[0]) < 3e-7
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+@torch.no_grad()
+def test_threads_do_not_change_a_bit(threads):
+    model, x, before = network(), images(1, (61, 47)), torch.get_num_threads()
+    torch.set_num_threads(1)
+    expected = model.potential_and_prox(x, 0.1)
+    torch.set_num_threads(threads)
+    found = model.potential_and_prox(x, 0.1)
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+@torch.no_grad()
+def test_a_batch_is_its_samples_and_may_be_empty():
+    model, x, sigma = network(2), images(2, (21, 30)), torch.tensor([0.02, 0.1, 0.25])
+    psi, f = model.potential_and_prox(x, sigma)
+    for n in range(3):
+        alone = model.potential_and_prox(x[n : n + 1], sigma[n : n + 1])
+        assert torch.equal(alone[0][0], psi[n]) and torch.equal(alone[1][0], f[n])
+    psi, f = model.potential_and_prox(x[:0], sigma[:0])
+    assert psi.shape == (0,) and f.shape == (0, 2, 21, 30)
+
+
+@torch.no_grad()
+def test_images_that_are_views_are_read_as_they_are_meant():
+    model, x = network(2), images(2, (20, 21))
+    expected = model(x, 0.1)
+    assert torch.equal(model(x.contiguous(memory_format=torch.channels_last), 0.1), expected)
+    assert torch.equal(model(x.transpose(2, 3).contiguous().transpose(2, 3), 0.1), expected)
+    assert torch.equal(model(torch.cat([x, x], dim=3)[..., :21], 0.1), expected)
+
+
+@torch.no_grad()
+def test_nan_stays_in_its_sample(isa):
+    model, x = network(), images(1, (20, 70))
+    x[1, 0, 9, 33] = torch.nan
+    psi, f = model.potential_and_prox(x, 0.1)
+    assert (
+        psi[1].isnan() and f[1].isnan().any() and torch.isfinite(f[[0, 2]]).all() and torch.isfinite(psi[[0, 2]]).all()
+    )
+    assert torch.isfinite(f[1, 0, :, :10]).all(), "and in reach of its filters"
+
+
+@pytest.mark.parametrize("gates", [((3, 1, 4),), ((1, 2, 4),), ((1, 1, 4), (3, 1, 4))])
+def test_gates_that_look_around_go_stage_by_stage(gates):
+    model = lf.FrameLPN(1, 3, gates)
+    assert not frame.supports(model.spec)
+    assert "one pass" not in lf.explain(model, torch.zeros(1, 1, 9, 9))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"kernel": 0}, "kernel must be at least 1, got 0"),
+        ({"beta": 0.0}, "beta must be positive and finite, got 0"),
+        ({"gates": [1, 2]}, "gates must hold 6 entries per stage, got 2"),
+        ({"gates": [3, 5, 64, 0, 64, 0]}, "gates must read the 4 units below them, got 5"),
+        ({"gates": [3, 4, 64, 0, 0, 0]}, "the last gates must have a head, got none"),
+        ({"filters": 0}, "filters must be an address, got 0"),
+        ({"f": 2}, "f must be aligned to 4 bytes, got address 2"),
+    ],
+)
+def test_what_would_crash_is_refused(change, message):
+    arguments = {
+        "x": 64, "filters": 64, "head": 0, "gates": [], "units": 4, "images": 1, "channels": 1, "height": 5,
+        "width": 5, "kernel": 2, "beta": 1.0, "alpha": 0.0, "psi": 0, "f": 64, "threads": 1,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        _cpu.frame_value_prox(**(arguments | change))

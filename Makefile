@@ -15,6 +15,9 @@ TORCH  ?= torch==2.13.0
 TRITON ?= triton==3.6.0
 JOBS   ?= 2
 
+# deepinv, ONNX and what they need (tests/interop.txt), beside the environment: tests without them are skipped.
+INTEROP := build/interop
+
 PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
@@ -27,8 +30,8 @@ CPP     := $(shell find csrc kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu
 demo: setup
 	$(VENV)/bin/lpn-fast demo -o demo_output
 
-test: setup lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -q
+test: setup lint $(INTEROP)/ready
+	PYTHONPATH=$(CURDIR)/$(INTEROP) OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -q
 
 lint: setup
 	$(PY) -m ruff check .
@@ -48,6 +51,14 @@ docs: build/docs-env/ready
 build/docs-env/ready:
 	$(PYTHON) -m venv build/docs-env
 	build/docs-env/bin/pip install -q --disable-pip-version-check mkdocs 'mkdocstrings[python]'
+	touch $@
+
+# All or nothing: what an interrupted or refused download left behind would be found by the tests.
+$(INTEROP)/ready: tests/interop.txt | $(VENV)/ready
+	rm -rf $(INTEROP)
+	$(PIP) install -q --no-deps --target $(INTEROP) -r tests/interop.txt || { \
+		rm -rf $(INTEROP); mkdir -p $(INTEROP); \
+		echo 'tests/interop.txt cannot be installed here: tests of deepinv and ONNX will be skipped'; }
 	touch $@
 
 clean:

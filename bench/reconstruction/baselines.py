@@ -4,9 +4,10 @@ TV       min  1/2 |A x - y|^2 + c s^2 TV(x)        Condat-Vu (J. Optim. Theory A
          x+ = x - tau (grad h(x) + D^T u),   u+ = P(u + D (2 x+ - x) / (8 tau'))     TV isotropic, D forward
 PnP-DnCNN  half-quadratic splitting with a falling noise level (as Zhang et al., arXiv 2008.13751), the flexible
          DnCNN for all levels; gamma_k = sigma_k^2 / (c s^2) weighs the data, sigma_k from .19 to s or 1/255
+PnP-BM3D   the same with block matching as the denoiser, where the package bm3d is installed
 WCRR     min  1/2 |A x - y|^2 + c / eta R(x)       Goujon et al., arXiv 2308.10542: weakly convex ridges,
          R'(x) = W^T phi(W x), phi(t) = (mu p(a t) - q(a t)) / a with linear splines p, q; accelerated gradients
-BM3D     denoising of the simple answer, where the package bm3d is installed
+BM3D     block matching on the simple answer
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .outcome import Outcome
 from .tasks import Instance
 
 TV_GRID = (1.0, 3.0, 10.0, 30.0, 100.0)
-DNCNN_GRID = (0.1, 0.25, 0.6)
+TRUST_GRID = (0.1, 0.25, 0.6)
 WCRR_GRID = (0.03, 0.1, 0.3, 1.0)
 LARGEST_LEVEL = 49 / 255  # where the falling noise level begins
 
@@ -85,8 +86,10 @@ class FlexibleDnCNN:
         return z
 
 
-def pnp_dncnn(denoiser: FlexibleDnCNN, instance: Instance, trust: float, iterations: int = 8) -> Outcome:
-    """Data prox, then the denoiser, with noise levels that fall geometrically."""
+def falling(
+    denoiser: Callable[[Tensor, float], Tensor], instance: Instance, trust: float, iterations: int = 8
+) -> Outcome:
+    """Data prox, then the denoiser (x, level) -> x, with noise levels that fall geometrically."""
     last = min(max(instance.noise, 1 / 255), LARGEST_LEVEL / 2)
     x = instance.simple
     for level in torch.logspace(torch.tensor(LARGEST_LEVEL).log10(), torch.tensor(last).log10(), iterations).tolist():
@@ -182,9 +185,13 @@ def why_no_bm3d() -> str | None:
     return None if importlib.util.find_spec("bm3d") else "the package bm3d is not installed"
 
 
-def bm3d(instance: Instance, level: float) -> Outcome:
-    """Block matching on the simple answer, one image at a time, as a noise of that level were on it."""
-    from bm3d import bm3d as denoise
+def block_matching(x: Tensor, level: float) -> Tensor:
+    """BM3D of images (N, 1, H, W) with white noise of that level, one at a time."""
+    from bm3d import bm3d
 
-    images = [torch.from_numpy(denoise(x[0].numpy(), level)).float()[None] for x in instance.simple]
-    return Outcome(torch.stack(images), 1, config={"level": level})
+    return torch.stack([torch.from_numpy(bm3d(image[0].numpy(), level)).to(x)[None] for image in x])
+
+
+def bm3d(instance: Instance, level: float) -> Outcome:
+    """The simple answer, denoised as if a noise of that level were on it."""
+    return Outcome(block_matching(instance.simple, level), 1, config={"level": level})

@@ -109,9 +109,9 @@ def _methods(
         denoiser = baselines.FlexibleDnCNN(root)
 
         def method(instance, c):
-            return baselines.pnp_dncnn(denoiser, instance, c)
+            return baselines.falling(denoiser, instance, c)
 
-        c = baselines.tuned(method, effort.grid(baselines.DNCNN_GRID), train)
+        c = baselines.tuned(method, effort.grid(baselines.TRUST_GRID), train)
         return lambda i: method(i, c)
 
     def wcrr():
@@ -127,11 +127,19 @@ def _methods(
         c = baselines.tuned(baselines.bm3d, (0.02, 0.05, 0.1), train)
         return lambda i: baselines.bm3d(i, c)
 
+    def pnp_bm3d():
+        def method(instance, c):
+            return baselines.falling(baselines.block_matching, instance, c)
+
+        c = baselines.tuned(method, effort.grid(baselines.TRUST_GRID), train)
+        return lambda i: method(i, c)
+
     missing = None if (root / "weights").is_dir() else "no folder weights in the data"
     yield "TV", tv, None
     yield "PnP-DnCNN", dncnn, missing
     yield "WCRR", wcrr, missing
     yield "BM3D", bm3d, baselines.why_no_bm3d()
+    yield "PnP-BM3D", pnp_bm3d, baselines.why_no_bm3d()
 
     def tuned():
         def method(instance, c):

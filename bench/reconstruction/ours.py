@@ -18,7 +18,7 @@ from .tasks import Instance, Task
 
 ITERATIONS = 100
 METHODS = ("lpn-pgd", "lpn-fista", "lpn-admm", "lpn-drs", "lpn-hqs")
-ASSUMED_GRID = (0.6, 0.75, 0.9, 1.1)
+ASSUMED_GRID = (0.45, 0.6, 0.75, 0.9, 1.1)
 LADDER = 4  # levels from the network's largest to its smallest, in `continued`
 
 

@@ -64,6 +64,7 @@ class LPN(nn.Module):
             owner, name = self._owner(slot.name)
             owner.register_parameter(name, nn.Parameter(torch.zeros(slot.shape)))
         self.register_buffer("_constrained", constrained(spec), persistent=False)
+        self.register_buffer("_log_levels", torch.tensor(spec.noise_levels).log(), persistent=False)
         initialise_(self)
 
     @property
@@ -268,6 +269,8 @@ class LPN(nn.Module):
     def _checked_strength(self, strength, z: Tensor) -> Tensor:
         """t of every sample, (N,), in z's dtype."""
         if not isinstance(strength, Tensor):
+            if 0 < strength <= 1:
+                return z.new_full((len(z),), float(strength))
             strength = torch.as_tensor(strength, dtype=z.dtype, device=z.device)
         if strength.dim() > 1 or (strength.dim() == 1 and len(strength) != len(z)):
             raise ValueError(f"strength must be a number or have shape ({len(z)},), got {tuple(strength.shape)}")
@@ -359,7 +362,7 @@ class LPN(nn.Module):
                 raise TypeError(f"x must have the model's dtype {own.dtype}, got {x.dtype}; convert with x.to(...)")
             x = x.to(own.dtype)
         sigma = self._levels(sigma, x)
-        features = None if sigma is None else noise_features(sigma, spec.noise_levels)
+        features = None if sigma is None else noise_features(sigma, spec.noise_levels, self._log_levels)
         unit = sigma.view(-1, *(1,) * (x.dim() - 1)) if spec.noise_units else None
         return x.contiguous(), features, unit
 
@@ -381,7 +384,7 @@ class LPN(nn.Module):
         elif not sigma > 0:
             raise ValueError(f"sigma must be positive, got {sigma}")
         else:
-            sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+            sigma = torch.full((), float(sigma), dtype=x.dtype, device=x.device)  # a fill, where a copy would wait
         return sigma.expand(x.shape[0])
 
     def extra_repr(self) -> str:

@@ -125,7 +125,7 @@ class Eager:
 class Compiled:
     """C: torch.compile of torch.func.grad; shapes are static, warm-up happens at the first call."""
 
-    def __init__(self, model: LPN):
+    def __init__(self, model: LPN, mode: str | None = None):
         self.potential = PlainPotential(model)
 
         def psi(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class Compiled:
             return (prox(parameters, y) - target).square().mean()
 
         self._prox, self._hvp, self._gradient = (
-            torch.compile(function, dynamic=False) for function in (prox, hvp, torch.func.grad(loss))
+            torch.compile(function, dynamic=False, mode=mode) for function in (prox, hvp, torch.func.grad(loss))
         )
 
     def prox(self, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What is measured on a CUDA device, in parts that run one by one and do not need each other.
 
-    bench/gpu_battery.sh [FOLDER]            every part, in the order of PARTS, each in a process of its own
+    bench/gpu_battery.sh [FOLDER]            the parts, in the order of PARTS, each in a process of its own
     python -m bench.gpu.PART [--out FOLDER] [--dry-run] [--seconds S]
 
 A part is a module bench/gpu/PART.py that ends with
@@ -28,16 +28,20 @@ class Part(NamedTuple):
 
     name: str  # of the module bench/gpu/<name>.py
     seconds: int  # what it may take on an H200; the battery stops it at 1.5 times this
+    group: str
 
 
 PARTS = (
-    Part("gates", 25),  # what the compilers made of the kernels; needs no device
-    Part("numerics", 60),  # every backend and precision against float64, determinism, graph capture, streams
-    Part("mlp_numerics", 45),  # the dense network's kernels against float64
-    Part("ceilings", 20),  # copy, matrix product per dtype
-    Part("tune", 80),  # launch table of the convolutions; admits a row only after a numeric check
-    Part("convolutions", 90),  # prox, hvp, training step against A, C and bare library convolutions
-    Part("mlp_bench", 70),  # the dense network's prox, gradients and inversion against A and C
-    Part("sanitizer", 50),  # compute-sanitizer over the convolutions at small sizes
-    Part("mlp_sanitizer", 40),  # and over the dense network's kernels
+    Part("gates", 30, "checks"),  # what the compilers made of the kernels; needs no device
+    Part("mlp_numerics", 45, "checks"),  # the dense network's kernels against float64
+    Part("warm_numerics", 75, "checks"),  # compiles what the next one launches
+    Part("numerics", 90, "checks"),  # every backend and precision against float64, determinism, graphs, streams
+    Part("mlp_sanitizer", 60, "checks"),  # compute-sanitizer over the dense network's kernels
+    Part("sanitizer", 60, "checks"),  # and over the convolutions, at small sizes
+    Part("ceilings", 20, "timings"),  # copy, matrix product per dtype
+    Part("mlp_bench", 80, "timings"),  # the dense network's prox, gradients and inversion against A and C
+    Part("tune", 110, "timings"),  # launch table of the convolutions; admits a row only after a numeric check
+    Part("warm_convolutions", 80, "timings"),  # compiles what the next one launches, C included
+    Part("convolutions", 140, "timings"),  # prox, hvp, training step against A, C and bare library convolutions
+    Part("training", 480, "training"),  # the denoisers that ship, trained for longer; only where it is asked for
 )

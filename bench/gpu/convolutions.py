@@ -15,17 +15,18 @@ import torch
 import torch.nn.functional as F
 
 import lpn_fast as lf
-from bench.baselines import Compiled, Eager
+from bench.baselines import Compiled, Eager, why_no_compiler
 from bench.counters import work
+from lpn_fast.algebra import reference
 
-from .numerics import trained_like
+from .numerics import TOLERANCE, trained_like
 from .part import Session, graphed, milliseconds, run_part
 
 PRECISIONS = ("fp16", "bf16", "tf32", "fp32")
 
 
 def cases(tiny: bool):
-    """(name, model, shape)."""
+    """(name, model, shape); a conditional network is measured in units of the noise, at sigma = 1."""
     torch.manual_seed(0)
     if tiny:
         stages = lf.ConvLPN(1, hidden=3, strides=(1, 2), skip_kernel=3, beta=10.0, squared_head=False)
@@ -33,46 +34,117 @@ def cases(tiny: bool):
         return
     yield "lpn_128", trained_like(lf.paper_network("celeba")), (64, 3, 128, 128)
     yield "lpn_mnist", trained_like(lf.paper_network("mnist")), (64, 1, 28, 28)
+    yield "natural-gray", lf.pretrained("natural-gray"), (16, 1, 256, 256)
     yield "ConvLPN 64", lf.ConvLPN(1, hidden=64), (16, 1, 256, 256)
 
 
+def inputs(name: str, tiny: bool, device: str):
+    """(model, x, v, sigma) of a case; x of the size of noisy images in their units."""
+    model, shape = next((m, s) for n, m, s in cases(tiny) if n == name)
+    model = model.to(device).eval()
+    x, v = torch.randn(2, *shape, device=device)
+    if model.is_noise_conditional:
+        return model, 4 * x, v, 1.0
+    return model, x, v, None
+
+
 def measure(session: Session) -> None:
-    for name, model, shape in cases(session.tiny):
-        model = model.to(session.device).eval()
-        x, v = torch.randn(2, *shape, device=session.device)
-        times = {}
-        for precision in PRECISIONS[:1] if session.tiny else PRECISIONS:
-            for backend in ("triton", "torch"):
-                _ours(session, name, model, x, v, backend, precision, times)
+    """Half precision and A of every case first, then C, then the other precisions: time may end anywhere."""
+    names = [name for name, *_ in cases(session.tiny)]
+    times = {name: {} for name in names}
+    rest = () if session.tiny else PRECISIONS[1:]
+
+    def half_and_baselines(name, model, x, v, sigma):
+        for backend in ("triton", "torch"):
+            _ours(session, name, model, x, v, sigma, backend, PRECISIONS[0], times[name])
         _bare(session, name, model, x)
         _baselines(session, name, model, x, v)
+
+    def compiled(name, model, x, v, sigma):
+        _compiled(session, name, model, x, v)
+
+    def others(name, model, x, v, sigma):
+        for precision in rest:
+            for backend in ("triton", "torch"):
+                _ours(session, name, model, x, v, sigma, backend, precision, times[name])
         if session.device == "cuda" and not session.tiny:
-            _admit(session, model, x, times)
+            _admit(session, model, x, times[name])
+
+    for step in (half_and_baselines, compiled, others):
+        for name in names:
+            if session.seconds_left < 0 and step is not others:  # what was timed is still written down
+                session.show(f"---- no time left for {step.__name__} of {name}")
+                continue
+            try:
+                step(name, *inputs(name, session.tiny, session.device))
+            except Exception as failure:  # of memory, say: the next case is none the worse
+                session.show(f"---- {name}: {type(failure).__name__}: {failure}".splitlines()[0][:200])
+            if session.device == "cuda":
+                torch.cuda.empty_cache()
 
 
-def _ours(session: Session, name, model, x, v, backend: str, precision: str, times: dict) -> None:
+def compile_for(name: str, precision: str) -> None:
+    """Launch every Triton kernel that the measurements of a case launch in a precision."""
+    model, x, v, sigma = inputs(name, False, "cuda")
     model.precision = precision
+    with lf.use_backend("triton"):
+        for call in _calls(model, x, v, sigma).values():
+            call()
+
+
+def compile_baseline(name: str, how: str) -> None:
+    """Compile C of a case, for the inductor's cache."""
+    model, x, v, _ = inputs(name, False, "cuda")
+    if how == "fp16":
+        Compiled(_half(model)).prox(x.half())
+    elif how == "gradient":
+        Compiled(model).loss_gradients(x, v)
+    else:
+        Compiled(model).prox(x)
+
+
+def _calls(model, x, v, sigma) -> dict:
+    """op -> what is timed."""
 
     def prox():
         with torch.no_grad():
-            return model(x)
+            return model(x, sigma)
 
     def hvp():
         with torch.no_grad():
-            return model.hvp(x, v)
+            return model.hvp(x, v, sigma)
 
     def gradient():
         model.zero_grad(set_to_none=True)
-        model(x).backward(v)
+        model(x, sigma).backward(v)
 
+    return {"prox": prox, "hvp": hvp, "gradient": gradient}
+
+
+def _error(model, x, sigma, f) -> float:
+    """Relative error of the first image's f against float64."""
+    with torch.no_grad():
+        at, features, _ = model._checked(x[:1], None if sigma is None else sigma)
+    packed = model.packed().detach().double()
+    want = reference.prox(model.spec, at.double(), packed, None if features is None else features.double())
+    return ((f[:1].double() - want).norm() / want.norm()).item()
+
+
+def _ours(session: Session, name, model, x, v, sigma, backend: str, precision: str, times: dict) -> None:
+    model.precision = precision
     try:
         with lf.use_backend(backend):
-            for op, call in (("prox", prox), ("hvp", hvp), ("gradient", gradient)):
+            for op, call in _calls(model, x, v, sigma).items():
                 if session.seconds_left < 0 or (precision == "fp32" and op != "prox"):
                     continue
-                p50 = _add(session, op, name, f"ours-{backend}", precision, call, model, x)
+                wrong = _error(model, x, sigma, call()) if op == "prox" else ""
+                p50 = _add(session, op, name, f"ours-{backend}", precision, call, model, x, wrong)
                 if op == "prox":
-                    times[backend, precision] = p50
+                    good = wrong <= TOLERANCE[precision][0]
+                    if backend != "torch" or not good:
+                        session.check(f"{name} {backend} {precision} prox", good, f"error {wrong:.1e}")
+                    if good:
+                        times[backend, precision] = p50
                     if session.device == "cuda":
                         _add(session, op, name, f"ours-{backend} graph", precision, graphed(call), model, x)
     except Exception as error:
@@ -81,7 +153,7 @@ def _ours(session: Session, name, model, x, v, backend: str, precision: str, tim
         model.precision = "fp32"
 
 
-def _add(session: Session, op, name, provider, precision, call, model, x) -> float:
+def _add(session: Session, op, name, provider, precision, call, model, x, rel_err: float | str = "") -> float:
     call()
     memory = ""
     if session.device == "cuda":
@@ -96,10 +168,11 @@ def _add(session: Session, op, name, provider, precision, call, model, x) -> flo
     rate = done.flop / p50 / 1e9
     session.add(
         op, provider, p50, "ms", p20=p20, p80=p80, precision=precision, family=name, batch=x.shape[0],
-        shape="x".join(map(str, x.shape)), flop=done.flop, bytes=done.bytes,
+        shape="x".join(map(str, x.shape)), flop=done.flop, bytes=done.bytes, rel_err=rel_err,
         config={"peak_megabytes": memory, "tflops": rate},
         line=f"{name:<12}{op:<9}{provider:<22}{precision:<5}{p50:>10.4f} ms{rate:>9.1f} TFLOP/s  "
-        + (f"{memory:9.0f} MB" if memory != "" else ""),
+        + (f"{memory:9.0f} MB" if memory != "" else "")
+        + (f"  error {rel_err:.1e}" if rel_err != "" else ""),
     )  # fmt: skip
     return p50
 
@@ -151,18 +224,26 @@ def _baselines(session: Session, name, model, x, v) -> None:
             _guarded(session, "prox", name, f"{provider}{' autocast' if cast else ''}", precision, prox, model, x)
         _guarded(session, "gradient", name, provider, "tf32", lambda e=eager: e.loss_gradients(x, v), model, x)
         _guarded(session, "hvp", name, provider, "tf32", lambda e=eager: e.hvp(x, v), model, x)
-    if session.device == "cpu":
+
+
+def _compiled(session: Session, name, model, x, v) -> None:
+    """C; max-autotune last, whose compilation has no end in sight."""
+    if session.device == "cpu" or any("squared" in stage.heads for stage in model.spec.stages):
         return
-    compiled = Compiled(model)
-    half, x_half = Compiled(_half(model)), x.half()
-    for provider, precision, call in (
-        ("C", "tf32", lambda: compiled.prox(x)),
-        ("C", "fp16", lambda: half.prox(x_half)),
-        ("C", "tf32", lambda: compiled.loss_gradients(x, v)),
+    if why_no_compiler():
+        session.show(f"---- {name}: {why_no_compiler()}")
+        return
+    compiled, half, x_half = Compiled(model), Compiled(_half(model)), x.half()
+    for op, precision, call in (
+        ("prox", "fp16", lambda: half.prox(x_half)),
+        ("prox", "tf32", lambda: compiled.prox(x)),
+        ("gradient", "tf32", lambda: compiled.loss_gradients(x, v)),
     ):
-        op = "gradient" if call.__code__.co_names[:1] == ("loss_gradients",) else "prox"
-        if session.seconds_left > 20:
-            _guarded(session, op, name, provider, precision, call, model, x)
+        if session.seconds_left > 10:
+            _guarded(session, op, name, "C", precision, call, model, x)
+    if name == "lpn_128" and session.seconds_left > 100:
+        tuned = Compiled(_half(model), "max-autotune-no-cudagraphs")
+        _guarded(session, "prox", name, "C max-autotune", "fp16", lambda: tuned.prox(x_half), model, x)
 
 
 def _half(model):

@@ -5,6 +5,7 @@ prox and of second-order results, per precision.
 """
 
 import contextlib
+import copy
 
 import torch
 
@@ -31,6 +32,9 @@ def networks(tiny: bool):
     yield "mnist start", lf.paper_network("mnist"), (3, 1, 28, 28)  # e near 1e-9: below half precision, but for units
     yield "mnist", trained_like(lf.paper_network("mnist")), (7, 1, 28, 28)
     yield "celeba", trained_like(lf.paper_network("celeba")), (2, 3, 128, 128)
+    yield "natural-gray", lf.pretrained("natural-gray"), (2, 1, 45, 61)  # squared first stage, gates of single pixels
+    yield "natural-color", lf.pretrained("natural-color"), (1, 3, 33, 40)
+    yield "frame", lf.FrameLPN(1, kernel=4, gates=((3, 2, 24), (1, 1, 8))), (2, 1, 37, 30)
     yield "dense", lf.MLPLPN(5, hidden=64, layers=3), (129, 5)
 
 
@@ -49,10 +53,7 @@ def measure(session: Session) -> None:
         model = model.to(session.device).eval()
         x, v, w = torch.randn(3, *shape, device=session.device)
         sigma = torch.full((shape[0],), 0.1, device=x.device) if model.is_noise_conditional else None
-        features = model._checked(x, sigma)[1]
-        packed = model.packed().detach()
-        truth = (model.spec, x.double(), packed.double(), None if features is None else features.double())
-        exact = reference.prox(*truth), reference.hvp(*truth, v.double()), reference.vjp(*truth, None, v.double())[1]
+        exact = _exact(model, x, v, sigma)
         for precision in TOLERANCE:
             for backend, reason in registry.reasons(model.spec, x, precision).items():
                 if reason is None and session.seconds_left < 0:
@@ -61,6 +62,15 @@ def measure(session: Session) -> None:
                     session.show(f"---- {name} {backend} {precision}: stores e as it is, most of it is lost")
                 elif reason is None:
                     _check(session, f"{name} {backend} {precision}", backend, precision, model, x, v, w, sigma, exact)
+
+
+def _exact(model, x, v, sigma) -> tuple:
+    """f(x), H(x) v and the gradient of <v, f(x)> in P, float64; in units of the noise where the network has them."""
+    x, features, unit = model._checked(x, sigma)
+    unit = torch.ones((), device=x.device) if unit is None else unit
+    at, v, unit = (x / unit).double(), v.double(), unit.double()
+    truth = (model.spec, at, model.packed().detach().double(), None if features is None else features.double())
+    return unit * reference.prox(*truth), reference.hvp(*truth, v), reference.vjp(*truth, None, unit * v)[1]
 
 
 def _check(session, label, backend, precision, model, x, v, w, sigma, exact) -> None:
@@ -79,17 +89,30 @@ def _check(session, label, backend, precision, model, x, v, w, sigma, exact) -> 
                 again = _results(model, x, v, w, sigma)
                 session.check(f"{label} same bits twice", all(map(torch.equal, (f, hv, hw, gradient), again)))
                 _graph(session, label, model, x, sigma, f)
+                _elsewhere(session, label, model, x, sigma, f)
     except Exception as error:  # one backend's failure must not hide what the others do
         session.check(label, False, f"{type(error).__name__}: {error}".splitlines()[0][:200])
     finally:
         model.precision = "fp32"
 
 
+def compile_for(name: str, precision: str) -> None:
+    """Launch every Triton kernel that the checks of one network launch."""
+    model, shape = next((m.cuda().eval(), s) for n, m, s in networks(False) if n == name)
+    model.precision = precision
+    x, v = torch.randn(2, *shape, device="cuda")
+    sigma = torch.full((shape[0],), 0.1, device=x.device) if model.is_noise_conditional else None
+    with lf.use_backend("triton"):
+        _results(model, x, v, v, sigma)
+        with torch.no_grad():
+            model(x, sigma)
+
+
 def _results(model, x, v, w, sigma):
     with torch.no_grad():
         hv, hw = model.hvp(x, v, sigma), model.hvp(x, w, sigma)
     model.zero_grad(set_to_none=True)
-    f = model(x, sigma) if sigma is not None else model(x)
+    f = model(x, sigma)
     f.backward(v)
     parts = [model.get_parameter(slot.name) for slot in layout(model.spec)]
     gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parts])
@@ -102,7 +125,7 @@ def _graph(session, label, model, x, sigma, f) -> None:
 
     def call():
         with torch.no_grad():
-            out["f"] = model(held, sigma) if sigma is not None else model(held)
+            out["f"] = model(held, sigma)
 
     with _no_synchronisation():
         call()
@@ -113,6 +136,23 @@ def _graph(session, label, model, x, sigma, f) -> None:
     held.copy_(x)
     replay()
     session.check(f"{label} graph replays new inputs", torch.equal(out["f"], f) and not torch.equal(held_result, f))
+
+
+def _elsewhere(session, label, model, x, sigma, f) -> None:
+    """On another stream, and on the last device while the first is current."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side), torch.no_grad():
+        other = model(x, sigma)
+    side.synchronize()
+    session.check(f"{label} on another stream", torch.equal(other, f))
+    last = torch.cuda.device_count() - 1
+    if last > 0:
+        there = copy.deepcopy(model).to(f"cuda:{last}")
+        with torch.no_grad():
+            other = there(x.to(f"cuda:{last}"), None if sigma is None else sigma.to(f"cuda:{last}"))
+        same = torch.equal(other.cpu(), f.cpu()) and torch.cuda.current_device() == 0
+        session.check(f"{label} on another device than the current one", same)
 
 
 @contextlib.contextmanager

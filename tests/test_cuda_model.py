@@ -281,12 +281,22 @@ def test_empty_batch_has_no_gradient(library):
 
 
 @each_precision
-@pytest.mark.parametrize("hidden, dim", [(200, 64), (256, 2)])
-def test_widest_networks_run(library, hidden, dim, precision):
+@pytest.mark.parametrize("hidden, dim, rows", [(200, 64, 9), (256, 2, 9), (136, 3, 70)])
+def test_widest_networks_run(library, hidden, dim, rows, precision):
+    """Few rows, and so many that all warps of a block share several row tiles; warps without columns, too."""
     torch.manual_seed(0)
     network = drawn(lf.MLPLPN(dim, hidden=hidden, layers=1))
     packed = network.packed().detach()
-    model, x, v = Model(library, network.spec, packed, H200), *torch.randn(2, 9, dim)
+    model = Model(library, network.spec, packed, H200 if rows < 16 else SMALL)
+    x, v = torch.randn(2, rows, dim)
+    many = {"prox": 4, "hvp": 2, "vjp": 2} if precision in ("fp16", "bf16") else {"prox": 2, "hvp": 1, "vjp": 1}
+    for operation, row_tiles in many.items():
+        plan = model.plan(operation, precision, rows)
+        assert (plan["team"], plan["row_tiles"]) == (8, 1 if rows < 16 else row_tiles)
+    assert (
+        relative(model.prox(x, precision)[1], reference.prox(network.spec, x.double(), packed.double()))
+        <= PROX[precision]
+    )
     got = model.hvp(x, v, precision)
     arguments = (network.spec, x.double(), packed.double(), None)
     assert relative(got[1], reference.prox(*arguments)) <= PROX[precision]

@@ -1,14 +1,19 @@
 """The GPU battery without a GPU: every part's Python runs at its smallest size, and what dies loses no figures."""
 
+import math
 import os
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from bench.gpu import PARTS
+from bench.gpu.warming import warm
 
 ROOT = Path(__file__).parents[1]
 NEEDS_TRITON = ("tune", "sanitizer", "convolutions")
@@ -70,6 +75,37 @@ def test_the_battery_takes_a_group_and_packs_what_it_found(tmp_path):
     with tarfile.open(archive) as packed:
         assert "./summary.txt" in packed.getnames()
     assert "training" in (tmp_path / "out" / "summary.txt").read_text()
+
+
+class OnDevice(SimpleNamespace):
+    """What `warm` and the tuner ask of a session, as if there were a device."""
+
+    device = "cuda"
+    seconds_left = 60.0
+
+    def show(self, line):
+        self.lines.append(line)
+
+
+def test_compiling_ahead_names_what_failed_and_what_was_late():
+    session = OnDevice(lines=[], seconds_left=120.0)
+    warm(session, [(math.sqrt, (4.0,)), (math.sqrt, (-1.0,))])
+    assert sorted(session.lines) == ["---- sqrt (-1.0,)  math domain error", "ok   sqrt (4.0,)  "]
+    session = OnDevice(lines=[], seconds_left=0.5)
+    warm(session, [(time.sleep, (100.0,))])
+    assert session.lines == ["---- 1 of 1 were not ready in time"]
+
+
+def test_the_tuner_survives_workers_that_fail():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from bench.gpu import tune
+
+    key, side = next(tune.keys(90, True))
+    wanted = [(key, side, config) for config in tune.candidates(key, True)]
+    if torch.cuda.is_available():
+        pytest.skip("there is a device, on which nothing fails")
+    found = tune._errors(OnDevice(lines=[]), wanted)
+    assert len(found) == len(wanted) and all(isinstance(error, str) and "CUDA" in error for error in found)
 
 
 def test_the_battery_names_what_it_had_no_time_for(tmp_path):

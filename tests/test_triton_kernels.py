@@ -17,7 +17,12 @@ from lpn_fast.kernels.triton import ahead, launch
 from lpn_fast.kernels.triton.launch import Key, rule
 
 HERE = Path(__file__).parent
-GATED = ahead.launches(90) + [
+# of the colour frame those alone that hold more than the gray one's
+GATED = [
+    row
+    for row in ahead.launches(90)
+    if row[3].channels == 1 or row[3] is ahead.PUBLISHED or row[0].role in ("gradient_image", "project", "adjoint_1")
+] + [
     (key, rule(key), projects, ahead.PUBLISHED)
     for key in (
         Key("forward_1", 64, 64, "fp16", 90),

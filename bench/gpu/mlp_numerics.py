@@ -20,7 +20,7 @@ SHAPES = [
     (64, 256, 6),
 ]  # fmt: skip
 ROWS = [1, 129, 5000]
-MANY_ROWS = 50_000  # fill the device: the tiles with two rows run
+MANY_ROWS = 50_000  # fill the device: several row tiles per team
 FIRST = "--first-call-captured"
 
 
@@ -29,7 +29,7 @@ def measure(session: Session) -> None:
     _first_call(session)
     for shape in SHAPES[:1] if session.tiny else SHAPES:
         for precision in ("fp32",) if session.tiny else PROX:
-            many = [MANY_ROWS] if shape == (2, 64, 4) else []
+            many = [MANY_ROWS] if shape in ((2, 64, 4), (2, 192, 2)) else []
             for rows in ROWS[:1] if session.tiny else ROWS + many:
                 _guarded(session, f"{shape} {precision} {rows} rows", _against_float64, shape, precision, rows)
     for check in (_repeats, _devices, _inversion):

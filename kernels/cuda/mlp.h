@@ -137,9 +137,11 @@ LPN_BOTH inline int64_t shared_head_bytes(const PackedLayout& layout, bool resid
          layout.stages * static_cast<int64_t>(sizeof(StageScale));
 }
 
-// What vjp keeps besides, per team: p of every row, and the largest cotangent (four floats keep 16-byte
-// steps).
-LPN_BOTH inline int vjp_extra_bytes(int teams, int rows_per_team) { return teams * (rows_per_team + 4) * 4; }
+// What vjp keeps besides, per team: p of every row, and the largest cotangent of every warp, in 16-byte
+// steps.
+LPN_BOTH inline int vjp_extra_bytes(int rows_per_team, int team) {
+  return (rows_per_team + (team + 3) / 4 * 4) * 4;
+}
 
 // What solve keeps besides, per team: its vectors, in float32.
 constexpr int solve_vectors = 8;

@@ -4,6 +4,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <vector>
+
 #include "mlp_hvp.h"
 #include "mlp_launch.h"
 #include "mlp_solve.h"
@@ -44,16 +46,30 @@ using KnownWidth = Config<Number,
                           widths[index].shape.team,
                           widths[index].tiles>;
 
+// The kernel with as many row tiles as the plan has, of those whose weights come through the caches.
+template <class Number, Operation operation, int index = 0>
+Kernel broad_kernel_of(const Plan& plan) {
+  constexpr int row_tiles = broad_shapes[index].row_tiles;
+  if constexpr (has_broad(operation, row_tiles, sizeof(typename Number::Element)))
+    if (plan.row_tiles == row_tiles)
+      return mlp_kernel<
+          Config<Number, row_tiles, broad_shapes[index].column_tiles, false, broad_shapes[index].team>,
+          operation>;
+  if constexpr (index + 1 < broad_count) return broad_kernel_of<Number, operation, index + 1>(plan);
+  return nullptr;
+}
+
 // The kernel of a plan: of the known width that it names, or any width through the caches.
 template <class Number, Operation operation, int index = 0>
 Kernel kernel_of(const Plan& plan) {
   if constexpr (index == width_count) {
+    if (plan.team == broad_team) return broad_kernel_of<Number, operation>(plan);
     return mlp_kernel<
         Config<Number, streamed_shape.row_tiles, streamed_shape.column_tiles, false, streamed_shape.team>,
         operation>;
   } else {
     if constexpr (index == 0 && has_wide(operation))
-      if (plan.row_tiles == wide.shape.row_tiles)
+      if (plan.resident && plan.row_tiles == wide.shape.row_tiles)
         return mlp_kernel<
             Config<Number, wide.shape.row_tiles, wide.shape.column_tiles, true, wide.shape.team, wide.tiles>,
             operation>;
@@ -89,6 +105,25 @@ cudaError_t prepare_kernel(Function function, int shared_per_block) {
 
 template <class Number>
 struct Launcher {
+  // A plan for every kernel of an operation, as far as kernel_of reads it.
+  static std::vector<Plan> plans(Operation operation) {
+    std::vector<Plan> found(1);  // any width
+    if (has_wide(operation)) {
+      found.emplace_back();
+      found.back().resident = true, found.back().row_tiles = wide.shape.row_tiles;
+    }
+    for (const Width& width : widths) {
+      found.emplace_back();
+      found.back().resident = true, found.back().tiles = width.tiles;
+    }
+    for (const Shape& shape : broad_shapes)
+      if (has_broad(operation, shape.row_tiles, sizeof(typename Number::Element))) {
+        found.emplace_back();
+        found.back().team = shape.team, found.back().row_tiles = shape.row_tiles;
+      }
+    return found;
+  }
+
   static int prepare(int shared_per_block, const char** kernel) {
     static const char* const names[] = {"prox", "hvp", "vjp"};
     *kernel = "pack";
@@ -96,11 +131,7 @@ struct Launcher {
       return status;
     for (int operation = 0; operation < 3; ++operation) {
       *kernel = names[operation];
-      for (int index = -2; index < width_count; ++index) {
-        Plan plan{};  // any width; wide; the known widths
-        if (index == -1 && !has_wide(static_cast<Operation>(operation))) continue;
-        if (index == -1) plan.row_tiles = wide.shape.row_tiles;
-        if (index >= 0) plan.resident = true, plan.tiles = widths[index].tiles;
+      for (const Plan& plan : plans(static_cast<Operation>(operation))) {
         const cudaError_t status =
             prepare_kernel(kernel_for<Number>(static_cast<Operation>(operation), plan), shared_per_block);
         if (status != cudaSuccess) return status;

@@ -40,8 +40,7 @@ Fit fit(const MlpProblem& problem,
   const PackedLayout packed{tiles, problem.dim_tiles, problem.stage_count, element_bytes};
   const TeamLayout team = team_layout(operation, problem.stage_count, tiles, problem.dim_tiles,
                                       shape.row_tiles, shape.team, element_bytes, parts, spilled);
-  // vjp: the largest cotangent of every warp lies where a team has room for four
-  const int64_t extra = operation == Operation::vjp ? vjp_extra_bytes(1, 16 * shape.row_tiles)
+  const int64_t extra = operation == Operation::vjp ? vjp_extra_bytes(16 * shape.row_tiles, shape.team)
                         : operation == Operation::solve
                             ? solve_extra_bytes(shape.row_tiles, problem.dim_tiles)
                             : 0;
@@ -130,8 +129,19 @@ Plan make_plan(const MlpProblem& problem,
     if (has_wide(operation) && width->tiles == wide.tiles && enough)
       best = try_shape(wide.shape, wide.tiles, true);
     if (best.warps() < fewest_resident_warps) best = try_shape(width->shape, width->tiles, true);
+  } else {
+    for (const Shape& shape : broad_shapes) {
+      // several row tiles if every processor then still has rows
+      if (!has_broad(operation, shape.row_tiles, is_sixteen(precision) ? 2 : 4) ||
+          (shape.row_tiles > 1 && rows < int64_t{limits.processors} * 16 * shape.row_tiles))
+        continue;
+      best = try_shape(shape, problem.tiles, false);
+      if (best.teams == 0 && shape.row_tiles == 1 && !is_sixteen(precision))
+        best = try_shape(shape, problem.tiles, false, true);
+      if (best.teams > 0) break;
+    }
   }
-  if (best.warps() < fewest_resident_warps) {
+  if (best.warps() < fewest_resident_warps && (solves || width)) {
     const Shape& shape = solves ? solver_shape : streamed_shape;
     const Fit through_caches = try_shape(shape, problem.tiles, false);
     if (through_caches.warps() > best.warps() || best.teams == 0) best = through_caches;

@@ -43,17 +43,28 @@ constexpr Width widths[] = {{4, {1, 2, 2}}, {6, {1, 2, 3}}, {8, {1, 4, 2}}, {12,
 constexpr int width_count = sizeof(widths) / sizeof(widths[0]);
 // For batches that fill the device, prox, H = 64: two row tiles share what is read of the weights.
 constexpr Width wide{8, {2, 8, 1}};
-// Any width, weights through the caches; loops over 24 or 32 tiles gain nothing from a known end.
+// Weights through the caches, any width up to the known ones: where 32-bit weights leave no room.
 constexpr Shape streamed_shape{1, 4, 4};
+// Wider: 0.5 MB in 16 bits at H = 256 and five stages, read in both sweeps. A processor gets some 24 bytes
+// per cycle from the second-level cache, and a team multiplies 16 rows by what it reads in half of the time
+// that this takes. So rows per team are what counts: all warps of a block (8 times 4 tiles are 256 columns)
+// share as many as shared memory holds. Loops over 24 or 32 tiles gain nothing from a known end.
+constexpr Shape broad_shapes[] = {{4, 4, 8}, {2, 4, 8}, {1, 4, 8}};
+constexpr int broad_count = sizeof(broad_shapes) / sizeof(broad_shapes[0]);
+constexpr int broad_team = broad_shapes[0].team;  // no other shape has such a team
 // The solver: rows end when they have converged, so every team is on its own.
 constexpr Shape solver_shape{1, 4, 2};
 
 constexpr bool has_wide(Operation operation) { return operation == Operation::prox; }
+// Those that shared memory can hold at H = 256 with more than two stages.
+constexpr bool has_broad(Operation operation, int row_tiles, int element_bytes) {
+  return row_tiles * element_bytes <= (operation == Operation::prox ? 8 : 4);
+}
 
-// Warps a block may have, so that 65536 registers suffice: 128 per thread, 255 for the wide ones and the
+// Warps a block may have, so that 65536 registers suffice: 128 per thread, 255 for several row tiles and the
 // solver.
 constexpr int most_warps(Operation operation, int row_tiles) {
-  return operation == Operation::solve || row_tiles == wide.shape.row_tiles ? 8 : 16;
+  return operation == Operation::solve || row_tiles > 1 ? 8 : 16;
 }
 constexpr int most_teams(Operation operation, const Shape& shape) {
   return most_warps(operation, shape.row_tiles) / shape.team;  // 15 named barriers are enough

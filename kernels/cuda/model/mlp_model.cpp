@@ -50,27 +50,46 @@ void with_number(Precision precision, Body body) {
   throw std::invalid_argument("this model was built without that precision");
 }
 
+// The operations that a configuration is compiled for.
+template <class K>
+constexpr bool has(Operation operation) {
+  if (K::team == broad_team) return has_broad(operation, K::row_tiles, sizeof(typename K::Number::Element));
+  return K::row_tiles == 1 || has_wide(operation);
+}
+
 template <class K>
 void run_kernel(Operation operation, const MlpCall& call, const Plan& plan, simt::WarpOrder order) {
   simt::run(plan.blocks, plan.warps, plan.shared_bytes, order, [&](unsigned char* shared) {
     if (operation == Operation::prox) return prox<K>(call, shared);
-    if constexpr (K::row_tiles != wide.shape.row_tiles) {
+    if constexpr (has<K>(Operation::hvp))
       if (operation == Operation::hvp) return hvp<K>(call, shared);
+    if constexpr (has<K>(Operation::vjp))
       if (operation == Operation::vjp) return vjp<K>(call, shared);
-    }
+    throw std::invalid_argument("the plan has a shape that its operation is not compiled for");
   });
+}
+
+template <class Number, int index = 0>
+void run_broad(Operation operation, const MlpCall& call, const Plan& plan, simt::WarpOrder order) {
+  constexpr Shape shape = broad_shapes[index];
+  if constexpr (has_broad(Operation::prox, shape.row_tiles, sizeof(typename Number::Element)))
+    if (plan.row_tiles == shape.row_tiles)
+      return run_kernel<Config<Number, shape.row_tiles, shape.column_tiles, false, shape.team>>(
+          operation, call, plan, order);
+  if constexpr (index + 1 < broad_count) return run_broad<Number, index + 1>(operation, call, plan, order);
 }
 
 // As mlp_kernels.h chooses.
 template <class Number, int index = 0>
 void run_number(Operation operation, const MlpCall& call, const Plan& plan, simt::WarpOrder order) {
   if constexpr (index == width_count) {
+    if (plan.team == broad_team) return run_broad<Number>(operation, call, plan, order);
     run_kernel<
         Config<Number, streamed_shape.row_tiles, streamed_shape.column_tiles, false, streamed_shape.team>>(
         operation, call, plan, order);
   } else {
     constexpr Width width = widths[index];
-    if (plan.row_tiles == wide.shape.row_tiles)
+    if (plan.resident && plan.row_tiles == wide.shape.row_tiles)
       run_kernel<
           Config<Number, wide.shape.row_tiles, wide.shape.column_tiles, true, wide.shape.team, wide.tiles>>(
           operation, call, plan, order);

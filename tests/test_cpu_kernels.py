@@ -357,20 +357,30 @@ class DenseNetwork:
         gx, gP = torch.autograd.grad(total, (x, P), allow_unused=True, materialize_grads=True)
         return psi.detach(), f.detach(), gx, gP
 
-    def value_prox(self, x, threads=1, want_psi=True):
+    def value_prox(self, x, threads=1, want_psi=True, tape=None):
         psi, f = unwritten(len(x)) if want_psi else None, unwritten(*x.shape)
-        _cpu.mlp_value_prox(*map(address, (x, self.P, self.table)), *self._sizes(x), address(psi), address(f), threads)
+        results = map(address, (psi, f, tape))
+        _cpu.mlp_value_prox(*map(address, (x, self.P, self.table)), *self._sizes(x), *results, threads)
         return psi, f
 
-    def hvp(self, x, v, threads=1):
+    def tape(self, x, threads=1):
+        """What the prox leaves behind at x [rows, d]."""
+        blocks = -(-len(x) // _cpu.mlp_block_rows)
+        tape = unwritten(2, blocks, sum(self.widths), _cpu.mlp_block_rows)
+        self.value_prox(x, threads, tape=tape)
+        return tape
+
+    def hvp(self, x, v, threads=1, tape=None):
         out = unwritten(*x.shape)
-        _cpu.mlp_hvp(*map(address, (x, self.P, v, self.table)), *self._sizes(x), address(out), threads)
+        operands = map(address, (x, self.P, v, self.table))
+        _cpu.mlp_hvp(*operands, *self._sizes(x), address(out), address(tape), threads)
         return out
 
-    def vjp(self, x, p, v, threads=1, want_gx=True):
+    def vjp(self, x, p, v, threads=1, want_gx=True, tape=None):
         gx, gP = unwritten(*x.shape) if want_gx else None, unwritten(self.P.numel())
         operands = map(address, (x, self.P, p, v, self.table))
-        _cpu.mlp_vjp(*operands, *self._sizes(x), address(gx), address(gP), gP.numel(), threads)
+        results = address(gx), address(gP), gP.numel(), address(tape)
+        _cpu.mlp_vjp(*operands, *self._sizes(x), *results, threads)
         return gx, gP
 
     def _sizes(self, x):
@@ -400,6 +410,8 @@ def test_hvp_is_the_derivative_of_the_prox(rows, dim, width, full):
     _, _, want, _ = net.truth(x, v=v)
     for threads in (1, 2, 8):
         assert relative_error(net.hvp(x, v, threads), want) <= GRADIENT_TOLERANCE
+        taped = net.hvp(x, v, threads, tape=net.tape(x, threads))
+        assert relative_error(taped, want) <= GRADIENT_TOLERANCE
 
 
 @pytest.mark.parametrize("cotangents", ["v", "p", "pv"])
@@ -412,12 +424,13 @@ def test_vjp_is_the_double_backward(rows, dim, width, full, cotangents):
     p = torch.randn(rows)
     p, v = p if "p" in cotangents else None, v if "v" in cotangents else None
     _, _, want_gx, want_gP = net.truth(x, p, v)
-    gx, gP = net.vjp(x, p, v, threads=2)
-    assert relative_error(gx, want_gx) <= GRADIENT_TOLERANCE
-    assert relative_error(gP, want_gP) <= GRADIENT_TOLERANCE
-    for name, at, size in net_slices(net):  # a small part must not hide behind a large one
-        got, want = gP[at : at + size], want_gP[at : at + size]
-        assert relative_error(got, want) <= 2 * GRADIENT_TOLERANCE, name
+    for tape in (net.tape(x, threads=2), None):
+        gx, gP = net.vjp(x, p, v, threads=2, tape=tape)
+        assert relative_error(gx, want_gx) <= GRADIENT_TOLERANCE
+        assert relative_error(gP, want_gP) <= GRADIENT_TOLERANCE
+        for name, at, size in net_slices(net):  # a small part must not hide behind a large one
+            got, want = gP[at : at + size], want_gP[at : at + size]
+            assert relative_error(got, want) <= 2 * GRADIENT_TOLERANCE, name
     assert torch.equal(net.vjp(x, p, v, threads=2, want_gx=False)[1], gP)
 
 
@@ -453,8 +466,9 @@ def test_sharp_and_soft_activations(beta):
     x, v = torch.randn(2, 200, 8)
     _, want_f, want_hv, want_gP = net.truth(x, v=v)
     assert relative_error(net.value_prox(x)[1], want_f) <= PROX_TOLERANCE
-    assert relative_error(net.hvp(x, v), want_hv) <= GRADIENT_TOLERANCE
-    assert relative_error(net.vjp(x, None, v)[1], want_gP) <= GRADIENT_TOLERANCE
+    for tape in (None, net.tape(x)):
+        assert relative_error(net.hvp(x, v, tape=tape), want_hv) <= GRADIENT_TOLERANCE
+        assert relative_error(net.vjp(x, None, v, tape=tape)[1], want_gP) <= GRADIENT_TOLERANCE
 
 
 def test_hessian_is_symmetric():
@@ -498,7 +512,7 @@ def test_prox_may_overwrite_its_input():
     net = DenseNetwork(3, [16] * 2)
     x = torch.randn(129, 3)
     _, want = net.value_prox(x)
-    _cpu.mlp_value_prox(*map(address, (x, net.P, net.table)), *net._sizes(x), 0, address(x), 2)
+    _cpu.mlp_value_prox(*map(address, (x, net.P, net.table)), *net._sizes(x), 0, address(x), 0, 2)
     assert torch.equal(x, want)
 
 

@@ -216,11 +216,13 @@ void bind_mlp_value_prox(Address x,
                          float alpha,
                          Address psi,
                          Address f,
+                         Address tape,
                          int threads) {
   require_common(rows, beta, threads);
+  const Network net = network(P, table, dim, stages, beta, alpha);
   const MlpProx io{required<const float>(x, "x", rows), optional<float>(psi, "psi"),
-                   required<float>(f, "f", rows)};
-  network(P, table, dim, stages, beta, alpha).value_prox(io, rows, threads);
+                   required<float>(f, "f", rows), net.tape(optional<float>(tape, "tape"), rows)};
+  net.value_prox(io, rows, threads);
 }
 
 void bind_mlp_hvp(Address x,
@@ -233,11 +235,13 @@ void bind_mlp_hvp(Address x,
                   float beta,
                   float alpha,
                   Address out,
+                  Address tape,
                   int threads) {
   require_common(rows, beta, threads);
+  const Network net = network(P, table, dim, stages, beta, alpha);
   const MlpHvp io{required<const float>(x, "x", rows), required<const float>(v, "v", rows),
-                  required<float>(out, "out", rows)};
-  network(P, table, dim, stages, beta, alpha).hvp(io, rows, threads);
+                  required<float>(out, "out", rows), net.tape(optional<float>(tape, "tape"), rows)};
+  net.hvp(io, rows, threads);
 }
 
 void bind_mlp_vjp(Address x,
@@ -253,12 +257,15 @@ void bind_mlp_vjp(Address x,
                   Address gx,
                   Address gP,
                   int64_t numel,
+                  Address tape,
                   int threads) {
   require_common(rows, beta, threads);
+  const Network net = network(P, table, dim, stages, beta, alpha);
   const MlpVjp io{required<const float>(x, "x", rows), optional<const float>(p, "p"),
-                  optional<const float>(v, "v"), optional<float>(gx, "gx")};
+                  optional<const float>(v, "v"), optional<float>(gx, "gx"),
+                  net.tape(optional<float>(tape, "tape"), rows)};
   float* gradient = required<float>(gP, "gP", numel);
-  network(P, table, dim, stages, beta, alpha).vjp(io, gradient, numel, rows, threads);
+  net.vjp(io, gradient, numel, rows, threads);
 }
 
 void bind_pack(const std::vector<Address>& parameters, Address segments, Address P, int threads) {
@@ -334,14 +341,17 @@ PYBIND11_MODULE(_cpu, module) {
 
   module.def("mlp_value_prox", &bind_mlp_value_prox, unlocked(), arg("x"), arg("P"), arg("table"),
              arg("rows"), arg("dim"), arg("stages"), arg("beta"), arg("alpha"), arg("psi"), arg("f"),
-             arg("threads"), "psi (may be 0) and f = grad psi.");
+             arg("tape"), arg("threads"),
+             "psi (may be 0) and f = grad psi; z and e into tape, [2, blocks, units, mlp_block_rows], or 0.");
   module.def("mlp_hvp", &bind_mlp_hvp, unlocked(), arg("x"), arg("P"), arg("v"), arg("table"), arg("rows"),
-             arg("dim"), arg("stages"), arg("beta"), arg("alpha"), arg("out"), arg("threads"),
-             "out = (Hessian of psi at x) v.");
+             arg("dim"), arg("stages"), arg("beta"), arg("alpha"), arg("out"), arg("tape"), arg("threads"),
+             "out = (Hessian of psi at x) v; tape: mlp_value_prox's at x, or 0.");
   module.def("mlp_vjp", &bind_mlp_vjp, unlocked(), arg("x"), arg("P"), arg("p"), arg("v"), arg("table"),
              arg("rows"), arg("dim"), arg("stages"), arg("beta"), arg("alpha"), arg("gx"), arg("gP"),
-             arg("numel"), arg("threads"),
-             "Gradient of sum(p psi + <v, f>) in x and P; p, v and gx may be 0.");
+             arg("numel"), arg("tape"), arg("threads"),
+             "Gradient of sum(p psi + <v, f>) in x and P; p, v and gx may be 0; tape: mlp_value_prox's at x, "
+             "or 0.");
+  module.attr("mlp_block_rows") = block_rows;
 
   module.def("pack", &bind_pack, unlocked(), arg("parameters"), arg("segments"), arg("P"), arg("threads"),
              "P from the addresses of its parts, projected; segments: per part its size and whether it is "

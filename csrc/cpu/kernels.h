@@ -237,6 +237,7 @@ struct Mlp {
   const MlpStage* stages;  // [stage_count]
   int64_t stage_count;
   int64_t dim;
+  int64_t units;          // of all stages
   const float* linear;    // [d] or nullptr
   const float* constant;  // [1] or nullptr
   float beta;
@@ -274,16 +275,24 @@ struct MlpBlock {
   Term* terms;        // [max(stage_count, 2)]
 };
 
+// What mlp_prox leaves behind, so that the sweeps after it need not repeat it: block by block as in MlpBlock.
+struct MlpTape {
+  float* z;  // [blocks, units, block_rows] or nullptr
+  float* e;  // [blocks, units, block_rows] or nullptr, as z
+};
+
 struct MlpProx {
   const float* x;  // [rows, d]
   float* psi;      // [rows] or nullptr
   float* f;        // [rows, d]
+  MlpTape tape;    // written where there is one
 };
 
 struct MlpHvp {
   const float* x;  // [rows, d]
   const float* v;  // [rows, d]
   float* out;      // [rows, d]
+  MlpTape tape;    // of mlp_prox at x, or nothing
 };
 
 struct MlpVjp {
@@ -291,6 +300,7 @@ struct MlpVjp {
   const float* p;  // [rows] or nullptr, cotangent of psi
   const float* v;  // [rows, d] or nullptr, cotangent of f
   float* gx;       // [rows, d] or nullptr
+  MlpTape tape;    // of mlp_prox at x, or nothing
 };
 
 // Partial gradients of the chunks of a batch, and their sum.

@@ -20,7 +20,7 @@ enum TableEntry { width_entry, core_entry, skip_entry, bias_entry, head_entry, h
 // The number depends on the batch and the network only, never on the threads: that is what makes the sum
 // deterministic.
 constexpr int64_t most_chunks = 64;
-constexpr int64_t least_blocks = 2;                        // of a chunk, where the batch has that many
+constexpr int64_t least_blocks = 4;                        // of a chunk, where the batch has that many
 constexpr int64_t most_partial_floats = int64_t{1} << 24;  // 64 MiB
 
 // Partial values that one range of the final sum reads: below this a second thread costs more than it brings.
@@ -55,6 +55,7 @@ Network::Network(
     const float* parameters, const int64_t* table, int64_t dim, int64_t stage_count, float beta, float alpha)
     : table_(table) {
   stages_.reserve(stage_count);
+  int64_t units = 0;
   for (int64_t l = 0; l < stage_count; ++l) {
     const int64_t* entry = table + l * table_entries_per_stage;
     const int64_t width = entry[width_entry];
@@ -66,7 +67,7 @@ Network::Network(
                                   std::to_string(entry[core_entry]));
     MlpStage stage{};
     stage.width = width;
-    stage.first_unit = units_;
+    stage.first_unit = units;
     stage.core = at_offset(parameters, entry[core_entry]);
     stage.skip = at_offset(parameters, entry[skip_entry]);
     stage.bias = at_offset(parameters, entry[bias_entry]);
@@ -81,7 +82,7 @@ Network::Network(
     stage.head_at = stage.bias_at + (stage.bias ? width * sum_lanes : 0);
     stage.head_sq_at = stage.head_at + (stage.head ? width * sum_lanes : 0);
     partial_size_ = stage.head_sq_at + (stage.head_sq ? width * sum_lanes : 0);
-    units_ += width;
+    units += width;
     columns_ = std::max(columns_, stage.columns);
     stages_.push_back(stage);
   }
@@ -89,6 +90,7 @@ Network::Network(
   mlp_ = {stages_.data(),
           stage_count,
           dim,
+          units,
           at_offset(parameters, end[0]),
           at_offset(parameters, end[1]),
           beta,
@@ -104,7 +106,7 @@ class Network::Scratch {
   // level: 0 the prox sweeps, 1 the tangent and adjoint sweeps too, 2 the weight gradients too
   Scratch(const Network& network, int64_t blocks, int threads, int level) {
     const int64_t workers = std::max<int64_t>(1, std::min<int64_t>(threads, blocks));
-    const int64_t values = network.units_ * block_rows;
+    const int64_t values = network.mlp_.units * block_rows;
     const int64_t inputs = network.mlp_.dim * block_rows;
     const int64_t columns = level > 1 ? network.columns_ * block_rows : 0;
     const int64_t adjoint_values = level > 0 ? values : 0;
@@ -140,6 +142,11 @@ class Network::Scratch {
   std::vector<Term> terms_;
   std::vector<MlpBlock> blocks_;
 };
+
+MlpTape Network::tape(float* memory, int64_t rows) const {
+  if (!memory) return {};
+  return {memory, memory + blocks_of(rows) * mlp_.units * block_rows};
+}
 
 void Network::value_prox(const MlpProx& io, int64_t rows, int threads) const {
   const Kernels& kernels = active_kernels();

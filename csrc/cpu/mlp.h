@@ -26,6 +26,9 @@ class Network {
   Network(const Network&) = delete;  // mlp_ points into stages_
   Network& operator=(const Network&) = delete;
 
+  // `memory` as the tape of a batch, [2, blocks, units, block_rows]: z, then e; or no tape for nullptr.
+  MlpTape tape(float* memory, int64_t rows) const;
+
   void value_prox(const MlpProx& io, int64_t rows, int threads) const;
   void hvp(const MlpHvp& io, int64_t rows, int threads) const;
 
@@ -41,7 +44,6 @@ class Network {
   const int64_t* table_;
   std::vector<MlpStage> stages_;
   Mlp mlp_;
-  int64_t units_ = 0;         // of all stages
   int64_t columns_ = 0;       // of the widest gradient
   int64_t partial_size_ = 0;  // floats in one partial gradient
 };

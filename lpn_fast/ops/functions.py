@@ -25,7 +25,7 @@ def evaluate(
     """(psi (N,), f like x), differentiable in x and P; psi is empty without `with_value`."""
     if is_plain():
         return _ops.evaluate.default(x, packed, features, spec.encoded, precision, with_value, False)[:2]
-    needs_tape = torch.is_grad_enabled() and (x.requires_grad or packed.requires_grad)
+    needs_tape = torch.is_grad_enabled() and (x.requires_grad or packed.requires_grad) and not spec.is_dense
     function = _EvaluateCompiled if torch.compiler.is_compiling() else _Evaluate
     return function.apply(x, packed, features, spec.encoded, precision, with_value, needs_tape)[:2]
 

@@ -19,7 +19,8 @@ NAMES = ("auto", "torch", "cpu", "triton", "cuda")
 
 class Backend(Protocol):
     """The primitives of one backend. Shapes as in ops/schema.py; tensors are plain and of one dtype and device,
-    but for a tape, which is in the storage type of `precision` (ops/precision.py)."""
+    but for a tape, which is in the storage type of `precision` (ops/precision.py). The tape of a dense network may be
+    another backend's, and is then ignored."""
 
     name: str
 
@@ -58,6 +59,10 @@ class Backend(Protocol):
         tape: list[Tensor],
         precision: str,
     ) -> tuple[Tensor, Tensor]: ...
+
+    def dense_tape(self, spec: Spec, x: Tensor) -> list[Tensor]:
+        """Memory for the tape of a dense network; shapes, types and devices say what evaluate gives."""
+        ...
 
 
 _backends: dict[str, Backend] = {}  # in order of preference

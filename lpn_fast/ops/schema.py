@@ -5,9 +5,10 @@
     vjp        gradient of sum (p psi + <v, f>) with respect to x and P
 
     x, v, f (N, C) or (N, C, H, W);   P (P,);   features (N, F) or None;   psi, p (N,)
-    tape    z_1..z_L, e_1..e_L of a convolutional network, in the storage type of the named precision, or empty:
-            hvp and vjp then recompute it.
-            A dense network is cheaper to recompute than to store, so its tape is always empty.
+    tape    what evaluate leaves behind for hvp and vjp at the same x; empty: they recompute it.
+            conv    z_1..z_L, e_1..e_L, in the storage type of the named precision
+            dense   what the backend that made it understands, in a layout of its own (no rows can be picked from it),
+                    or nothing: beyond the caches a dense network is cheaper to recompute than to store
 
 The operators are opaque: compilers see shapes, a backend sees plain tensors. Their derivatives are
 defined outside, in functions.py.
@@ -39,8 +40,7 @@ _library.define(
 
 def _evaluate(x, packed, features, spec, precision, value, tape):
     spec = decode(spec)
-    keep = tape and not spec.is_dense
-    psi, f, kept = registry.select(spec, x, precision).evaluate(spec, x, packed, features, value, keep, precision)
+    psi, f, kept = registry.select(spec, x, precision).evaluate(spec, x, packed, features, value, tape, precision)
     return (x.new_empty(0) if psi is None else psi), f, kept
 
 
@@ -75,7 +75,7 @@ for _name, _implementation in (("evaluate", _evaluate), ("hvp", _hvp), ("vjp", _
 def _evaluate_fake(x, packed, features, spec, precision, value, tape):
     spec = decode(spec)
     psi = x.new_empty(x.shape[0] if value else 0)
-    kept = _tape_like(spec, x, precision) if tape and not spec.is_dense else []
+    kept = _tape_like(spec, x, precision) if tape else []
     return psi, torch.empty_like(x, memory_format=torch.contiguous_format), kept
 
 
@@ -91,6 +91,8 @@ def _vjp_fake(x, packed, features, p, v, tape, spec, precision):
 
 
 def _tape_like(spec: Spec, x: Tensor, precision: str) -> list[Tensor]:
+    if spec.is_dense:
+        return registry.select(spec, x, precision).dense_tape(spec, x)
     dtype = storage(precision, x.dtype)
     sizes = spec.stage_sizes(x.shape[-2], x.shape[-1])
     tensors = [

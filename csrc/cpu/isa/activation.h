@@ -14,6 +14,7 @@
 #include <immintrin.h>
 #endif
 
+#include "exponentials.h"
 #include "group.h"
 
 namespace lpn {
@@ -95,6 +96,24 @@ __attribute__((always_inline)) inline Activation<count> activate(const Group<cou
     const auto right = u.part[i] > 0.0f;
     result.s.part[i] = right ? larger.part[i] : smaller.part[i];
     result.r.part[i] = right ? smaller.part[i] : larger.part[i];
+  }
+  return result;
+}
+
+template <int count>
+struct Slopes {
+  Group<count> s;
+  Group<count> r;  // 1 - s
+};
+
+// The slopes again, from z: r = exp(-beta z), s = -expm1(-beta z) with every digit of a tiny z.
+template <int count>
+__attribute__((always_inline)) inline Slopes<count> slope_of(const Group<count>& z, float beta) {
+  Slopes<count> result;
+  for (int i = 0; i < count; ++i) {
+    const Slope slope = slope_from_z(z.part[i], beta);
+    result.s.part[i] = slope.s;
+    result.r.part[i] = slope.r;
   }
   return result;
 }

@@ -1,9 +1,10 @@
 // What one block of rows goes through: load, sweeps, store.
 //
-//   mlp_prox    psi, f = grad psi                                       2F
-//   mlp_hvp     H v = sum_l A_l^T delta_l + alpha v                     4F
-//   mlp_vjp     gx = H v + p f  and the parameter gradient              6F       (F = one forward product
-//   chain)
+//   mlp_prox    psi, f = grad psi                                       2F, and the tape (z, e) if wanted
+//   mlp_hvp     H v = sum_l A_l^T delta_l + alpha v                     4F, 2F from a tape
+//   mlp_vjp     gx = H v + p f  and the parameter gradient              6F, 4F from a tape
+//
+// with F = one forward product chain.
 //
 // A short block computes only as many vectors as its rows fill, which is what makes single samples quick. The
 // rows that round it up are zero, and so are their cotangents: something finite that adds nothing to a
@@ -19,9 +20,12 @@
 namespace lpn {
 namespace {
 
-inline MlpBlock block_for(const MlpBlock& scratch, int64_t count) {
+inline MlpBlock block_for(
+    const Mlp& mlp, const MlpBlock& scratch, const MlpTape& tape, int64_t first, int64_t count) {
   MlpBlock block = scratch;
   block.row_lanes = (count + lanes - 1) / lanes * lanes;
+  if (tape.z) block.z = tape.z + first * mlp.units;
+  if (tape.e) block.e = tape.e + first * mlp.units;
   return block;
 }
 
@@ -47,7 +51,7 @@ inline void start_result(const Mlp& mlp, const MlpBlock& block, Body body) {
 
 void mlp_prox_block(
     const Mlp& mlp, const MlpBlock& scratch, const MlpProx& io, int64_t first, int64_t count) {
-  const MlpBlock block = block_for(scratch, count);
+  const MlpBlock block = block_for(mlp, scratch, io.tape, first, count);
   load_rows(io.x, block.x, mlp.dim, first, count);
   value_sweep<false>(mlp, block);
   if (io.psi) potential(mlp, block, io.psi + first, count);
@@ -59,13 +63,19 @@ void mlp_prox_block(
   store_rows(block.result, io.f, mlp.dim, first, count);
 }
 
-void mlp_hvp_block(const Mlp& mlp, const MlpBlock& scratch, const MlpHvp& io, int64_t first, int64_t count) {
-  const MlpBlock block = block_for(scratch, count);
-  load_rows(io.x, block.x, mlp.dim, first, count);
-  load_rows(io.v, block.v, mlp.dim, first, count);
+// z, s, e, dz and curvature, from the tape or from x.
+void sweeps_to_tangent(const Mlp& mlp, const MlpBlock& block, const MlpTape& tape) {
+  if (tape.z) return tangent_sweep<true>(mlp, block);
   value_sweep<true>(mlp, block);
   prox_sweep<true>(mlp, block);
-  tangent_sweep(mlp, block);
+  tangent_sweep<false>(mlp, block);
+}
+
+void mlp_hvp_block(const Mlp& mlp, const MlpBlock& scratch, const MlpHvp& io, int64_t first, int64_t count) {
+  const MlpBlock block = block_for(mlp, scratch, io.tape, first, count);
+  load_rows(io.x, block.x, mlp.dim, first, count);
+  load_rows(io.v, block.v, mlp.dim, first, count);
+  sweeps_to_tangent(mlp, block, io.tape);
   adjoint_sweep<true, false>(mlp, block);
   start_result(mlp, block, [&](int64_t, int64_t i, int64_t) { return mlp.alpha * load(block.v + i); });
   collect(mlp, block, block.delta);
@@ -75,15 +85,14 @@ void mlp_hvp_block(const Mlp& mlp, const MlpBlock& scratch, const MlpHvp& io, in
 template <bool has_tangent, bool has_value>
 void mlp_vjp_block(
     const Mlp& mlp, const MlpBlock& scratch, const MlpVjp& io, int64_t first, int64_t count, float* partial) {
-  const MlpBlock block = block_for(scratch, count);
+  const MlpBlock block = block_for(mlp, scratch, has_tangent ? io.tape : MlpTape{}, first, count);
   load_rows(io.x, block.x, mlp.dim, first, count);
   if (has_tangent) load_rows(io.v, block.v, mlp.dim, first, count);
   if (has_value) load_rows(io.p, block.p, 1, first, count);
-  value_sweep<has_tangent>(mlp, block);
-  if (has_tangent) {
-    prox_sweep<true>(mlp, block);
-    tangent_sweep(mlp, block);
-  }
+  if (has_tangent)
+    sweeps_to_tangent(mlp, block, io.tape);
+  else
+    value_sweep<false>(mlp, block);
   adjoint_sweep<has_tangent, has_value>(mlp, block);
   parameter_gradient<has_tangent, has_value>(mlp, block, partial);
   if (!io.gx) return;

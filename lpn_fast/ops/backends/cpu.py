@@ -9,12 +9,13 @@ module borrows it and starts none.
 
 import functools
 import importlib
+import math
 
 import torch
 from torch import Tensor
 
 from ...algebra.parameters import layout
-from ...algebra.spec import Spec
+from ...algebra.spec import Spec, ceil_div
 from .. import frame, registry, thin
 from ..cpu_maps import CpuConvMaps
 from ..epilogues import KeptAsItIs
@@ -25,6 +26,10 @@ try:
 except ImportError as error:  # a source tree that was never built, or an unusable binary
     _cpu = None
     _why = f"the compiled module could not be imported ({error}); build it with `pip install .`"
+
+# Of a dense network's tape. Within the caches reading z and e is cheaper than computing them again, 2F; from memory it
+# is not, and large batches shall not need memory for what they do not gain.
+TAPE_BYTES = 16 << 20
 
 _ENTRIES = ("core", "skip", "bias", "head", "head_squared")  # after the width, in csrc's table
 
@@ -79,15 +84,19 @@ class CpuBackend:
         x, packed = x.contiguous(), packed.contiguous()
         psi = x.new_empty(x.shape[0]) if value else None
         f = torch.empty_like(x)
-        _cpu.mlp_value_prox(_at(x), _at(packed), *_problem(spec, x), _at(psi), _at(f), torch.get_num_threads())
-        return psi, f, []
+        kept = self.dense_tape(spec, x) if tape else []
+        _cpu.mlp_value_prox(
+            _at(x), _at(packed), *_problem(spec, x), _at(psi), _at(f), _at(*kept or [None]), torch.get_num_threads()
+        )
+        return psi, f, kept
 
     def hvp(self, spec: Spec, x: Tensor, packed: Tensor, features, v: Tensor, tape: list[Tensor], precision):
         if not spec.is_dense:
             return self._conv.hvp(spec, x, packed, features, v, tape, precision)
         x, packed, v = x.contiguous(), packed.contiguous(), v.contiguous()
         out = torch.empty_like(x)
-        _cpu.mlp_hvp(_at(x), _at(packed), _at(v), *_problem(spec, x), _at(out), torch.get_num_threads())
+        own = self._own(spec, x, tape)
+        _cpu.mlp_hvp(_at(x), _at(packed), _at(v), *_problem(spec, x), _at(out), own, torch.get_num_threads())
         return out
 
     def vjp(self, spec, x, packed, features, p: Tensor | None, v: Tensor | None, tape: list[Tensor], precision):
@@ -99,9 +108,19 @@ class CpuBackend:
         gx, gP = torch.empty_like(x), torch.empty_like(packed)
         _cpu.mlp_vjp(
             _at(x), _at(packed), _at(p), _at(v), *_problem(spec, x), _at(gx), _at(gP), gP.numel(),
-            torch.get_num_threads(),
+            self._own(spec, x, tape), torch.get_num_threads(),
         )  # fmt: skip
         return gx, gP
+
+    def dense_tape(self, spec: Spec, x: Tensor) -> list[Tensor]:
+        """Memory for z and e of all units, [2, blocks of rows, units, rows of a block], unless that is too much."""
+        shape = _tape_shape(spec, len(x))
+        return [x.new_empty(shape)] if 4 * math.prod(shape) <= TAPE_BYTES else []
+
+    @staticmethod
+    def _own(spec: Spec, x: Tensor, tape: list[Tensor]) -> int:
+        """Address of a tape that `evaluate` made here; 0 for none, and for another backend's."""
+        return _at(tape[0]) if len(tape) == 1 and tape[0].shape == _tape_shape(spec, len(x)) else 0
 
 
 class FusedEpilogues(KeptAsItIs):
@@ -176,6 +195,11 @@ def _table(spec: Spec) -> Tensor:
         table.append(stage.width)
         table += [offsets.get(f"stages.{index}.{name}", -1) for name in _ENTRIES]
     return torch.tensor(table + [offsets.get("linear", -1), offsets.get("constant", -1)], dtype=torch.int64)
+
+
+def _tape_shape(spec: Spec, rows: int) -> tuple[int, int, int, int]:
+    units = sum(stage.width for stage in spec.stages)
+    return 2, ceil_div(rows, _cpu.mlp_block_rows), units, _cpu.mlp_block_rows
 
 
 def _problem(spec: Spec, x: Tensor) -> tuple:

@@ -96,6 +96,9 @@ class CudaBackend:
         self._run("vjp", spec, precision, packed, x, v=v, p=p, hv=gx, gradient=gP)
         return gx, gP
 
+    def dense_tape(self, spec: Spec, x: Tensor) -> list[Tensor]:
+        return []
+
     def has_room_to_solve(self, spec: Spec, z: Tensor) -> bool:
         """Whether what the solver keeps of a row fits the device's shared memory."""
         try:

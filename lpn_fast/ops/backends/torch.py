@@ -20,9 +20,10 @@ class SweepsBackend:
     maps_for = staticmethod(maps_for)
 
     def evaluate(self, spec, x: Tensor, packed: Tensor, features: Tensor | None, value: bool, tape: bool, precision):
+        keep = tape and not spec.is_dense
         with _products(x, precision):
-            psi, f, kept = self._sweeps(spec, x, packed, features, precision).value_prox(value, keep=tape)
-        return psi, f.contiguous(), kept.flatten() if tape else []
+            psi, f, kept = self._sweeps(spec, x, packed, features, precision).value_prox(value, keep)
+        return psi, f.contiguous(), kept.flatten() if keep else []
 
     def hvp(self, spec, x: Tensor, packed: Tensor, features: Tensor | None, v: Tensor, tape: list[Tensor], precision):
         with _products(x, precision):
@@ -35,12 +36,15 @@ class SweepsBackend:
             gx, gradient = sweeps.vjp(self._tape(sweeps, tape), p, v)
         return gx.contiguous(), gradient
 
+    def dense_tape(self, spec: Spec, x: Tensor) -> list[Tensor]:
+        return []
+
     def _sweeps(self, spec: Spec, x, packed, features, precision: str) -> Sweeps:
         return Sweeps(spec, x, packed, features, self.epilogues, storage(precision, x.dtype), self.maps_for)
 
     @staticmethod
     def _tape(sweeps: Sweeps, tape: list[Tensor]) -> Tape:
-        return Tape.unflatten(tape) if tape else sweeps.tape()
+        return Tape.unflatten(tape) if tape and not sweeps.spec.is_dense else sweeps.tape()
 
 
 class TorchBackend(SweepsBackend):

@@ -77,7 +77,7 @@ class Equation:
     def at(self, u: Tensor) -> Point:
         """Evaluate at u [n, ...]."""
         psi, f, tape = _ops.evaluate.default(
-            u, self.packed, self.features, self.spec.encoded, "fp32", True, self.needs_tape
+            u, self.packed, self.features, self.spec.encoded, "fp32", True, self.needs_tape and not self.spec.is_dense
         )
         t = column(self.strength, u)
         t64, psi64 = self.strength.double(), psi.double()

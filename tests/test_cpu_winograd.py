@@ -86,6 +86,23 @@ def test_groups_of_tiles_give_what_single_images_give(images, stride, threads, m
         assert relative(a[n], fast.adjoint(e[n : n + 1])[0]) < 1e-6
 
 
+@pytest.mark.parametrize("images", [0, 1, 3, 50])
+@pytest.mark.parametrize("size", [(14, 14), (5, 20), (3, 2)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_threads_with_planes_of_their_own_give_the_same(isa, images, size, stride, monkeypatch):
+    results = []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        core, z, e, fast = problem(size, stride, images=images)
+        assert fast._own_rows(images, threads)
+        results.append((fast.forward(z), fast.adjoint(e)))
+    monkeypatch.setattr(winograd, "OWN_FLOATS", 0)
+    shared = fast.forward(z), fast.adjoint(e)
+    for u, a in results:
+        assert torch.equal(u, results[0][0]) and torch.equal(a, results[0][1])
+        assert torch.equal(u, shared[0]) and (not images or relative(a, shared[1]) < 5e-7)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("channels, units", [(16, 48), (80, 32)])
 def test_both_packs_hold_the_same_rounded_weights(isa, channels, units, stride):

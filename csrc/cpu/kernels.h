@@ -194,6 +194,7 @@ struct Winograd {
   int64_t out_height, out_width;
   int64_t tile_rows, tile_columns;  // of one image
   int64_t first;                    // tile, counted through all images, that comes first in the planes
+  float* outside;  // [channels]: what is read beyond the border, zeros, or where what belongs there is lost
 };
 
 struct WinogradWeights {

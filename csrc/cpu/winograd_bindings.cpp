@@ -44,11 +44,13 @@ WinogradShape shape_of(int64_t images,
 WinogradWorkspace workspace_of(const WinogradShape& shape,
                                Address input_planes,
                                Address output_planes,
-                               int64_t plane_rows) {
-  const int64_t out_width = (shape.width - 1) / shape.stride + 1;
-  require_at_least((out_width + 3) / 4, plane_rows, "plane_rows");
+                               int64_t plane_rows,
+                               int64_t plane_sets) {
+  const auto tiles = [&](int64_t size) { return ((size - 1) / shape.stride + 4) / 4; };
+  require_at_least(1, plane_sets, "plane_sets");
+  require_at_least(tiles(shape.width) * (plane_sets > 1 ? tiles(shape.height) : 1), plane_rows, "plane_rows");
   return {required<float>(input_planes, "input_planes", 1),
-          required<float>(output_planes, "output_planes", 1), plane_rows};
+          required<float>(output_planes, "output_planes", 1), plane_rows, plane_sets};
 }
 
 // `from` and `weights` are read, `to` is written; only the gradient adds to it.
@@ -60,6 +62,7 @@ void run(Address from,
          Address input_planes,
          Address output_planes,
          int64_t plane_rows,
+         int64_t plane_sets,
          int64_t images,
          int64_t height,
          int64_t width,
@@ -70,7 +73,7 @@ void run(Address from,
   const WinogradShape shape = shape_of(images, height, width, channels, units, stride, threads);
   if (images == 0) return;
   function(shape, required<const float>(from, "from", 1), required<const float>(weights, "weights", 1),
-           required<float>(to, "to", 1), workspace_of(shape, input_planes, output_planes, plane_rows),
+           required<float>(to, "to", 1), workspace_of(shape, input_planes, output_planes, plane_rows, plane_sets),
            threads);
 }
 
@@ -101,7 +104,7 @@ void define_winograd(py::module_& module) {
   const auto define = [&](const char* name, auto function, const char* from, const char* weights,
                           const char* to, const char* text) {
     module.def(name, function, unlocked(), arg(from), arg(weights), arg(to), arg("input_planes"),
-               arg("output_planes"), arg("plane_rows"), arg("images"), arg("height"), arg("width"),
+               arg("output_planes"), arg("plane_rows"), arg("plane_sets"), arg("images"), arg("height"), arg("width"),
                arg("channels"), arg("units"), arg("stride"), arg("threads"), text);
   };
   define("winograd_forward", &run<&winograd_forward>, "z", "forward_panels", "u",

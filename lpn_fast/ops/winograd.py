@@ -31,6 +31,11 @@ PANEL = 32  # columns of a packed right factor, csrc/cpu/isa/panels.h
 PLANE_FLOATS = 36 * 64 * 256
 LEAST_TILES = 48  # four tiles of the product
 
+# Small images of few channels: each thread has planes of its own for so many tiles of whole images, if those of z and of
+# W z together are no more than this and stay in its cache.
+OWN_TILES = 32
+OWN_FLOATS = 320 * 1024
+
 # Fewest channels at which a stride was faster than the library's convolution: the two maps, and the weight gradient.
 # AVX-512, two threads, float32, stride 1: 256 channels 2 times, 128 channels 1.4 to 2 times; at 64 they draw on images
 # of 128 x 128 and lose a quarter on 14 x 14. At stride 2 the maps draw, and the library's gradient takes 6 times as
@@ -57,7 +62,7 @@ class Workspace:
     def __init__(self):
         self._pool: list[Tensor | None] = [None, None]
 
-    def take(self, which: int, shape: tuple[int, int, int], like: Tensor) -> Tensor:
+    def take(self, which: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Buffer `which` (0 or 1) as a tensor of `shape`; what it holds is not defined."""
         size = math.prod(shape)
         if self._pool[which] is None or self._pool[which].numel() < size:
@@ -115,24 +120,39 @@ class WinogradCore:
         """Sum of e (x) z over the pairs (e, z), the batch and the pixels, (H, C, 3, 3)."""
         planes = memory.empty((PLANES[self.stride], self.units, self.channels), torch.float32).zero_()
         for e, z in pairs:
-            self._run("gradient", e, z, planes)
+            self._run("gradient", e, z, planes, shared=True)
         core = planes.new_empty(self.units, self.channels, 3, 3)
         self._cpu.winograd_unpack_gradient(
             planes.data_ptr(), core.data_ptr(), self.units, self.channels, self.stride, torch.get_num_threads()
         )
         return core
 
-    def _run(self, name: str, first: Tensor, second: Tensor, out: Tensor) -> None:
-        images, planes, rows = len(first), PLANES[self.stride], self._plane_rows(len(first))
-        V = self.workspace.take(0, (planes, rows, self.channels), first)
-        M = self.workspace.take(1, (planes, rows, self.units), first)
+    def _run(self, name: str, first: Tensor, second: Tensor, out: Tensor, shared: bool = False) -> None:
+        images, planes, threads = len(first), PLANES[self.stride], torch.get_num_threads()
+        own = None if shared else self._own_rows(images, threads)
+        rows, sets = (self._shared_rows(images), 1) if own is None else (own, threads)
+        V = self.workspace.take(0, (sets, planes, rows, self.channels), first)
+        M = self.workspace.take(1, (sets, planes, rows, self.units), first)
         getattr(self._cpu, f"winograd_{name}")(
-            first.data_ptr(), second.data_ptr(), out.data_ptr(), V.data_ptr(), M.data_ptr(), rows, images, *self.size,
-            self.channels, self.units, self.stride, torch.get_num_threads(),
+            first.data_ptr(), second.data_ptr(), out.data_ptr(), V.data_ptr(), M.data_ptr(), rows, sets, images,
+            *self.size, self.channels, self.units, self.stride, threads,
         )  # fmt: skip
 
-    def _plane_rows(self, images: int) -> int:
-        """Rows of a plane: whole rows of tiles, odd, since planes a power of two apart share a set of the cache."""
+    def _own_rows(self, images: int, threads: int) -> int | None:
+        """Rows of a plane where each thread takes whole images, None where those are too large."""
+        of_image = self._tile_rows * self._tile_columns
+        together = ceil_div(OWN_TILES, of_image)
+        if PLANES[self.stride] * together * of_image * (self.channels + self.units) > OWN_FLOATS:
+            return None
+        return _odd(min(together, max(1, images // threads)) * of_image)
+
+    def _shared_rows(self, images: int) -> int:
+        """Rows of a plane that all threads share: whole rows of tiles."""
         tiles = max(LEAST_TILES, PLANE_FLOATS // (PLANES[self.stride] * max(self.channels, self.units)))
         tile_rows = min(max(1, tiles // self._tile_columns), images * self._tile_rows)
-        return max(1, tile_rows * self._tile_columns) // 2 * 2 + 1
+        return _odd(max(1, tile_rows * self._tile_columns))
+
+
+def _odd(rows: int) -> int:
+    """At least so many: planes a power of two apart share a set of the cache."""
+    return rows // 2 * 2 + 1

@@ -72,25 +72,37 @@ struct Transposed {
 
 // to[i] = sum_j M_ij from[j]
 template <class M>
-inline void apply(const Vec* from, int from_step, Vec* to, int to_step) {
+inline void apply(const Vec* from, Vec* to, int to_step) {
 #pragma GCC unroll 8
   for (int i = 0; i < M::rows; ++i) {
     Vec sum = {};
 #pragma GCC unroll 8
     for (int j = 0; j < M::columns; ++j)
-      if (M::at(i, j) != 0.0f) sum += M::at(i, j) * from[j * from_step];
+      if (M::at(i, j) != 0.0f) sum += M::at(i, j) * from[j];
     to[i * to_step] = sum;
   }
 }
 
-// to = Row from Column^T, [Row::rows, Column::rows] from [Row::columns, Column::columns]
-template <class Row, class Column>
-inline void sandwich(const Vec* from, Vec* to) {
+// Row from Column^T, [Row::rows, Column::rows] from [Row::columns, Column::columns]: an element is read as
+// from(i, j) when its column's turn comes, and handed to to(i, j, value) at once, since there are more
+// elements than registers.
+template <class Row, class Column, class From, class To>
+inline void sandwich(From from, To to) {
   Vec half[Row::rows * Column::columns];
 #pragma GCC unroll 8
-  for (int j = 0; j < Column::columns; ++j) apply<Row>(from + j, Column::columns, half + j, Column::columns);
+  for (int j = 0; j < Column::columns; ++j) {
+    Vec column[Row::columns];
 #pragma GCC unroll 8
-  for (int i = 0; i < Row::rows; ++i) apply<Column>(half + i * Column::columns, 1, to + i * Column::rows, 1);
+    for (int i = 0; i < Row::columns; ++i) column[i] = from(i, j);
+    apply<Row>(column, half + j, Column::columns);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < Row::rows; ++i) {
+    Vec row[Column::rows];
+    apply<Column>(half + i * Column::columns, row, 1);
+#pragma GCC unroll 8
+    for (int j = 0; j < Column::rows; ++j) to(i, j, row[j]);
+  }
 }
 
 // body(row axis, column axis, first plane of the phase)
@@ -113,30 +125,41 @@ inline TilePlace place_of(const Winograd& op, int64_t in_group) {
   return {index / (op.tile_rows * op.tile_columns), in_image / op.tile_columns, in_image % op.tile_columns};
 }
 
-// body(i, j, pointer to the pixel) for the inputs of a tile that lie inside the image.
-template <class Row, class Column, class Body>
-inline void for_each_input(const Winograd& op, TilePlace at, Body body) {
-  const int64_t y = op.stride * tile * at.row + Row::offset,
-                x = op.stride * tile * at.column + Column::offset;
-  for (int i = 0; i < Row::inputs; ++i) {
-    const int64_t row = y + op.stride * i;
-    if (row < 0 || row >= op.height) continue;
-    for (int j = 0; j < Column::inputs; ++j) {
-      const int64_t column = x + op.stride * j;
-      if (column < 0 || column >= op.width) continue;
-      body(i, j, op.pixels + ((at.image * op.height + row) * op.width + column) * op.channels);
+// Where the pixels of a tile lie, decided once for all channels; op.outside for those beyond the border.
+template <int rows, int columns>
+struct Pixels {
+  float* at[rows][columns];
+};
+
+template <int rows, int columns>
+inline Pixels<rows, columns> pixels_of(const Winograd& op,
+                                       int64_t image,
+                                       int64_t first_row,
+                                       int64_t first_column,
+                                       int64_t step,
+                                       int64_t height,
+                                       int64_t width) {
+  Pixels<rows, columns> pixels;
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < columns; ++j) {
+      const int64_t row = first_row + step * i, column = first_column + step * j;
+      const bool inside = row >= 0 && row < height && column >= 0 && column < width;
+      pixels.at[i][j] =
+          inside ? op.pixels + ((image * height + row) * width + column) * op.channels : op.outside;
     }
-  }
+  return pixels;
 }
 
-// body(i, j, pointer to the pixel) for the outputs of a tile that lie inside; `pixels` then is the output.
-template <class Body>
-inline void for_each_output(const Winograd& op, TilePlace at, Body body) {
-  for (int i = 0; i < tile && tile * at.row + i < op.out_height; ++i)
-    for (int j = 0; j < tile && tile * at.column + j < op.out_width; ++j) {
-      const int64_t row = at.image * op.out_height + tile * at.row + i;
-      body(i, j, op.pixels + (row * op.out_width + tile * at.column + j) * op.channels);
-    }
+template <class Row, class Column>
+inline auto inputs_of(const Winograd& op, TilePlace at) {
+  return pixels_of<Row::inputs, Column::inputs>(
+      op, at.image, op.stride * tile * at.row + Row::offset, op.stride * tile * at.column + Column::offset,
+      op.stride, op.height, op.width);
+}
+
+inline auto outputs_of(const Winograd& op, TilePlace at) {
+  return pixels_of<tile, tile>(op, at.image, tile * at.row, tile * at.column, 1, op.out_height,
+                               op.out_width);
 }
 
 // planes = B^T d B, tiles begin <= index < end
@@ -146,15 +169,12 @@ void winograd_inputs(const Winograd& op, int64_t begin, int64_t end) {
     for_each_phase(op.stride, [&](auto row, auto column, int first) {
       using Row = decltype(row);
       using Column = decltype(column);
+      const auto inputs = inputs_of<Row, Column>(op, at);
       for (int64_t channel = 0; channel < op.channels; channel += lanes) {
-        Vec inputs[Row::inputs * Column::inputs] = {};
-        Vec points[Row::points * Column::points];
-        for_each_input<Row, Column>(op, at, [&](int i, int j, const float* pixel) {
-          inputs[i * Column::inputs + j] = load(pixel + channel);
-        });
-        sandwich<B<Row>, B<Column>>(inputs, points);
         float* to = op.planes + first * op.plane + index * op.channels + channel;
-        for (int p = 0; p < Row::points * Column::points; ++p) store(to + p * op.plane, points[p]);
+        sandwich<B<Row>, B<Column>>(
+            [&](int i, int j) { return load(inputs.at[i][j] + channel); },
+            [&](int i, int j, Vec value) { store(to + (i * Column::points + j) * op.plane, value); });
       }
     });
   }
@@ -163,19 +183,19 @@ void winograd_inputs(const Winograd& op, int64_t begin, int64_t end) {
 // u = A^T products A, summed over the phases; tiles begin <= index < end
 void winograd_outputs(const Winograd& op, int64_t begin, int64_t end) {
   for (int64_t index = begin; index < end; ++index) {
-    const TilePlace at = place_of(op, index);
+    const auto outputs = outputs_of(op, place_of(op, index));
     for (int64_t channel = 0; channel < op.channels; channel += lanes) {
-      Vec sum[tile * tile] = {};
       for_each_phase(op.stride, [&](auto row, auto column, int first) {
         using Row = decltype(row);
         using Column = decltype(column);
-        Vec points[Row::points * Column::points], outputs[tile * tile];
         const float* from = op.planes + first * op.plane + index * op.channels + channel;
-        for (int p = 0; p < Row::points * Column::points; ++p) points[p] = load(from + p * op.plane);
-        sandwich<A<Row>, A<Column>>(points, outputs);
-        for (int i = 0; i < tile * tile; ++i) sum[i] += outputs[i];
+        sandwich<A<Row>, A<Column>>(
+            [&](int i, int j) { return load(from + (i * Column::points + j) * op.plane); },
+            [&](int i, int j, Vec value) {
+              float* to = outputs.at[i][j] + channel;
+              store(to, first ? load(to) + value : value);
+            });
       });
-      for_each_output(op, at, [&](int i, int j, float* pixel) { store(pixel + channel, sum[i * tile + j]); });
     }
   }
 }
@@ -183,20 +203,16 @@ void winograd_outputs(const Winograd& op, int64_t begin, int64_t end) {
 // products = A e A^T; tiles begin <= index < end
 void winograd_outputs_adjoint(const Winograd& op, int64_t begin, int64_t end) {
   for (int64_t index = begin; index < end; ++index) {
-    const TilePlace at = place_of(op, index);
-    for (int64_t channel = 0; channel < op.channels; channel += lanes) {
-      Vec outputs[tile * tile] = {};
-      for_each_output(
-          op, at, [&](int i, int j, const float* pixel) { outputs[i * tile + j] = load(pixel + channel); });
+    const auto outputs = outputs_of(op, place_of(op, index));
+    for (int64_t channel = 0; channel < op.channels; channel += lanes)
       for_each_phase(op.stride, [&](auto row, auto column, int first) {
         using Row = decltype(row);
         using Column = decltype(column);
-        Vec points[Row::points * Column::points];
-        sandwich<Transposed<A<Row>>, Transposed<A<Column>>>(outputs, points);
         float* to = op.planes + first * op.plane + index * op.channels + channel;
-        for (int p = 0; p < Row::points * Column::points; ++p) store(to + p * op.plane, points[p]);
+        sandwich<Transposed<A<Row>>, Transposed<A<Column>>>(
+            [&](int i, int j) { return load(outputs.at[i][j] + channel); },
+            [&](int i, int j, Vec value) { store(to + (i * Column::points + j) * op.plane, value); });
       });
-    }
   }
 }
 
@@ -208,14 +224,15 @@ void winograd_inputs_adjoint(const Winograd& op, int64_t begin, int64_t end) {
     for_each_phase(op.stride, [&](auto row, auto column, int first) {
       using Row = decltype(row);
       using Column = decltype(column);
+      const auto inputs = inputs_of<Row, Column>(op, at);
       for (int64_t channel = 0; channel < op.channels; channel += lanes) {
-        Vec points[Row::points * Column::points], inputs[Row::inputs * Column::inputs];
         const float* from = op.planes + first * op.plane + index * op.channels + channel;
-        for (int p = 0; p < Row::points * Column::points; ++p) points[p] = load(from + p * op.plane);
-        sandwich<Transposed<B<Row>>, Transposed<B<Column>>>(points, inputs);
-        for_each_input<Row, Column>(op, at, [&](int i, int j, float* pixel) {
-          store(pixel + channel, load(pixel + channel) + inputs[i * Column::inputs + j]);
-        });
+        sandwich<Transposed<B<Row>>, Transposed<B<Column>>>(
+            [&](int i, int j) { return load(from + (i * Column::points + j) * op.plane); },
+            [&](int i, int j, Vec value) {
+              float* to = inputs.at[i][j] + channel;
+              store(to, load(to) + value);
+            });
       }
     });
   }
@@ -225,12 +242,11 @@ void winograd_inputs_adjoint(const Winograd& op, int64_t begin, int64_t end) {
 // very same roundings.
 template <class Row, class Column>
 [[gnu::noinline]] void filter_points(const float (&taps)[9][lanes], Vec* points) {
-  Vec filter[Row::taps * Column::taps];
-  for (int i = 0; i < Row::taps; ++i)
-    for (int j = 0; j < Column::taps; ++j)
-      filter[i * Column::taps + j] =
-          load(taps[3 * (Row::first_tap + i * Row::tap_step) + Column::first_tap + j * Column::tap_step]);
-  sandwich<G<Row>, G<Column>>(filter, points);
+  sandwich<G<Row>, G<Column>>(
+      [&](int i, int j) {
+        return load(taps[3 * (Row::first_tap + i * Row::tap_step) + Column::first_tap + j * Column::tap_step]);
+      },
+      [&](int i, int j, Vec value) { points[i * Column::points + j] = value; });
 }
 
 // U = G W G^T in both packs, for the units 16 begin <= h < 16 end: once with channels along the lanes, once
@@ -273,14 +289,13 @@ void winograd_weights_adjoint(const WinogradGradient& op, int64_t begin, int64_t
       for_each_phase(op.stride, [&](auto row, auto column, int first) {
         using Row = decltype(row);
         using Column = decltype(column);
-        Vec filter[Row::taps * Column::taps], points[Row::points * Column::points];
         const float* from = op.planes + first * plane + h * op.channels + c;
-        for (int p = 0; p < Row::points * Column::points; ++p) points[p] = load(from + p * plane);
-        sandwich<Transposed<G<Row>>, Transposed<G<Column>>>(points, filter);
-        for (int i = 0; i < Row::taps; ++i)
-          for (int j = 0; j < Column::taps; ++j)
-            store(taps[3 * (Row::first_tap + i * Row::tap_step) + Column::first_tap + j * Column::tap_step],
-                  filter[i * Column::taps + j]);
+        sandwich<Transposed<G<Row>>, Transposed<G<Column>>>(
+            [&](int i, int j) { return load(from + (i * Column::points + j) * plane); },
+            [&](int i, int j, Vec value) {
+              store(taps[3 * (Row::first_tap + i * Row::tap_step) + Column::first_tap + j * Column::tap_step],
+                    value);
+            });
       });
       float* to = op.core + (h * op.channels + c) * 9;
       for (int lane = 0; lane < lanes; ++lane)

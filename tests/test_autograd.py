@@ -11,6 +11,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 
 import lpn_fast as lf
 from lpn_fast.ops import functions
+from lpn_fast.ops.backends import cpu as cpu_backend
 
 SMALL = ["dense", "conv-conditional", "conv-mixed"]
 
@@ -121,8 +122,29 @@ def test_compiles_with_inductor():
     assert torch.allclose(compiled(case.x), case.model(case.x).square().sum(), rtol=1e-5)
 
 
-def test_operators_pass_opcheck():
-    case = Case("conv-conditional", torch.float32)
+@pytest.mark.parametrize("limit", [None, 0])
+@pytest.mark.parametrize("family", ["dense", "conv"])
+def test_backward_may_run_on_another_backend_than_forward(family, limit, monkeypatch):
+    case = Case(family, torch.float32)
+    if limit is not None:
+        monkeypatch.setattr(cpu_backend, "TAPE_BYTES", limit)
+    results = []
+    for forward in ("cpu", "torch"):
+        for backward in ("cpu", "torch"):
+            case.model.zero_grad()
+            with lf.use_backend(forward):
+                psi, f = case.model.potential_and_prox(case.x, case.sigma)
+            with lf.use_backend(backward):
+                ((case.p * psi).sum() + (case.v * f).sum()).backward()
+            results.append([p.grad.clone() for p in case.model.parameters()])
+    for gradients in results[1:]:
+        for mine, first in zip(gradients, results[0], strict=True):
+            assert relative(mine, first) <= 1e-5
+
+
+@pytest.mark.parametrize("family", ["dense", "conv-conditional"])
+def test_operators_pass_opcheck(family):
+    case = Case(family, torch.float32)
     model = case.model
     features = model._checked(case.x, case.sigma)[1]
     packed, spec = model.packed().detach(), model.spec.encoded

@@ -59,6 +59,20 @@ def test_a_stage_is_the_softplus_of_the_whole_sum(isa, case, storage):
     assert relative(product.softplus(None, None, 3.0, storage), F.softplus(Ax, 3.0)) < TOLERANCE[storage]
 
 
+@pytest.mark.parametrize("beta", [1.0, 10.0, 100.0])
+def test_softplus_of_a_stage_is_right_to_three_units_in_the_last_place(isa, beta):
+    """Beside what a rounding of beta and one of beta u make, half a unit each: beta u s / (beta z) times as much in z."""
+    u = torch.cat([torch.linspace(-85, 85, 4001), torch.logspace(-30, 2, 1000), -torch.logspace(-30, 1.9, 1000)]) / beta
+    core = channels_last(u.expand(1, 33, -1)[:, :, None])  # two vectors and a single lane
+    skip = thin.ThinSkip(torch.zeros(33, 1, 1, 1), 1, 0)
+    z = skip.product(thin.padded(torch.ones(1, 1, 1, len(u)), 0)).softplus(core.clone(), None, beta, torch.float32)
+    t = beta * core.double()
+    true = (t.clamp_min(0) + torch.log1p(torch.exp(-t.abs()))) / beta
+    carried = (t * torch.sigmoid(t) / (beta * true)).abs()
+    error = (z.double() - true).abs() / true / 2.0**-23
+    assert (error - carried).max() <= 3
+
+
 @pytest.mark.parametrize("storage", TOLERANCE)
 @pytest.mark.parametrize("case", CASES)
 def test_a_tangent_is_the_whole_sum_times_the_slope(isa, case, storage):

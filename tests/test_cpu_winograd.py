@@ -162,21 +162,26 @@ def test_rounding_is_smaller_than_that_of_a_direct_float32_sum():
 def test_other_stages_are_left_to_the_library(change):
     stage = {"width": 128, "kernel": 3, "padding": 1, "stride": 1}
     for isa in _cpu.isas():
-        assert winograd.supports(Stage(**stage), 128, isa)
-        assert not winograd.supports(Stage(**(stage | change)), 128, isa)
+        assert winograd.supports(Stage(**stage), 128, (64, 64), isa)
+        assert not winograd.supports(Stage(**(stage | change)), 128, (64, 64), isa)
 
 
 def test_strides_of_two_are_filtered_where_that_was_faster():
-    stage = Stage(width=256, kernel=3, padding=1, stride=2)
-    assert winograd.supports(stage, 256, "avx2") and not winograd.supports(stage, 256, "avx512")
-    assert winograd.supports(stage, 256, "avx512", gradient=True)
+    stage = Stage(width=128, kernel=3, padding=1, stride=2)
+    assert winograd.supports(stage, 128, (64, 64), "avx2") and not winograd.supports(stage, 128, (64, 64), "avx512")
+    assert winograd.supports(stage, 128, (64, 64), "avx512", gradient=True)
+
+
+def test_few_channels_are_filtered_where_the_planes_stay_in_the_cache():
+    stage = Stage(width=32, kernel=3, padding=1, stride=1)
+    assert winograd.supports(stage, 32, (14, 14), "avx512") and not winograd.supports(stage, 32, (128, 128), "avx512")
 
 
 @pytest.mark.parametrize("size", [(16, 16), (11, 13)])
 def test_wide_networks_agree_with_float64_and_stay_symmetric(size, isa):
     torch.manual_seed(1)
     model = lf.ConvLPN(1, hidden=128, strides=(1, 2, 1))
-    filtered = [winograd.supports(s, 128, isa) for s in model.spec.stages[1:]]
+    filtered = [winograd.supports(s, 128, size, isa) for s in model.spec.stages[1:]]
     assert filtered == [isa != "avx512", True]  # strides 2 and 1
     x, u, v = torch.rand(2, 1, *size), torch.randn(2, 1, *size), torch.randn(2, 1, *size)
     with lf.use_backend("cpu"):

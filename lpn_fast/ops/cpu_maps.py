@@ -34,8 +34,9 @@ class CpuConvMaps(ConvMaps):
                 fast = functools.partial(
                     winograd.WinogradCore, weights.core, self.sizes[l - 1], self.sizes[l], stage.stride, workspace
                 )
-                maps = fast() if winograd.supports(stage, channels, isa) else None
-                gradient = (maps or fast()) if winograd.supports(stage, channels, isa, gradient=True) else None
+                supports = functools.partial(winograd.supports, stage, channels, self.sizes[l], isa)
+                maps = fast() if supports() else None
+                gradient = (maps or fast()) if supports(gradient=True) else None
             if thin.supports(stage, spec.channels) and not (spec.square_first and l == 0):
                 skip = thin.ThinSkip(weights.skip, stage.skip_stride, stage.skip_padding)
             self._fast.append(maps)

@@ -36,24 +36,39 @@ LEAST_TILES = 48  # four tiles of the product
 OWN_TILES = 32
 OWN_FLOATS = 320 * 1024
 
-# Fewest channels at which a stride was faster than the library's convolution: the two maps, and the weight gradient.
-# AVX-512, two threads, float32, stride 1: 256 channels 2 times, 128 channels 1.4 to 2 times; at 64 they draw on images
-# of 128 x 128 and lose a quarter on 14 x 14. At stride 2 the maps draw, and the library's gradient takes 6 times as
-# long for 256 channels at 128 x 128. Other instruction sets: AVX2, two threads.
-NEVER = 1 << 30
-FASTER_FROM = {"avx512": {1: 128, 2: NEVER}, "other": {1: 48, 2: 128}}
+# Fewest channels at which a stride was faster than the library's convolution: the two maps, on small images with planes
+# of the threads' own, and the weight gradient. AVX-512, two threads, float32, milliseconds of library / of these:
+#
+#   stride 1   256 ch. 4 x 64^2 38 / 14,  128 ch. 2 x 128^2 20 / 9,   64 ch. 2 x 128^2 4.9 / 3.5,  48 ch. 2.7 / 2.5,
+#              32 ch. 1.2 / 1.7;  small: 64 ch. 64 x 14^2 1.85 / 1.1, 32 ch. 64 x 28^2 2.2 / 1.2
+#   stride 2   256 ch. 4 x 128^2 forward 40 / 43, transposed 61 / 46, 128 ch. 5.2 / 5.8
+#   gradient   256 ch. stride 1 51 / 25, stride 2 246 / 74;  64 ch. 64 x 14^2 2.3 / 2.9
+#
+# Other instruction sets: AVX2, two threads.
+FASTER_FROM = {"avx512": {1: 64, 2: 256}, "other": {1: 48, 2: 128}}
+SMALL_FASTER_FROM = {"avx512": {1: 32, 2: 256}, "other": {1: 48, 2: 128}}
 GRADIENT_FASTER_FROM = {"avx512": {1: 128, 2: 128}, "other": {1: 48, 2: 128}}
 
 
-def supports(stage: Stage, channels: int, isa: str, gradient: bool = False) -> bool:
+def supports(stage: Stage, channels: int, out_size: tuple[int, int], isa: str, gradient: bool = False) -> bool:
     """Whether these kernels do the core of `stage` on inputs of so many channels, and faster than a library."""
-    table = GRADIENT_FASTER_FROM if gradient else FASTER_FROM
-    return (
-        (stage.kernel, stage.padding) == (3, 1)
-        and stage.stride in PLANES
-        and channels % CHANNEL_MULTIPLE == stage.width % CHANNEL_MULTIPLE == 0
-        and min(channels, stage.width) >= table.get(isa, table["other"])[stage.stride]
-    )
+    if (stage.kernel, stage.padding) != (3, 1) or stage.stride not in PLANES:
+        return False
+    if channels % CHANNEL_MULTIPLE or stage.width % CHANNEL_MULTIPLE:
+        return False
+    small = _own_tiles(out_size, channels + stage.width, stage.stride) is not None
+    table = GRADIENT_FASTER_FROM if gradient else SMALL_FASTER_FROM if small else FASTER_FROM
+    return min(channels, stage.width) >= table.get(isa, table["other"])[stage.stride]
+
+
+def _own_tiles(out_size: tuple[int, int], channels: int, stride: int) -> int | None:
+    """Tiles of whole images for which a thread has planes of its own, None where those would be too large.
+
+    channels: of z and of W z together.
+    """
+    of_image = math.prod(ceil_div(n, TILE) for n in out_size)
+    tiles = ceil_div(OWN_TILES, of_image) * of_image
+    return tiles if PLANES[stride] * tiles * channels <= OWN_FLOATS else None
 
 
 class Workspace:
@@ -91,6 +106,7 @@ class WinogradCore:
         self.units, self.channels = core.shape[:2]
         self.size, self.out_size, self.stride = size, out_size, stride
         self._tile_rows, self._tile_columns = (ceil_div(n, TILE) for n in out_size)
+        self._tiles_of_image = self._tile_rows * self._tile_columns
 
     @functools.cached_property
     def panels(self) -> tuple[Tensor, Tensor]:
@@ -140,11 +156,8 @@ class WinogradCore:
 
     def _own_rows(self, images: int, threads: int) -> int | None:
         """Rows of a plane where each thread takes whole images, None where those are too large."""
-        of_image = self._tile_rows * self._tile_columns
-        together = ceil_div(OWN_TILES, of_image)
-        if PLANES[self.stride] * together * of_image * (self.channels + self.units) > OWN_FLOATS:
-            return None
-        return _odd(min(together, max(1, images // threads)) * of_image)
+        tiles, of_image = _own_tiles(self.out_size, self.channels + self.units, self.stride), self._tiles_of_image
+        return tiles and _odd(min(tiles, max(1, images // threads) * of_image))
 
     def _shared_rows(self, images: int) -> int:
         """Rows of a plane that all threads share: whole rows of tiles."""

@@ -99,12 +99,10 @@ struct Plan {
     op.first = first * tile_columns;
     for (int64_t parity : {0, 1}) {
       const int64_t skipped = (first + parity) % 2;
-      parallel_for(
-          ceil_div(end - first - skipped, 2), 1, threads, [&](int worker, int64_t from, int64_t to) {
-            for (int64_t row = skipped + 2 * from; row < skipped + 2 * to; row += 2)
-              kernels.winograd_inputs_adjoint(losing(op, worker), row * tile_columns,
-                                              (row + 1) * tile_columns);
-          });
+      parallel_for(ceil_div(end - first - skipped, 2), 1, threads, [&](int worker, int64_t from, int64_t to) {
+        for (int64_t row = skipped + 2 * from; row < skipped + 2 * to; row += 2)
+          kernels.winograd_inputs_adjoint(losing(op, worker), row * tile_columns, (row + 1) * tile_columns);
+      });
     }
   }
 

@@ -18,8 +18,8 @@ struct WinogradShape {
 struct WinogradWorkspace {
   float* input_planes;   // [count, planes, plane_rows, channels]
   float* output_planes;  // [count, planes, plane_rows, units]
-  int64_t plane_rows;    // room for at least one row of tiles; for a whole image where there are several planes
-  int64_t count;         // workers that have planes of their own; 1: all share them. 1 for gradients
+  int64_t plane_rows;  // room for at least one row of tiles; for a whole image where there are several planes
+  int64_t count;       // workers that have planes of their own; 1: all share them. 1 for gradients
 };
 
 // U = G core G^T as the two products want it.

@@ -73,8 +73,8 @@ void run(Address from,
   const WinogradShape shape = shape_of(images, height, width, channels, units, stride, threads);
   if (images == 0) return;
   function(shape, required<const float>(from, "from", 1), required<const float>(weights, "weights", 1),
-           required<float>(to, "to", 1), workspace_of(shape, input_planes, output_planes, plane_rows, plane_sets),
-           threads);
+           required<float>(to, "to", 1),
+           workspace_of(shape, input_planes, output_planes, plane_rows, plane_sets), threads);
 }
 
 void pack(Address core,
@@ -104,8 +104,8 @@ void define_winograd(py::module_& module) {
   const auto define = [&](const char* name, auto function, const char* from, const char* weights,
                           const char* to, const char* text) {
     module.def(name, function, unlocked(), arg(from), arg(weights), arg(to), arg("input_planes"),
-               arg("output_planes"), arg("plane_rows"), arg("plane_sets"), arg("images"), arg("height"), arg("width"),
-               arg("channels"), arg("units"), arg("stride"), arg("threads"), text);
+               arg("output_planes"), arg("plane_rows"), arg("plane_sets"), arg("images"), arg("height"),
+               arg("width"), arg("channels"), arg("units"), arg("stride"), arg("threads"), text);
   };
   define("winograd_forward", &run<&winograd_forward>, "z", "forward_panels", "u",
          "u [images, out_height, out_width, units] = W z, z [images, height, width, channels].");

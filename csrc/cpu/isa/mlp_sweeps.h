@@ -92,8 +92,7 @@ void prox_sweep(const Mlp& mlp, const MlpBlock& block) {
 // What a tape holds for two tiles further on: it lies in the last cache, some 50 ns away.
 template <int count>
 inline void fetch_ahead(const float* from, const Group<count>&) {
-  for (int i = 0; i < count; ++i)
-    __builtin_prefetch(from + 2 * tile_units * block_rows + i * lanes);
+  for (int i = 0; i < count; ++i) __builtin_prefetch(from + 2 * tile_units * block_rows + i * lanes);
 }
 
 // With z and e from a tape, s and the curvature are made here, from z: s = 1 - 2^(-beta z log2 e), r = 1 - s.

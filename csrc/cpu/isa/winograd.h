@@ -152,14 +152,13 @@ inline Pixels<rows, columns> pixels_of(const Winograd& op,
 
 template <class Row, class Column>
 inline auto inputs_of(const Winograd& op, TilePlace at) {
-  return pixels_of<Row::inputs, Column::inputs>(
-      op, at.image, op.stride * tile * at.row + Row::offset, op.stride * tile * at.column + Column::offset,
-      op.stride, op.height, op.width);
+  return pixels_of<Row::inputs, Column::inputs>(op, at.image, op.stride * tile * at.row + Row::offset,
+                                                op.stride * tile * at.column + Column::offset, op.stride,
+                                                op.height, op.width);
 }
 
 inline auto outputs_of(const Winograd& op, TilePlace at) {
-  return pixels_of<tile, tile>(op, at.image, tile * at.row, tile * at.column, 1, op.out_height,
-                               op.out_width);
+  return pixels_of<tile, tile>(op, at.image, tile * at.row, tile * at.column, 1, op.out_height, op.out_width);
 }
 
 // planes = B^T d B, tiles begin <= index < end
@@ -244,7 +243,8 @@ template <class Row, class Column>
 [[gnu::noinline]] void filter_points(const float (&taps)[9][lanes], Vec* points) {
   sandwich<G<Row>, G<Column>>(
       [&](int i, int j) {
-        return load(taps[3 * (Row::first_tap + i * Row::tap_step) + Column::first_tap + j * Column::tap_step]);
+        return load(
+            taps[3 * (Row::first_tap + i * Row::tap_step) + Column::first_tap + j * Column::tap_step]);
       },
       [&](int i, int j, Vec value) { points[i * Column::points + j] = value; });
 }

@@ -61,7 +61,7 @@ def test_a_stage_is_the_softplus_of_the_whole_sum(isa, case, storage):
 
 @pytest.mark.parametrize("beta", [1.0, 10.0, 100.0])
 def test_softplus_of_a_stage_is_right_to_three_units_in_the_last_place(isa, beta):
-    """Beside what a rounding of beta and one of beta u make, half a unit each: beta u s / (beta z) times as much in z."""
+    """Beside what a rounding of beta and one of beta u make, half a unit each: u s / z times as much in z."""
     u = torch.cat([torch.linspace(-85, 85, 4001), torch.logspace(-30, 2, 1000), -torch.logspace(-30, 1.9, 1000)]) / beta
     core = channels_last(u.expand(1, 33, -1)[:, :, None])  # two vectors and a single lane
     skip = thin.ThinSkip(torch.zeros(33, 1, 1, 1), 1, 0)

@@ -31,8 +31,8 @@ PANEL = 32  # columns of a packed right factor, csrc/cpu/isa/panels.h
 PLANE_FLOATS = 36 * 64 * 256
 LEAST_TILES = 48  # four tiles of the product
 
-# Small images of few channels: each thread has planes of its own for so many tiles of whole images, if those of z and of
-# W z together are no more than this and stay in its cache.
+# Small images of few channels: each thread has planes of its own for so many tiles of whole images, if those of z and
+# of W z together are no more than this and stay in its cache.
 OWN_TILES = 32
 OWN_FLOATS = 320 * 1024
 

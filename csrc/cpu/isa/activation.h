@@ -101,15 +101,15 @@ __attribute__((always_inline)) inline Activation<count> activate(const Group<cou
 }
 
 template <int count>
-struct Slopes {
+struct SlopeGroup {
   Group<count> s;
   Group<count> r;  // 1 - s
 };
 
 // The slopes again, from z: r = exp(-beta z), s = -expm1(-beta z) with every digit of a tiny z.
 template <int count>
-__attribute__((always_inline)) inline Slopes<count> slope_of(const Group<count>& z, float beta) {
-  Slopes<count> result;
+__attribute__((always_inline)) inline SlopeGroup<count> slope_of(const Group<count>& z, float beta) {
+  SlopeGroup<count> result;
   for (int i = 0; i < count; ++i) {
     const Slope slope = slope_from_z(z.part[i], beta);
     result.s.part[i] = slope.s;

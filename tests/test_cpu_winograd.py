@@ -111,8 +111,8 @@ def test_both_packs_hold_the_same_rounded_weights(isa, channels, units, stride):
     def unpacked(panels, columns):
         return panels.permute(0, 2, 1, 3).flatten(2)[..., :columns]  # [planes, rows, columns]
 
-    forward = unpacked(fast.panels[0], units)  # [planes, channels, units]
-    adjoint = unpacked(fast.panels[1], channels)  # [planes, units, channels]
+    forward = unpacked(fast.panels(transposed=False).clone(), units)  # [planes, channels, units]
+    adjoint = unpacked(fast.panels(transposed=True), channels)  # [planes, units, channels]
     assert torch.equal(forward, adjoint.transpose(1, 2)) and torch.isfinite(forward).all()
 
 

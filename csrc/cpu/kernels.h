@@ -199,8 +199,8 @@ struct Winograd {
 
 struct WinogradWeights {
   const float* core;      // [units, channels, 3, 3]
-  float* forward_panels;  // [planes][units / 32][channels][32], the last panel perhaps half full
-  float* adjoint_panels;  // [planes][channels / 32][units][32]
+  float* forward_panels;  // [planes][units / 32][channels][32], the last panel perhaps half full; or nullptr
+  float* adjoint_panels;  // [planes][channels / 32][units][32] or nullptr
   int64_t units;
   int64_t channels;
   int64_t stride;

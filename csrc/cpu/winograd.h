@@ -22,7 +22,7 @@ struct WinogradWorkspace {
   int64_t count;       // workers that have planes of their own; 1: all share them. 1 for gradients
 };
 
-// U = G core G^T as the two products want it.
+// U = G core G^T as the two products want it; either may be nullptr.
 void winograd_pack(const float* core,      // [units, channels, 3, 3]
                    float* forward_panels,  // [planes][ceil(units / 32)][channels][32]
                    float* adjoint_panels,  // [planes][ceil(channels / 32)][units][32]

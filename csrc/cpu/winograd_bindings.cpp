@@ -85,8 +85,8 @@ void pack(Address core,
           int64_t stride,
           int threads) {
   require_weights(units, channels, stride, threads);
-  winograd_pack(required<const float>(core, "core", 1), required<float>(forward_panels, "forward_panels", 1),
-                required<float>(adjoint_panels, "adjoint_panels", 1), units, channels, stride, threads);
+  winograd_pack(required<const float>(core, "core", 1), optional<float>(forward_panels, "forward_panels"),
+                optional<float>(adjoint_panels, "adjoint_panels"), units, channels, stride, threads);
 }
 
 void unpack_gradient(
@@ -115,7 +115,7 @@ void define_winograd(py::module_& module) {
          "planes [36 or 81, units, channels] += e (x) z.");
   module.def("winograd_pack", &pack, unlocked(), arg("core"), arg("forward_panels"), arg("adjoint_panels"),
              arg("units"), arg("channels"), arg("stride"), arg("threads"),
-             "Both packs of G core G^T, core [units, channels, 3, 3]: panels of 32 columns.");
+             "The packs of G core G^T, core [units, channels, 3, 3]: panels of 32 columns; either may be 0.");
   module.def("winograd_unpack_gradient", &unpack_gradient, unlocked(), arg("planes"), arg("core"),
              arg("units"), arg("channels"), arg("stride"), arg("threads"),
              "core = G^T planes G: how a gradient in the planes is one in the core.");

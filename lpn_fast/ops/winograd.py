@@ -11,7 +11,6 @@ Rows of tiles go through in groups whose planes stay in the cache. U is packed t
 factor, with the same roundings.
 """
 
-import functools
 import importlib
 import math
 
@@ -41,12 +40,13 @@ OWN_FLOATS = 320 * 1024
 #
 #   stride 1   256 ch. 4 x 64^2 38 / 14,  128 ch. 2 x 128^2 20 / 9,   64 ch. 2 x 128^2 4.9 / 3.5,  48 ch. 2.7 / 2.5,
 #              32 ch. 1.2 / 1.7;  small: 64 ch. 64 x 14^2 1.85 / 1.1, 32 ch. 64 x 28^2 2.2 / 1.2
-#   stride 2   256 ch. 4 x 128^2 forward 40 / 43, transposed 61 / 46, 128 ch. 5.2 / 5.8
+#   stride 2   256 ch. 4 x 128^2 forward 40 / 43, transposed 61 / 46, less what packing 21 MB takes; 128 ch. 5.2 / 5.8
 #   gradient   256 ch. stride 1 51 / 25, stride 2 246 / 74;  64 ch. 64 x 14^2 2.3 / 2.9
 #
 # Other instruction sets: AVX2, two threads.
-FASTER_FROM = {"avx512": {1: 64, 2: 256}, "other": {1: 48, 2: 128}}
-SMALL_FASTER_FROM = {"avx512": {1: 32, 2: 256}, "other": {1: 48, 2: 128}}
+NEVER = 1 << 30
+FASTER_FROM = {"avx512": {1: 64, 2: NEVER}, "other": {1: 48, 2: 128}}
+SMALL_FASTER_FROM = {"avx512": {1: 32, 2: NEVER}, "other": {1: 48, 2: 128}}
 GRADIENT_FASTER_FROM = {"avx512": {1: 128, 2: 128}, "other": {1: 48, 2: 128}}
 
 
@@ -72,17 +72,26 @@ def _own_tiles(out_size: tuple[int, int], channels: int, stride: int) -> int | N
 
 
 class Workspace:
-    """Memory for planes that the cores of one sweep take in turn: touching new pages costs a tenth of a sweep."""
+    """Memory that the cores of one sweep take in turn, for planes and for U: new pages cost a tenth of a sweep."""
 
     def __init__(self):
-        self._pool: list[Tensor | None] = [None, None]
+        self._pool: list[Tensor | None] = [None, None, None]
+        self._holds: object = None  # whose U lies in buffer 2
 
     def take(self, which: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Buffer `which` (0 or 1) as a tensor of `shape`; what it holds is not defined."""
+        """Buffer `which` (0, 1 for planes, 2 for U) as a tensor of `shape`; what it holds is not defined."""
         size = math.prod(shape)
         if self._pool[which] is None or self._pool[which].numel() < size:
             self._pool[which] = memory.empty((size,), like.dtype)
         return self._pool[which][:size].view(shape)
+
+    def packed(self, owner: object, shape: tuple[int, ...], like: Tensor, pack) -> Tensor:
+        """Buffer 2 with what `pack(buffer)` puts there, unless it is `owner`'s already."""
+        buffer = self.take(2, shape, like)
+        if self._holds != owner:
+            pack(buffer)
+            self._holds = owner
+        return buffer
 
 
 class WinogradCore:
@@ -108,28 +117,32 @@ class WinogradCore:
         self._tile_rows, self._tile_columns = (ceil_div(n, TILE) for n in out_size)
         self._tiles_of_image = self._tile_rows * self._tile_columns
 
-    @functools.cached_property
-    def panels(self) -> tuple[Tensor, Tensor]:
-        """U as right factor of the forward and of the transposed product; a gradient alone needs neither."""
-        core, planes = self._core, PLANES[self.stride]
-        forward = memory.empty((planes, ceil_div(self.units, PANEL), self.channels, PANEL), core.dtype)
-        adjoint = memory.empty((planes, ceil_div(self.channels, PANEL), self.units, PANEL), core.dtype)
-        self._cpu.winograd_pack(
-            core.data_ptr(), forward.data_ptr(), adjoint.data_ptr(), self.units, self.channels, self.stride,
-            torch.get_num_threads(),
-        )  # fmt: skip
-        return forward, adjoint
+    def panels(self, transposed: bool) -> Tensor:
+        """U as right factor of the forward or of the transposed product, until the next one is asked for.
+
+        Packed when it is used: kept for all stages, U takes four times the memory of the cores.
+        """
+        columns, depth = (self.channels, self.units) if transposed else (self.units, self.channels)
+
+        def pack(panels: Tensor) -> None:
+            wanted = (0, panels.data_ptr()) if transposed else (panels.data_ptr(), 0)
+            self._cpu.winograd_pack(
+                self._core.data_ptr(), *wanted, self.units, self.channels, self.stride, torch.get_num_threads()
+            )
+
+        shape = (PLANES[self.stride], ceil_div(columns, PANEL), depth, PANEL)
+        return self.workspace.packed((self, transposed), shape, self._core, pack)
 
     def forward(self, z: Tensor) -> Tensor:
         """W z, (N, H, *out_size), from z (N, C, *size); both channels-last."""
         u = memory.empty((len(z), self.units, *self.out_size), z.dtype, channels_last=True)
-        self._run("forward", z, self.panels[0], u)
+        self._run("forward", z, self.panels(transposed=False), u)
         return u
 
     def adjoint(self, e: Tensor) -> Tensor:
         """W^T e, (N, C, *size), from e (N, H, *out_size); both channels-last."""
         a = memory.empty((len(e), self.channels, *self.size), e.dtype, channels_last=True)
-        self._run("adjoint", e, self.panels[1], a)
+        self._run("adjoint", e, self.panels(transposed=True), a)
         return a
 
     def gradient(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:

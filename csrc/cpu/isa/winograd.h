@@ -249,7 +249,7 @@ template <class Row, class Column>
       [&](int i, int j, Vec value) { points[i * Column::points + j] = value; });
 }
 
-// U = G W G^T in both packs, for the units 16 begin <= h < 16 end: once with channels along the lanes, once
+// U = G W G^T in the packs that are wanted, for the units 16 begin <= h < 16 end: once with channels along the lanes, once
 // with units.
 void winograd_weights(const WinogradWeights& op, int64_t begin, int64_t end) {
   const int64_t block = column_multiple;
@@ -268,12 +268,12 @@ void winograd_weights(const WinogradWeights& op, int64_t begin, int64_t end) {
   };
   const int64_t forward_plane = panels(op.units) * op.channels * panel_width;
   const int64_t adjoint_plane = panels(op.channels) * op.units * panel_width;
-  for (int64_t h = begin * block; h < end * block; h += lanes)
+  for (int64_t h = begin * block; op.forward_panels && h < end * block; h += lanes)
     for (int64_t c = 0; c < op.channels; ++c)
       pack(op.core + (h * op.channels + c) * 9, op.channels * 9,
            op.forward_panels + (h / panel_width * op.channels + c) * panel_width + h % panel_width,
            forward_plane);
-  for (int64_t h = begin * block; h < end * block; ++h)
+  for (int64_t h = begin * block; op.adjoint_panels && h < end * block; ++h)
     for (int64_t c = 0; c < op.channels; c += lanes)
       pack(op.core + (h * op.channels + c) * 9, 9,
            op.adjoint_panels + (c / panel_width * op.units + h) * panel_width + c % panel_width,

@@ -8,7 +8,7 @@ from cases import relative
 import lpn_fast as lf
 from lpn_fast import _cpu
 from lpn_fast.algebra.spec import Spec, Stage
-from lpn_fast.ops import thin
+from lpn_fast.ops import cpu_maps, thin
 
 # (kernel, stride, padding, channels, (H, W), units); rows of more than thin_pixels = 96 pixels, blocks of 16 rows, and
 # units that leave a vector partly empty included
@@ -161,3 +161,24 @@ def test_a_network_of_one_wide_stage_agrees_with_float64(precision, prox, second
     assert relative(h, true.hvp(arguments[0], v.double(), arguments[1])) <= second
     for ours, theirs in zip(gradients, expected, strict=True):
         assert ours is None or relative(ours, theirs) <= second
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("images", [0, 1, 2, 5])
+@pytest.mark.parametrize("hidden", [16, 64])
+def test_images_may_go_through_the_first_stage_in_slices(images, hidden, precision, monkeypatch):
+    torch.manual_seed(images)
+    model = lf.ConvLPN(1, hidden=hidden, strides=(1, 1, 2))
+    model.precision = precision
+    x, v = torch.rand(images, 1, 12, 9), torch.randn(images, 1, 12, 9)
+    results = []
+    with lf.use_backend("cpu"):
+        for size in (1 << 30, 1):
+            monkeypatch.setattr(cpu_maps, "SLICE_BYTES", size)
+            model.zero_grad()
+            f = model(x)
+            (v * f).sum().backward()
+            with torch.no_grad():
+                results.append([f, model(x), model.hvp(x, v), *[p.grad for p in model.parameters()]])
+    for whole, sliced in zip(*results, strict=True):
+        assert not images or relative(sliced, whole) <= (1e-6 if precision == "fp32" else 1e-2)

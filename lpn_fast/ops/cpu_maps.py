@@ -14,11 +14,17 @@ from torch import Tensor
 from ..algebra.parameters import Parameters
 from ..algebra.spec import Spec, ceil_div
 from . import thin, winograd
-from .maps import ConvMaps
+from .maps import ConvMaps, SkipsAdjoint
+
+# W_2^T e_2 is as large as z_1, the largest tensor there is, and when nobody keeps e_1 it is needed for a moment only.
+# Images go through that moment in slices of so many bytes, which stay in the last cache.
+SLICE_BYTES = 16 << 20
 
 
 class CpuConvMaps(ConvMaps):
     """`ConvMaps` with the package's own kernels; activations in float32 or bfloat16."""
+
+    epilogues: object  # ops/epilogues.py's steps, for what goes through in slices
 
     def __init__(self, spec: Spec, parameters: Parameters, x: Tensor, storage: torch.dtype):
         super().__init__(spec, parameters, x, storage)
@@ -70,9 +76,63 @@ class CpuConvMaps(ConvMaps):
     def _core(self, l: int, z: Tensor) -> Tensor:
         return self._fast[l].forward(z) if self._fast[l] else super()._core(l, z)
 
-    def core_adjoint(self, l: int, e: Tensor, z: Tensor) -> Tensor:
+    def core_adjoint(self, l: int, e: Tensor, z: Tensor) -> "Tensor | Transposed":
+        if self._slice(z) < len(z) and self.projects(l - 1):
+            return Transposed(self, l, e)
+        return self.product_adjoint(l, e, z)
+
+    def product_adjoint(self, l: int, e: Tensor, z: Tensor) -> Tensor:
+        """W_l^T e, of the shape of z = z_{l-1}, formed at once."""
         return self._fast[l].adjoint(e) if self._fast[l] else super().core_adjoint(l, e, z)
+
+    def projects(self, l: int) -> bool:
+        return l == 0 and len(self._thin) > 1 and self._thin[0] is not None
+
+    def skips_adjoint(self, x: Tensor) -> "SlicedSkipsAdjoint":
+        return SlicedSkipsAdjoint(self, torch.zeros_like(x))
+
+    def _slice(self, z: Tensor) -> int:
+        """Images of a slice; few of them, so that small batches stay whole."""
+        images = max(1, SLICE_BYTES // max(1, z[0].nbytes)) if len(z) else 1
+        return images if len(z) >= 2 * images else max(1, len(z))
 
     def core_gradient(self, l: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         fast = self._fast_gradient[l]
         return fast.gradient(pairs) if fast else super().core_gradient(l, pairs)
+
+
+class Transposed:
+    """W_2^T e_2 that was not formed yet: the step that uses it forms it, whole or slice by slice."""
+
+    def __init__(self, maps: CpuConvMaps, l: int, e: Tensor):
+        self._maps, self._l, self._e = maps, l, e
+
+    def of(self, images: slice, z: Tensor) -> Tensor:
+        """The product for some images, of the shape of z, theirs."""
+        return self._maps.product_adjoint(self._l, self._e[images], z)
+
+
+class SlicedSkipsAdjoint(SkipsAdjoint):
+    """`SkipsAdjoint` that also takes the first stage as a product, without storing e_1 or delta_1."""
+
+    def __init__(self, maps: CpuConvMaps, total: Tensor):
+        super().__init__(maps._skip_adjoint, total)
+        self._maps = maps
+
+    def add_product(
+        self, l: int, a: Tensor | Transposed, epilogue: str, z: Tensor, head, head_squared, e=None, dz=None
+    ):
+        """Add stage l, whose e or delta is the step `epilogue` of the product a."""
+        maps, beta = self._maps, self._maps.spec.beta
+        step = maps._slice(z) if isinstance(a, Transposed) else max(1, len(z))
+        parts = []
+        for first in range(0, max(1, len(z)), step):
+            images = slice(first, first + step)
+            product = a.of(images, z[images]) if isinstance(a, Transposed) else a
+            if epilogue == "slope":
+                result = maps.epilogues.slope_mul(product, z[images], head, head_squared, beta)
+            else:
+                result = maps.epilogues.adjoint(product, z[images], e[images], dz[images], head_squared, beta)
+            factor, image = maps._skip_adjoint(l, result)
+            parts.append(image)
+        self._add_image(factor, parts[0] if len(parts) == 1 else torch.cat(parts))

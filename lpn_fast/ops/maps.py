@@ -221,9 +221,11 @@ class SkipsAdjoint:
         """Add stage l."""
         term = self._skip_adjoint(l, e)
         if term is not None:
-            factor, image = term
-            known = self._by_factor.get(factor)
-            self._by_factor[factor] = image if known is None else known.add_(image)
+            self._add_image(*term)
+
+    def _add_image(self, factor: int, image: Tensor) -> None:
+        known = self._by_factor.get(factor)
+        self._by_factor[factor] = image if known is None else known.add_(image)
 
     def result(self) -> Tensor:
         """The sum, like x."""

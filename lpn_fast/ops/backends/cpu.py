@@ -17,7 +17,7 @@ from torch import Tensor
 from ...algebra.parameters import layout
 from ...algebra.spec import Spec, ceil_div
 from .. import frame, registry, thin
-from ..cpu_maps import CpuConvMaps
+from ..cpu_maps import CpuConvMaps, Transposed
 from ..epilogues import KeptAsItIs
 from .torch import SweepsBackend
 
@@ -180,10 +180,14 @@ def _in_one_pass(spec: Spec, precision: str) -> bool:
     return precision == "fp32" and frame.supports(spec)
 
 
+class _FusedMaps(CpuConvMaps):
+    epilogues = FusedEpilogues()
+
+
 class _ConvCpu(SweepsBackend):
     name = "cpu"
     epilogues = FusedEpilogues()
-    maps_for = CpuConvMaps
+    maps_for = _FusedMaps
 
 
 @functools.cache
@@ -222,5 +226,6 @@ def _matrix(t: Tensor) -> tuple[int, int]:
     return t.shape[0] * t.shape[2] * t.shape[3], t.shape[1]
 
 
-def _like(t: Tensor, z: Tensor) -> Tensor:
+def _like(t: Tensor | Transposed, z: Tensor) -> Tensor:
+    t = t.of(slice(None), z) if isinstance(t, Transposed) else t
     return t if t.stride() == z.stride() else t.contiguous(memory_format=torch.channels_last)

@@ -77,7 +77,8 @@ def main(images, out, checkpoint, world, kills, seed):
     model = lf.load(checkpoint)
     images, out, world = Path(images), Path(out), int(world)
     count, chance = len(list(images.iterdir())), random.Random(int(seed))
-    thresholds = sorted(chance.sample(range(1, count - count // 10), int(kills)))
+    # a quarter is left at the last kill: should this process be late on a busy machine, there is still one to kill
+    thresholds = sorted(chance.sample(range(1, count - count // 4), int(kills)))
     rounds, log = [], out.parent / "computed.log"
     for threshold in [*thresholds, None]:
         before, seen = finished(out), len(computed(log))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import io
 import threading
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from . import dicom
+from . import dicom, png
 from .files import write_temporary
 
 PILLOW_FORMATS = {
@@ -36,13 +35,8 @@ PILLOW_FORMATS = {
     ".bmp": "BMP",
 }
 SUFFIXES = (*PILLOW_FORMATS, ".npy", ".dcm")
-SAVE_OPTIONS = {
-    # JPEG is the one lossy format: best quality short of the useless, and colour at full resolution.
-    "JPEG": {"quality": 95, "subsampling": 0},
-    # Photographs repeat no strings: looking for runs only makes files of the same size in a third of the time
-    # (denoised 512 x 512, gray: 6.4 ms and 159 kB, zlib's default 20 ms and 159 kB).
-    "PNG": {"compress_type": zlib.Z_RLE},
-}
+# JPEG is the one lossy format: best quality short of the useless, and colour at full resolution.
+SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}}
 
 # How a stored mode is read. Whatever is not here (CMYK, Lab, ...) becomes RGB, with a note.
 GRAY_MODES = {"L": "L", "LA": "L", "1": "L", "I;16": "I;16", "I;16B": "I;16", "I;16L": "I;16", "F": "F"}
@@ -180,7 +174,8 @@ def decode(data: bytes, path: Path, intensities: Range | None = None) -> Image:
         else:
             pixels, encoding, notes = _read_picture(data, suffix)
             image = _in_range(path, pixels, encoding, intensities, notes)
-        check_values(image.pixels)
+        if suffix == ".dcm" or image.encoding.levels is None:  # other integers are within [0, 1]
+            check_values(image.pixels)
     except PIL.UnidentifiedImageError as error:  # its own words name an object in memory
         raise UnreadableImage(path, "cannot identify a picture in it: damaged, or of another format") from error
     except Exception as error:  # a decoder that is fed garbage may raise anything; it concerns this file only
@@ -219,15 +214,16 @@ def encode(pixels: Tensor, encoding: Encoding) -> bytes:
 
 def to_array(pixels: Tensor, encoding: Encoding) -> np.ndarray:
     """The pixels (C, H, W) as stored: (C, H, W), or (H, W) for a plane."""
-    values = pixels.detach().cpu().double().numpy()
-    levels = encoding.levels
-    if levels is None:
+    values, levels = pixels.detach().cpu().numpy(), encoding.levels
+    if levels is not None:  # float32 tells 65536 levels apart
+        values = np.rint(np.float32(levels) * values.astype(np.float32, copy=False).clip(0, 1))
+        values = values.astype(np.uint8 if levels == 255 else np.uint16)
+    else:
+        values = values.astype(np.float64)
         if encoding.intensities is not None:
             low, high = encoding.intensities
             values = low + (high - low) * values
         values = values.astype(np.float32 if encoding.kind == "F" else encoding.kind)
-    else:
-        values = np.rint(levels * values.clip(0, 1)).astype(np.uint8 if levels == 255 else np.uint16)
     return values[0] if encoding.is_plane else values
 
 
@@ -301,12 +297,16 @@ def _read_picture(data: bytes, suffix: str) -> tuple[np.ndarray, Encoding, tuple
 def _save_picture(file, stored: np.ndarray, encoding: Encoding) -> None:
     planes = stored[0] if stored.shape[0] == 1 else stored.transpose(1, 2, 0)  # (H, W) or (H, W, 3)
     name = PILLOW_FORMATS[encoding.suffix]
+    exif = PIL.Image.Exif()
+    if encoding.orientation:
+        exif[ORIENTATION] = encoding.orientation
+    if name == "PNG":
+        file.write(png.encode(planes, encoding.icc_profile, exif.tobytes() if encoding.orientation else None))
+        return
     options = dict(SAVE_OPTIONS.get(name, {}))
     if encoding.icc_profile:
         options["icc_profile"] = encoding.icc_profile
     if encoding.orientation and name != "BMP":
-        exif = PIL.Image.Exif()
-        exif[ORIENTATION] = encoding.orientation
         options["exif"] = exif
     PIL.Image.fromarray(np.ascontiguousarray(planes)).save(file, format=name, **options)
 

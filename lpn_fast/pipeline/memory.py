@@ -12,7 +12,7 @@ import ctypes
 import functools
 import time
 
-SHARE = 0.03  # of the time, at most
+SHARE = 0.01  # of the time, at most
 
 
 class Trim:

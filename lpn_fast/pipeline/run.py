@@ -1,4 +1,8 @@
-"""What happens to the images of a job: read, solve, write. `reconstruct` runs these in its threads."""
+"""What happens to the images of a job: read, solve, write. `reconstruct` runs these in its threads.
+
+What the reading and the writing thread do with a whole image is numpy's work: torch would start a team of threads for
+each of them, which wait busily for the next operation on the cores that the solver needs.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -213,7 +218,7 @@ def _divergence(solution: Solution, own: slice) -> str | None:
     """
     if bool(solution.broken[own].any()):
         return "it became NaN or infinite on the way"
-    largest = float(solution.x[own].abs().max())
+    largest = float(np.abs(solution.x[own].numpy()).max())
     if largest > LARGEST_PLAUSIBLE:
         return f"it diverged, to values of {largest:.1e}; take fewer iterations or another sigma or model"
     return None

@@ -60,7 +60,7 @@ def haar_level(images: Tensor) -> Tensor:
     blocks = images[..., :height, :width]
     top, bottom = blocks[..., ::2, :], blocks[..., 1::2, :]
     detail = (top[..., ::2] - top[..., 1::2] - bottom[..., ::2] + bottom[..., 1::2]) / 2  # (N, C, H/2, W/2)
-    return detail.flatten(1).abs().double().median(dim=1).values / GAUSSIAN_MEDIAN
+    return detail.flatten(1).abs().median(dim=1).values.double() / GAUSSIAN_MEDIAN
 
 
 def known_noise(physics, y: Tensor) -> Tensor | None:  # (N,) float64

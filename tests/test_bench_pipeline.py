@@ -1,0 +1,32 @@
+"""The benchmark of batch jobs, at a small size: what it writes down, and that its two ways do the same work."""
+
+import csv
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))  # bench/ belongs to the checkout, not to the installed package
+
+from bench import pipeline, report  # noqa: E402
+
+
+def test_overhead_compares_the_job_with_its_solver(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "SIDE", 32)
+    arguments = ["overhead", "--images", "4", "--rounds", "1", "--seconds", "0", "--threads", "1"]
+    assert pipeline.main([*arguments, "--output", str(tmp_path / "a.csv")]) == 0
+    rows = list(csv.DictReader(open(tmp_path / "a.csv", newline="")))
+    assert tuple(rows[0]) == report.COLUMNS
+    assert [(r["op"], r["provider"]) for r in rows] == [
+        (f"pipeline {task}", what) for task in pipeline.TASKS for what in ("job", "solver", "1 - solver/job")
+    ]
+    assert all(float(r["rel_err"]) <= 0.501 / 255 for r in rows)  # the rounding of 8 bits
+    assert all(float(r["p50"]) > 0 for r in rows if r["metric"] == "time")
+    assert capsys.readouterr().out.count("goal 10 %") == len(pipeline.TASKS)
+
+
+def test_the_peak_is_that_of_a_job_of_all_images(tmp_path):
+    folder = pipeline.photographs(tmp_path / "images", 3, 16)
+    found = pipeline.peak(folder, threads=1)
+    assert 0 < found["start"] <= found["peak"]
+    assert len(list((tmp_path / "images-out").glob("*.png"))) == 3

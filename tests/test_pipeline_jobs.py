@@ -113,7 +113,7 @@ def test_processes_share_the_work_and_give_the_results_of_one(tmp_path, checkpoi
 
 
 def test_a_killed_worker_is_started_again_and_finishes_the_job(tmp_path, checkpoint, model):
-    """Killed after some images of its 300: the line of one comes before its file, so the first might count for nothing."""
+    """Killed after some of its images: the line of one comes before its file, so the first might count for nothing."""
     folder, out, some = numbered_images(tmp_path / "images", 600), tmp_path / "out", 10
     command = launch(2, folder, out, checkpoint, "--max-restarts", 2, "--monitor-interval", 0.1)
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

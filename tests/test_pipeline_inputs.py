@@ -353,7 +353,15 @@ def test_mutated_files_are_read_or_refused(suffix):
     check()
 
 
-@pytest.mark.parametrize("suffix", [".zip", ".npz", ".npy"])
+def test_names_of_datasets_that_are_no_text_are_refused(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed (extra 'hdf5')")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset(b"caf\xe9", data=pixels())
+    sources, broken = find_sources(tmp_path / "a.h5")
+    assert not sources and "must be UTF-8" in str(broken[0])
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".npz", ".npy", ".h5"])
 @pytest.mark.filterwarnings("ignore")
 def test_mutated_containers_are_read_or_refused(suffix, tmp_path):
     path = tmp_path / f"a{suffix}"
@@ -362,6 +370,10 @@ def test_mutated_containers_are_read_or_refused(suffix, tmp_path):
             archive.writestr("a.png", good_bytes(".png"))
     elif suffix == ".npz":
         np.savez_compressed(path, a=pixels((2, 1, SIDE, SIDE)), b=pixels())
+    elif suffix == ".h5":
+        h5py = pytest.importorskip("h5py", reason="h5py is not installed (extra 'hdf5')")
+        with h5py.File(path, "w") as file:
+            file["scan/images"] = pixels((2, 1, SIDE, SIDE))
     else:
         np.save(path, pixels((2, 1, SIDE, SIDE)))
     good = path.read_bytes()

@@ -127,7 +127,7 @@ def test_three_kills_in_a_row_end_in_the_same_weights(photographs, tmp_path):
     resume, reached = tmp_path / "killed" / "resume.safetensors", 0
     for _ in range(3):
         running = subprocess.Popen(command(tmp_path / "killed"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        deadline = time.time() + 60
+        deadline = time.time() + 120
         while time.time() < deadline:
             if resume.exists() and state.read(resume).progress["step"] > reached:
                 break

@@ -183,7 +183,9 @@ def _list_zip(path: Path) -> list[Member]:
 def _list_h5(path: Path) -> list[Member]:
     found: list[Member] = []
 
-    def visit(name: str, item) -> None:
+    def visit(name: str | bytes, item) -> None:
+        if isinstance(name, bytes):
+            raise ValueError(f"names of datasets must be UTF-8, got {name!r}")
         if hasattr(item, "shape") and 2 <= len(item.shape) <= STACK_DIMENSIONS:
             found.extend(_of_array(name, item.shape))
 

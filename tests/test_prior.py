@@ -477,3 +477,10 @@ def test_the_command_scores_images_and_resumes(tmp_path, capsys):
     assert all(float(again[k]["value"]) == pytest.approx(float(rows[k]["value"]), rel=1e-7) for k in rows)
     with pytest.raises(ValueError, match="another file"):
         run_cli(images, "-o", out, *options, "--tol", "1e-3")
+
+
+def test_a_level_is_asked_for_before_anything_is_written(tmp_path):
+    Image.fromarray(np.zeros((12, 10), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"--sigma must be given, natural-gray has a prior for each level from 0\.01"):
+        run_cli(tmp_path / "a.png", "-o", tmp_path / "scores.csv")
+    assert not (tmp_path / "scores.csv").exists()

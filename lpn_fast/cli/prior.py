@@ -33,9 +33,9 @@ model. y is found by inverting the network; `residual` is |f(y) - x| / |x| and s
 Values compare between images of one size only. The same command goes on where it stopped."""
 
 EXAMPLES = """\
-  lpn-fast prior images/ -o scores.csv
+  lpn-fast prior images/ -o scores.csv --sigma 0.05
   lpn-fast prior "scans/*.png" -o scores.csv --model runs/ct/model.safetensors --sigma 0.05
-  lpn-fast prior images/ -o scores.csv --tol 1e-10 --double"""
+  lpn-fast prior images/ -o scores.csv --sigma 0.05 --tol 1e-10 --double"""
 
 # what a line says when not every plane converged: the gravest of their verdicts
 GRAVITY = (Verdict.CONVERGED, Verdict.ITERATIONS, Verdict.STALLED, Verdict.OUTSIDE, Verdict.INVALID)
@@ -94,6 +94,11 @@ def run(args) -> int:
     options.set_threads(args.threads)
     paths = pipeline.find_images(args.images)
     model = options.load_model(args.model, args.device).requires_grad_(False)
+    if model.is_noise_conditional and args.sigma is None:
+        levels = model.spec.noise_levels
+        raise ValueError(
+            f"--sigma must be given, {args.model} has a prior for each level from {levels[0]:g} to {levels[-1]:g}"
+        )
     settings = digest_of({"model": fingerprint(model), "sigma": args.sigma, "tol": args.tol, "double": args.double})
     solver = {
         "sigma": args.sigma,

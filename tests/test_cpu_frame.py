@@ -7,6 +7,7 @@ from cases import relative
 import lpn_fast as lf
 from lpn_fast import _cpu
 from lpn_fast.algebra import reference
+from lpn_fast.algebra.parameters import layout
 from lpn_fast.ops import frame
 
 # (channels, kernel, gates, (H, W)): tiles of 64 pixels, blocks of 8 rows, 4 to 16 lanes; no gates, two stages of them
@@ -105,14 +106,41 @@ def test_the_potential_is_summed_in_float64():
     assert relative(psi, truth(model, x, 0.1)[0]) < 3e-7
 
 
+@pytest.mark.parametrize("which", ["p", "v", "pv"])
+@pytest.mark.parametrize("case", CASES)
+def test_second_order_agrees_with_float64(isa, case, which):
+    """The gradient of sum p psi + <v, f> in x and in all of P, the noise features' part included."""
+    *architecture, size = case
+    model, x = network(*architecture), images(case[0], size)
+    x, features, _ = model._checked(x / 0.1, torch.tensor([0.02, 0.1, 0.25]))
+    packed = model.packed().detach()
+    p, v = torch.randn(3) if "p" in which else None, torch.randn_like(x) if "v" in which else None
+    gx, gP = frame.vjp(model.spec, x, packed, features, p, v)
+    double = [t if t is None else t.double() for t in (x, packed, features, p, v)]
+    true_gx, true_gP = reference.vjp(model.spec, *double)
+    assert relative(gx, true_gx) < 2e-6
+    assert relative(gP, true_gP) < 2e-6
+    for slot in layout(model.spec):
+        part = slice(slot.offset, slot.end)
+        assert relative(gP[part], true_gP[part]) < 2e-5, f"{slot.name}, in which samples nearly cancel"
+    if which == "v":
+        assert torch.equal(frame.hvp(model.spec, x, packed, features, v), gx)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 8])
 @torch.no_grad()
 def test_threads_do_not_change_a_bit(threads):
     model, x, before = network(), images(1, (61, 47)), torch.get_num_threads()
+    x, features, _ = model._checked(x, 0.1)
+
+    def all_of_them():
+        arguments = model.spec, x, model.packed(), features
+        return *model.potential_and_prox(x, 0.1), *frame.vjp(*arguments, torch.ones(3), x.flip(0))
+
     torch.set_num_threads(1)
-    expected = model.potential_and_prox(x, 0.1)
+    expected = all_of_them()
     torch.set_num_threads(threads)
-    found = model.potential_and_prox(x, 0.1)
+    found = all_of_them()
     torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
@@ -126,6 +154,10 @@ def test_a_batch_is_its_samples_and_may_be_empty():
         assert torch.equal(alone[0][0], psi[n]) and torch.equal(alone[1][0], f[n])
     psi, f = model.potential_and_prox(x[:0], sigma[:0])
     assert psi.shape == (0,) and f.shape == (0, 2, 21, 30)
+    assert model.hvp(x[:0], x[:0], sigma[:0]).shape == (0, 2, 21, 30)
+    with torch.enable_grad():
+        model(x[:0], sigma[:0]).sum().backward()
+    assert all(not parameter.grad.any() for parameter in model.parameters())
 
 
 @torch.no_grad()
@@ -160,17 +192,26 @@ def test_gates_that_look_around_go_stage_by_stage(gates):
     [
         ({"kernel": 0}, "kernel must be at least 1, got 0"),
         ({"beta": 0.0}, "beta must be positive and finite, got 0"),
-        ({"gates": [1, 2]}, "gates must hold 6 entries per stage, got 2"),
-        ({"gates": [3, 5, 64, 0, 64, 0]}, "gates must read the 4 units below them, got 5"),
-        ({"gates": [3, 4, 64, 0, 0, 0]}, "the last gates must have a head, got none"),
-        ({"filters": 0}, "filters must be an address, got 0"),
+        ({"P": 0}, "P must be an address, got 0"),
         ({"f": 2}, "f must be aligned to 4 bytes, got address 2"),
+        ({"table": [3, 0, -1, 0, 0, -1, -1, -1]}, "stage 0 no core"),
+        ({"table": [3, -1, 0, -1, 0, -1, -1, -1]}, "stage of gates what reads the stage below, a bias, no squared"),
+        ({"table": [3, -1, 0, 0, -1, -1, -1, -1]}, "and the last one a head; stage 0 has others"),
     ],
 )
 def test_what_would_crash_is_refused(change, message):
+    table = torch.tensor(change.pop("table", [3, -1, 0, 0, 0, -1, -1, -1]))
     arguments = {
-        "x": 64, "filters": 64, "head": 0, "gates": [], "units": 4, "images": 1, "channels": 1, "height": 5,
-        "width": 5, "kernel": 2, "beta": 1.0, "alpha": 0.0, "psi": 0, "f": 64, "threads": 1,
+        "x": 64, "P": 64, "table": table.data_ptr(), "stages": 1, "filters_at": 0, "biases": 64, "shared": True,
+        "images": 1, "channels": 1, "height": 5, "width": 5, "units": 4, "kernel": 2, "beta": 1.0, "alpha": 0.0,
+        "psi": 0, "f": 64, "threads": 1,
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         _cpu.frame_value_prox(**(arguments | change))
+
+
+def test_gradients_must_fit_into_what_is_given():
+    model, x = network(2, 3), images(2, (9, 9))
+    problem = frame._problem(model.spec, x, model.packed().detach(), torch.zeros(1, 12))
+    with pytest.raises(ValueError, match="filters_at must leave room for 324 values in numel = 100"):
+        _cpu.frame_vjp(x.data_ptr(), *problem, 0, 0, x.data_ptr(), x.data_ptr(), 100, x.data_ptr(), 1)

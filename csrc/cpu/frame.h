@@ -1,35 +1,70 @@
-// A squared first stage under gates of single pixels, on all threads (isa/frame.h).
+// A squared first stage under gates of single pixels, on all threads (isa/frame.h, isa/frame_second.h).
 
 #pragma once
 
 #include <vector>
 
 #include "frame_kernels.h"
+#include "mlp.h"
 
 namespace lpn {
 
+struct FrameShape {
+  int64_t images, channels, height, width;  // of x
+  int64_t units;                            // filters
+  int64_t kernel;
+};
+
+struct FrameVjp {
+  const float* x;  // [images, channels, height, width]
+  const float* v;  // as x or nullptr, cotangent of f
+  const float* p;  // [images] or nullptr, cotangent of psi
+  float* gx;       // as x: H v + p f
+  float* gP;       // [numel] or nullptr: gradient of P; that of what the biases are made of is in `biases`
+  int64_t numel;   //
+  int64_t filters_at;    // of K in P
+  float* bias_gradient;  // [images, gates of all stages], where gP is
+};
+
 class FrameNetwork {
  public:
-  // `op` without its gates and lines, which follow from the rest. Throws std::invalid_argument where `gates`
-  // do not fit on each other.
-  FrameNetwork(const Frame& op, std::vector<FrameGates> gates, float alpha);
+  // `gates` is the dense network of a pixel's z_1, without alpha; its biases are read from `biases`. Throws
+  // std::invalid_argument where it has what the kernels do not know.
+  FrameNetwork(const FrameShape& shape,
+               const float* filters,  // [units, channels, kernel, kernel]
+               const Network& gates,
+               const float* biases,  // [images or 1, gates of all stages]
+               int64_t bias_step,    // from one image to the next, or 0
+               float alpha);
 
-  FrameNetwork(const FrameNetwork&) = delete;  // op_ points into gates_
+  FrameNetwork(const FrameNetwork&) = delete;  // gates_ points into stages_
   FrameNetwork& operator=(const FrameNetwork&) = delete;
 
-  // The order of additions depends on the size of an image alone.
+  // The order of additions depends on shapes alone.
   void value_prox(const float* x,  // [images, channels, height, width]
                   double* psi,     // [images] or nullptr
                   float* f,        // as x
-                  int64_t images,
                   int threads) const;
+  void vjp(const FrameVjp& io, int threads) const;
 
  private:
   class Scratch;
 
-  std::vector<FrameGates> gates_;
-  Frame op_;
-  float alpha_;
+  int64_t image_size() const { return op_.channels * op_.height * op_.width; }
+  int64_t height() const { return op_.height + op_.kernel - 1; }  // of the coefficients
+  int64_t sum_size() const { return (rows_ + op_.kernel - 1) * op_.channels * op_.sum_line; }
+  void fold(const float* sums,
+            const float* direction,
+            const float* p,
+            const float* x,
+            float* out,
+            int threads) const;
+
+  Frame op_{};
+  const Network& network_;
+  std::vector<MlpStage> stages_;  // [images, gate stages], each with its bias
+  std::vector<Mlp> gates_;        // [images]
+  int64_t images_;
   int64_t rows_;    // of coefficients that go together
   int64_t blocks_;  // of an image
 };

@@ -2,11 +2,8 @@
 
 #include "frame_bindings.h"
 
-#include <pybind11/stl.h>
-
 #include <cmath>
 #include <string>
-#include <vector>
 
 #include "arguments.h"
 #include "frame.h"
@@ -16,79 +13,146 @@ namespace py = pybind11;
 namespace lpn {
 namespace {
 
-// Entries of one stage of gates in the table: width, units below, addresses of core, bias and head, whether
-// every image has a bias of its own.
-constexpr size_t gate_entries = 6;
+// What describes a network and its input, in the order of the arguments.
+struct Problem {
+  const float* P;
+  const int64_t* table;  // of the gates, as of a dense network (mlp.h), in P
+  int64_t stages;
+  int64_t filters_at;   // of K in P
+  const float* biases;  // [images or 1, gates of all stages]
+  FrameShape shape;
+  float beta;
+  float alpha;
 
-std::vector<FrameGates> gates_of(const std::vector<int64_t>& table) {
-  if (table.size() % gate_entries)
-    throw std::invalid_argument("gates must hold 6 entries per stage, got " + std::to_string(table.size()));
-  std::vector<FrameGates> gates;
-  for (size_t at = 0; at < table.size(); at += gate_entries) {
-    const int64_t* entry = table.data() + at;
-    require_at_least(1, entry[0], "width");
-    FrameGates stage{};
-    stage.width = entry[0];
-    stage.below = entry[1];
-    stage.core = required<const float>(entry[2], "core", 1);
-    stage.bias = optional<const float>(entry[3], "bias");
-    stage.head = optional<const float>(entry[4], "head");
-    stage.bias_step = entry[5] ? stage.width : 0;
-    gates.push_back(stage);
+  Problem(Address P,
+          Address table,
+          int64_t stages,
+          int64_t filters_at,
+          Address biases,
+          int64_t images,
+          int64_t channels,
+          int64_t height,
+          int64_t width,
+          int64_t units,
+          int64_t kernel,
+          float beta,
+          float alpha,
+          int threads)
+      : P(required<const float>(P, "P", 1)),
+        table(required<const int64_t>(table, "table", 1)),
+        stages(stages),
+        filters_at(filters_at),
+        biases(required<const float>(biases, "biases", images * stages)),
+        shape{images, channels, height, width, units, kernel},
+        beta(beta),
+        alpha(alpha) {
+    require_at_least(0, stages, "stages");
+    require_at_least(0, filters_at, "filters_at");
+    require_at_least(0, images, "images");
+    require_at_least(1, channels, "channels");
+    require_at_least(1, height, "height");
+    require_at_least(1, width, "width");
+    require_at_least(1, units, "units");
+    require_at_least(1, kernel, "kernel");
+    require_at_least(1, threads, "threads");
+    if (!(beta > 0.0f) || std::isinf(beta))
+      throw std::invalid_argument("beta must be positive and finite, got " + std::to_string(beta));
   }
-  return gates;
-}
+
+  // run(network); every image has biases of its own or all share one row.
+  template <class Run>
+  void with_network(bool shared, Run run) const {
+    const Network gates(P, table, shape.units, stages, beta, 0.0f);
+    run(FrameNetwork(shape, P + filters_at, gates, biases, shared ? 0 : gates.units(), alpha));
+  }
+};
 
 void value_prox(Address x,
-                Address filters,
-                Address head,
-                const std::vector<int64_t>& gates,
-                int64_t units,
+                Address P,
+                Address table,
+                int64_t stages,
+                int64_t filters_at,
+                Address biases,
+                bool shared,
                 int64_t images,
                 int64_t channels,
                 int64_t height,
                 int64_t width,
+                int64_t units,
                 int64_t kernel,
                 float beta,
                 float alpha,
                 Address psi,
                 Address f,
                 int threads) {
-  require_at_least(1, units, "units");
-  require_at_least(0, images, "images");
-  require_at_least(1, channels, "channels");
-  require_at_least(1, height, "height");
-  require_at_least(1, width, "width");
-  require_at_least(1, kernel, "kernel");
-  require_at_least(1, threads, "threads");
-  if (!(beta > 0.0f) || std::isinf(beta))
-    throw std::invalid_argument("beta must be positive and finite, got " + std::to_string(beta));
-  Frame op{};
-  op.filters = required<const float>(filters, "filters", 1);
-  op.head = optional<const float>(head, "head");
-  op.units = units;
-  op.channels = channels;
-  op.kernel = kernel;
-  op.height = height;
-  op.width = width;
-  op.beta = beta;
-  const FrameNetwork network(op, gates_of(gates), alpha);
-  if (images == 0) return;
-  network.value_prox(required<const float>(x, "x", 1), optional<double>(psi, "psi"),
-                     required<float>(f, "f", 1), images, threads);
+  const Problem problem(P, table, stages, filters_at, biases, images, channels, height, width, units, kernel,
+                        beta, alpha, threads);
+  const auto* from = required<const float>(x, "x", images);
+  auto* value = optional<double>(psi, "psi");
+  auto* to = required<float>(f, "f", images);
+  problem.with_network(shared,
+                       [&](const FrameNetwork& network) { network.value_prox(from, value, to, threads); });
+}
+
+void vjp(Address x,
+         Address P,
+         Address table,
+         int64_t stages,
+         int64_t filters_at,
+         Address biases,
+         bool shared,
+         int64_t images,
+         int64_t channels,
+         int64_t height,
+         int64_t width,
+         int64_t units,
+         int64_t kernel,
+         float beta,
+         float alpha,
+         Address p,
+         Address v,
+         Address gx,
+         Address gP,
+         int64_t numel,
+         Address bias_gradient,
+         int threads) {
+  const Problem problem(P, table, stages, filters_at, biases, images, channels, height, width, units, kernel,
+                        beta, alpha, threads);
+  FrameVjp io{};
+  io.x = required<const float>(x, "x", images);
+  io.p = optional<const float>(p, "p");
+  io.v = optional<const float>(v, "v");
+  io.gx = required<float>(gx, "gx", images);
+  io.gP = optional<float>(gP, "gP");
+  io.numel = numel;
+  io.filters_at = filters_at;
+  io.bias_gradient = required<float>(bias_gradient, "bias_gradient", gP ? images * stages : 0);
+  const int64_t filters = units * channels * kernel * kernel;
+  if (gP && filters_at + filters > numel)
+    throw std::invalid_argument("filters_at must leave room for " + std::to_string(filters) +
+                                " values in numel = " + std::to_string(numel) + ", got " +
+                                std::to_string(filters_at));
+  problem.with_network(shared, [&](const FrameNetwork& network) { network.vjp(io, threads); });
 }
 
 }  // namespace
 
 void define_frame(py::module_& module) {
   using py::arg;
-  module.def("frame_value_prox", &value_prox, py::call_guard<py::gil_scoped_release>(), arg("x"),
-             arg("filters"), arg("head"), arg("gates"), arg("units"), arg("images"), arg("channels"),
-             arg("height"), arg("width"), arg("kernel"), arg("beta"), arg("alpha"), arg("psi"), arg("f"),
-             arg("threads"),
-             "psi (float64, may be 0) and f = grad psi; gates hold width, units below, addresses of core, "
-             "bias, head "
-             "and whether each image has a bias of its own, stage by stage.");
+  using unlocked = py::call_guard<py::gil_scoped_release>;
+  module.def(
+      "frame_value_prox", &value_prox, unlocked(), arg("x"), arg("P"), arg("table"), arg("stages"),
+      arg("filters_at"), arg("biases"), arg("shared"), arg("images"), arg("channels"), arg("height"),
+      arg("width"), arg("units"), arg("kernel"), arg("beta"), arg("alpha"), arg("psi"), arg("f"),
+      arg("threads"),
+      "psi (float64, may be 0) and f = grad psi; table: the gates as a dense network of the energies.");
+  module.def(
+      "frame_vjp", &vjp, unlocked(), arg("x"), arg("P"), arg("table"), arg("stages"), arg("filters_at"),
+      arg("biases"), arg("shared"), arg("images"), arg("channels"), arg("height"), arg("width"), arg("units"),
+      arg("kernel"), arg("beta"), arg("alpha"), arg("p"), arg("v"), arg("gx"), arg("gP"), arg("numel"),
+      arg("bias_gradient"), arg("threads"),
+      "gx = H v + p f, and unless gP is 0 the gradient of sum p psi + <v, f> in P, where biases count as "
+      "the sum over images of bias_gradient [images, gates]; p or v may be 0.");
 }
 
 }  // namespace lpn

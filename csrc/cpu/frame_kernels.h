@@ -1,4 +1,5 @@
-// What an instruction set provides for a squared first stage under gates of single pixels (isa/frame.h).
+// What an instruction set provides for a squared first stage under gates of single pixels (isa/frame.h,
+// isa/frame_second.h).
 //
 // Plain structs and no inline function, as in kernels.h and for its reason.
 
@@ -8,57 +9,53 @@
 
 namespace lpn {
 
+struct Mlp;
+struct MlpBlock;
 struct Term;
 
-// Pixels that go through the gates together: whole vectors of every instruction set. Their 49 energies and 96
-// slopes, of the networks that ship, are 37 KB.
-constexpr int64_t frame_pixels = 64;
-
-// z = softplus(W z_below + b) at every pixel.
-struct FrameGates {
-  const float* core;   // [width, below]
-  const float* bias;   // [images or 1, width] or nullptr
-  int64_t bias_step;   // width, or 0 where all images share it
-  const float* head;   // [width] or nullptr
-  int64_t width;       // H_l
-  int64_t below;       // H_{l-1}
-  int64_t first_unit;  // gates of all stages before this one
-};
-
-// c = K x with zeros around x, z_1 = c^2, gates upon them. Coefficients are
-// [units, height + kernel - 1, width + kernel - 1].
+// c = K x with zeros around x, z_1 = c^2; the gates, a dense network of every pixel's z_1, are an Mlp of
+// their own. Coefficients are [units, height + kernel - 1, width + kernel - 1].
 struct Frame {
-  const float* filters;     // [units, channels, kernel, kernel]
-  const float* head;        // [units], of z_1, or nullptr
-  const FrameGates* gates;  // [gate_count]
-  int64_t gate_count;
+  const float* filters;  // [units, channels, kernel, kernel]
   int64_t units;
   int64_t channels;
   int64_t kernel;
   int64_t height, width;  // of the image
   int64_t line;           // floats of a padded row: its coefficients in whole vectors, kernel - 1 more
   int64_t sum_line;       // floats of a row of the image in whole vectors
-  float beta;
+  int64_t columns;        // channels kernel^2, rounded up to column_multiple
+  float alpha;
 };
 
-// Scratch of one worker.
+// Scratch of one worker; the last four of second order only.
 struct FrameScratch {
-  float* lines;    // [rows + kernel - 1, channels, line]   x with zeros around
-  float* c;        // [units, line]                         a row of coefficients, then of e_1
-  float* z;        // [units, frame_pixels]                 energies c^2
-  float* gates_z;  // [gates of all stages, frame_pixels]
-  float* s;        // [gates of all stages, frame_pixels]
-  float* e;        // [gates of all stages, frame_pixels]
+  const MlpBlock* gates;  // of block_rows pixels, z_1 and its tangent as x and v
+  float* lines;           // [rows + kernel - 1, channels, line]   x with zeros around
+  float* c;        // [units, line]                         a row of coefficients, then of e_1 or delta_1
   float* sums;     // [gates of the last stage, 2, column_multiple]
   Term* terms;     // [channels kernel]
+  float* v_lines;  // as lines, of v
+  float* dc;       // as c, of v
+  float* e;        // [units, block_rows]                   e_1 of a tile
+  float* patches;  // [2, block_rows, columns], a vector more each
 };
 
 // Some rows of the coefficients of one image.
 struct FrameProx {
-  int64_t image;
+  const Mlp* gates;
   const float* x;  // [channels, height, width]
   float* sum;  // [rows + kernel - 1, channels, sum_line]: what f gets from them, begin - kernel + 1 rows down
   double* psi;  // [1] or nullptr: what psi gets from them
+};
+
+struct FrameSecond {
+  const Mlp* gates;
+  const float* x;  // [channels, height, width]
+  const float* v;  // as x or nullptr, cotangent of f
+  const float* p;  // [1] or nullptr, cotangent of psi; one of the two is there
+  float* sum;      // as above, of H v + p f
+  float* partial;  // added to, or nullptr: gradient of the gates, [units, columns] of the filters
+  int64_t filters_at;
 };
 
 }  // namespace lpn

@@ -359,6 +359,7 @@ struct Kernels {
   void (*adam_step)(const AdamStep&, int64_t begin, int64_t end);
   // Rows begin <= r < end of the coefficients of one image, under gates of single pixels.
   void (*frame_prox)(const Frame&, const FrameScratch&, const FrameProx&, int64_t begin, int64_t end);
+  void (*frame_second)(const Frame&, const FrameScratch&, const FrameSecond&, int64_t begin, int64_t end);
   // Lines of the parallel-beam projector, in both precisions.
   ResampleKernels<float> resample_float;
   ResampleKernels<double> resample_double;

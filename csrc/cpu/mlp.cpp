@@ -34,10 +34,13 @@ const float* at_offset(const float* parameters, int64_t offset) {
   return offset < 0 ? nullptr : parameters + offset;
 }
 
-struct FreeDeleter {
-  void operator()(float* memory) const { std::free(memory); }
-};
-using Floats = std::unique_ptr<float, FreeDeleter>;
+int64_t workers_of(int64_t items, int threads) { return std::clamp<int64_t>(items, 1, threads); }
+
+int64_t blocks_of(int64_t rows) { return (rows + block_rows - 1) / block_rows; }
+
+}  // namespace
+
+void FreeDeleter::operator()(float* memory) const { std::free(memory); }
 
 Floats allocate_floats(int64_t count) {
   constexpr size_t cache_line = 64;
@@ -46,10 +49,6 @@ Floats allocate_floats(int64_t count) {
   if (!memory) throw std::bad_alloc();
   return Floats(memory);
 }
-
-int64_t blocks_of(int64_t rows) { return (rows + block_rows - 1) / block_rows; }
-
-}  // namespace
 
 Network::Network(
     const float* parameters, const int64_t* table, int64_t dim, int64_t stage_count, float beta, float alpha)
@@ -100,48 +99,36 @@ Network::Network(
   partial_size_ += (dim + 1) * sum_lanes;
 }
 
-// One block of scratch per worker, allocated before the threads start: an exception must not leave a thread.
-class Network::Scratch {
- public:
-  // level: 0 the prox sweeps, 1 the tangent and adjoint sweeps too, 2 the weight gradients too
-  Scratch(const Network& network, int64_t blocks, int threads, int level) {
-    const int64_t workers = std::max<int64_t>(1, std::min<int64_t>(threads, blocks));
-    const int64_t values = network.mlp_.units * block_rows;
-    const int64_t inputs = network.mlp_.dim * block_rows;
-    const int64_t columns = level > 1 ? network.columns_ * block_rows : 0;
-    const int64_t adjoint_values = level > 0 ? values : 0;
-    const int64_t term_count = std::max<int64_t>(2, network.mlp_.stage_count);
-    const int64_t floats = 3 * inputs + block_rows + 3 * values + 3 * adjoint_values + 2 * columns;
-    memory_ = allocate_floats(workers * floats);
-    terms_.resize(workers * term_count);
-    float* next = memory_.get();
-    const auto take = [&next](int64_t count) { return std::exchange(next, next + count); };
-    for (int64_t worker = 0; worker < workers; ++worker) {
-      MlpBlock block{};
-      block.x = take(inputs);
-      block.v = take(inputs);
-      block.p = take(block_rows);
-      block.result = take(inputs);
-      block.z = take(values);
-      block.s = take(values);
-      block.e = take(values);
-      block.curvature = take(adjoint_values);
-      block.dz = take(adjoint_values);
-      block.delta = take(adjoint_values);
-      block.dz_columns = take(columns);
-      block.z_columns = take(columns);
-      block.terms = terms_.data() + worker * term_count;
-      blocks_.push_back(block);
-    }
+// Allocated before the threads start: an exception must not leave a thread.
+Network::Scratch::Scratch(const Network& network, int64_t workers, int level) {
+  const int64_t values = network.mlp_.units * block_rows;
+  const int64_t inputs = network.mlp_.dim * block_rows;
+  const int64_t columns = level > 1 ? network.columns_ * block_rows : 0;
+  const int64_t adjoint_values = level > 0 ? values : 0;
+  const int64_t term_count = std::max<int64_t>(2, network.mlp_.stage_count);
+  const int64_t floats = 3 * inputs + block_rows + 3 * values + 3 * adjoint_values + 2 * columns;
+  memory_ = allocate_floats(workers * floats);
+  terms_.resize(workers * term_count);
+  float* next = memory_.get();
+  const auto take = [&next](int64_t count) { return std::exchange(next, next + count); };
+  for (int64_t worker = 0; worker < workers; ++worker) {
+    MlpBlock block{};
+    block.x = take(inputs);
+    block.v = take(inputs);
+    block.p = take(block_rows);
+    block.result = take(inputs);
+    block.z = take(values);
+    block.s = take(values);
+    block.e = take(values);
+    block.curvature = take(adjoint_values);
+    block.dz = take(adjoint_values);
+    block.delta = take(adjoint_values);
+    block.dz_columns = take(columns);
+    block.z_columns = take(columns);
+    block.terms = terms_.data() + worker * term_count;
+    blocks_.push_back(block);
   }
-
-  const MlpBlock& operator[](int worker) const { return blocks_[worker]; }
-
- private:
-  Floats memory_;
-  std::vector<Term> terms_;
-  std::vector<MlpBlock> blocks_;
-};
+}
 
 MlpTape Network::tape(float* memory, int64_t rows) const {
   if (!memory) return {};
@@ -150,7 +137,7 @@ MlpTape Network::tape(float* memory, int64_t rows) const {
 
 void Network::value_prox(const MlpProx& io, int64_t rows, int threads) const {
   const Kernels& kernels = active_kernels();
-  const Scratch scratch(*this, blocks_of(rows), threads, 0);
+  const Scratch scratch(*this, workers_of(blocks_of(rows), threads), 0);
   parallel_for(blocks_of(rows), 1, threads, [&](int worker, int64_t index, int64_t) {
     const int64_t first = index * block_rows;
     kernels.mlp_prox(mlp_, scratch[worker], io, first, std::min(block_rows, rows - first));
@@ -159,7 +146,7 @@ void Network::value_prox(const MlpProx& io, int64_t rows, int threads) const {
 
 void Network::hvp(const MlpHvp& io, int64_t rows, int threads) const {
   const Kernels& kernels = active_kernels();
-  const Scratch scratch(*this, blocks_of(rows), threads, 1);
+  const Scratch scratch(*this, workers_of(blocks_of(rows), threads), 1);
   parallel_for(blocks_of(rows), 1, threads, [&](int worker, int64_t index, int64_t) {
     const int64_t first = index * block_rows;
     kernels.mlp_hvp(mlp_, scratch[worker], io, first, std::min(block_rows, rows - first));
@@ -178,7 +165,7 @@ void Network::vjp(const MlpVjp& io, float* gP, int64_t numel, int64_t rows, int 
   const int64_t affordable = std::clamp<int64_t>(most_partial_floats / partial_size_, 1, most_chunks);
   const int64_t chunks = std::min((blocks + least_blocks - 1) / least_blocks, affordable);
   const Floats partials = allocate_floats(chunks * partial_size_);
-  const Scratch scratch(*this, chunks, threads, 2);
+  const Scratch scratch(*this, workers_of(chunks, threads), 2);
   parallel_for(chunks, 1, threads, [&](int worker, int64_t chunk, int64_t) {
     float* partial = partials.get() + chunk * partial_size_;
     std::fill(partial, partial + partial_size_, 0.0f);
@@ -217,7 +204,7 @@ void Network::require_fits(int64_t numel) const {
   require(entry[1], 1);
 }
 
-// gP from the layout of a partial gradient; what is kept in lanes is added up.
+// What is kept in lanes is added up.
 void Network::scatter(const double* totals,  // [partial_size]
                       float* gP) const {     // [numel]
   const auto copy = [=](int64_t from, int64_t offset, int64_t count) {

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "kernels.h"
@@ -11,6 +12,13 @@ namespace lpn {
 
 constexpr int64_t table_entries_per_stage = 6;  // width and the offsets of core, skip, bias, head, head_sq
 constexpr int64_t table_entries_at_end = 2;     // offsets of linear and constant
+
+// Floats that begin with a cache line.
+struct FreeDeleter {
+  void operator()(float* memory) const;
+};
+using Floats = std::unique_ptr<float, FreeDeleter>;
+Floats allocate_floats(int64_t count);
 
 // A dense network whose parameters lie in one flat vector. Offset -1 means absent.
 class Network {
@@ -35,12 +43,29 @@ class Network {
   // gP and gx are overwritten. Bit-equal for any number of threads.
   void vjp(const MlpVjp& io, float* gP, int64_t numel, int64_t rows, int threads) const;  // gP: [numel]
 
- private:
-  class Scratch;
-
+  // For those who run the sweeps over blocks of their own.
+  const Mlp& mlp() const { return mlp_; }
+  int64_t units() const { return mlp_.units; }
+  int64_t partial_size() const { return partial_size_; }
+  // Throws std::invalid_argument where the table leaves P.
   void require_fits(int64_t numel) const;
-  void scatter(const double* totals, float* gP) const;
+  // gP from the layout of a partial gradient.
+  void scatter(const double* totals, float* gP) const;  // totals: [partial_size], gP: [numel]
 
+  // Blocks for `workers`, which the network outlives; Level 0 the prox sweeps, 1 the tangent and adjoint
+  // sweeps too, 2 the weight gradients too.
+  class Scratch {
+   public:
+    Scratch(const Network& network, int64_t workers, int level);
+    const MlpBlock& operator[](int worker) const { return blocks_[worker]; }
+
+   private:
+    Floats memory_;
+    std::vector<Term> terms_;
+    std::vector<MlpBlock> blocks_;
+  };
+
+ private:
   const int64_t* table_;
   std::vector<MlpStage> stages_;
   Mlp mlp_;

@@ -1,16 +1,18 @@
-"""Squared first stages under gates of single pixels on the CPU, all stages in one pass (csrc/cpu/isa/frame.h).
+"""Squared first stages under gates of single pixels on the CPU, in one pass (csrc/cpu/isa/frame.h, frame_second.h).
 
-    c = K x,   z_1 = c^2,   z_l = softplus(W_l z_{l-1} + b_l)  W_l of 1 x 1;  psi = sum_l w_l . z_l + alpha/2 |x|^2
+    c = K x,   z_1 = c^2,   z_l = softplus(W_l z_{l-1} + b_l),  W_l of 1 x 1;  psi = sum_l w_l . z_l + alpha/2 |x|^2
 
-The networks of `FrameLPN` with the default gates. Only x, psi and f touch memory, so there is no tape.
+The networks of `FrameLPN` with the default gates. Only images and gradients touch memory: what a derivative needs of
+the stages is computed anew, which is cheaper than storing it, so there is no tape. All tensors are float32.
 """
 
+import functools
 import importlib
 
 import torch
 from torch import Tensor
 
-from ..algebra.parameters import unpack
+from ..algebra.parameters import StageParameters, layout, unpack
 from ..algebra.spec import Spec, Stage
 
 
@@ -25,45 +27,96 @@ def supports(spec: Spec) -> bool:
 
 def _is_gate(stage: Stage) -> bool:
     reading = stage.kernel, stage.stride, stage.padding, stage.skip_kernel
-    return reading == (1, 1, 0, 0) and "squared" not in stage.heads
+    return reading == (1, 1, 0, 0) and stage.bias and "squared" not in stage.heads
 
 
 def value_prox(
     spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, with_value: bool
 ) -> tuple[Tensor | None, Tensor]:
-    """(psi (N,) or None, f like x), for x (N, C, H, W), P (P,), noise features (N, F) or None, all float32."""
+    """(psi (N,) or None, f like x), for x (N, C, H, W), P (P,), noise features (N, F) or None."""
     x, packed = x.contiguous(), packed.contiguous()
+    biases = _biases(_gates(spec, packed), features)
     psi = torch.empty(len(x), dtype=torch.float64) if with_value else None
     f = torch.empty_like(x)
-    network = _Arguments(spec, packed, features)
-    importlib.import_module("lpn_fast._cpu").frame_value_prox(
-        x.data_ptr(), *network.first, network.gates, *network.sizes(x), spec.beta, spec.alpha,
-        psi.data_ptr() if with_value else 0, f.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
+    _cpu().frame_value_prox(
+        x.data_ptr(), *_problem(spec, x, packed, biases), _at(psi), f.data_ptr(), torch.get_num_threads()
+    )
     return None if psi is None else psi.to(x.dtype), f
 
 
-class _Arguments:
-    """Parameters and sizes as csrc takes them; it reads P where it lies."""
+def hvp(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, v: Tensor) -> Tensor:
+    """H v, like x; v (N, C, H, W)."""
+    return _vjp(spec, x, packed, features, None, v, None)[0]
 
-    def __init__(self, spec: Spec, packed: Tensor, features: Tensor | None):
-        first, *gates = unpack(spec, packed).stages
-        self._spec, self._kept = spec, [packed]
-        self.first = _at(first.skip), _at(first.head)
-        self.gates: list[int] = []  # a stage after the other, as frame_bindings.cpp says
-        for gate in gates:
-            width, below = gate.core.shape[:2]
-            bias = gate.bias
-            if gate.noise is not None:
-                bias = features @ gate.noise.T  # [N, H_l]
-                bias = (bias if gate.bias is None else bias + gate.bias).contiguous()
-            self._kept.append(bias)
-            self.gates += [width, below, _at(gate.core), _at(bias), _at(gate.head), gate.noise is not None]
 
-    def sizes(self, x: Tensor) -> tuple[int, ...]:
-        """(units, images, channels, height, width, kernel)."""
-        first = self._spec.stages[0]
-        return first.width, *x.shape, first.skip_kernel
+def vjp(
+    spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, p: Tensor | None, v: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Gradient of sum p psi + <v, f> in x and P; p (N,), v (N, C, H, W), either may be None."""
+    gradient = torch.empty_like(packed, memory_format=torch.contiguous_format)
+    gx, biases = _vjp(spec, x, packed, features, p, v, gradient)
+    first = 0
+    for gate in _gates(spec, gradient):
+        part = biases[:, first : first + len(gate.bias)]
+        if gate.noise is not None:
+            torch.mm(part.T, features, out=gate.noise)
+        first += len(gate.bias)
+    return gx, gradient
+
+
+def _vjp(spec, x, packed, features, p, v, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """(H v + p f, gradient of the biases of every image (N, gates of all stages) or None); `gradient` is filled."""
+    x, packed = x.contiguous(), packed.contiguous()
+    p = None if p is None else p.contiguous()
+    v = None if v is None else v.contiguous()
+    biases = _biases(_gates(spec, packed), features)
+    gx = torch.empty_like(x)
+    bias_gradient = None if gradient is None else x.new_empty(len(x), biases.shape[1])
+    _cpu().frame_vjp(
+        x.data_ptr(), *_problem(spec, x, packed, biases), _at(p), _at(v), gx.data_ptr(), _at(gradient),
+        packed.numel(), _at(bias_gradient), torch.get_num_threads(),
+    )  # fmt: skip
+    return gx, bias_gradient
+
+
+def _gates(spec: Spec, packed: Tensor) -> tuple[StageParameters, ...]:
+    return unpack(spec, packed).stages[1:]
+
+
+def _biases(gates: tuple[StageParameters, ...], features: Tensor | None) -> Tensor:
+    """b_l + B_l phi(sigma) of all stages side by side, (N, gates) or, without a noise level, (1, gates)."""
+    parts = [g.bias[None] if g.noise is None else torch.addmm(g.bias, features, g.noise.T) for g in gates]
+    if not parts:
+        return torch.empty(1, 0)
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _problem(spec: Spec, x: Tensor, packed: Tensor, biases: Tensor) -> tuple:
+    """Network and sizes as csrc takes them; it reads P where it lies."""
+    first = spec.stages[0]
+    table, filters_at = _table(spec)
+    shared = len(biases) == 1
+    return (
+        packed.data_ptr(), table.data_ptr(), len(spec.stages) - 1, filters_at, biases.data_ptr(), shared, *x.shape,
+        first.width, first.skip_kernel, spec.beta, spec.alpha,
+    )  # fmt: skip
+
+
+@functools.cache
+def _table(spec: Spec) -> tuple[Tensor, int]:
+    """(csrc's table of the gates as a dense network of z_1, int64 [6 (L - 1) + 2], where K begins in P)."""
+    offsets = {slot.name: slot.offset for slot in layout(spec)}
+    table = []
+    for index, stage in enumerate(spec.stages[1:], 1):
+        core, bias, head = (offsets.get(f"stages.{index}.{name}", -1) for name in ("core", "bias", "head"))
+        reads = (-1, core) if index == 1 else (core, -1)  # core and skip: the first stage reads its input
+        table += [stage.width, *reads, bias, head, -1]
+    table += [offsets.get("stages.0.head", -1), -1]
+    return torch.tensor(table, dtype=torch.int64), offsets["stages.0.skip"]
+
+
+def _cpu():
+    return importlib.import_module("lpn_fast._cpu")
 
 
 def _at(t: Tensor | None) -> int:

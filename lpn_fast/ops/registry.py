@@ -133,6 +133,12 @@ def select(spec: Spec, x: Tensor, precision: str = "fp32") -> Backend:
     raise RuntimeError(f"no backend runs this in precision {precision!r}: {reasons(spec, x, precision)}")
 
 
+def stores_activations(spec: Spec, x: Tensor, precision: str = "fp32") -> bool:
+    """Whether an evaluation writes activations to memory: a large batch is then better cut to what a cache holds."""
+    in_one_pass = getattr(select(spec, x, precision), "in_one_pass", None)
+    return in_one_pass is None or not in_one_pass(spec, precision)
+
+
 class use_backend(AbstractContextManager):
     """Choose the backend by name, from now on or for a `with` block.
 

@@ -6,7 +6,8 @@
 
     x, v, f (N, C) or (N, C, H, W);   P (P,);   features (N, F) or None;   psi, p (N,)
     tape    what evaluate leaves behind for hvp and vjp at the same x; empty: they recompute it.
-            conv    z_1..z_L, e_1..e_L, in the storage type of the named precision
+            conv    z_1..z_L, e_1..e_L, in the storage type of the named precision; nothing of what ops/frame.py
+                    computes on the CPU, where storing costs more than computing it again
             dense   what the backend that made it understands, in a layout of its own (no rows can be picked from it),
                     or nothing: beyond the caches a dense network is cheaper to recompute than to store
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from ..algebra.parameters import parameter_count
 from ..algebra.spec import Spec, decode
-from . import registry
+from . import frame, registry
 from .precision import storage
 
 _library = torch.library.Library("lpn_fast", "DEF")
@@ -40,7 +41,8 @@ _library.define(
 
 def _evaluate(x, packed, features, spec, precision, value, tape):
     spec = decode(spec)
-    psi, f, kept = registry.select(spec, x, precision).evaluate(spec, x, packed, features, value, tape, precision)
+    keep = tape and _has_tape(spec, x)
+    psi, f, kept = registry.select(spec, x, precision).evaluate(spec, x, packed, features, value, keep, precision)
     return (x.new_empty(0) if psi is None else psi), f, kept
 
 
@@ -75,7 +77,7 @@ for _name, _implementation in (("evaluate", _evaluate), ("hvp", _hvp), ("vjp", _
 def _evaluate_fake(x, packed, features, spec, precision, value, tape):
     spec = decode(spec)
     psi = x.new_empty(x.shape[0] if value else 0)
-    kept = _tape_like(spec, x, precision) if tape else []
+    kept = _tape_like(spec, x, precision) if tape and _has_tape(spec, x) else []
     return psi, torch.empty_like(x, memory_format=torch.contiguous_format), kept
 
 
@@ -88,6 +90,11 @@ def _hvp_fake(x, packed, features, v, tape, spec, precision):
 def _vjp_fake(x, packed, features, p, v, tape, spec, precision):
     gx = torch.empty_like(x, memory_format=torch.contiguous_format)
     return gx, x.new_empty(parameter_count(decode(spec)))
+
+
+def _has_tape(spec: Spec, x: Tensor) -> bool:
+    """Whether a tape is kept: by every backend or by none, so that shapes are known before one is chosen."""
+    return not (x.device.type == "cpu" and frame.supports(spec))
 
 
 def _tape_like(spec: Spec, x: Tensor, precision: str) -> list[Tensor]:

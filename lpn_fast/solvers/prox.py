@@ -5,8 +5,8 @@
 For t = 1 the preimage u is z. For t < 1 the equation is solved by iteration, and u moves little from one solver
 iteration to the next: the last u is where a model that takes a start begins.
 
-On a CPU a single evaluation of a large batch is cut into pieces whose widest activation stays in the cache; samples
-do not see each other, so only the time changes.
+On a CPU a single evaluation of a large batch is cut into pieces whose widest activation stays in the cache, where a
+network writes them to memory at all; samples do not see each other, so only the time changes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from lpn_fast.ops.registry import stores_activations
 
 CACHED_BYTES = 16 * 2**20  # of one activation; above 32 MB the allocator asks the system for fresh pages every time
 
@@ -71,6 +73,8 @@ def piece(model, z: Tensor) -> int:  # z (n, ...)
     """How many samples to evaluate together; all of them unless on a CPU and of a network of known width."""
     stages = getattr(getattr(model, "spec", None), "stages", ())
     if z.device.type != "cpu" or z.dim() != 4 or not stages:
+        return len(z)
+    if not stores_activations(model.spec, z, getattr(model, "precision", "fp32")):
         return len(z)
     widest = max(stage.width for stage in stages) * z.shape[-1] * z.shape[-2] * z.element_size()
     return max(1, CACHED_BYTES // widest)

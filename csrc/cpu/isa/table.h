@@ -7,6 +7,7 @@
 #include "activations.h"
 #include "adam.h"
 #include "frame.h"
+#include "frame_second.h"
 #include "mlp_blocks.h"
 #include "panels.h"
 #include "projector.h"
@@ -36,6 +37,7 @@ constexpr Kernels kernels_named(const char* name) {
           sum_partials,
           adam_step_range,
           frame_prox,
+          frame_second,
           resample_kernels<float>(),
           resample_kernels<double>()};
 }

@@ -68,17 +68,17 @@ class CpuBackend:
             return "dense networks with a quadratic term are not covered"
         return None
 
+    def in_one_pass(self, spec: Spec, precision: str) -> bool:
+        """Whether everything is computed without activations in memory."""
+        return spec.is_dense or (precision == "fp32" and frame.supports(spec))
+
     def details(self, spec: Spec, x: Tensor, precision: str) -> list[str]:
         """What is fused; for explain."""
-        if spec.is_dense:
-            return ["all stages in one pass, a block of rows at a time"]
-        if _in_one_pass(spec, precision):
-            return ["psi and f: all stages in one pass, a block of rows at a time; training: stage by stage"]
-        return ["stage by stage"]
+        return ["all stages in one pass" if self.in_one_pass(spec, precision) else "stage by stage"]
 
     def evaluate(self, spec: Spec, x: Tensor, packed: Tensor, features, value: bool, tape: bool, precision):
         if not spec.is_dense:
-            if not tape and _in_one_pass(spec, precision):
+            if self.in_one_pass(spec, precision):
                 return *frame.value_prox(spec, x, packed, features, value), []
             return self._conv.evaluate(spec, x, packed, features, value, tape, precision)
         x, packed = x.contiguous(), packed.contiguous()
@@ -92,6 +92,8 @@ class CpuBackend:
 
     def hvp(self, spec: Spec, x: Tensor, packed: Tensor, features, v: Tensor, tape: list[Tensor], precision):
         if not spec.is_dense:
+            if self.in_one_pass(spec, precision):
+                return frame.hvp(spec, x, packed, features, v)
             return self._conv.hvp(spec, x, packed, features, v, tape, precision)
         x, packed, v = x.contiguous(), packed.contiguous(), v.contiguous()
         out = torch.empty_like(x)
@@ -101,6 +103,8 @@ class CpuBackend:
 
     def vjp(self, spec, x, packed, features, p: Tensor | None, v: Tensor | None, tape: list[Tensor], precision):
         if not spec.is_dense:
+            if self.in_one_pass(spec, precision):
+                return frame.vjp(spec, x, packed, features, p, v)
             return self._conv.vjp(spec, x, packed, features, p, v, tape, precision)
         x, packed = x.contiguous(), packed.contiguous()
         p = None if p is None else p.contiguous()
@@ -174,10 +178,6 @@ class FusedEpilogues(KeptAsItIs):
         pixels = rows // max(1, len(z))
         _entry("heads", z)(_at(z), _at(w), _at(g), _at(psi), len(z), pixels, channels, torch.get_num_threads())
         return psi.to(dtype)
-
-
-def _in_one_pass(spec: Spec, precision: str) -> bool:
-    return precision == "fp32" and frame.supports(spec)
 
 
 class _FusedMaps(CpuConvMaps):

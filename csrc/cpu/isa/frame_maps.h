@@ -1,0 +1,101 @@
+// The first stage of a frame network: coefficients of a row of an image, and the way back.
+//
+// Pixels lie along vector lanes and weights are broadcast from where they lie in P, so that the correlations
+// are products of product.h whose operands are read shifted:
+//
+//   c[j]      = sum over (channel, i) of  K[j][channel][i][t] x[channel][row + i][. + t]      product over t
+//   row i of K^T e, of a channel     = sum over t of  K[j][channel][i][t] e[j][. - t]         product over j
+
+#pragma once
+
+#include "../frame_kernels.h"
+#include "product.h"
+
+namespace lpn {
+namespace {
+
+// Tiles of the way back: a row of 7 x 7 filters at once. In two parts of 4 and 3 units the shifted reads,
+// most of which touch two cache lines, would take longer than the multiply-adds.
+#if defined(__AVX512F__)
+constexpr int adjoint_units = 7, adjoint_vectors = 3;
+#else
+constexpr int adjoint_units = tile_units, adjoint_vectors = row_vectors;
+#endif
+
+// Rows `begin` to `end` + kernel - 2 of x with kernel - 1 zeros on every side.
+inline void pad_rows(const Frame& op,
+                     const float* x,  // [channels, height, width]
+                     float* lines,    // [end - begin + kernel - 1, channels, line]
+                     int64_t begin,
+                     int64_t end) {
+  const int64_t margin = op.kernel - 1;
+  for (int64_t row = begin; row < end + margin; ++row) {
+    const int64_t from = row - margin;
+    for (int64_t channel = 0; channel < op.channels; ++channel, lines += op.line) {
+      for (int64_t i = 0; i < op.line; ++i) lines[i] = 0.0f;
+      if (from < 0 || from >= op.height) continue;
+      const float* line = x + (channel * op.height + from) * op.width;
+      for (int64_t i = 0; i < op.width; ++i) lines[margin + i] = line[i];
+    }
+  }
+}
+
+// finish(unit, lane, c) for the coefficients of a tile of `count` pixels; lines: of its first pixel.
+template <class Finish>
+inline void coefficients(const Frame& op, Term* terms, const float* lines, int64_t count, Finish finish) {
+  const int64_t rows = op.channels * op.kernel;
+  for (int64_t channel = 0, term = 0; channel < op.channels; ++channel)
+    for (int64_t i = 0; i < op.kernel; ++i, ++term)
+      terms[term] = {op.filters + term * op.kernel,
+                     rows * op.kernel,
+                     1,
+                     lines + (i * op.channels + channel) * op.line,
+                     1,
+                     op.kernel};
+  product(terms, rows, op.units, count, finish);
+}
+
+// sums += K^T e of one row.
+inline void add_adjoint(const Frame& op,
+                        Term* terms,
+                        const float* e,  // [units, line]
+                        float* sums) {   // [kernel, channels, sum_line]
+  for (int64_t t = 0; t < op.kernel; ++t)
+    terms[t] = {op.filters + t,        op.kernel, op.channels * op.kernel * op.kernel,
+                e + op.kernel - 1 - t, op.line,   op.units};
+  product<adjoint_vectors, adjoint_units>(
+      terms, op.kernel, op.channels * op.kernel, op.sum_line, [&](int64_t unit, int64_t lane, auto sum) {
+        const int64_t channel = unit / op.kernel, i = unit % op.kernel;
+        float* to = sums + (i * op.channels + channel) * op.sum_line + lane;
+        store(to, load(sum, to) + sum);
+      });
+}
+
+// body(row, at, count, pixels) for tiles of `count` lanes from coefficient `at` of a row on, of which
+// `pixels` are of the image; after(row) behind each row. Tiles are of nearly equal size: one of one vector
+// would wait for itself.
+template <class Body, class After>
+inline void for_each_tile(const Frame& op, int64_t rows, Body body, After after) {
+  const int64_t width = op.width + op.kernel - 1, vectors = (width + lanes - 1) / lanes;
+  const int64_t most = block_rows / lanes, tiles = (vectors + most - 1) / most;
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t at = i * vectors / tiles * lanes, count = (i + 1) * vectors / tiles * lanes - at;
+      body(row, at, count, width - at < count ? width - at : count);
+    }
+    after(row);
+  }
+}
+
+inline void clear_sums(const Frame& op, float* sum, int64_t rows) {
+  for (int64_t i = 0; i < (rows + op.kernel - 1) * op.channels * op.sum_line; ++i) sum[i] = 0.0f;
+}
+
+// W_l of the gates, and how many units it reads: the first stage reads z_1.
+inline const float* gate_weights(const Mlp& gates, int64_t l) {
+  return l ? gates.stages[l].core : gates.stages[l].skip;
+}
+inline int64_t units_below(const Mlp& gates, int64_t l) { return l ? gates.stages[l - 1].width : gates.dim; }
+
+}  // namespace
+}  // namespace lpn

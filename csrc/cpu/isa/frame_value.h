@@ -1,0 +1,144 @@
+// The gates' part of psi, summed while their slopes are computed.
+//
+// Of z_L only psi wants to know, and only its sum. Over pixels the logarithms in it have one weight, so one
+// logarithm does for many of them, with two multiply-adds each:
+//
+//   sum_p log1p(E_p) = log1p(D),   1 + D = prod_p (1 + E_p),   D <- D + E (1 + D),         E = exp(-beta |u|)
+//
+// where D keeps all digits of small E. Sums over pixels are float64.
+
+#pragma once
+
+#include "../frame_kernels.h"
+#include "activation.h"
+
+namespace lpn {
+namespace {
+
+// Factors 1 + E <= 2 whose product float32 holds.
+constexpr int64_t most_factors = 120;
+
+typedef double WideVec __attribute__((vector_size(8 * lanes)));
+
+// The first `count` lanes, zero in the others.
+inline Vec first_of(Vec x, int64_t count) {
+  if (count >= lanes) return x;
+  float parts[lanes];
+  store(parts, x);
+  return load(parts, count < 0 ? 0 : count);
+}
+
+template <int count>
+struct Slopes {
+  Group<count> decayed;  // E
+  Group<count> s;
+};
+
+// `activate` (activation.h) without z.
+template <int count>
+__attribute__((always_inline)) inline Slopes<count> slopes(const Group<count>& u,
+                                                           const SoftplusRates& rates) {
+  Slopes<count> result;
+  result.decayed = power_of_two(map(u, [&](Vec x) { return magnitude(x) * rates.exponent; }));
+  const Group<count> larger = map(result.decayed, [](Vec x) { return 1.0f / (x + 1.0f); });
+  const Group<count> smaller = result.decayed * larger;
+  for (int i = 0; i < count; ++i) result.s.part[i] = u.part[i] > 0.0f ? larger.part[i] : smaller.part[i];
+  return result;
+}
+
+// log1p(D) / beta for 0 <= D < 2^127: of D itself below one, above of the exponent and the rest of 1 + D.
+inline Vec log1p_of_product(Vec d, float beta, const SoftplusRates& rates) {
+  const auto large = d >= 1.0f;
+  const IntVec bits = reinterpret_cast<IntVec>(d + 1.0f);
+  const Vec octaves = __builtin_convertvector((bits >> 23) - 127, Vec);
+  const Vec x = large ? reinterpret_cast<Vec>((bits & 0x7fffff) | 0x3f800000) - 1.0f : d;
+  const Vec v = x / (x + 2.0f), w = v * v;
+  constexpr int last = sizeof(rates.log1p) / sizeof(float) - 1;
+  Vec sum = broadcast(rates.log1p[last]);
+  for (int i = last - 1; i >= 0; --i) sum = sum * w + rates.log1p[i];
+  return v * sum + (large ? octaves * (0.693147181f / beta) : Vec{});
+}
+
+class FrameValue {
+ public:
+  FrameValue(const Mlp& gates, const SoftplusRates& rates, float* sums)
+      : gates_(gates),
+        rates_(rates),
+        last_(gates.stage_count ? gates.stages + gates.stage_count - 1 : nullptr),
+        sums_(sums) {
+    clear();
+  }
+
+  // Begins a tile of so many lanes, of which the first `pixels` count.
+  void start(int64_t count, int64_t pixels) {
+    if (factors_ + count / lanes > most_factors) add_gates();
+    factors_ += count / lanes;
+    pixels_ = pixels;
+  }
+
+  // heads . z of the tile; z: [units, block_rows]
+  void add(const float* heads, const float* z, int64_t units) {
+    for (int64_t lane = 0; heads && lane < pixels_; lane += lanes) {
+      Vec sum{};
+      for (int64_t i = 0; i < units; ++i) sum += heads[i] * load(z + i * block_rows + lane);
+      total_ += wide(first_of(sum, pixels_ - lane));
+    }
+  }
+
+  // weight |x|^2 of a row; x: [count], whole vectors
+  void add_squares(const float* x, int64_t count, float weight) {
+    Vec sum{};
+    for (int64_t i = 0; i < count; i += lanes) sum += load(x + i) * load(x + i);
+    total_ += wide(weight * sum);
+  }
+
+  // softplus(u) of one gate of the last stage, taken apart.
+  template <int count>
+  void add_gate(int64_t unit, int64_t lane, const Group<count>& u, const Group<count>& decayed) {
+    float* at = sums_ + unit * 2 * column_multiple;
+    Vec linear = load(at), d = load(at + column_multiple);
+    for (int i = 0; i < count; ++i) {
+      const int64_t left = pixels_ - lane - i * lanes;
+      linear += first_of(larger_of(0.0f, u.part[i]), left);
+      const Vec e = first_of(decayed.part[i], left);
+      d = e * (d + 1.0f) + d;
+    }
+    store(at, linear);
+    store(at + column_multiple, d);
+  }
+
+  double total() {
+    add_gates();
+    double sum = 0.0;
+    for (int i = 0; i < lanes; ++i) sum += total_[i];
+    return sum;
+  }
+
+ private:
+  static WideVec wide(Vec x) { return __builtin_convertvector(x, WideVec); }
+
+  void clear() {
+    for (int64_t i = 0; last_ && i < last_->width * 2 * column_multiple; i += lanes) store(sums_ + i, Vec{});
+    factors_ = 0;
+  }
+
+  void add_gates() {
+    for (int64_t unit = 0; last_ && unit < last_->width; ++unit) {
+      const float* at = sums_ + unit * 2 * column_multiple;
+      const Vec sum = load(at) + log1p_of_product(load(at + column_multiple), gates_.beta, rates_);
+      total_ += wide(last_->head[unit] * sum);
+    }
+    clear();
+  }
+
+  const Mlp& gates_;
+  const SoftplusRates& rates_;
+  const MlpStage* last_;
+  float* sums_;  // [gates of the last stage, 2, column_multiple]   sums of max(u, 0), and D
+  int64_t factors_ = 0;
+  int64_t pixels_ = 0;
+  WideVec total_{};
+};
+
+}  // namespace
+}  // namespace lpn

@@ -76,6 +76,7 @@ ROWS = (
     Row("mlp invert 2000", "invert", "mlp-strongly-convex", 2000, 10),
     Row("mlp hvp 2000", "hvp", "mlp", 2000, 5),
     Row("mnist hvp 64", "hvp", "mnist", 64, 8, quick=False),
+    Row("frame hvp 1", "hvp", "frame", 1, 8, quick=False),
     Row("lpn128 hvp 4", "hvp", "lpn128", 4, 20, quick=False),
 )
 

@@ -78,10 +78,14 @@ class FrameValue {
 
   // heads . z of the tile; z: [units, block_rows]
   void add(const float* heads, const float* z, int64_t units) {
+    constexpr int chains = 4;  // a single sum would wait for itself
     for (int64_t lane = 0; heads && lane < pixels_; lane += lanes) {
-      Vec sum{};
-      for (int64_t i = 0; i < units; ++i) sum += heads[i] * load(z + i * block_rows + lane);
-      total_ += wide(first_of(sum, pixels_ - lane));
+      Vec sum[chains] = {};
+      int64_t i = 0;
+      for (; i + chains <= units; i += chains)
+        for (int k = 0; k < chains; ++k) sum[k] += heads[i + k] * load(z + (i + k) * block_rows + lane);
+      for (; i < units; ++i) sum[0] += heads[i] * load(z + i * block_rows + lane);
+      total_ += wide(first_of((sum[0] + sum[1]) + (sum[2] + sum[3]), pixels_ - lane));
     }
   }
 
@@ -97,11 +101,17 @@ class FrameValue {
   void add_gate(int64_t unit, int64_t lane, const Group<count>& u, const Group<count>& decayed) {
     float* at = sums_ + unit * 2 * column_multiple;
     Vec linear = load(at), d = load(at + column_multiple);
-    for (int i = 0; i < count; ++i) {
-      const int64_t left = pixels_ - lane - i * lanes;
-      linear += first_of(larger_of(0.0f, u.part[i]), left);
-      const Vec e = first_of(decayed.part[i], left);
-      d = e * (d + 1.0f) + d;
+    const int64_t left = pixels_ - lane;
+    if (left >= count * lanes) {
+      for (int i = 0; i < count; ++i) {
+        linear += larger_of(0.0f, u.part[i]);
+        d = decayed.part[i] * (d + 1.0f) + d;
+      }
+    } else {
+      for (int i = 0; i < count; ++i) {
+        linear += first_of(larger_of(0.0f, u.part[i]), left - i * lanes);
+        d = first_of(decayed.part[i], left - i * lanes) * (d + 1.0f) + d;
+      }
     }
     store(at, linear);
     store(at + column_multiple, d);

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.gpu import PARTS
+import lpn_fast as lf
+from bench.gpu import PARTS, numerics
 from bench.gpu.warming import warm
 
 ROOT = Path(__file__).parents[1]
@@ -75,6 +76,17 @@ def test_the_battery_takes_a_group_and_packs_what_it_found(tmp_path):
     with tarfile.open(archive) as packed:
         assert "./summary.txt" in packed.getnames()
     assert "training" in (tmp_path / "out" / "summary.txt").read_text()
+
+
+def test_the_truth_of_the_checks_is_that_of_a_trained_conditional_network():
+    """In units of the noise, and with weights at zero, whose gradients the projection may keep back."""
+    model = lf.pretrained("natural-gray").eval()
+    x, v = torch.randn(2, 2, 1, 9, 8)
+    sigma = torch.full((2,), 0.1)
+    with lf.use_backend("torch"):
+        f, hv, _, gradient = numerics._results(model, x, v, v, sigma)
+    wanted = numerics._exact(model, x, v, sigma)
+    assert all(numerics._relative(*pair) < 1e-5 for pair in zip((f, hv, gradient), wanted, strict=True))
 
 
 class OnDevice(SimpleNamespace):

@@ -13,6 +13,7 @@ import lpn_fast as lf
 from lpn_fast.algebra import reference
 from lpn_fast.algebra.parameters import layout
 from lpn_fast.ops import registry
+from lpn_fast.ops.packing import projected_gradient
 
 from .part import Session, graphed, run_part
 
@@ -70,7 +71,9 @@ def _exact(model, x, v, sigma) -> tuple:
     unit = torch.ones((), device=x.device) if unit is None else unit
     at, v, unit = (x / unit).double(), v.double(), unit.double()
     truth = (model.spec, at, model.packed().detach().double(), None if features is None else features.double())
-    return unit * reference.prox(*truth), reference.hvp(*truth, v), reference.vjp(*truth, None, unit * v)[1]
+    gradient = reference.vjp(*truth, None, unit * v)[1]  # trained weights lie at zero, where the rule of packing acts
+    gradient = projected_gradient(model.spec, gradient, truth[2], model._constrained)
+    return unit * reference.prox(*truth), reference.hvp(*truth, v), gradient
 
 
 def _check(session, label, backend, precision, model, x, v, w, sigma, exact) -> None:

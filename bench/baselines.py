@@ -45,7 +45,10 @@ class PlainPotential(nn.Module):
             parts = [self._skip(index, x)] if stage.skip_kernel or self.spec.is_dense else []
             parts += [self._core(index, z)] if index else []
             u = sum(parts[1:], start=parts[0])
-            z = u * u if self.spec.square_first and not index else F.softplus(u, self.spec.beta)
+            if stage.competing:
+                z = (self.spec.beta * u).logsumexp(1, keepdim=True) / self.spec.beta
+            else:
+                z = u * u if self.spec.square_first and not index else F.softplus(u, self.spec.beta)
             for name, power in (("head", 1), ("head_squared", 2)):
                 head = self._of(index, name)
                 if head is not None:

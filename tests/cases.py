@@ -55,6 +55,15 @@ def square(kind: str) -> lf.LPN:
     return lf.LPN(Spec(kind, 2, stages, 3.0, 0.1, noise_levels=(0.1, 0.2, 0.4), square_first=True))
 
 
+def competing(kind: str) -> lf.LPN:
+    """Units of the last stage share one output; the stage before has a head of its own."""
+    dense = kind == "dense"
+    first = {} if dense else {"skip_kernel": 3, "skip_stride": 2, "skip_padding": 1}
+    last = {"kernel": 1, "skip_kernel": 1} if dense else {"kernel": 3, "padding": 1, "skip_kernel": 0}
+    stages = (Stage(5, heads=("linear",), **first), Stage(4, heads=("linear",), competing=True, **last))
+    return lf.LPN(Spec(kind, 2, stages, 3.0, 0.1))
+
+
 # name -> (builder, shape of one batch of inputs)
 FAMILIES = {
     "dense": (lambda: lf.MLPLPN(3, hidden=20, layers=3), (7, 3)),
@@ -71,8 +80,11 @@ FAMILIES = {
     "conv-wide": (conv_wide, (2, 33, 6, 7)),
     "frame": (lambda: lf.FrameLPN(1, kernel=3, gates=((1, 1, 5), (3, 2, 4))), (2, 1, 9, 10)),
     "frame-pixels": (lambda: lf.FrameLPN(2, kernel=3, gates=((1, 1, 7), (1, 1, 4))), (2, 2, 9, 10)),
+    "mixture": (lambda: lf.MixtureLPN(2, kernel=3, experts=7), (2, 2, 9, 10)),
     "square": (lambda: square("conv"), (2, 2, 9, 10)),
     "square-dense": (lambda: square("dense"), (5, 2)),
+    "competing": (lambda: competing("conv"), (2, 2, 9, 10)),
+    "competing-dense": (lambda: competing("dense"), (5, 2)),
     "ridge": (lambda: lf.RidgeLPN(2, pairs=5, kernel=3, sigma_conditional=True), (2, 2, 9, 10)),
     "mnist": (lambda: lf.paper_network("mnist"), (2, 1, 28, 28)),
 }  # fmt: skip

@@ -58,7 +58,7 @@ def layout(spec: Spec) -> tuple[Slot, ...]:
         if spec.noise_levels and not (spec.square_first and index == 0):
             add(prefix + "noise", (stage.width, len(spec.noise_levels)))
         if "linear" in stage.heads:
-            add(prefix + "head", (stage.width,), nonnegative=True)
+            add(prefix + "head", (1 if stage.competing else stage.width,), nonnegative=True)
         if "squared" in stage.heads:
             add(prefix + "head_squared", (stage.width,), nonnegative=True)
         before = stage.width
@@ -84,7 +84,7 @@ class StageParameters:
     skip: Tensor | None = None  # [H_l, C(, k, k)]        A_l
     bias: Tensor | None = None  # [H_l]                   b_l
     noise: Tensor | None = None  # [H_l, features]        B_l
-    head: Tensor | None = None  # [H_l]                   w_l >= 0
+    head: Tensor | None = None  # [H_l], competing: [1]   w_l >= 0
     head_squared: Tensor | None = None  # [H_l]           g_l >= 0
 
 

@@ -32,7 +32,10 @@ def potential(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None = N
             u = u + _per_channel(weights.bias[None], x.dim())
         if weights.noise is not None:
             u = u + _per_channel(features @ weights.noise.T, x.dim())
-        z = u * u if z is None and spec.square_first else F.softplus(u, spec.beta, SOFTPLUS_THRESHOLD)
+        if stage.competing:
+            z = (spec.beta * u).logsumexp(1, keepdim=True) / spec.beta
+        else:
+            z = u * u if z is None and spec.square_first else F.softplus(u, spec.beta, SOFTPLUS_THRESHOLD)
         if weights.head is not None:
             psi = psi + (z * _per_channel(weights.head[None], x.dim())).sum(axes)
         if weights.head_squared is not None:

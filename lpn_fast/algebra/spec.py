@@ -11,6 +11,8 @@ zero padding, and every dot product with z or x also sums over the pixels. D_l k
 Softplus is convex and non-decreasing and z >= 0, so psi is convex in x for any weights of those signs,
 and f = grad psi is the proximal operator of some function R (arXiv 2310.14344, Propositions 1 and 2).
 With `square_first` the first stage is z_1 = u_1^2, u_1 = A_1 D_1 x: it reads x alone, so convex is enough.
+The units of a last stage that is `competing` share one output per pixel, z = 1/beta log sum_j exp(beta u_j): convex
+and increasing in every u_j, and of any sign, which no stage after it could take. Its head w_L is one number.
 
 With `noise_units` the equations above hold for x measured in units of the noise, which is
 
@@ -44,6 +46,7 @@ class Stage:
     resize: int = 1  # D: x is resized by 1/resize before the skip
     bias: bool = True
     heads: tuple[str, ...] = ()  # which of w . z ("linear") and g . z^2 ("squared") enter psi
+    competing: bool = False  # z is the soft maximum over the units, in place of softplus(u); last stage only
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +187,12 @@ def _check(spec: Spec) -> None:
                 stage.kernel <= 1 and stage.skip_kernel <= 1 and geometry == (1, 0, 1, 0, 1),
                 f"stage {index}: a dense network has kernel, stride and resize 1 and padding 0, got {stage}",
             )
+        last = index == len(spec.stages) - 1 and not (spec.square_first and index == 0)
+        need(
+            not stage.competing or (last and stage.heads == ("linear",)),
+            f"stage {index}: only a last stage of softplus units, with a linear head and no other, can be competing, "
+            f"got heads={stage.heads}",
+        )
     first = spec.stages[0]
     need(
         not spec.square_first or (not first.bias and "squared" not in first.heads),

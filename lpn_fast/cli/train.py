@@ -93,9 +93,17 @@ def add_parser(subparsers) -> None:
     add("--ema-decay", type=float, metavar="D", help="average the weights, e.g. 0.999")
     add("--precision", choices=("fp32", "tf32", "bf16", "fp16"), help="of the steps, behind an accuracy gate")
     add("--channels", type=int, choices=(1, 3), help="1 = gray (default), 3 = colour")
-    add("--family", choices=FAMILIES, help="default multiscale; frame, ridge: see FrameLPN, RidgeLPN; published ones")
-    add("--initialise", choices=STARTS, help="start of the weights (default principled; frame and ridge: their own)")
-    add("--hidden", type=int, help="channels per stage (default 48); ridge: pairs of filters")
+    add(
+        "--family",
+        choices=FAMILIES,
+        help="default multiscale; frame, mixture and ridge: see FrameLPN ...; published",
+    )
+    add(
+        "--initialise",
+        choices=STARTS,
+        help="start of the weights (default principled; frame, mixture and ridge: own)",
+    )
+    add("--hidden", type=int, help="channels per stage (default 48); ridge: pairs of filters; mixture: experts")
     add("--strides", nargs="+", type=int, help="stride of each stage (default 1 2 1 2 1)")
     add("--gates", nargs="*", type=_gate, metavar="K,S,W", help="frame: side, stride, width of each gate")
     add("--kernel", type=int, help="side of the core kernels (default 3)")
@@ -103,8 +111,8 @@ def add_parser(subparsers) -> None:
     add("--heads", choices=("last", "all"), help="stages that enter the potential (default all)")
     add("--squared-head", action=argparse.BooleanOptionalAction, help="first stage: head on z^2 too (default yes)")
     add("--gain-limit", type=float, metavar="G", help="bound the growth of f; below 1 the prior is surely coercive")
-    add("--beta", type=float, help="sharpness of the softplus (default 100; frame: 20)")
-    add("--alpha", type=float, help="strong convexity alpha/2 |x|^2 (default 0.001; frame: 0.0001)")
+    add("--beta", type=float, help="sharpness of the softplus (default 100; frame: 1)")
+    add("--alpha", type=float, help="strong convexity alpha/2 |x|^2 (default 0.001; frame, mixture: 0.0001)")
     add("--validate-every", type=int, metavar="STEPS", help="default 500")
     add("--seed", type=int, help="default 0")
     add("--device", help="cpu (default) or cuda")

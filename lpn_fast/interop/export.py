@@ -65,7 +65,7 @@ class FeedForward(nn.Module):
             unit = sigma.reshape(-1, *(1,) * (x.dim() - 1))  # [N, 1, ...]
             x = x / unit
         inputs = self._resized(x)
-        z, twice = [None] * len(spec.stages), None
+        z, slopes = [None] * len(spec.stages), {}
         for l, stage in enumerate(spec.stages):
             u = 0
             core, skip = self._of("core", l), self._of("skip", l)
@@ -77,11 +77,13 @@ class FeedForward(nn.Module):
                 u = u + _channels(self._of("bias", l)[None], x)
             if self._of("noise", l) is not None:
                 u = u + _channels(features @ self._of("noise", l).T, x)
-            if l == 0 and spec.square_first:
-                z[l], twice = u * u, 2 * u
+            if stage.competing:
+                z[l], slopes[l] = (spec.beta * u).logsumexp(1, keepdim=True) / spec.beta, (spec.beta * u).softmax(1)
+            elif l == 0 and spec.square_first:
+                z[l], slopes[l] = u * u, 2 * u
             else:
                 z[l] = _softplus(u, spec.beta)
-        f = self._transposed(x, inputs, z, twice)
+        f = self._transposed(x, inputs, z, slopes)
         psi = self._potential(x, z) if self.with_potential else None
         if unit is not None:
             f, psi = unit * f, None if psi is None else sigma * sigma * psi
@@ -119,8 +121,8 @@ class FeedForward(nn.Module):
         full = F.pad(full, (0, stride, 0, stride))
         return full[..., padding : padding + size[0], padding : padding + size[1]]
 
-    def _transposed(self, x: Tensor, inputs: dict[int, Tensor], z: list[Tensor], twice: Tensor | None) -> Tensor:
-        """f; `twice` is the slope 2 u of a squared first stage."""
+    def _transposed(self, x: Tensor, inputs: dict[int, Tensor], z: list[Tensor], slopes: dict[int, Tensor]) -> Tensor:
+        """f; `slopes` has those dz/du that z does not tell, by stage."""
         spec = self.spec
         f = spec.alpha * x
         sums: dict[int, Tensor] = {}
@@ -135,7 +137,7 @@ class FeedForward(nn.Module):
                 a = curved if a is None else a + curved
             if a is None:
                 continue  # a stage that psi does not reach
-            e = a * (1 - torch.exp(-spec.beta * z[l]) if twice is None or l else twice)
+            e = a * (slopes[l] if l in slopes else 1 - torch.exp(-spec.beta * z[l]))
             if self._of("skip", l) is not None:
                 source = inputs[stage.resize]
                 image = self._adjoint(e, self._of("skip", l), source, stage.skip_stride, stage.skip_padding)

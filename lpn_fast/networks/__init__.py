@@ -5,6 +5,7 @@ from .families import MLPLPN, ConvLPN
 from .frame import FrameLPN
 from .gain import asymptotic_gain, limit_gain_, lipschitz_bound
 from .lpn import LPN, explain
+from .mixture import MixtureLPN
 from .pretrained import list_pretrained, pretrained
 from .published import from_reference, paper_network
 from .ridge import RidgeLPN
@@ -14,6 +15,7 @@ __all__ = [
     "ConvLPN",
     "MLPLPN",
     "FrameLPN",
+    "MixtureLPN",
     "RidgeLPN",
     "asymptotic_gain",
     "lipschitz_bound",

@@ -18,11 +18,12 @@ from ..algebra.spec import Spec, from_dict, to_dict
 from .families import MLPLPN, ConvLPN
 from .frame import FrameLPN
 from .lpn import LPN
+from .mixture import MixtureLPN
 from .ridge import RidgeLPN
 
 VERSION = 1
 # what a header may name; any other class is read as LPN, which has the same f and lacks the methods of its own
-FAMILIES = {family.__name__: family for family in (LPN, MLPLPN, ConvLPN, FrameLPN, RidgeLPN)}
+FAMILIES = {family.__name__: family for family in (LPN, MLPLPN, ConvLPN, FrameLPN, MixtureLPN, RidgeLPN)}
 _ALPHA = "alpha/2 |x|^2"
 
 

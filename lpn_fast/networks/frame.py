@@ -114,17 +114,13 @@ class FrameLPN(LPN):
         """What h_j and the paths from c_j^2 add up to."""
         return (LIMIT - self.alpha) / 2
 
-    def _basis(self) -> Tensor:
-        """The rows a_j, [n, n]; orthonormal after `project_`."""
-        return self.stages[0].skip.flatten(1) * self._kernel
-
     # ---- start, projection, gradients
 
     @torch.no_grad()
     def _gated_cosines(self) -> None:
         """Start: the cosine frame; gates centred at its frequencies in turn, ever broader from round to round."""
         first, channels = self.stages[0], self.spec.channels
-        atoms, frequencies = _cosine_atoms(channels, self._kernel)
+        atoms, frequencies = cosine_atoms(channels, self._kernel)
         first.skip.copy_((atoms / self._kernel).view(first.skip.shape))
         for stage in self.stages[1:]:
             stage.noise.zero_()
@@ -162,11 +158,7 @@ class FrameLPN(LPN):
         """Clamp what must not be negative; hold the frame orthonormal, its means ungated, and the gain; in place."""
         super().project_()
         first, channels = self.stages[0], self.spec.channels
-        means = _cosine_atoms(channels, self._kernel)[0][:channels].to(first.skip)
-        rest = self._basis()[channels:]
-        rest = rest - rest @ means.T @ means
-        u, _, v = torch.linalg.svd(rest, full_matrices=False)  # the nearest matrix of orthonormal rows is u v
-        first.skip.copy_((torch.cat([means, u @ v]) / self._kernel).view(first.skip.shape))
+        hold_orthonormal_(first.skip)
         if len(self.stages) > 1:
             self.stages[1].core[:, :channels] = 0
             factor = (self._budget / self._gated().clamp(min=torch.finfo(first.skip.dtype).tiny)).clamp(max=1)
@@ -177,16 +169,8 @@ class FrameLPN(LPN):
     @torch.no_grad()
     def project_gradients_(self) -> "FrameLPN":
         """Gradients onto what `project_` leaves free: the basis only rotates, and h_j is what the gates leave over."""
-        first, channels = self.stages[0], self.spec.channels
-        if first.skip.grad is not None:
-            basis = self._basis()
-            g = first.skip.grad.flatten(1)
-            g[:channels] = 0
-            g = g - g @ basis[:channels].T @ basis[:channels]
-            symmetric = g @ basis.T
-            g = g - (symmetric + symmetric.T) / 2 @ basis
-            g[:channels] = 0
-            first.skip.grad.copy_(g.view(first.skip.shape))
+        first = self.stages[0]
+        keep_rotations_(first.skip)
         if first.head.grad is not None and len(self.stages) > 1:
             ways = [p for stage in self.stages[1:] for p in (stage.core, stage.head) if p.grad is not None]
             with torch.enable_grad():
@@ -221,7 +205,33 @@ def _spec(channels: int, kernel: int, gates: tuple, beta: float, alpha: float, l
     return Spec("conv", channels, tuple(stages), beta, alpha, square_first=True, **levels)
 
 
-def _cosine_atoms(channels: int, k: int) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def hold_orthonormal_(skip: Tensor) -> None:
+    """The nearest filters a_j / k, [C k^2, C, k, k], with orthonormal a_j of which the first C are the patch means."""
+    channels, k = skip.shape[1], skip.shape[-1]
+    means = cosine_atoms(channels, k)[0][:channels].to(skip)
+    rest = skip.flatten(1)[channels:] * k
+    rest = rest - rest @ means.T @ means
+    u, _, v = torch.linalg.svd(rest, full_matrices=False)  # the nearest matrix of orthonormal rows is u v
+    skip.copy_((torch.cat([means, u @ v]) / k).view(skip.shape))
+
+
+@torch.no_grad()
+def keep_rotations_(skip: Tensor) -> None:
+    """Of the gradient of such filters, in place, what rotates them and leaves the means alone."""
+    if skip.grad is None:
+        return
+    channels, basis = skip.shape[1], skip.flatten(1) * skip.shape[-1]
+    g = skip.grad.flatten(1)
+    g[:channels] = 0
+    g = g - g @ basis[:channels].T @ basis[:channels]
+    symmetric = g @ basis.T
+    g = g - (symmetric + symmetric.T) / 2 @ basis
+    g[:channels] = 0
+    skip.grad.copy_(g.view(skip.shape))
+
+
+def cosine_atoms(channels: int, k: int) -> tuple[Tensor, Tensor]:
     """An orthonormal basis of patches, [n, n] with n = C k^2, and (row, column, channel) frequencies [n, 3].
 
     Cosines in space times cosines over channels (their mean and differences); the C constant patches come first.

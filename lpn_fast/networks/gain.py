@@ -110,7 +110,10 @@ def quadratic_heads(model: LPN) -> Tensor:
     through = 0
     for stage, shape in zip(reversed(model.stages[1:]), reversed(model.spec.stages[1:]), strict=True):
         core = stage.core.clamp(min=0) if model.spec.is_dense else seen_by_one_pixel(stage.core, shape.stride)
-        through = (_head(stage, core) + through) @ core
+        if shape.competing:  # log sum exp(W z + b) <= max(W z) + const
+            through = stage.head.clamp(min=0) * core.amax(0)
+        else:
+            through = (_head(stage, core) + through) @ core
     return _head(model.stages[0], model.stages[0].skip) + through
 
 

@@ -43,7 +43,7 @@ class CpuConvMaps(ConvMaps):
                 supports = functools.partial(winograd.supports, stage, channels, self.sizes[l], isa)
                 maps = fast() if supports() else None
                 gradient = (maps or fast()) if supports(gradient=True) else None
-            if thin.supports(stage, spec.channels) and not (spec.square_first and l == 0):
+            if thin.supports(stage, spec.channels) and not (spec.square_first and l == 0) and not stage.competing:
                 skip = thin.ThinSkip(weights.skip, stage.skip_stride, stage.skip_padding)
             self._fast.append(maps)
             self._fast_gradient.append(gradient)

@@ -135,6 +135,53 @@ class SquareEpilogues:
         return (du * u).mul_(2)
 
 
+class CompetingEpilogues:
+    """The steps of a last stage whose units compete: z = 1/beta log sum_j exp(beta u_j), one value per pixel.
+
+    With p = softmax(beta u) over the units,  e = w p,  dz = sum_j p_j du_j,  delta = beta e (du - dz).
+    In the places of z, e and dz it keeps u, e and du. There is no stage after it, so that a is None, and w is [1].
+    """
+
+    def __init__(self, beta: float):
+        self.beta = beta
+
+    def softplus(self, u: Tensor, rest: Tensor | None, b: Tensor | None, beta: float, storage: torch.dtype) -> Tensor:
+        u = _wide(u)
+        if rest is not None:
+            u = u.add_(rest)
+        if b is not None:
+            u = u.add_(b.view(*b.shape, *(1,) * (u.dim() - 2)))
+        return u.to(storage)
+
+    def slope_mul(self, a: None, u: Tensor, w: Tensor, g: None, beta: float) -> Tensor:
+        return _shares(u, beta).mul_(w).to(u.dtype)
+
+    def tangent(self, a: Tensor, rest: Tensor | None, u: Tensor, beta: float) -> Tensor:
+        return (a if rest is None else a + rest).to(u.dtype)
+
+    def adjoint(self, a: None, u: Tensor, e: Tensor, du: Tensor, g: None, beta: float) -> Tensor:
+        du = _wide(du)
+        mean = _shares(u, beta).mul_(du).sum(1, keepdim=True)
+        return (du - mean).mul_(e).mul_(beta).to(u.dtype)
+
+    def heads(self, u: Tensor, w: Tensor, g: None, dtype: torch.dtype) -> Tensor:  # [N]
+        return pixel_sum(self.z_of(u), dtype) @ w
+
+    def z_of(self, u: Tensor) -> Tensor:
+        return _wide(u).mul(self.beta).logsumexp(1, keepdim=True).div_(self.beta)
+
+    def e_of(self, e: Tensor, u: Tensor) -> Tensor:
+        return e
+
+    def dz_of(self, du: Tensor, u: Tensor) -> Tensor:
+        return _shares(u, self.beta).mul_(_wide(du)).sum(1, keepdim=True)
+
+
+def _shares(u: Tensor, beta: float) -> Tensor:
+    """softmax over the units."""
+    return _wide(u).mul(beta).softmax(1)
+
+
 def _wide(t: Tensor) -> Tensor:
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 

@@ -27,7 +27,7 @@ def supports(spec: Spec) -> bool:
 
 def _is_gate(stage: Stage) -> bool:
     reading = stage.kernel, stage.stride, stage.padding, stage.skip_kernel
-    return reading == (1, 1, 0, 0) and stage.bias and "squared" not in stage.heads
+    return reading == (1, 1, 0, 0) and stage.bias and "squared" not in stage.heads and not stage.competing
 
 
 def value_prox(

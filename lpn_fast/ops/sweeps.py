@@ -12,7 +12,8 @@
 e_l = d psi / d u_l, dz_l the derivative of z_l along v, delta_l the derivative of e_l along v. One forward
 and one transposed sweep give f; one tangent and one adjoint sweep more give H v, which is symmetric, so
 that the vjp, the jvp and the hvp of f are one operation. A first stage z = u^2 has s = 2 u, which z does not tell:
-it keeps u, e_1/u and du in the places of z, e and dz; its epilogues (ops/epilogues.py) turn them back. Only z, e and dz
+it keeps u, e_1/u and du in the places of z, e and dz; its epilogues (ops/epilogues.py) turn them back, as those of
+a last stage whose units compete do. Only z, e and dz
 are ever stored, and e only where a second-order sweep will want it: A_l^T e_l is added up on the way down. With F the
 operations of the value sweep: prox 2F, H v 2F with (z, e) at hand, all gradients 6F.
 """
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from ..algebra.parameters import Slot, layout, parameter_count, unpack
 from ..algebra.spec import Spec
-from .epilogues import SquareEpilogues, formed, per_channel, pixel_sum, squared
+from .epilogues import CompetingEpilogues, SquareEpilogues, formed, per_channel, pixel_sum, squared
 from .maps import maps_for
 
 
@@ -71,6 +72,8 @@ class Sweeps:
         self.epilogues = [epilogues] * len(spec.stages)
         if spec.square_first:
             self.epilogues[0] = SquareEpilogues()
+        if spec.stages[-1].competing:
+            self.epilogues[-1] = CompetingEpilogues(spec.beta)
         self.x_l = self.maps.skip_inputs(x)
 
     def value_prox(self, with_value: bool, keep: bool) -> tuple[Tensor | None, Tensor, Tape | None]:

@@ -34,7 +34,7 @@ from ..data.synthetic import KINDS
 from ..networks.initialise import STARTS
 from .schedule import GAMMA_MIN, Phase, published_phases
 
-FAMILIES = ("multiscale", "frame", "ridge", "laplacian", "mnist", "celeba", "mayoct")
+FAMILIES = ("multiscale", "frame", "mixture", "ridge", "laplacian", "mnist", "celeba", "mayoct")
 
 
 @dataclass(frozen=True)
@@ -85,17 +85,17 @@ class DataConfig:
 class ModelConfig:
     """[model]: the architecture, or a trained model to go on from, which brings its own."""
 
-    family: str = "multiscale"  # "ridge": R is convex, see RidgeLPN; the others are the published networks
-    hidden: int = 48  # channels per stage; ridge: pairs of filters
+    family: str = "multiscale"  # "ridge": R is convex, see RidgeLPN; the last are the published networks
+    hidden: int = 48  # channels per stage; ridge: pairs of filters; mixture: experts
     strides: tuple[int, ...] = (1, 2, 1, 2, 1)
     kernel: int = 3
     skip_kernel: int = 5
     heads: str = "all"
     squared_head: bool = True
     gates: tuple[tuple[int, int, int], ...] | None = None  # frame: (side, stride, width) of its stages
-    beta: float | None = None  # None: 100; frame: 1, in units of the noise
-    alpha: float | None = None  # None: 1e-3; frame: 1e-4
-    initialise: str | None = None  # one of STARTS; None: principled, but for frame and ridge, which have their own
+    beta: float | None = None  # None: 100; frame: 1, in units of the noise; mixture: has none
+    alpha: float | None = None  # None: 1e-3; frame, mixture: 1e-4
+    initialise: str | None = None  # one of STARTS; None: principled; frame, mixture and ridge have their own
     start: str | None = None  # a model file to fine-tune
 
     def __post_init__(self):

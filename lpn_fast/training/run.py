@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from ..data import ImageCrops, synthetic_crops, validation_batch
-from ..networks import LPN, ConvLPN, FrameLPN, RidgeLPN, load, paper_network
+from ..networks import LPN, ConvLPN, FrameLPN, MixtureLPN, RidgeLPN, load, paper_network
 from ..networks.initialise import initialise_as_
 from .config import DataConfig, TrainingConfig
 from .denoiser import train_denoiser
@@ -14,7 +14,7 @@ from .trajectories import SolverStates
 
 SYNTHETIC_POOL = 64
 SYNTHETIC_SIDE = 256
-OWN_START = ("frame", "ridge")  # families that begin as their constructors say
+OWN_START = ("frame", "mixture", "ridge")  # families that begin as their constructors say
 
 
 def train(config: TrainingConfig, progress: bool = True) -> LPN:
@@ -77,11 +77,15 @@ def build_model(config: TrainingConfig) -> LPN:
         if model.is_noise_conditional != conditional:
             levels = "a range" if model.is_noise_conditional else "one number"
             raise ValueError(f"sigma must be {levels} for {table.start}, got {config.sigma}")
-    elif table.family in ("multiscale", "ridge", "frame"):
+    elif table.family in ("multiscale", "ridge", "frame", "mixture"):
         shared = {"sigma_conditional": conditional}
         shared |= {name: value for name in ("beta", "alpha") if (value := getattr(table, name)) is not None}
         if table.family == "frame":
             model = FrameLPN(config.data.channels, table.skip_kernel, table.gates, **shared)
+        elif table.family == "mixture":
+            if shared.pop("beta", None) is not None:
+                raise ValueError(f"model.beta means nothing for the family 'mixture', got {table.beta:g}")
+            model = MixtureLPN(config.data.channels, table.skip_kernel, table.hidden, **shared)
         elif table.family == "ridge":
             model = RidgeLPN(config.data.channels, pairs=table.hidden, kernel=table.skip_kernel, **shared)
         else:

@@ -64,6 +64,8 @@ class CpuBackend:
             return "dense networks with noise-dependent biases are not covered"
         if spec.is_dense and spec.square_first:
             return "dense networks with a squared first stage are not covered"
+        if spec.is_dense and spec.stages[-1].competing:
+            return "dense networks whose last units compete are not covered"
         if spec.is_dense and spec.quadratic:
             return "dense networks with a quadratic term are not covered"
         return None

@@ -67,6 +67,8 @@ class CudaBackend:
             return "dense networks with a quadratic term are not covered"
         if spec.square_first:
             return "dense networks with a squared first stage are not covered"
+        if spec.stages[-1].competing:
+            return "dense networks whose last units compete are not covered"
         return self._unfit(spec, precision, x.device.index or 0)
 
     def evaluate(self, spec, x: Tensor, packed: Tensor, features, value: bool, tape: bool, precision: str):

@@ -57,6 +57,8 @@ class TritonBackend(SweepsBackend):
     def supports(self, spec: Spec, x: Tensor, precision: str) -> str | None:
         if spec.is_dense:
             return "dense networks are not covered, these kernels are convolutions"
+        if spec.stages[-1].competing:
+            return "networks whose last units compete are not covered"
         if x.dtype != torch.float32:
             return f"x is {x.dtype}, this backend takes float32 (and rounds inside, as the precision says)"
         if x.device.type == "cuda":

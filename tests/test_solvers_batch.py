@@ -54,6 +54,16 @@ def test_a_network_reconstructs_a_batch_as_it_does_one_image(solver):
 
 
 @EVERY_SOLVER
+def test_samples_with_kernels_of_their_own_may_all_stop_at_once(solver):
+    kernels = torch.rand(3, 5, 5)
+    physics = Blur(kernels / kernels.sum((1, 2), keepdim=True))
+    y = physics.A(torch.rand(3, 1, SIDE, SIDE).double())
+    result = solver(y, physics, NONCONVEX, max_iter=20, tol=1e9)
+    assert result.converged.all() and len(result.iterations.unique()) == 1
+    assert result.iterations[0] < 20
+
+
+@EVERY_SOLVER
 def test_samples_may_have_operators_of_their_own(solver):
     """An operator with ``select`` is cut with the batch."""
 

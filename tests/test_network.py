@@ -95,20 +95,22 @@ def test_hook_sees_the_gradient_of_the_packed_vector_before_the_rule():
     push_below_zero(case.model)
     model, seen = case.model, []
     core = model.stages[1].core
-    (plain,) = torch.autograd.grad(model(case.x), core, case.v)
 
     def negate(gradient):
         seen.append(gradient.clone())
         return -gradient
 
-    model.packed_hook = negate
     for evaluate in (model, lambda x: composed(case, x)[1]):
+        model.packed_hook = None
+        (plain,) = torch.autograd.grad(evaluate(case.x), core, case.v)
+        model.packed_hook = negate
         (hooked,) = torch.autograd.grad(evaluate(case.x), core, case.v)
         clamped = core <= 0
         # the rule keeps negative gradients of clamped weights, and it saw the negated gradient
         assert (hooked[clamped] <= 0).all() and (hooked[clamped] < 0).any()
         assert torch.equal(hooked[~clamped], -plain[~clamped])
-    assert len(seen) == 2 and torch.equal(*seen)
+    # not bit for bit: one of them keeps the activations, the other computes them again
+    assert len(seen) == 2 and torch.allclose(*seen, rtol=1e-5, atol=1e-6 * seen[0].abs().max().item())
 
 
 def test_parametrized_weights_are_evaluated_as_they_read():

@@ -90,6 +90,13 @@ class LPN(nn.Module):
         """Whether the network wants a noise level `sigma` with every call."""
         return bool(self.spec.noise_levels)
 
+    def stores_activations(self, x: Tensor) -> bool:
+        """Whether an evaluation on x, (N, dim) or (N, C, H, W), writes activations to memory.
+
+        A large batch is then better cut into pieces that a cache holds.
+        """
+        return registry.stores_activations(self.spec, x, self.precision)
+
     def forward(self, x: Tensor, sigma=None) -> Tensor:
         """f(x) = grad psi(x), the exact prox of the learned R.
 

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lpn_fast.ops.registry import stores_activations
-
 CACHED_BYTES = 16 * 2**20  # of one activation; above 32 MB the allocator asks the system for fresh pages every time
 
 
@@ -74,7 +72,8 @@ def piece(model, z: Tensor) -> int:  # z (n, ...)
     stages = getattr(getattr(model, "spec", None), "stages", ())
     if z.device.type != "cpu" or z.dim() != 4 or not stages:
         return len(z)
-    if not stores_activations(model.spec, z, getattr(model, "precision", "fp32")):
+    stores = getattr(model, "stores_activations", None)
+    if stores is not None and not stores(z):
         return len(z)
     widest = max(stage.width for stage in stages) * z.shape[-1] * z.shape[-2] * z.element_size()
     return max(1, CACHED_BYTES // widest)

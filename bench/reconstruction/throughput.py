@@ -4,12 +4,16 @@ Published way: one image at a time; every iteration copies the image from NumPy 
 automatic differentiation with create_graph, and copies back. The operator and the iteration are ours, so that the two
 do the same arithmetic: proximal gradient descent, a fixed number of steps, no stopping. Its result is compared.
 
+deepinv: the same batch, operator, network and number of steps in the loop of deepinv's PGD, where it is installed.
+
 Cost of the objective: the same batched run with and without it. Without, the network returns f only, and neither R
 nor |A x - y|^2 is formed; the residual that stopping needs stays.
 """
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -33,7 +37,7 @@ PROBLEMS, NOISE, GOAL, COST_GOAL = 16, 0.04, 3.0, 0.05
 
 
 def run(model, side: int, iterations: int, rounds: int, seconds: float, show=print) -> list[dict]:
-    """Rows "throughput" and "objective"."""
+    """Rows "throughput", "deepinv" where it is installed, and "objective"."""
     physics = Blur.gaussian(1.0, boundary="full")
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(PROBLEMS, 1, side, side, generator=generator)
@@ -55,6 +59,15 @@ def run(model, side: int, iterations: int, rounds: int, seconds: float, show=pri
     config = {"problems": PROBLEMS, "side": side, "iterations": iterations, "rounds": len(times["batched"])}
     rows = [_row("throughput", "published way / batched", times["published way"], times["batched"], error, config)]
     show(_line(rows[-1], f"goal {GOAL:g}x {'met' if rows[-1]['ratio_p50'] >= GOAL else 'MISSED'}"))
+
+    if importlib.util.find_spec("deepinv"):
+        theirs = _deepinv_loop(model, physics, y, eta, sigma, iterations)
+        error = ((ours() - theirs()).norm() / ours().norm()).item()
+        times = interleaved({"batched": ours, "deepinv": theirs}, rounds, seconds)
+        rows.append(_row("deepinv", "deepinv's loop / batched", times["deepinv"], times["batched"], error, config))
+        show(_line(rows[-1], "no goal"))
+    else:
+        show("deepinv: not installed")
 
     runs = {
         name: lambda method=method: _iterated(method, y, physics, settings, iterations)
@@ -102,6 +115,25 @@ def _one_at_a_time(model, physics, y: Tensor, eta: float, sigma: float, iteratio
         psi = reference.potential(model.spec, z, model.packed(), features).sum()
         image = np.asarray((unit * torch.autograd.grad(psi, z, create_graph=True)[0]).detach().numpy())
     return torch.from_numpy(image)
+
+
+def _deepinv_loop(model, physics, y: Tensor, eta: float, sigma: float, iterations: int) -> Callable[[], Tensor]:
+    import deepinv
+
+    from lpn_fast.interop.deepinv import LPNPrior, to_deepinv_physics
+
+    # lambda = 1 / eta: its prior prox has strength eta lambda = 1
+    optimizer = deepinv.optim.PGD(
+        deepinv.optim.L2(), LPNPrior(model, sigma=sigma), stepsize=eta, lambda_reg=1 / eta, max_iter=iterations,
+        early_stop=False,
+    )  # fmt: skip
+    converted = to_deepinv_physics(physics)
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            return optimizer(y, converted)
+
+    return run
 
 
 def _row(what: str, compared: str, slow: list[float], fast: list[float], error: float, config: dict) -> dict:

@@ -27,6 +27,7 @@ R is coercive, and no solver whose objective falls can run away (networks/gain.p
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -182,11 +183,7 @@ class FrameLPN(LPN):
 
     def step_scales(self) -> dict[str, float]:
         """The size of each parameter at the start: steps of an optimizer are meant relative to it."""
-        fresh = copy.deepcopy(self).cpu()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            fresh._gated_cosines()
-        scales = {name: p.square().mean().sqrt().item() for name, p in fresh.named_parameters()}
+        scales = sizes_at_start(self, FrameLPN._gated_cosines)
         scales["stages.0.head"] = self._budget  # computed by `project_`, wherever a step takes it
         return scales | {name: scales[name.replace("noise", "bias")] for name in scales if name.endswith("noise")}
 
@@ -203,6 +200,16 @@ def _spec(channels: int, kernel: int, gates: tuple, beta: float, alpha: float, l
         stages.append(Stage(width, side, stride, side // 2, skip_kernel=0, heads=("linear",)))
     levels = {"noise_levels": levels, "noise_units": True}
     return Spec("conv", channels, tuple(stages), beta, alpha, square_first=True, **levels)
+
+
+@torch.no_grad()
+def sizes_at_start(model: LPN, draw: Callable[[LPN], None]) -> dict[str, float]:
+    """Root mean square of each parameter as `draw` sets it, always from the same random numbers."""
+    fresh = copy.deepcopy(model).cpu()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        draw(fresh)
+    return {name: p.square().mean().sqrt().item() for name, p in fresh.named_parameters()}
 
 
 @torch.no_grad()

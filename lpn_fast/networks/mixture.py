@@ -21,7 +21,6 @@ and w W_mj <= (LIMIT - alpha) / 2. The log-sum-exp is at most a constant above i
 psi(x) <= LIMIT/2 |x|^2 + const: R is coercive, as in networks/frame.py.
 """
 
-import copy
 import math
 
 import torch
@@ -29,7 +28,7 @@ from torch import Tensor
 
 from ..algebra.spec import Spec, Stage
 from .families import noise_knots
-from .frame import LIMIT, cosine_atoms, hold_orthonormal_, keep_rotations_
+from .frame import LIMIT, cosine_atoms, hold_orthonormal_, keep_rotations_, sizes_at_start
 from .lpn import LPN
 
 # Experts at the start: variances contrast * spectrum(radius) * direction(angle) of the coefficients
@@ -106,7 +105,7 @@ class MixtureLPN(LPN):
         channels, k, experts = self.spec.channels, first.skip.shape[-1], len(last.core)
         atoms, frequencies = cosine_atoms(channels, k)
         first.skip.copy_((atoms / k).view(first.skip.shape))
-        variance = _spectra(frequencies * torch.tensor([7 / k, 7 / k, 1.0]), channels)  # [shapes, n]
+        variance = _spectra(frequencies * torch.tensor([7 / k, 7 / k, 1.0]))  # [shapes, n]
         contrast = torch.logspace(*(math.log10(c) for c in CONTRASTS), -(-experts // len(variance)))
         variance = (contrast[:, None, None] * variance).flatten(0, 1)[:experts]  # [M, n]
         variance *= torch.exp(0.1 * torch.randn(variance.shape))
@@ -137,11 +136,7 @@ class MixtureLPN(LPN):
 
     def step_scales(self) -> dict[str, float]:
         """The size of each parameter at the start: steps of an optimizer are meant relative to it."""
-        fresh = copy.deepcopy(self).cpu()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            fresh._draw()
-        scales = {name: p.square().mean().sqrt().item() for name, p in fresh.named_parameters()}
+        scales = sizes_at_start(self, MixtureLPN._draw)
         scales["stages.0.head"] = self._budget
         scales["stages.1.bias"] = scales["stages.1.noise"] = 5.0  # a step is a factor of an expert's weight
         return scales
@@ -156,7 +151,7 @@ def _spec(channels: int, kernel: int, experts: int, alpha: float, levels: tuple[
     return Spec("conv", channels, (first, last), 1.0, alpha, square_first=True, **levels)
 
 
-def _spectra(frequencies: Tensor, channels: int) -> Tensor:
+def _spectra(frequencies: Tensor) -> Tensor:
     """Variances of the coefficients at (row, column, channel) frequencies [n, 3], for each shape: [shapes, n]."""
     row, column, channel = frequencies.unbind(1)
     radius = torch.hypot(row, column).clamp(min=1)

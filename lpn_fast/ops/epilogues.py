@@ -38,12 +38,7 @@ class TorchEpilogues(KeptAsItIs):
     """The steps in torch operations, any device and dtype; half precisions are computed in float32."""
 
     def softplus(self, u: Tensor, rest: Tensor | None, b: Tensor | None, beta: float, storage: torch.dtype) -> Tensor:
-        u = _wide(u)
-        if rest is not None:
-            u = u.add_(rest)
-        if b is not None:
-            u = u.add_(b.view(*b.shape, *(1,) * (u.dim() - 2)))
-        return F.softplus(u, beta, SOFTPLUS_THRESHOLD).to(storage)
+        return F.softplus(_biased(u, rest, b), beta, SOFTPLUS_THRESHOLD).to(storage)
 
     def slope_mul(self, a: Tensor | None, z: Tensor, w: Tensor | None, g: Tensor | None, beta: float) -> Tensor:
         storage, z = z.dtype, _wide(z)
@@ -146,12 +141,7 @@ class CompetingEpilogues:
         self.beta = beta
 
     def softplus(self, u: Tensor, rest: Tensor | None, b: Tensor | None, beta: float, storage: torch.dtype) -> Tensor:
-        u = _wide(u)
-        if rest is not None:
-            u = u.add_(rest)
-        if b is not None:
-            u = u.add_(b.view(*b.shape, *(1,) * (u.dim() - 2)))
-        return u.to(storage)
+        return _biased(u, rest, b).to(storage)
 
     def slope_mul(self, a: None, u: Tensor, w: Tensor, g: None, beta: float) -> Tensor:
         return _shares(u, beta).mul_(w).to(u.dtype)
@@ -175,6 +165,16 @@ class CompetingEpilogues:
 
     def dz_of(self, du: Tensor, u: Tensor) -> Tensor:
         return _shares(u, self.beta).mul_(_wide(du)).sum(1, keepdim=True)
+
+
+def _biased(u: Tensor, rest: Tensor | None, b: Tensor | None) -> Tensor:
+    """u + rest + b, in u's memory where that is wide."""
+    u = _wide(u)
+    if rest is not None:
+        u = u.add_(rest)
+    if b is not None:
+        u = u.add_(b.view(*b.shape, *(1,) * (u.dim() - 2)))
+    return u
 
 
 def _shares(u: Tensor, beta: float) -> Tensor:

@@ -1,5 +1,6 @@
 """Fixtures that several test files use, and what deepinv needs to be imported."""
 
+import importlib
 import importlib.util
 
 import pytest
@@ -24,6 +25,18 @@ if importlib.util.find_spec("torchvision"):
         import torchvision  # noqa: F401
     except RuntimeError:
         named = name_operators_of_torchvision()
+
+
+_cpu = importlib.import_module("lpn_fast._cpu") if importlib.util.find_spec("lpn_fast._cpu") else None
+
+
+@pytest.fixture(params=_cpu.isas() if _cpu else ())
+def isa(request):
+    """The instruction set that the C++ kernels use, each in turn."""
+    before = _cpu.isa()
+    _cpu.set_isa(request.param)
+    yield request.param
+    _cpu.set_isa(before)
 
 
 @pytest.fixture(params=FAMILIES)

@@ -22,14 +22,6 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=_cpu.isas())
-def isa(request):
-    before = _cpu.isa()
-    _cpu.set_isa(request.param)
-    yield request.param
-    _cpu.set_isa(before)
-
-
 @pytest.fixture(autouse=True)
 def cpu():
     with lf.use_backend("cpu"):

@@ -24,12 +24,7 @@ ROWS = [0, 1, 7, 129]
 SHAPES = [(1, 50), (3, 16), (4, 16), (18, 33), (64, 64), (3, 100), (2, 256)]  # (dim, width)
 
 
-@pytest.fixture(params=_cpu.isas(), autouse=True)
-def isa(request):
-    before = _cpu.isa()
-    _cpu.set_isa(request.param)
-    yield request.param
-    _cpu.set_isa(before)
+pytestmark = pytest.mark.usefixtures("isa")
 
 
 @pytest.fixture(autouse=True)

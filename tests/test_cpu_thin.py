@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from cases import relative
 
 import lpn_fast as lf
-from lpn_fast import _cpu
 from lpn_fast.algebra.spec import Spec, Stage
 from lpn_fast.ops import cpu_maps, thin
 
@@ -23,14 +22,6 @@ CASES = [
     (7, 1, 6, 1, (11, 100), 20),
 ]
 TOLERANCE = {torch.float32: 5e-7, torch.bfloat16: 4e-3}  # of what is stored: a rounding of bfloat16 is 2^-9
-
-
-@pytest.fixture(params=_cpu.isas())
-def isa(request):
-    before = _cpu.isa()
-    _cpu.set_isa(request.param)
-    yield request.param
-    _cpu.set_isa(before)
 
 
 def problem(kernel, stride, padding, channels, size, units=48, images=3):

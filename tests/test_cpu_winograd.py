@@ -17,14 +17,6 @@ TRANSPOSED = 2e-6
 SIZES = [(1, 1), (1, 3), (5, 6), (8, 8), (13, 9), (16, 17)]
 
 
-@pytest.fixture(params=_cpu.isas())
-def isa(request):
-    before = _cpu.isa()
-    _cpu.set_isa(request.param)
-    yield request.param
-    _cpu.set_isa(before)
-
-
 @pytest.fixture(params=[1, 2])
 def threads(request):
     before = torch.get_num_threads()

@@ -8,9 +8,11 @@ import lpn_fast as lf
 from lpn_fast import _cpu
 from lpn_fast.algebra import reference
 from lpn_fast.algebra.parameters import layout
+from lpn_fast.algebra.spec import Spec, Stage
 from lpn_fast.ops import frame
 
-# (channels, kernel, gates, (H, W)): tiles of 64 pixels, blocks of 8 rows, 4 to 16 lanes; no gates, two stages of them
+# (channels, kernel, gates, (H, W)): tiles of 64 pixels, blocks of 8 rows, 4 to 16 lanes; no gates, two stages of them,
+# and a number of experts, which compete
 CASES = [
     (1, 7, ((1, 1, 96),), (19, 37)),
     (3, 5, ((1, 1, 30),), (12, 70)),
@@ -19,6 +21,10 @@ CASES = [
     (1, 9, ((1, 1, 1),), (1, 1)),
     (4, 3, ((1, 1, 17),), (7, 131)),
     (1, 8, ((1, 1, 13),), (300, 5)),
+    (1, 7, 128, (19, 37)),
+    (3, 3, 17, (12, 70)),
+    (1, 9, 2, (1, 1)),
+    (2, 4, 7, (33, 131)),
 ]
 
 
@@ -28,10 +34,13 @@ def cpu():
         yield
 
 
-def network(channels=1, kernel=5, gates=((1, 1, 12),), size=0.3, beta=1.0) -> lf.FrameLPN:
-    """Far from the start: no two filters, gates or noise levels alike."""
+def network(channels=1, kernel=5, gates=((1, 1, 12),), size=0.3, beta=1.0) -> lf.LPN:
+    """Far from the start: no two filters, gates or experts, or noise levels alike."""
     torch.manual_seed(channels + kernel)
-    model = lf.FrameLPN(channels, kernel, gates, beta=beta, alpha=0.01).eval()
+    if isinstance(gates, int):
+        model = lf.MixtureLPN(channels, kernel, experts=gates, alpha=0.01).eval()
+    else:
+        model = lf.FrameLPN(channels, kernel, gates, beta=beta, alpha=0.01).eval()
     scales = model.step_scales()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -104,7 +113,9 @@ def test_second_order_agrees_with_float64(isa, case, which):
     """The gradient of sum p psi + <v, f> in x and in all of P, the noise features' part included."""
     *architecture, size = case
     model, x = network(*architecture), images(case[0], size)
-    x, features, _ = model._checked(x / 0.1, torch.tensor([0.02, 0.1, 0.25]))
+    # shares are exponentials of the energies, whose roundings are their errors: see the test after this
+    noise = 0.5 if model.spec.stages[-1].competing else 0.1
+    x, features, _ = model._checked(x / noise, torch.tensor([0.02, 0.1, 0.25]))
     packed = model.packed().detach()
     p, v = torch.randn(3) if "p" in which else None, torch.randn_like(x) if "v" in which else None
     gx, gP = frame.vjp(model.spec, x, packed, features, p, v)
@@ -119,10 +130,50 @@ def test_second_order_agrees_with_float64(isa, case, which):
         assert torch.equal(frame.hvp(model.spec, x, packed, features, v), gx)
 
 
+@pytest.mark.parametrize("noise", [0.1, 0.02])
+def test_experts_of_high_energies_lose_no_more_digits_than_plain_torch(isa, noise):
+    """u in the hundreds or thousands: shares differ by eps u from what they should be, however they are computed."""
+    model, x = network(kernel=7, gates=32), images(1, (30, 41))
+    x, features, _ = model._checked(x / noise, torch.tensor([0.02, 0.1, 0.25]))
+    single = x, model.packed().detach(), features, torch.randn(3), torch.randn_like(x)
+    double = [t.double() for t in single]
+    psi, f = frame.value_prox(model.spec, *single[:3], True)
+    assert relative(psi, reference.potential(model.spec, *double[:3])) < 1e-7
+    true_f, plain_f = (reference.prox(model.spec, *t[:3]) for t in (double, single))
+    assert relative(f, true_f) < relative(plain_f, true_f)
+    truth, plain = (reference.vjp(model.spec, *t) for t in (double, single))
+    for ours, theirs, true in zip(frame.vjp(model.spec, *single), plain, truth, strict=True):
+        assert relative(ours, true) < 1.5 * relative(theirs, true)
+
+
+@torch.no_grad()
+def test_experts_far_apart_and_a_single_one(isa):
+    """exp(beta u) beyond float32 on both sides; one unit alone is its own soft maximum, z = u."""
+    first = Stage(4, skip_kernel=2, skip_padding=1, bias=False, heads=("linear",))
+    gate = Stage(3, kernel=1, skip_kernel=0, heads=("linear",))
+    for experts in (1, 5):
+        last = Stage(experts, kernel=1, skip_kernel=0, heads=("linear",), competing=True)
+        torch.manual_seed(experts)
+        model = lf.LPN(Spec("conv", 1, (first, gate, last), 3.0, 0.01, noise_levels=(0.1,), square_first=True))
+        model.stages[2].bias.copy_(torch.linspace(-300.0, 300.0, experts))
+        x, v, p = torch.randn(2, 1, 9, 10), torch.randn(2, 1, 9, 10), torch.randn(2)
+        assert frame.supports(model.spec)
+        _, features, _ = model._checked(x, 0.1)
+        single = x, model.packed(), features
+        double = [t.double() for t in single]
+        psi, f = frame.value_prox(model.spec, *single, True)
+        assert relative(psi, reference.potential(model.spec, *double)) < 1e-7
+        assert relative(f, reference.prox(model.spec, *double)) < 1e-6
+        truth = reference.vjp(model.spec, *double, p.double(), v.double())
+        for ours, true in zip(frame.vjp(model.spec, *single, p, v), truth, strict=True):
+            assert relative(ours, true) < 2e-6
+
+
+@pytest.mark.parametrize("gates", [((1, 1, 12),), 12])
 @pytest.mark.parametrize("threads", [1, 2, 8])
 @torch.no_grad()
-def test_threads_do_not_change_a_bit(threads):
-    model, x, before = network(), images(1, (61, 47)), torch.get_num_threads()
+def test_threads_do_not_change_a_bit(threads, gates):
+    model, x, before = network(gates=gates), images(1, (61, 47)), torch.get_num_threads()
     x, features, _ = model._checked(x, 0.1)
 
     def all_of_them():
@@ -137,9 +188,10 @@ def test_threads_do_not_change_a_bit(threads):
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
+@pytest.mark.parametrize("gates", [((1, 1, 12),), 12])
 @torch.no_grad()
-def test_a_batch_is_its_samples_and_may_be_empty():
-    model, x, sigma = network(2), images(2, (21, 30)), torch.tensor([0.02, 0.1, 0.25])
+def test_a_batch_is_its_samples_and_may_be_empty(gates):
+    model, x, sigma = network(2, gates=gates), images(2, (21, 30)), torch.tensor([0.02, 0.1, 0.25])
     psi, f = model.potential_and_prox(x, sigma)
     for n in range(3):
         alone = model.potential_and_prox(x[n : n + 1], sigma[n : n + 1])
@@ -161,15 +213,27 @@ def test_images_that_are_views_are_read_as_they_are_meant():
     assert torch.equal(model(torch.cat([x, x], dim=3)[..., :21], 0.1), expected)
 
 
+@pytest.mark.parametrize("gates", [((1, 1, 12),), 12])
 @torch.no_grad()
-def test_nan_stays_in_its_sample(isa):
-    model, x = network(), images(1, (20, 70))
+def test_nan_stays_in_its_sample(isa, gates):
+    model, x = network(gates=gates), images(1, (20, 70))
     x[1, 0, 9, 33] = torch.nan
     psi, f = model.potential_and_prox(x, 0.1)
     assert (
         psi[1].isnan() and f[1].isnan().any() and torch.isfinite(f[[0, 2]]).all() and torch.isfinite(psi[[0, 2]]).all()
     )
     assert torch.isfinite(f[1, 0, :, :10]).all(), "and in reach of its filters"
+
+
+@pytest.mark.parametrize("gates", [((1, 1, 12),), 12])
+def test_no_activation_is_kept_for_the_way_back(gates):
+    model, x = network(gates=gates), images(1, (16, 16))
+    assert not model.stores_activations(x)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        model(x, 0.1)
+    units = sum(stage.width for stage in model.spec.stages) * 20 * 20
+    assert max(saved) <= max(x.numel(), model.packed().numel()) < units
 
 
 @pytest.mark.parametrize("gates", [((3, 1, 4),), ((1, 2, 4),), ((1, 1, 4), (3, 1, 4))])
@@ -195,8 +259,8 @@ def test_what_would_crash_is_refused(change, message):
     table = torch.tensor(change.pop("table", [3, -1, 0, 0, 0, -1, -1, -1]))
     arguments = {
         "x": 64, "P": 64, "table": table.data_ptr(), "stages": 1, "filters_at": 0, "biases": 64, "shared": True,
-        "images": 1, "channels": 1, "height": 5, "width": 5, "units": 4, "kernel": 2, "beta": 1.0, "alpha": 0.0,
-        "psi": 0, "f": 64, "threads": 1,
+        "images": 1, "channels": 1, "height": 5, "width": 5, "units": 4, "kernel": 2, "competing": False,
+        "beta": 1.0, "alpha": 0.0, "psi": 0, "f": 64, "threads": 1,
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         _cpu.frame_value_prox(**(arguments | change))

@@ -21,6 +21,7 @@ struct Problem {
   int64_t filters_at;   // of K in P
   const float* biases;  // [images or 1, gates of all stages]
   FrameShape shape;
+  bool competing;  // the units of the last stage, for one output
   float beta;
   float alpha;
 
@@ -35,6 +36,7 @@ struct Problem {
           int64_t width,
           int64_t units,
           int64_t kernel,
+          bool competing,
           float beta,
           float alpha,
           int threads)
@@ -44,6 +46,7 @@ struct Problem {
         filters_at(filters_at),
         biases(required<const float>(biases, "biases", images * stages)),
         shape{images, channels, height, width, units, kernel},
+        competing(competing),
         beta(beta),
         alpha(alpha) {
     require_at_least(0, stages, "stages");
@@ -62,7 +65,7 @@ struct Problem {
   // run(network); every image has biases of its own or all share one row.
   template <class Run>
   void with_network(bool shared, Run run) const {
-    const Network gates(P, table, shape.units, stages, beta, 0.0f);
+    const Network gates(P, table, shape.units, stages, beta, 0.0f, competing);
     run(FrameNetwork(shape, P + filters_at, gates, biases, shared ? 0 : gates.units(), alpha));
   }
 };
@@ -80,13 +83,14 @@ void value_prox(Address x,
                 int64_t width,
                 int64_t units,
                 int64_t kernel,
+                bool competing,
                 float beta,
                 float alpha,
                 Address psi,
                 Address f,
                 int threads) {
   const Problem problem(P, table, stages, filters_at, biases, images, channels, height, width, units, kernel,
-                        beta, alpha, threads);
+                        competing, beta, alpha, threads);
   const auto* from = required<const float>(x, "x", images);
   auto* value = optional<double>(psi, "psi");
   auto* to = required<float>(f, "f", images);
@@ -107,6 +111,7 @@ void vjp(Address x,
          int64_t width,
          int64_t units,
          int64_t kernel,
+         bool competing,
          float beta,
          float alpha,
          Address p,
@@ -117,7 +122,7 @@ void vjp(Address x,
          Address bias_gradient,
          int threads) {
   const Problem problem(P, table, stages, filters_at, biases, images, channels, height, width, units, kernel,
-                        beta, alpha, threads);
+                        competing, beta, alpha, threads);
   FrameVjp io{};
   io.x = required<const float>(x, "x", images);
   io.p = optional<const float>(p, "p");
@@ -143,14 +148,14 @@ void define_frame(py::module_& module) {
   module.def(
       "frame_value_prox", &value_prox, unlocked(), arg("x"), arg("P"), arg("table"), arg("stages"),
       arg("filters_at"), arg("biases"), arg("shared"), arg("images"), arg("channels"), arg("height"),
-      arg("width"), arg("units"), arg("kernel"), arg("beta"), arg("alpha"), arg("psi"), arg("f"),
-      arg("threads"),
+      arg("width"), arg("units"), arg("kernel"), arg("competing"), arg("beta"), arg("alpha"), arg("psi"),
+      arg("f"), arg("threads"),
       "psi (float64, may be 0) and f = grad psi; table: the gates as a dense network of the energies.");
   module.def(
       "frame_vjp", &vjp, unlocked(), arg("x"), arg("P"), arg("table"), arg("stages"), arg("filters_at"),
       arg("biases"), arg("shared"), arg("images"), arg("channels"), arg("height"), arg("width"), arg("units"),
-      arg("kernel"), arg("beta"), arg("alpha"), arg("p"), arg("v"), arg("gx"), arg("gP"), arg("numel"),
-      arg("bias_gradient"), arg("threads"),
+      arg("kernel"), arg("competing"), arg("beta"), arg("alpha"), arg("p"), arg("v"), arg("gx"), arg("gP"),
+      arg("numel"), arg("bias_gradient"), arg("threads"),
       "gx = H v + p f, and unless gP is 0 the gradient of sum p psi + <v, f> in P, where biases count as "
       "the sum over images of bias_gradient [images, gates]; p or v may be 0.");
 }

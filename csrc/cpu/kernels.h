@@ -222,15 +222,17 @@ struct MlpStage {
   const float* core;     // [H_l, H_{l-1}] or nullptr
   const float* skip;     // [H_l, d] or nullptr
   const float* bias;     // [H_l] or nullptr
-  const float* head;     // [H_l] or nullptr
+  const float* head;     // [outputs] or nullptr
   const float* head_sq;  // [H_l] or nullptr
+  bool competing;        // for one z_l, see isa/competing.h; frame kernels only, and their last stage
+  int64_t outputs;       // z_l of a row: H_l, or 1 where the units compete
   // Where this stage's gradient starts in a partial gradient.
   int64_t matrix_at;   // [H_l, columns]: the core's columns, then the skip's, then padding
   int64_t columns;     // multiple of column_multiple
   int64_t tail_at;     // [H_l, tail, sum_lanes]: the columns that follow
   int64_t tail;        // at most longest_tail
   int64_t bias_at;     // [H_l, sum_lanes]
-  int64_t head_at;     // [H_l, sum_lanes]
+  int64_t head_at;     // [outputs, sum_lanes]
   int64_t head_sq_at;  // [H_l, sum_lanes]
 };
 

@@ -50,8 +50,13 @@ Floats allocate_floats(int64_t count) {
   return Floats(memory);
 }
 
-Network::Network(
-    const float* parameters, const int64_t* table, int64_t dim, int64_t stage_count, float beta, float alpha)
+Network::Network(const float* parameters,
+                 const int64_t* table,
+                 int64_t dim,
+                 int64_t stage_count,
+                 float beta,
+                 float alpha,
+                 bool last_competes)
     : table_(table) {
   stages_.reserve(stage_count);
   int64_t units = 0;
@@ -72,6 +77,8 @@ Network::Network(
     stage.bias = at_offset(parameters, entry[bias_entry]);
     stage.head = at_offset(parameters, entry[head_entry]);
     stage.head_sq = at_offset(parameters, entry[head_sq_entry]);
+    stage.competing = last_competes && l + 1 == stage_count;
+    stage.outputs = stage.competing ? 1 : width;
     const int64_t inputs = (stage.core ? stages_.back().width : 0) + (stage.skip ? dim : 0);
     stage.tail = inputs % column_multiple <= longest_tail ? inputs % column_multiple : 0;
     stage.columns = round_up(inputs - stage.tail, column_multiple);
@@ -79,7 +86,7 @@ Network::Network(
     stage.tail_at = stage.matrix_at + width * stage.columns;
     stage.bias_at = stage.tail_at + width * stage.tail * sum_lanes;
     stage.head_at = stage.bias_at + (stage.bias ? width * sum_lanes : 0);
-    stage.head_sq_at = stage.head_at + (stage.head ? width * sum_lanes : 0);
+    stage.head_sq_at = stage.head_at + (stage.head ? stage.outputs * sum_lanes : 0);
     partial_size_ = stage.head_sq_at + (stage.head_sq ? width * sum_lanes : 0);
     units += width;
     columns_ = std::max(columns_, stage.columns);
@@ -195,7 +202,7 @@ void Network::require_fits(int64_t numel) const {
     require(entry[core_entry], stage.width * below);
     require(entry[skip_entry], stage.width * mlp_.dim);
     require(entry[bias_entry], stage.width);
-    require(entry[head_entry], stage.width);
+    require(entry[head_entry], stage.outputs);
     require(entry[head_sq_entry], stage.width);
     below = stage.width;
     entry += table_entries_per_stage;
@@ -240,7 +247,7 @@ void Network::scatter(const double* totals,  // [partial_size]
         sum(stage.tail_at + (unit * stage.tail + c) * sum_lanes, place(matrix_columns + c), 1);
     }
     if (stage.bias) sum(stage.bias_at, entry[bias_entry], stage.width);
-    if (stage.head) sum(stage.head_at, entry[head_entry], stage.width);
+    if (stage.head) sum(stage.head_at, entry[head_entry], stage.outputs);
     if (stage.head_sq) sum(stage.head_sq_at, entry[head_sq_entry], stage.width);
   }
   if (mlp_.linear) sum(mlp_.linear_at, entry[0], mlp_.dim);

@@ -29,7 +29,8 @@ class Network {
           int64_t dim,
           int64_t stage_count,
           float beta,
-          float alpha);
+          float alpha,
+          bool last_competes = false);  // what the sweeps of frame.h alone know
 
   Network(const Network&) = delete;  // mlp_ points into stages_
   Network& operator=(const Network&) = delete;

@@ -27,7 +27,7 @@ def supports(spec: Spec) -> bool:
 
 def _is_gate(stage: Stage) -> bool:
     reading = stage.kernel, stage.stride, stage.padding, stage.skip_kernel
-    return reading == (1, 1, 0, 0) and stage.bias and "squared" not in stage.heads and not stage.competing
+    return reading == (1, 1, 0, 0) and stage.bias and "squared" not in stage.heads
 
 
 def value_prox(
@@ -98,7 +98,7 @@ def _problem(spec: Spec, x: Tensor, packed: Tensor, biases: Tensor) -> tuple:
     shared = len(biases) == 1
     return (
         packed.data_ptr(), table.data_ptr(), len(spec.stages) - 1, filters_at, biases.data_ptr(), shared, *x.shape,
-        first.width, first.skip_kernel, spec.beta, spec.alpha,
+        first.width, first.skip_kernel, spec.stages[-1].competing, spec.beta, spec.alpha,
     )  # fmt: skip
 
 

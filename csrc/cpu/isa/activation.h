@@ -100,6 +100,19 @@ __attribute__((always_inline)) inline Activation<count> activate(const Group<cou
   return result;
 }
 
+// log1p(D) / beta for 0 <= D < 2^127: of D itself below one, above of the exponent and the rest of 1 + D.
+inline Vec log1p_of_product(Vec d, float beta, const SoftplusRates& rates) {
+  const auto large = d >= 1.0f;
+  const IntVec bits = reinterpret_cast<IntVec>(d + 1.0f);
+  const Vec octaves = __builtin_convertvector((bits >> 23) - 127, Vec);
+  const Vec x = large ? reinterpret_cast<Vec>((bits & 0x7fffff) | 0x3f800000) - 1.0f : d;
+  const Vec v = x / (x + 2.0f), w = v * v;
+  constexpr int last = sizeof(rates.log1p) / sizeof(float) - 1;
+  Vec sum = broadcast(rates.log1p[last]);
+  for (int i = last - 1; i >= 0; --i) sum = sum * w + rates.log1p[i];
+  return v * sum + (large ? octaves * (0.693147181f / beta) : Vec{});
+}
+
 template <int count>
 struct SlopeGroup {
   Group<count> s;

@@ -12,6 +12,7 @@
 
 #pragma once
 
+#include "competing.h"
 #include "frame_maps.h"
 #include "frame_value.h"
 
@@ -28,6 +29,12 @@ void gates_upwards(
     const int64_t first = stage.first_unit * block_rows, depth = units_below(gates, l);
     const bool last = l + 1 == gates.stage_count;
     block.terms[0] = {gate_weights(gates, l), depth, 1, below, block_rows, depth};
+    if (stage.competing) {
+      float* z = block.z + first;
+      soft_maximum(gates, stage, block.terms, 1, count, *stage.head, block.e + first, z);
+      if (with_value) value.add(stage.head, z, stage.outputs);
+      continue;
+    }
     product(block.terms, 1, stage.width, count, [&](int64_t unit, int64_t lane, auto sum) {
       const auto u = sum + stage.bias[unit];
       const int64_t i = first + unit * block_rows + lane;

@@ -130,7 +130,7 @@ template <bool has_tangent, bool has_value>
 void head_gradients(const Mlp& mlp, const MlpBlock& block, int64_t l, float* partial) {
   const MlpStage& stage = mlp.stages[l];
   if (!stage.head && !stage.head_sq) return;
-  for (int64_t unit = 0; unit < stage.width; ++unit) {
+  for (int64_t unit = 0; unit < stage.outputs; ++unit) {
     const int64_t at = (stage.first_unit + unit) * block_rows;
     if (stage.head)
       add_lanes(partial + stage.head_at + unit * sum_lanes, sum_of_rows(block, [&](int64_t lane) {

@@ -17,12 +17,11 @@
 
 #include "../kernels.h"
 #include "activation.h"
+#include "competing.h"
 #include "product.h"
 
 namespace lpn {
 namespace {
-
-inline float value_or_zero(const float* from, int64_t at) { return from ? from[at] : 0.0f; }
 
 // Terms of  W_l lower + A_l input  (forward); returns their number.
 inline int64_t forward_terms(const Mlp& mlp, int64_t l, const float* lower, const float* input, Term* terms) {
@@ -36,6 +35,9 @@ inline int64_t forward_terms(const Mlp& mlp, int64_t l, const float* lower, cons
   if (stage.skip) terms[count++] = {stage.skip, mlp.dim, 1, input, block_rows, mlp.dim};
   return count;
 }
+
+// h of a unit that has one; those that compete share it.
+inline float head_of(const MlpStage& stage, int64_t unit) { return stage.head[stage.competing ? 0 : unit]; }
 
 // Terms of  W_{l+1}^T upper; returns their number, 0 for the last stage.
 inline int64_t transposed_terms(const Mlp& mlp, int64_t l, const float* values, Term* terms) {
@@ -61,6 +63,12 @@ void value_sweep(const Mlp& mlp, const MlpBlock& block) {
     const MlpStage& stage = mlp.stages[l];
     const int64_t count = forward_terms(mlp, l, below(mlp, l, block.z), block.x, block.terms);
     const int64_t at = stage.first_unit * block_rows;
+    if (stage.competing) {
+      soft_maximum(mlp, stage, block.terms, count, block.row_lanes, 1.0f, block.s + at, block.z + at);
+      for (int64_t i = at; keep_curvature && i < at + stage.width * block_rows; i += lanes)
+        store(block.curvature + i, broadcast(beta));
+      continue;
+    }
     product(block.terms, count, stage.width, block.row_lanes,
             [=, &rates](int64_t unit, int64_t lane, auto sum) {
               const auto active = activate(sum + value_or_zero(stage.bias, unit), rates);
@@ -80,7 +88,7 @@ void prox_sweep(const Mlp& mlp, const MlpBlock& block) {
     const int64_t at = stage.first_unit * block_rows;
     product(block.terms, count, stage.width, block.row_lanes, [=](int64_t unit, int64_t lane, auto sum) {
       const int64_t i = at + unit * block_rows + lane;
-      auto above = sum + value_or_zero(stage.head, unit);
+      auto above = stage.head ? sum + head_of(stage, unit) : sum;
       if (stage.head_sq) above = above + load(sum, block.z + i) * (2.0f * stage.head_sq[unit]);
       const auto e = load(sum, block.s + i) * above;
       store(block.e + i, e);
@@ -103,6 +111,10 @@ void tangent_sweep(const Mlp& mlp, const MlpBlock& block) {
     const MlpStage& stage = mlp.stages[l];
     const int64_t count = forward_terms(mlp, l, below(mlp, l, block.dz), block.v, block.terms);
     const int64_t at = stage.first_unit * block_rows;
+    if (stage.competing) {
+      soft_maximum_tangent(stage, block.terms, count, block);
+      continue;
+    }
     product(block.terms, count, stage.width, block.row_lanes, [=](int64_t unit, int64_t lane, auto du) {
       const int64_t i = at + unit * block_rows + lane;
       if (from_tape) {
@@ -131,7 +143,7 @@ void adjoint_sweep(const Mlp& mlp, const MlpBlock& block) {
       const int64_t i = at + unit * block_rows + lane;
       const float g = value_or_zero(stage.head_sq, unit);
       if (has_tangent && stage.head_sq) above = above + load(above, block.dz + i) * (2.0f * g);
-      if (has_value && stage.head) above = above + load(above, block.p + lane) * stage.head[unit];
+      if (has_value && stage.head) above = above + load(above, block.p + lane) * head_of(stage, unit);
       if (has_value && stage.head_sq)
         above = above + load(above, block.p + lane) * load(above, block.z + i) * (2.0f * g);
       auto delta = load(above, block.s + i) * above;

@@ -18,6 +18,8 @@ namespace {
 
 constexpr int tile_units = 6;
 
+inline float value_or_zero(const float* from, int64_t at) { return from ? from[at] : 0.0f; }
+
 template <int units, int vectors, class Finish>
 inline void product_tile(const Term* terms, int64_t term_count, int64_t unit, int64_t lane, Finish finish) {
   Group<vectors> accumulator[units];

@@ -131,16 +131,18 @@ inline float sum_of_lanes(Vec value) {
   return parts[0];
 }
 
-// max(low, x) in one instruction, which a comparison and a choice are not; hands NaN through.
-inline Vec larger_of(float low, Vec x) {
+// max(low, x) in one instruction, which a comparison and a choice are not; hands NaN of x through.
+inline Vec larger_of(Vec low, Vec x) {
 #if defined(__AVX512F__)
-  return _mm512_max_ps(broadcast(low), x);
+  return _mm512_max_ps(low, x);
 #elif defined(__AVX2__)
-  return _mm256_max_ps(broadcast(low), x);
+  return _mm256_max_ps(low, x);
 #else
-  return low > x ? broadcast(low) : x;
+  return low > x ? low : x;
 #endif
 }
+
+inline Vec larger_of(float low, Vec x) { return larger_of(broadcast(low), x); }
 
 // max(x, 0) and min(x, high) that hand NaN through: a comparison with NaN is false.
 inline Vec positive_part(Vec x) { return x < 0.0f ? Vec{} : x; }

@@ -26,6 +26,7 @@ NETWORKS = {
     "mnist": (lambda: lf.paper_network("mnist"), (1, 28, 28)),
     "lpn128": (lambda: lf.paper_network("celeba"), (3, 128, 128)),
     "frame": (lambda: lf.FrameLPN(1), (1, 256, 256)),
+    "mixture": (lambda: lf.MixtureLPN(1, experts=128), (1, 256, 256)),
 }
 OURS = {"ours": "auto", "ours-torch": "torch"}  # provider -> backend asked for
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}  # named precision -> the CSV's word for it
@@ -34,7 +35,7 @@ LEARNING_RATE = 1e-4
 INVERT_TOL = 1e-5
 SIGMA = 1.0  # of noise-conditional networks: baselines.py knows no other
 # prox and hvp: as many suffice
-TRUTH_SAMPLES = {"mlp": 4096, "mlp-strongly-convex": 4096, "mnist": 64, "lpn128": 1, "frame": 1}
+TRUTH_SAMPLES = {"mlp": 4096, "mlp-strongly-convex": 4096, "mnist": 64, "lpn128": 1, "frame": 1, "mixture": 1}
 TRUTH_CHUNK = {"mlp": 2000, "mnist": 16, "lpn128": 1}  # samples of a gradient that fit in memory together
 
 
@@ -72,11 +73,13 @@ ROWS = (
     Row("lpn128 bf16 prox 4", "prox", "lpn128", 4, 20, {"A": 2.8, "C": 3}, quick=False, precision="bf16"),
     Row("lpn128 bf16 step 4", "step", "lpn128", 4, 40, {"A": 2.2, "C": 2.8}, quick=False, precision="bf16"),
     Row("frame prox 4", "prox", "frame", 4, 15, quick=False),
+    Row("mixture prox 4", "prox", "mixture", 4, 15, quick=False),
     Row("mlp prox 0", "prox", "mlp", 0, 1),
     Row("mlp invert 2000", "invert", "mlp-strongly-convex", 2000, 10),
     Row("mlp hvp 2000", "hvp", "mlp", 2000, 5),
     Row("mnist hvp 64", "hvp", "mnist", 64, 8, quick=False),
     Row("frame hvp 1", "hvp", "frame", 1, 8, quick=False),
+    Row("mixture hvp 1", "hvp", "mixture", 1, 8, quick=False),
     Row("lpn128 hvp 4", "hvp", "lpn128", 4, 20, quick=False),
 )
 

@@ -249,6 +249,7 @@ def test_gates_that_look_around_go_stage_by_stage(gates):
         ({"kernel": 0}, "kernel must be at least 1, got 0"),
         ({"beta": 0.0}, "beta must be positive and finite, got 0"),
         ({"P": 0}, "P must be an address, got 0"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"f": 2}, "f must be aligned to 4 bytes, got address 2"),
         ({"table": [3, 0, -1, 0, 0, -1, -1, -1]}, "stage 0 no core"),
         ({"table": [3, -1, 0, -1, 0, -1, -1, -1]}, "stage of gates what reads the stage below, a bias, no squared"),
@@ -258,16 +259,18 @@ def test_gates_that_look_around_go_stage_by_stage(gates):
 def test_what_would_crash_is_refused(change, message):
     table = torch.tensor(change.pop("table", [3, -1, 0, 0, 0, -1, -1, -1]))
     arguments = {
-        "x": 64, "P": 64, "table": table.data_ptr(), "stages": 1, "filters_at": 0, "biases": 64, "shared": True,
+        "P": 64, "table": table.data_ptr(), "stages": 1, "filters_at": 0, "biases": 64, "shared": True,
         "images": 1, "channels": 1, "height": 5, "width": 5, "units": 4, "kernel": 2, "competing": False,
-        "beta": 1.0, "alpha": 0.0, "psi": 0, "f": 64, "threads": 1,
+        "beta": 1.0, "alpha": 0.0,
     }  # fmt: skip
+    results = {"x": 64, "psi": 0, "f": 64, "threads": 1}
     with pytest.raises(ValueError, match=message):
-        _cpu.frame_value_prox(**(arguments | change))
+        problem = _cpu.Frame(**{name: change.get(name, value) for name, value in arguments.items()})
+        problem.value_prox(**{name: change.get(name, value) for name, value in results.items()})
 
 
 def test_gradients_must_fit_into_what_is_given():
     model, x = network(2, 3), images(2, (9, 9))
     problem = frame._problem(model.spec, x, model.packed().detach(), torch.zeros(1, 12))
     with pytest.raises(ValueError, match="filters_at must leave room for 324 values in numel = 100"):
-        _cpu.frame_vjp(x.data_ptr(), *problem, 0, 0, x.data_ptr(), x.data_ptr(), 100, x.data_ptr(), 1)
+        problem.vjp(x.data_ptr(), 0, 0, x.data_ptr(), x.data_ptr(), 100, x.data_ptr(), 1)

@@ -2,7 +2,7 @@
 
     c = K x,   z_1 = c^2,   z_l = softplus(W_l z_{l-1} + b_l),  W_l of 1 x 1;  psi = sum_l w_l . z_l + alpha/2 |x|^2
 
-The networks of `FrameLPN` with the default gates. Only images and gradients touch memory: what a derivative needs of
+The networks of `FrameLPN` with the default gates, and those of `MixtureLPN`, where the last units compete. Only images and gradients touch memory: what a derivative needs of
 the stages is computed anew, which is cheaper than storing it, so there is no tape. All tensors are float32.
 """
 
@@ -38,9 +38,7 @@ def value_prox(
     biases = _biases(_gates(spec, packed), features)
     psi = torch.empty(len(x), dtype=torch.float64) if with_value else None
     f = torch.empty_like(x)
-    _cpu().frame_value_prox(
-        x.data_ptr(), *_problem(spec, x, packed, biases), _at(psi), f.data_ptr(), torch.get_num_threads()
-    )
+    _problem(spec, x, packed, biases).value_prox(x.data_ptr(), _at(psi), f.data_ptr(), torch.get_num_threads())
     return None if psi is None else psi.to(x.dtype), f
 
 
@@ -72,9 +70,9 @@ def _vjp(spec, x, packed, features, p, v, gradient: Tensor | None) -> tuple[Tens
     biases = _biases(_gates(spec, packed), features)
     gx = torch.empty_like(x)
     bias_gradient = None if gradient is None else x.new_empty(len(x), biases.shape[1])
-    _cpu().frame_vjp(
-        x.data_ptr(), *_problem(spec, x, packed, biases), _at(p), _at(v), gx.data_ptr(), _at(gradient),
-        packed.numel(), _at(bias_gradient), torch.get_num_threads(),
+    _problem(spec, x, packed, biases).vjp(
+        x.data_ptr(), _at(p), _at(v), gx.data_ptr(), _at(gradient), packed.numel(), _at(bias_gradient),
+        torch.get_num_threads(),
     )  # fmt: skip
     return gx, bias_gradient
 
@@ -91,12 +89,12 @@ def _biases(gates: tuple[StageParameters, ...], features: Tensor | None) -> Tens
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _problem(spec: Spec, x: Tensor, packed: Tensor, biases: Tensor) -> tuple:
-    """Network and sizes as csrc takes them; it reads P where it lies."""
+def _problem(spec: Spec, x: Tensor, packed: Tensor, biases: Tensor):
+    """csrc's description of network and sizes; it reads P, table and biases where they lie."""
     first = spec.stages[0]
     table, filters_at = _table(spec)
     shared = len(biases) == 1
-    return (
+    return _cpu().Frame(
         packed.data_ptr(), table.data_ptr(), len(spec.stages) - 1, filters_at, biases.data_ptr(), shared, *x.shape,
         first.width, first.skip_kernel, spec.stages[-1].competing, spec.beta, spec.alpha,
     )  # fmt: skip

@@ -1,11 +1,12 @@
 // A last stage whose units compete for one output per row, as experts of a mixture do.
 //
-//   z = 1/beta log sum_j exp(beta u_j);   s_j = exp(beta (u_j - z)), the slopes of z: shares that add up to
-//   one dz = sum_j s_j du_j;                  delta_j = s_j p w + e_j beta (du_j - dz)
+//   z = 1/beta log sum_j exp(beta u_j);   s_j = exp(beta (u_j - z)), slopes of z that add up to one: shares
+//   dz = sum_j s_j du_j;                  delta_j = s_j p w + e_j beta (du_j - dz),   e_j = s_j w
 //
-// where e_j = s_j w and the rest of the sweeps are as for softplus (mlp_sweeps.h), with beta e (du - dz) in
-// the place of e dz q. A row's units go from the product to a cache line each and through three short loops:
-// the largest, which is taken off before any exponential, the exponentials with their sum, the shares.
+// The sweeps are those of softplus (mlp_sweeps.h), with beta e (du - dz) in the place of e dz q. u goes from
+// the product into the first cache and through three short loops: for the largest, which is taken off before
+// any exponential, for the exponentials and their sum, for the shares. Experts of one row differ by rounding
+// errors of eps |u|, which makes the relative error of a share: large energies cost digits.
 
 #pragma once
 

@@ -1,14 +1,14 @@
 // psi and f = grad psi of a squared first stage under gates of single pixels, some rows of an image at a
 // time.
 //
-//   c = K x,   z_1 = c^2,   u_l = W_l z_{l-1} + b_l,   z_l = softplus(u_l),   psi = sum_l w_l . z_l     l
-//   = 2..L e_l = s_l (W_{l+1}^T e_{l+1} + w_l),   e_1 = 2 c (W_2^T e_2 + w_1),       f = K^T e_1
+//   c = K x,   z_1 = c^2,   u_l = W_l z_{l-1} + b_l,   z_l = softplus(u_l),   psi = sum_l w_l . z_l,  l > 1
+//   e_l = s_l (W_{l+1}^T e_{l+1} + w_l),               e_1 = 2 c (W_2^T e_2 + w_1),       f = K^T e_1
 //
 // The gates of a pixel are a dense network of z_1, an Mlp whose first skip is W_2 and whose linear term is
-// w_1. Only x is read and only sums for f are written: of a row of coefficients c, then e_1, stays in L2 (98
-// KB of 49 filters and 481 pixels), of 64 pixels the rest. Per pixel 2 (units channels kernel^2 + gates
-// units) multiply-adds, 14,210 for 49 filters of 7 x 7 and 96 gates, against some 20 instructions for each
-// gate: the products decide.
+// w_1. In the last stage units may compete for one z_L instead (competing.h). Only x is read and only sums
+// for f are written: of a row of coefficients c, then e_1, stays in L2 (98 KB of 49 filters and 481 pixels),
+// of 64 pixels the rest. Per pixel 2 (units channels kernel^2 + gates units) multiply-adds, 14,210 for 49
+// filters of 7 x 7 and 96 gates, against some 20 instructions for each gate: the products decide.
 
 #pragma once
 

@@ -1,8 +1,7 @@
 // H v + p f of a squared first stage under gates of single pixels, and the gradient of its parameters.
 //
-//   dc = K v,   dz_1 = 2 c dc;      g = phi'(z_1),   d = p g + phi''(z_1) dz_1    of the gates phi, a dense
-//   network e_1 = 2 c g,   delta_1 = 2 g dc + 2 c d;         H v + p f = K^T delta_1,     dK = e_1 (x) v +
-//   delta_1 (x) x
+//   dc = K v,   dz_1 = 2 c dc;   g = phi'(z_1),   d = p g + phi''(z_1) dz_1,   phi: the gates, a network
+//   e_1 = 2 c g,   delta_1 = 2 g dc + 2 c d;   H v + p f = K^T delta_1,   dK = e_1 (x) v + delta_1 (x) x
 //
 // All that happens in the gates is what mlp_sweeps.h and mlp_gradient.h do to a block of rows, here of
 // pixels. What one needs of them is recomputed from x: 4F for H v, 7F with the gradient, and no activation in

@@ -146,16 +146,17 @@ def test_experts_of_high_energies_lose_no_more_digits_than_plain_torch(isa, nois
         assert relative(ours, true) < 1.5 * relative(theirs, true)
 
 
+@pytest.mark.parametrize("spread", [0.5, 300.0])
 @torch.no_grad()
-def test_experts_far_apart_and_a_single_one(isa):
-    """exp(beta u) beyond float32 on both sides; one unit alone is its own soft maximum, z = u."""
+def test_experts_of_any_sharpness_near_and_far_and_a_single_one(isa, spread):
+    """Far: exp(beta u) beyond float32 on both sides. One unit alone is its own soft maximum, z = u."""
     first = Stage(4, skip_kernel=2, skip_padding=1, bias=False, heads=("linear",))
     gate = Stage(3, kernel=1, skip_kernel=0, heads=("linear",))
     for experts in (1, 5):
         last = Stage(experts, kernel=1, skip_kernel=0, heads=("linear",), competing=True)
         torch.manual_seed(experts)
         model = lf.LPN(Spec("conv", 1, (first, gate, last), 3.0, 0.01, noise_levels=(0.1,), square_first=True))
-        model.stages[2].bias.copy_(torch.linspace(-300.0, 300.0, experts))
+        model.stages[2].bias.copy_(torch.linspace(-spread, spread, experts))
         x, v, p = torch.randn(2, 1, 9, 10), torch.randn(2, 1, 9, 10), torch.randn(2)
         assert frame.supports(model.spec)
         _, features, _ = model._checked(x, 0.1)

@@ -2,8 +2,9 @@
 
     c = K x,   z_1 = c^2,   z_l = softplus(W_l z_{l-1} + b_l),  W_l of 1 x 1;  psi = sum_l w_l . z_l + alpha/2 |x|^2
 
-The networks of `FrameLPN` with the default gates, and those of `MixtureLPN`, where the last units compete. Only images and gradients touch memory: what a derivative needs of
-the stages is computed anew, which is cheaper than storing it, so there is no tape. All tensors are float32.
+The networks of `FrameLPN` with the default gates, and those of `MixtureLPN`, where the last units compete (csrc's
+competing.h). Only images and gradients touch memory: what a derivative needs of the stages is computed anew, which is
+cheaper than storing it, so there is no tape. All tensors are float32.
 """
 
 import functools

@@ -73,10 +73,8 @@ class ThinSkip:
         """Call csrc's function of that name for tensors of `storage`."""
         suffix = "_bfloat16" if storage == torch.bfloat16 else ""
         addresses = [a.data_ptr() if isinstance(a, Tensor) else 0 if a is None else a for a in arguments]
-        getattr(self._cpu, f"thin_{name}{suffix}")(
-            *addresses, *shape, self.channels, self.units, self.kernel, self.stride, self.padding,
-            torch.get_num_threads(),
-        )  # fmt: skip
+        problem = self._cpu.Thin(*shape, self.channels, self.units, self.kernel, self.stride, self.padding)
+        getattr(problem, name + suffix)(*addresses, torch.get_num_threads())
 
 
 class ThinProduct:

@@ -16,7 +16,7 @@
 namespace lpn {
 namespace {
 
-// body(lane, like) over whole groups of vectors, then over single ones; like: as many vectors as it may take.
+// body(lane, like) over whole groups of vectors, then over single ones; like: zeros, as many as it may take.
 template <class Body>
 inline void for_each_group(int64_t row_lanes, Body body) {
   int64_t lane = 0;

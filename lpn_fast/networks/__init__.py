@@ -9,12 +9,14 @@ from .mixture import MixtureLPN
 from .pretrained import list_pretrained, pretrained
 from .published import from_reference, paper_network
 from .ridge import RidgeLPN
+from .tiles import InTiles
 
 __all__ = [
     "LPN",
     "ConvLPN",
     "MLPLPN",
     "FrameLPN",
+    "InTiles",
     "MixtureLPN",
     "RidgeLPN",
     "asymptotic_gain",

@@ -66,6 +66,18 @@ def test_study_trains_variants_for_equal_time(folder, tmp_path, capsys):
     assert frame > ridge, "a frame network denoises before any training"
 
 
+def test_study_says_how_much_sooner_the_end_of_the_published_way_is_reached():
+    from bench.experiments.study import how_much_sooner
+
+    published = [(0.0, 0, 8.0), (4.0, 3, 12.0), (8.0, 6, 12.0)]  # ends where it was at 4 s
+    curves = {"published": published, "multiscale": [(0.0, 0, 9.0), (0.5, 7, 12.5)], "ridge": [(0.0, 0, 11.0)]}
+    (row,) = how_much_sooner(curves)
+    assert (row["variant"], row["its_seconds"], row["seconds"], row["ratio"]) == ("multiscale", 4.0, 0.5, 8.0)
+    started = how_much_sooner({"published": published, "frame": [(0.0, 0, 27.0)]})
+    assert started[0]["ratio"] == "at the start"
+    assert not how_much_sooner({"frame": [(0.0, 0, 27.0)]})
+
+
 @pytest.mark.parametrize("arguments", [["study", "--seconds", "0"], ["denoising", "--images", "69"]])
 def test_wrong_numbers_are_named(folder, arguments, capsys):
     assert main([*arguments, "--data", str(folder)]) == 2

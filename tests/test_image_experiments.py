@@ -1,6 +1,7 @@
 """The experiments on photographs end to end, on a made-up data folder: rows, provenance, wrong use."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,6 +77,16 @@ def test_study_says_how_much_sooner_the_end_of_the_published_way_is_reached():
     started = how_much_sooner({"published": published, "frame": [(0.0, 0, 27.0)]})
     assert started[0]["ratio"] == "at the start"
     assert not how_much_sooner({"frame": [(0.0, 0, 27.0)]})
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read on Linux only")
+def test_large_images_take_less_memory_in_tiles(tmp_path):
+    assert main(["large-images", "--side", "1344", "--networks", "ConvLPN", "--out", str(tmp_path)]) == 0
+    whole, tiles = rows_of(tmp_path / "results.csv")
+    assert (whole["side"], tiles["side"]) == ("1024", "1344")
+    # tiles of 512 and their halo are a third of 1024 squared, and one image of results
+    assert 4 * 1344**2 / 2**20 < float(tiles["peak_megabytes"]) < 0.75 * float(whole["peak_megabytes"])
+    assert float(tiles["max_difference"]) < 1e-5
 
 
 @pytest.mark.parametrize("arguments", [["study", "--seconds", "0"], ["denoising", "--images", "69"]])

@@ -10,6 +10,7 @@ EXPERIMENTS = {
     "gray-levels": "gray_levels",
     "denoising": "denoising",
     "initialisation": "initialisation",
+    "large-images": "large_images",
     "ranking": "ranking",
     "study": "study",
     "training-speed": "training_speed",

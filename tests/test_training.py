@@ -13,7 +13,6 @@ from lpn_fast.data import ImageCrops, validation_batch
 from lpn_fast.training import (
     Phase,
     ProximalMatchingLoss,
-    SolverStates,
     Trainer,
     l1_loss,
     l2_loss,
@@ -23,7 +22,6 @@ from lpn_fast.training import (
 from lpn_fast.training.denoiser import train_denoiser
 from lpn_fast.training.laplacian import sample_laplace
 from lpn_fast.training.schedule import locate
-from lpn_fast.training.trajectories import STEP
 
 
 @pytest.fixture(autouse=True)
@@ -129,52 +127,6 @@ def test_log_has_one_row_per_validation(tmp_path):
     small_trainer(tmp_path, validate=lambda model: {"figure": 1.5}, validate_every=10).run()
     rows = list(csv.DictReader(open(tmp_path / "log.csv")))
     assert [int(row["step"]) for row in rows] == [10, 20, 30, 40, 50, 60] and rows[0]["figure"] == "1.5"
-
-
-def image_trainer(out, phases, **arguments):
-    torch.manual_seed(1)
-    model = lf.ConvLPN(1, hidden=4, strides=(1, 2), sigma_conditional=True)
-
-    def sampler(count, generator):
-        return torch.rand(count, 1, 8, 9, generator=generator)
-
-    states = SolverStates(3, longest=4)
-    return Trainer(
-        model, sampler, phases, sigma=(0.05, 0.2), batch_size=2, states=states, out=out, progress=False, **arguments
-    )
-
-
-def test_solver_states_take_one_pgd_step_per_answer():
-    """The pool's input is the gradient step of PGD on its own problem, whatever the network answered before."""
-    generator = torch.Generator().manual_seed(0)
-    states = SolverStates(2, blur=(2.0, 2.0), longest=9)
-    truth, u, sigma = states.inputs(
-        lambda n, g: torch.rand(n, 1, 32, 32, generator=g, dtype=torch.float64), (0.1, 0.1), generator, torch.float64
-    )
-    assert sigma.tolist() == pytest.approx([0.1, 0.1])
-    answer = torch.rand_like(u)
-    states.tensors["left"].fill_(9)
-    states.advance(answer)
-    kernel = lf.physics.Blur.gaussian(2.0, size=31)  # sampled finely and far enough
-    b = states.tensors["b"]
-    expected = answer - STEP * kernel.A_adjoint(kernel.A(answer) - b)
-    assert torch.allclose(states.inputs(None, None, generator, torch.float64)[1], expected, atol=1e-6)
-    states.advance(torch.full_like(answer, 10.0))  # has run away: replaced by a fresh problem
-    fresh = states.inputs(
-        lambda n, g: torch.zeros(n, 1, 32, 32, dtype=torch.float64), (0.1, 0.1), generator, torch.float64
-    )
-    assert (fresh[0] == 0).all() and fresh[1].abs().max() < 2
-
-
-def test_run_with_solver_states_resumes_bit_for_bit(tmp_path):
-    phases = [Phase("l2", 48, 1e-3)]
-    whole = image_trainer(tmp_path / "whole", phases)
-    whole.run()
-    first = image_trainer(tmp_path / "parts", phases, checkpoint_seconds=0.0)
-    stop_at(first, 27)
-    second = image_trainer(tmp_path / "parts", phases)
-    second.run()
-    assert torch.equal(weights(second), weights(whole))
 
 
 @pytest.fixture

@@ -42,7 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--slices", type=int, metavar="N", help=f"default: {quality.MAIN.slices}")
     parser.add_argument("--slice-side", type=int, choices=(128, 256, 512), help="pixels; default: 128")
     parser.add_argument(
-        "--model", default="natural-gray", help="a shipped model or a checkpoint (default: %(default)s)"
+        "--model",
+        nargs="+",
+        default=["natural-gray"],
+        metavar="MODEL",
+        help="shipped models or checkpoints; the first for the parts after quality (default: natural-gray)",
     )
     parser.add_argument(
         "--seconds", type=float, default=120.0, help="for each of the two comparisons of throughput (default: 120)"
@@ -73,8 +77,9 @@ def _run(args) -> int:
         raise ValueError("--out must be given with --quick: small runs do not overwrite the results of large ones")
     out = RESULTS if args.out is None else args.out
     out.mkdir(parents=True, exist_ok=True)
-    model = lf.pretrained(args.model) if args.model in lf.list_pretrained() else lf.load(args.model)
-    model = model.eval().requires_grad_(False)
+    models = {name: lf.pretrained(name) if name in lf.list_pretrained() else lf.load(name) for name in args.model}
+    models = {Path(name).stem: model.eval().requires_grad_(False) for name, model in models.items()}
+    model = next(iter(models.values()))
     missed = False
 
     if args.only in (None, "quality"):
@@ -83,7 +88,7 @@ def _run(args) -> int:
         effort = replace(effort, **{name: value for name, value in changes.items() if value is not None})
         tasks = args.tasks or ("|".join(f"^{name}$" for name in quality.QUICK_TASKS) if args.quick else "")
         scored = []
-        for one in quality.run(data.find(args.data), model, tasks, args.methods, effort, show):
+        for one in quality.run(data.find(args.data), models, tasks, args.methods, effort, show):
             scored.append(one)
             write_csv(out / "quality.csv", [s.row for s in scored])
         if not scored:

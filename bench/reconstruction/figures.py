@@ -20,7 +20,7 @@ def draw(scored: list[Scored], folder: Path) -> list[Path]:
     for name in dict.fromkeys(s.task.name for s in scored):
         mine = [s for s in scored if s.task.name == name]
         panels = [("truth", mine[0].instance.x[0, 0])]
-        panels += [(f"{s.method}\n{s.row['psnr_mean']:.2f} dB", s.outcome.x[0, 0]) for s in mine]
+        panels += [(f"{s.method}\n{s.model}\n{s.row['psnr_mean']:.2f} dB", s.outcome.x[0, 0]) for s in mine]
         figure = Figure(figsize=(1.7 * len(panels), 5.2), layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.add_gridspec(2, len(panels), height_ratios=(1, 1.1))
@@ -36,7 +36,7 @@ def draw(scored: list[Scored], folder: Path) -> list[Path]:
             if s.outcome.objective is not None and s.method not in ("lpn-hqs", "lpn-published"):
                 f = s.outcome.objective[:, 0]
                 f = f - f[f.isfinite()].min()
-                axes.semilogy(range(1, len(f) + 1), f.clamp_min(1e-8).numpy(), label=s.method)
+                axes.semilogy(range(1, len(f) + 1), f.clamp_min(1e-8).numpy(), label=f"{s.method} {s.model}")
         axes.set_xlabel("iteration")
         axes.set_ylabel("F - min F, image 1")
         if axes.lines:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -59,16 +59,21 @@ class Scored:
 
     task: Task
     method: str
+    model: str  # its name, "" for the methods of others
     instance: Instance
     outcome: Outcome
     row: dict
 
 
-def run(root: Path, model, tasks: str, methods: str, effort: Effort, show=print) -> Iterator[Scored]:
-    """Score every method on every task whose names match; `show` receives the table line by line."""
-    show(
-        f"{'task':<15}{'method':<16}{'PSNR':>16}{'SSIM':>16}{'iterations':>12}{'s/image':>9}{'MB':>7}  outside  misfit"
-    )
+def run(
+    root: Path, models: dict[str, object], tasks: str, methods: str, effort: Effort, show=print
+) -> Iterator[Scored]:
+    """Score every method on every task whose names match, ours with every model by its name.
+
+    `show` receives the table line by line.
+    """
+    heads = f"{'task':<15}{'method':<16}{'model':<22}{'PSNR':>16}{'SSIM':>16}"
+    show(f"{heads}{'iterations':>12}{'s/image':>9}{'MB':>7}  outside  misfit")
     for task in TASKS:
         if not re.search(tasks, task.name):
             continue
@@ -78,7 +83,10 @@ def run(root: Path, model, tasks: str, methods: str, effort: Effort, show=print)
         )
         instance = task.instance(root, "validation", count, side)
         train = task.instance(root, "train", effort.train, side)
-        for method, solve, reason in _methods(task, root, model, train, effort):
+        candidates = [("", *method) for method in _others(task, root, train, effort)]
+        for name, model in models.items():
+            candidates += [(name, *method) for method in _ours(task, model, train, effort)]
+        for name, method, solve, reason in candidates:
             if not re.search(methods or effort.methods, method):
                 continue
             if reason:
@@ -87,16 +95,18 @@ def run(root: Path, model, tasks: str, methods: str, effort: Effort, show=print)
             call = solve()
             with torch.no_grad():
                 outcome, *costs = _measured(call, instance)
-            scored = Scored(task, method, instance, outcome, {})
+            scored = Scored(task, method, name, instance, outcome, {})
             row = _row(scored, *costs, effort)
             show(_line(row))
-            yield Scored(task, method, instance, outcome, row)
+            yield replace(scored, row=row)
 
 
-def _methods(
-    task: Task, root: Path, model, train: Instance, effort: Effort
-) -> Iterator[tuple[str, Callable[[], Callable[[Instance], Outcome]], str | None]]:
-    """(name, what tunes it and gives the method, why it cannot run)."""
+# (name, what tunes it and gives the method, why it cannot run)
+Candidate = tuple[str, Callable[[], Callable[[Instance], Outcome]], str | None]
+
+
+def _others(task: Task, root: Path, train: Instance, effort: Effort) -> Iterator[Candidate]:
+    """What a user would take instead."""
     yield task.simple, lambda: lambda i: Outcome(i.simple, 0), None
 
     def tv():
@@ -141,6 +151,10 @@ def _methods(
     yield "WCRR", wcrr, missing
     yield "BM3D", bm3d, baselines.why_no_bm3d()
     yield "PnP-BM3D", pnp_bm3d, baselines.why_no_bm3d()
+
+
+def _ours(task: Task, model, train: Instance, effort: Effort) -> Iterator[Candidate]:
+    """The package's solvers with a model."""
 
     def tuned():
         def method(instance, c):
@@ -187,7 +201,13 @@ def _row(scored: Scored, seconds: float, cores: float, megabytes: float | str, e
         "ssim_gaussian": lf.metrics.ssim(x, truth, window="gaussian"),
     }
     iterations = torch.as_tensor(outcome.iterations, dtype=torch.float64)
-    row = {"task": scored.task.name, "method": scored.method, "images": len(x), "side": x.shape[-1]}
+    row = {
+        "task": scored.task.name,
+        "method": scored.method,
+        "model": scored.model,
+        "images": len(x),
+        "side": x.shape[-1],
+    }
     for name, value in values.items():
         row |= {f"{name}_mean": round(value.mean().item(), 4), f"{name}_std": round(_deviation(value), 4)}
     return row | {
@@ -211,6 +231,6 @@ def _line(row: dict) -> str:
     outside, misfit = (f"{row[k]:.3g}" if isinstance(row[k], float) else "" for k in ("outside_factor", "misfit"))
     megabytes = f"{row['peak_mb']:.0f}" if row["peak_mb"] != "" else ""
     return (
-        f"{row['task']:<15}{row['method']:<16}{psnr:>16}{ssim:>16}{row['iterations']:>12}"
+        f"{row['task']:<15}{row['method']:<16}{row['model']:<22}{psnr:>16}{ssim:>16}{row['iterations']:>12}"
         f"{row['seconds_per_image']:>9.2f}{megabytes:>7}  {outside:>7}{misfit:>8}"
     )

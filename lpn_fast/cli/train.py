@@ -75,14 +75,18 @@ def add_parser(subparsers) -> None:
     add("--sigma", nargs="+", type=float, metavar="S", help="noise level, or lowest and highest")
     add("--validate", nargs="+", metavar="PATH", help="the same, for the validation PSNR and SSIM")
     add("--exclude", metavar="FILE", help="text file of image names never to train on, one a line")
-    add("--loss", choices=("l2", "l1", "matching"), help="default l2; matching = the published schedule")
+    add(
+        "--loss",
+        choices=("l2", "l1", "log", "matching"),
+        help="default l2; log = of each image's error; matching = the published schedule",
+    )
     add("--pretrain", choices=("l1", "l2", "none"), help="before matching (default l1); none = fine-tune")
     add("--gamma-min", type=float, metavar="G", help="last gamma of matching in units of sqrt(n) (default 0.08)")
     add("--steps", type=int, help="default 20000")
     add("--batch-size", type=int, help="default 16")
     add("--crop", type=int, help="side of the training crops in pixels (default 64)")
     add("--cache", metavar="DIR", help="keep decoded images there, mapped into memory")
-    add("--solver-states", type=int, metavar="N", help="deblurring problems that join every batch")
+    add("--task", choices=("denoise", "deblur"), help="deblur: train the minimisers that the solvers find")
     add("--expansion-weight", type=float, metavar="W", help="price on |f(u + d) - f(u)| > |d|")
     add("--start", metavar="MODEL", help="go on from this model instead of a fresh one")
     add("--contrast", type=float, help="contrast of the crops varies up to this factor (default 1.5; 1 = never)")

@@ -1,22 +1,23 @@
 """Training: losses, schedules, configurations, and a trainer whose runs can be stopped and resumed at any moment."""
 
 from .config import TrainingConfig, from_dict, read_config
+from .equilibrium import Deblurring
 from .laplacian import soft_threshold, train_laplacian
-from .losses import ProximalMatchingLoss, l1_loss, l2_loss
+from .losses import ProximalMatchingLoss, l1_loss, l2_loss, log_loss
 from .run import train
 from .schedule import Phase, published_phases
 from .trainer import Trainer
-from .trajectories import SolverStates
 
 __all__ = [
+    "Deblurring",
     "Phase",
     "ProximalMatchingLoss",
-    "SolverStates",
     "Trainer",
     "TrainingConfig",
     "from_dict",
     "l1_loss",
     "l2_loss",
+    "log_loss",
     "published_phases",
     "read_config",
     "soft_threshold",

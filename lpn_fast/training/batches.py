@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from .distributed import Group
-from .trajectories import SolverStates
 
 Sampler = Callable[..., Tensor]  # (batch size, generator) -> clean samples (N, ...)
 
@@ -63,9 +62,7 @@ class NoisyBatches:
         self.rows = group.share(batch_size)
         self._draws_rows = "rows" in inspect.signature(sampler).parameters
 
-    def draw(
-        self, generator: torch.Generator, own: Tensor, states: SolverStates | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def draw(self, generator: torch.Generator, own: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """(clean x, noisy y, sigma (N,) or None for a network of one level), this process' rows.
 
         Parameters
@@ -74,8 +71,6 @@ class NoisyBatches:
             On the CPU.
         own : Tensor
             A parameter of the network: the samples come in its type, on its device.
-        states : SolverStates, optional
-            Their inputs join the batch, at its end.
         """
         if self._draws_rows:
             x = self.sampler(self.batch_size, generator, rows=self.rows)
@@ -95,9 +90,6 @@ class NoisyBatches:
             noise = self.noise(shape, generator=generator, dtype=x.dtype)[self.rows].to(x.device)
             sigma = sigma.to(x.device)
         y = x + sigma.view(-1, *(1,) * (x.dim() - 1)) * noise
-        if states is not None:
-            more = states.inputs(self.sampler, self.sigma_range, generator, x.dtype)
-            x, y, sigma = (torch.cat([a, b.to(a.device)]) for a, b in zip((x, y, sigma), more, strict=True))
         x, y, sigma = (t.to(own.device) for t in (x, y, sigma))
         return x, y, sigma if self.conditional else None
 

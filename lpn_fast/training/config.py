@@ -107,7 +107,7 @@ class ModelConfig:
 class ScheduleConfig:
     """[schedule]: the loss, and how long. None takes what suits the loss."""
 
-    loss: str = "l2"  # "l1", "l2", or "matching" = pre-training, then proximal matching
+    loss: str = "l2"  # "l1", "l2", "log", or "matching" = pre-training, then proximal matching
     steps: int = 20_000
     pretrain: str = "l1"  # for matching: "l1", "l2", or "none" to fine-tune
     learning_rate: float | None = None  # l1, l2: 2e-3; pre-training: 1e-3
@@ -119,7 +119,7 @@ class ScheduleConfig:
     gamma_unit: str = "absolute"  # "sigma": every sample's gamma is a multiple of its own noise level
 
     def __post_init__(self):
-        _one_of("schedule.loss", self.loss, ("l1", "l2", "matching"))
+        _one_of("schedule.loss", self.loss, ("l1", "l2", "log", "matching"))
         _one_of("schedule.pretrain", self.pretrain, ("l1", "l2", "none"))
 
     def phases(self, entries: int) -> list[Phase]:
@@ -159,13 +159,16 @@ class TrainingConfig:
     margin: int = 0  # pixels at the sides of a crop that the loss leaves out
     precision: str = "fp32"
     expansion_weight: float = 0.0
-    solver_states: int = 0
+    task: str = "denoise"  # or "deblur": through the minimiser of deblurring problems (equilibrium.py)
     validate_every: int = 500
     checkpoint_seconds: float = 60.0
     device: str = "cpu"
     threads: int | None = None
     tensorboard: bool = False
     verify: bool = True
+
+    def __post_init__(self):
+        _one_of("task", self.task, ("denoise", "deblur"))
 
     def to_dict(self) -> dict:
         """JSON-ready; `from_dict` reads it."""

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..metrics import UNIFORM_SIDE, psnr, ssim
 from ..networks import LPN, asymptotic_gain, save
+from .equilibrium import Deblurring
 from .schedule import Phase
 from .trainer import Trainer
-from .trajectories import SolverStates
 
 
 def train_denoiser(
@@ -29,7 +29,7 @@ def train_denoiser(
     batch_size: int = 16,
     seed: int = 0,
     gain_limit: float | None = None,
-    states: SolverStates | None = None,
+    problems: Deblurring | None = None,
     expansion_weight: float = 0.0,
     validation: Tensor | None = None,
     data_description: str = "",
@@ -48,7 +48,7 @@ def train_denoiser(
         Noise level, or the range for a noise-conditional model.
     out : path
         Folder; a run found there is resumed.
-    gain_limit, states, expansion_weight
+    gain_limit, problems, expansion_weight
         As for `Trainer`.
     validation : Tensor, shape (M, C, H, W), optional
         Clean images for PSNR and SSIM in log and card.
@@ -75,7 +75,7 @@ def train_denoiser(
         batch_size=batch_size,
         seed=seed,
         gain_limit=gain_limit,
-        states=states,
+        problems=problems,
         expansion_weight=expansion_weight,
         out=out,
         validate=validate,
@@ -88,9 +88,7 @@ def train_denoiser(
         "data": data_description,
         "phases": [asdict(phase) for phase in phases],
         "batch_size": batch_size,
-        "solver_states": None
-        if states is None
-        else {"count": states.count, "blur": states.blur, "longest": states.longest},
+        "task": "denoise" if problems is None else f"deblur {vars(problems)}",
         "seed": seed,
         "expansion_weight": expansion_weight,
         "asymptotic_gain": round(asymptotic_gain(model), 4),

@@ -2,6 +2,7 @@
 
     l1         |pred - target|_1 / n                            minimised by the conditional median
     l2         |pred - target|_2^2 / n                          minimised by the conditional mean
+    log        log(|pred - target|_2^2 / n)                     -4.34 dB of mean PSNR for one
     matching   1 - exp(-|pred - target|_2^2 / gamma^2)          arXiv 2310.14344, proximal matching
 
 As gamma -> 0 the minimiser of proximal matching tends to the MAP denoiser, the prox of -sigma^2 log p.
@@ -23,6 +24,14 @@ def l1_loss(pred: Tensor, target: Tensor, weight: Tensor | None = None) -> Tenso
 def l2_loss(pred: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean squared error, scalar; pred and target (N, ...), weight (N,) or None (ones)."""
     return _mean(_wide(pred - target).square().mean(1), weight)
+
+
+def log_loss(pred: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean logarithm of the squared error of each sample, scalar: every sample counts alike, however hard it is.
+
+    pred and target (N, ...), weight (N,) or None (ones).
+    """
+    return _mean(_wide(pred - target).square().mean(1).clamp_min(1e-12).log(), weight)
 
 
 class ProximalMatchingLoss(nn.Module):

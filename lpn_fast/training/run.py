@@ -10,7 +10,7 @@ from ..networks.initialise import initialise_as_
 from .config import DataConfig, TrainingConfig
 from .denoiser import train_denoiser
 from .distributed import current_group
-from .trajectories import SolverStates
+from .equilibrium import Deblurring
 
 SYNTHETIC_POOL = 64
 SYNTHETIC_SIDE = 256
@@ -58,7 +58,7 @@ def train(config: TrainingConfig, progress: bool = True) -> LPN:
         margin=config.margin,
         precision=config.precision,
         expansion_weight=config.expansion_weight,
-        states=SolverStates(config.solver_states) if config.solver_states else None,
+        problems=Deblurring() if config.task == "deblur" else None,
         validation=build_validation(config.data, model),
         validate_every=config.validate_every,
         checkpoint_seconds=config.checkpoint_seconds,

@@ -7,9 +7,9 @@ from functools import partial
 
 from torch import Tensor
 
-from .losses import ProximalMatchingLoss, l1_loss, l2_loss
+from .losses import ProximalMatchingLoss, l1_loss, l2_loss, log_loss
 
-LOSSES = ("l1", "l2", "matching")
+LOSSES = ("l1", "l2", "log", "matching")
 GAMMA_UNITS = ("absolute", "sigma")
 GAMMA_MIN = 0.08  # published floor of gamma in units of sqrt(n), n entries per sample
 
@@ -20,7 +20,7 @@ class Phase:
 
     Parameters
     ----------
-    loss : "l1", "l2" or "matching"
+    loss : "l1", "l2", "log" or "matching"
     steps : int
     learning_rate : float
         Of Adam, at the start of the phase.
@@ -78,10 +78,12 @@ class Phase:
         ----------
         sigma : Tensor, shape (N,), optional
             Noise levels, where they differ. Errors are then measured in units of the noise, by a weight of
-            1 / sigma^2, so that no level drowns the others; a gamma in units of sigma does that by itself.
+            1 / sigma^2, so that no level drowns the others; a gamma in units of sigma and log do that by themselves.
         gamma_factor : Tensor, shape (N,), optional
             Multiplies gamma, sample by sample.
         """
+        if self.loss == "log":
+            return log_loss
         weight = None if sigma is None else sigma**-2
         if self.loss == "matching":
             gamma = self.gamma if gamma_factor is None else self.gamma * gamma_factor

@@ -1,7 +1,7 @@
 """The state of a run: everything that decides what comes next. In memory for going back, as a file for going on.
 
-Tensors: model.*, adam.{step, exp_avg, exp_avg_sq}.*, average.* (averaged weights), generator, states.* (solver
-trajectories); and `progress`, which is JSON-ready. The file is safetensors with progress in its header, written to
+Tensors: model.*, adam.{step, exp_avg, exp_avg_sq}.*, average.* (averaged weights), generator;
+and `progress`, which is JSON-ready. The file is safetensors with progress in its header, written to
 a temporary file, synced and renamed: a kill or a full disk at any moment leaves the last complete state.
 """
 
@@ -37,7 +37,6 @@ def take(
     generator: torch.Generator,
     progress: dict,
     *,
-    states: dict[str, Tensor] | None = None,
     average: dict[str, Tensor] | None = None,
 ) -> Snapshot:
     """Copy the state of a run."""
@@ -45,7 +44,6 @@ def take(
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state[parameter].items():
             tensors[f"adam.{key}.{name}"] = value
-    tensors |= {f"states.{name}": t for name, t in (states or {}).items()}
     tensors |= {f"average.{name}": t for name, t in (average or {}).items()}
     tensors["generator"] = generator.get_state()
     return Snapshot({name: t.detach().clone() for name, t in tensors.items()}, dict(progress))
@@ -53,8 +51,8 @@ def take(
 
 def restore(
     snapshot: Snapshot, model: nn.Module, optimizer: torch.optim.Adam, generator: torch.Generator
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Put model, optimizer and generator back in place; returns the solver states and the averaged weights."""
+) -> dict[str, Tensor]:
+    """Put model, optimizer and generator back in place; returns the averaged weights."""
     model.load_state_dict(snapshot.part("model"))
     for name, parameter in model.named_parameters():
         state = {}
@@ -69,8 +67,7 @@ def restore(
             optimizer.state.pop(parameter, None)
     generator.set_state(snapshot.tensors["generator"].cpu())
     stored = snapshot.part("average")  # a file sorts by name
-    average = {n: torch.empty_like(p).copy_(stored[n]) for n, p in model.named_parameters()} if stored else {}
-    return snapshot.part("states"), average
+    return {n: torch.empty_like(p).copy_(stored[n]) for n, p in model.named_parameters()} if stored else {}
 
 
 def write(path: Path, snapshot: Snapshot) -> None:

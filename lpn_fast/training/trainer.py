@@ -27,10 +27,10 @@ from . import gate, state
 from .average import WeightAverage
 from .batches import NoisyBatches, Sampler
 from .distributed import current_group
+from .equilibrium import Deblurring
 from .expansion import expansion_penalty
 from .log import EARLY_SECONDS, WINDOW, Pace, RunLog
 from .schedule import Phase, locate
-from .trajectories import SolverStates
 
 GUARD = WINDOW  # steps between looks for NaN; a look waits for the device
 MOST_ROLLBACKS = 5
@@ -71,9 +71,9 @@ class Trainer:
         ``gamma_factor(y)`` -> (N,), positive: what gamma is multiplied by for each noisy sample.
     expansion_weight : float
         Weight of the expansion penalty (training/expansion.py) on a quarter of every batch, its last samples
-        (solver states, where there are any); image models only. 0 switches it off.
-    states : SolverStates, optional
-        Deblurring problems that join every batch (training/trajectories.py), for image models.
+        of an image model. 0 switches it off.
+    problems : Deblurring, optional
+        Compare the minimisers of such problems with the truth instead of f(x + noise); for image models.
     out : path, optional
         Folder for `resume.safetensors`, `log.csv`, `train.log` and at the end `model.safetensors`. If it holds a
         resume file of the same configuration the run continues there. None keeps everything in memory.
@@ -119,7 +119,7 @@ class Trainer:
         noise: Callable[..., Tensor] = torch.randn,
         gamma_factor: Callable[[Tensor], Tensor] | None = None,
         expansion_weight: float = 0.0,
-        states: SolverStates | None = None,
+        problems: Deblurring | None = None,
         out: str | Path | None = None,
         validate: Callable[[LPN], dict] | None = None,
         validate_every: int = 1000,
@@ -128,7 +128,7 @@ class Trainer:
         tensorboard: bool = False,
     ):
         self.model, self.phases, self.group = model, list(phases), current_group()
-        self.seed, self.gain_limit, self.states = seed, gain_limit, states
+        self.seed, self.gain_limit, self.problems = seed, gain_limit, problems
         self.clip_norm, self.margin, self.precision = clip_norm, margin, precision
         self.expansion_weight, self.gamma_factor = expansion_weight, gamma_factor
         self.out = None if out is None else Path(out)
@@ -218,20 +218,21 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate_factor * phase.rate(within)
         low_precision = self.precision != "fp32" and self._passes_gate(index)
-        x, y, sigma = self.batches.draw(self.generator, next(self.model.parameters()), self.states)
+        x, y, sigma = self.batches.draw(self.generator, next(self.model.parameters()))
         if low_precision:
             self.model.precision = self.precision
         try:
             with self.group.averaged_gradients(self.model):
-                pred = self.model(y, sigma)
+                if self.problems is None:
+                    pred = self.model(y, sigma)
+                else:
+                    pred = self.problems(self.model, x, y - x, sigma, self.generator)
             loss = self._criterion(phase, y, sigma)(self._inside(pred), self._inside(x))
             if self.expansion_weight:
                 last = slice(-max(1, len(y) // 4), None)
                 level = None if sigma is None else sigma[last]
                 penalty = expansion_penalty(self.model, y[last], pred[last], level, self.generator)
                 loss = loss + self.expansion_weight * penalty
-            if self.states is not None:
-                self.states.advance(pred[-self.states.count :])
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
         finally:
@@ -321,18 +322,15 @@ class Trainer:
             "rollbacks": self.rollbacks,
             "passed": {str(index): flag for index, flag in self.passed.items()},
         }
-        states = None if self.states is None else self.states.tensors
         average = None if self.average is None else self.average.tensors
-        return state.take(self.model, self.optimizer, self.generator, progress, states=states, average=average)
+        return state.take(self.model, self.optimizer, self.generator, progress, average=average)
 
     def _restore(self, snapshot: state.Snapshot) -> None:
-        states, average = state.restore(snapshot, self.model, self.optimizer, self.generator)
+        average = state.restore(snapshot, self.model, self.optimizer, self.generator)
         progress = snapshot.progress
         self.step, self.rate_factor = progress["step"], progress["rate_factor"]
         self.rollbacks = progress["rollbacks"]
         self.passed = {int(index): flag for index, flag in progress["passed"].items()}
-        if self.states is not None:
-            self.states.tensors = states
         if self.average is not None:
             self.average.tensors = average
 
@@ -395,7 +393,7 @@ class Trainer:
             self.model.spec.encoded,
             json.dumps([dataclasses.asdict(phase) for phase in self.phases]),
             json.dumps([*numbers, self.clip_norm, decay, self.precision]),
-            "" if self.states is None else json.dumps([self.states.count, self.states.blur, self.states.longest]),
+            "" if self.problems is None else json.dumps(vars(self.problems)),
             getattr(self.batches.sampler, "fingerprint", ""),
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -413,8 +411,16 @@ class Trainer:
             raise ValueError(f"clip_norm must be positive or None, got {self.clip_norm}")
         if not self.model.is_noise_conditional and any(phase.gamma_unit == "sigma" for phase in self.phases):
             raise ValueError("gamma_unit='sigma' is for noise-conditional networks, this one has a single noise level")
-        if self.group.size > 1 and (self.states is not None or self.expansion_weight):
-            raise ValueError("solver states and expansion_weight need a single process")
+        if self.group.size > 1 and (self.problems is not None or self.expansion_weight):
+            raise ValueError("problems and expansion_weight need a single process")
+        if self.problems is not None:
+            if self.model.spec.is_dense:
+                raise ValueError("problems are for image models, got one of vectors")
+            if self.expansion_weight or self.precision != "fp32":
+                raise ValueError(
+                    f"problems go with expansion_weight=0 and precision='fp32', got {self.expansion_weight}, "
+                    f"{self.precision!r}"
+                )
         before = self.model.precision
         self.model.precision = self.precision  # names what is wrong with it, if anything is
         self.model.precision = before

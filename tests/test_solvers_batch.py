@@ -8,7 +8,7 @@ import torch
 from solver_cases import CONVEX, NONCONVEX, PHYSICS, SIDE, SOLVERS, Fragile, QuadraticPrior, make_measurements
 
 import lpn_fast as lf
-from lpn_fast.physics import Blur
+from lpn_fast.physics import Blur, Inpainting
 from lpn_fast.solvers import Reconstruction, prox
 
 EVERY_SOLVER = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
@@ -54,9 +54,13 @@ def test_a_network_reconstructs_a_batch_as_it_does_one_image(solver):
 
 
 @EVERY_SOLVER
-def test_samples_with_kernels_of_their_own_may_all_stop_at_once(solver):
+@pytest.mark.parametrize("kind", ["kernels", "masks"])
+def test_samples_with_operators_of_their_own_may_all_stop_at_once(solver, kind):
     kernels = torch.rand(3, 5, 5)
-    physics = Blur(kernels / kernels.sum((1, 2), keepdim=True))
+    if kind == "kernels":
+        physics = Blur(kernels / kernels.sum((1, 2), keepdim=True))
+    else:
+        physics = Inpainting(torch.rand(3, 1, SIDE, SIDE) < 0.7)
     y = physics.A(torch.rand(3, 1, SIDE, SIDE).double())
     result = solver(y, physics, NONCONVEX, max_iter=20, tol=1e9)
     assert result.converged.all() and len(result.iterations.unique()) == 1

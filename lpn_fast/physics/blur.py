@@ -63,7 +63,7 @@ class Blur(Physics):
 
     def __init__(self, kernel: Tensor, boundary: str = "circular"):
         kernel = torch.as_tensor(kernel).detach().to("cpu", torch.float64)
-        if kernel.dim() not in (2, 3) or 0 in kernel.shape[-2:]:  # N = 0: of a batch of which all samples have stopped
+        if kernel.dim() not in (2, 3) or kernel.numel() == 0:
             raise ValueError(f"kernel must have shape (kh, kw) or (N, kh, kw), got {tuple(kernel.shape)}")
         if not bool(kernel.isfinite().all()):
             raise ValueError("kernel must be finite, got NaN or infinite values")

@@ -151,12 +151,16 @@ def iterate(
         stop = callback is not None and bool(callback(k + 1, images, objective[k].clone()))
         if leaving:
             _warn_of_nan(name, k + 1, active[~good])
-            new, active = new.select(staying), active[staying]
+            active = active[staying]
+            if len(active) == 0:  # before operators of their own would have to be those of no sample
+                break
+            new = new.select(staying)
         state = new
-        if stop or len(active) == 0:
+        if stop:
             break
 
-    images = images.index_copy(0, active, state.output)
+    if len(active) > 0:
+        images = images.index_copy(0, active, state.output)
     misfit = None
     if settings.noise is not None:
         measurements = start.y[0].numel()

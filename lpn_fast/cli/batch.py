@@ -23,12 +23,12 @@ RESUME = "finished images are kept, the same command goes on where this one stop
 FORMATS = "png, jpg, tif, bmp, npy, dcm; npz, zip, h5"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, model: str = options.DEFAULT_MODEL) -> None:
     """Images in, folder out, model and machine."""
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGES", help=f"files, folders, patterns, @list.txt: {FORMATS}")
     add("-o", "--out", required=True, metavar="DIR", help="for results and manifest.jsonl")
-    options.add_model(parser)
+    options.add_model(parser, model)
     add("--simulate", action="store_true", help="IMAGES are truths: degrade them first, then print PSNR and SSIM")
     add("--seed", type=int, default=0, metavar="N", help="of that noise (default: 0)")
     add(

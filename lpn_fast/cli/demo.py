@@ -60,7 +60,9 @@ def add_parser(subparsers) -> None:
         "-o", "--out", type=Path, default=Path("demo_output"), metavar="DIR", help="(default: %(default)s)"
     )
     parser.add_argument("--quick", action="store_true", help="fewer and smaller pictures, shorter training")
-    parser.add_argument("--model", default=options.DEFAULT_MODEL, metavar="NAME_OR_PATH", help="(default: %(default)s)")
+    parser.add_argument(
+        "--model", default=options.DEBLURRING_MODEL, metavar="NAME_OR_PATH", help="(default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
     parser.set_defaults(when_interrupted="the pictures written so far are complete")
 

@@ -10,6 +10,7 @@ import torch
 from ..networks import LPN, list_pretrained, load, pretrained
 
 DEFAULT_MODEL = "natural-gray"
+DEBLURRING_MODEL = "natural-gray-deblur"
 
 
 def add_command(subparsers, name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:
@@ -23,11 +24,11 @@ def add_command(subparsers, name: str, summary: str, description: str, examples:
     )
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, default: str = DEFAULT_MODEL) -> None:
     """Which network."""
     parser.add_argument(
         "--model",
-        default=DEFAULT_MODEL,
+        default=default,
         metavar="NAME_OR_PATH",
         help="shipped model (see lpn-fast info) or a file of lpn_fast.save (default: %(default)s)",
     )

@@ -88,7 +88,7 @@ def add_parser(subparsers) -> None:
     add("--cache", metavar="DIR", help="keep decoded images there, mapped into memory")
     add("--task", choices=("denoise", "deblur"), help="deblur: train the minimisers that the solvers find")
     add("--expansion-weight", type=float, metavar="W", help="price on |f(u + d) - f(u)| > |d|")
-    add("--start", metavar="MODEL", help="go on from this model instead of a fresh one")
+    add("--start", metavar="MODEL", help="go on from a shipped model or a file of one")
     add("--contrast", type=float, help="contrast of the crops varies up to this factor (default 1.5; 1 = never)")
     add("--learning-rate", type=float, help="of Adam (default 2e-3, falling to 1 %% on a cosine, for l1 and l2)")
     add("--warmup", type=int, metavar="STEPS", help="the rate rises over so many steps")

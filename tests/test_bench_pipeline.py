@@ -18,7 +18,9 @@ def test_overhead_compares_the_job_with_its_solver(tmp_path, monkeypatch, capsys
     rows = list(csv.DictReader(open(tmp_path / "a.csv", newline="")))
     assert tuple(rows[0]) == report.COLUMNS
     assert [(r["op"], r["provider"]) for r in rows] == [
-        (f"pipeline {task}", what) for task in pipeline.TASKS for what in ("job", "solver", "1 - solver/job")
+        (f"pipeline {task}", what)
+        for task in pipeline.TASKS
+        for what in ("job", pipeline.ONE_BY_ONE, pipeline.SIDE_BY_SIDE, pipeline.OVERHEAD)
     ]
     assert all(float(r["rel_err"]) <= 0.501 / 255 for r in rows)  # the rounding of 8 bits
     assert all(float(r["p50"]) > 0 for r in rows if r["metric"] == "time")

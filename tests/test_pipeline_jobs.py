@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ from killed_job import BATCH, SCALE, SIDE, SIGMA
 
 import lpn_fast as lf
 from lpn_fast import cli, pipeline
-from lpn_fast.pipeline import Denoise, Share, reconstruct
-from lpn_fast.pipeline.flow import Background, ahead_of_time, in_order
+from lpn_fast.pipeline import Denoise, Share, batches, reconstruct
+from lpn_fast.pipeline.flow import Background, Solvers, ahead_of_time, in_order
 from lpn_fast.pipeline.manifest import open_manifest, read_results
 
 ROOT = Path(lf.__file__).parents[1]
@@ -344,6 +345,92 @@ def test_errors_of_a_stage_surface_after_what_came_before():
 
 def fail():
     raise OSError("full")
+
+
+def test_solvers_have_a_thread_each_and_the_caller_gets_its_own_back(threads):
+    seen, both = [], threading.Barrier(2)
+
+    def look():
+        both.wait(timeout=10)  # two at once, or this breaks
+        seen.append((torch.get_num_threads(), threading.current_thread()))
+
+    with Solvers(2) as team:
+        for _ in range(4):
+            team.submit(look)
+        team.alone(lambda: seen.append((torch.get_num_threads(), threading.current_thread())))
+        assert seen[4:] == [(2, threading.main_thread())]  # after all others
+        team.submit(seen.append, (torch.get_num_threads(), None))
+    assert [count for count, _ in seen] == [1, 1, 1, 1, 2, 1]
+    assert len({thread for _, thread in seen[:4]}) == 2
+    assert torch.get_num_threads() == 2
+
+
+def test_an_error_of_one_solver_stops_the_others_and_surfaces(threads):
+    stopped = []
+
+    def long(team):
+        stopped.append(team.stopped.wait(timeout=10))
+
+    with pytest.raises(OSError, match="full"), Solvers(2) as team:
+        team.submit(long, team)
+        for _ in range(9):
+            team.submit(fail)
+    assert stopped == [True] and torch.get_num_threads() == 2
+    with pytest.raises(KeyboardInterrupt), Solvers(2) as team:
+        team.submit(long, team)
+        raise KeyboardInterrupt
+    assert stopped == [True, True] and torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(
+    "task", [Denoise(0.1), pipeline.Deblur(lf.physics.Blur.gaussian(1.0), noise=0.03, iterations=4)]
+)
+def test_results_do_not_depend_on_the_number_of_solvers(tmp_path, model, threads, task):
+    """Images of several sizes, one larger than a batch, one unreadable, one that breaks the solver."""
+    folder, generator = tmp_path / "images", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(16):
+        height, width = (40, 40) if number == 7 else (20 + number % 3, 24)
+        np.save(folder / f"{number:02d}.npy", generator.random((height, width)).astype(np.float32))
+    (folder / "05.npy").write_bytes(b"no array")
+
+    class Breaking(type(task)):
+        def solve(self, y, model, on_iteration=None):
+            if y.shape[-2] == 21 and (y[:, 0, 0, 0] == poison).any():
+                raise RuntimeError("broken on purpose")
+            return super().solve(y, model, on_iteration)
+
+    poison = float(np.load(folder / "10.npy")[0, 0])
+    breaking, found = Breaking(**vars(task)), {}
+    for solvers in (1, 2, 3):
+        out = tmp_path / f"out{solvers}"
+        summary = reconstruct(folder, out, task=breaking, model=model, solvers=solvers, batch_pixels=2 * 24 * 22)
+        assert len(summary.done) == 14 and sorted(f.item for f in summary.failed) == ["05.npy", "10.npy"]
+        files = {path.name: path.read_bytes() for path in out.glob("*.npy")}
+        lines = {item: replace(line, seconds=None) for item, line in read_results(out).items()}
+        found[solvers] = files, lines
+        assert len(files) == 14 and len(lines) == 16
+        assert not [path for path in out.iterdir() if path.name.endswith(".tmp")]
+    assert found[1] == found[2] == found[3]
+    assert torch.get_num_threads() == 2
+
+
+def test_solvers_are_for_many_images_on_a_cpu(tmp_path, model, threads):
+    assert [batches.solvers_for(model, images, 64) for images in (1, 7, 8, 1000)] == [1, 1, 2, 2]
+    assert batches.solvers_for(model, 1000, 2**60) == 1  # no memory for two
+    torch.set_num_threads(1)
+    assert batches.solvers_for(model, 1000, 64) == 1
+    with pytest.raises(ValueError, match="solvers must be at least 1, got 0"):
+        reconstruct(numbered_images(tmp_path / "a", 1), tmp_path / "out", task=Denoise(0.1), model=model, solvers=0)
+
+
+@pytest.fixture
+def threads():
+    """Two of torch's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_a_lost_device_ends_the_job_instead_of_failing_every_image(tmp_path, model, monkeypatch):

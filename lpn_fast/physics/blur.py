@@ -250,15 +250,16 @@ class Blur(Physics):
     def _transfer(self, grid: tuple[int, int], like: Tensor) -> Tensor:  # (Gh, Gw // 2 + 1) or (N, 1, ...) complex
         """Transfer function K on the grid, on the device and in the precision of ``like``."""
         key = (*grid, like.dtype, like.device)
-        if key not in self._transfers:
-            if len(self._transfers) >= CACHED_GRIDS:
-                self._transfers.pop(next(iter(self._transfers)))
+        transfer = self._transfers.get(key)
+        if transfer is None:
+            for oldest in list(self._transfers)[: max(0, len(self._transfers) + 1 - CACHED_GRIDS)]:
+                self._transfers.pop(oldest, None)  # None: another thread may have done so
             # Made outside inference mode: a cached inference tensor could not enter autograd later.
             with torch.inference_mode(False), torch.no_grad():
                 spectrum = torch.fft.rfft2(self._embedded(*grid))
                 complex_type = torch.complex64 if like.dtype == torch.float32 else torch.complex128
-                self._transfers[key] = spectrum.to(like.device, complex_type)
-        return self._transfers[key]
+                transfer = self._transfers[key] = spectrum.to(like.device, complex_type)
+        return transfer
 
     def _embedded(self, height: int, width: int) -> Tensor:  # (height, width) or (N, 1, height, width) float64
         """The kernel on the grid, shifted so that the first entry of the result is the first measurement.

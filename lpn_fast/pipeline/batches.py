@@ -25,6 +25,8 @@ from ..networks import LPN
 BATCH_PIXELS = 512 * 512
 WAITING_BATCHES = 8  # pixels that may wait in unfinished buckets, in batches: bounds memory on mixed folders
 
+IMAGES_PER_SOLVER = 4  # at least, for several solvers
+
 MEMORY_SHARE = 0.25  # of what is free: solvers keep a few images besides, and others use the machine, too
 KEPT = 4  # tensors of a stage's size that an evaluation holds at once, at most: u, z, e and a copy
 
@@ -32,7 +34,7 @@ Job = TypeVar("Job")
 
 
 def batch_pixels_for(model: LPN) -> int:
-    """How many pixels of the input one evaluation of a network can take in the memory that is free.
+    """How many pixels of the input one evaluation of a network should take.
 
     On a CPU larger batches than BATCH_PIXELS do not run faster, so that is the most; on a GPU they do.
 
@@ -42,13 +44,40 @@ def batch_pixels_for(model: LPN) -> int:
     >>> 1 <= batch_pixels_for(lf.ConvLPN(1, hidden=8)) <= BATCH_PIXELS
     True
     """
+    affordable = _affordable_pixels(model)
+    return affordable if _is_on_gpu(model) else min(BATCH_PIXELS, affordable)
+
+
+def solvers_for(model: LPN, images: int, batch_pixels: int) -> int:
+    """How many batches should be solved at once, each by one thread: on a CPU one per thread of torch's.
+
+    One, which has all threads, on a GPU, where memory does not suffice for more, and for a few images, the last of
+    which would keep one core busy while the others have nothing left to do.
+
+    Examples
+    --------
+    >>> import lpn_fast as lf
+    >>> solvers_for(lf.ConvLPN(1, hidden=8), images=1, batch_pixels=BATCH_PIXELS)
+    1
+    """
+    threads = torch.get_num_threads()
+    if _is_on_gpu(model) or images < IMAGES_PER_SOLVER * threads:
+        return 1
+    return max(1, min(threads, _affordable_pixels(model) // batch_pixels))
+
+
+def _is_on_gpu(model: LPN) -> bool:
+    return next(model.parameters()).device.type == "cuda"
+
+
+def _affordable_pixels(model: LPN) -> int:
+    """How many pixels of the input the evaluations of a network can take in the memory that is free."""
     own, spec = next(model.parameters()), model.spec
     side = 64  # pixels; any size shows how many units there are per pixel
     sizes = [(1, 1)] * len(spec.stages) if spec.is_dense else spec.stage_sizes(*(spec.image_size or (side, side)))
     pixels = spec.channels * (1 if spec.is_dense else math.prod(spec.image_size or (side, side)))
     units = sum(stage.width * math.prod(size) for stage, size in zip(spec.stages, sizes, strict=True))
-    affordable = int(MEMORY_SHARE * _free_bytes(own.device) / (KEPT * own.element_size() * units / pixels))
-    return max(1, affordable if own.device.type == "cuda" else min(BATCH_PIXELS, affordable))
+    return max(1, int(MEMORY_SHARE * _free_bytes(own.device) / (KEPT * own.element_size() * units / pixels)))
 
 
 def _free_bytes(device: torch.device) -> int:

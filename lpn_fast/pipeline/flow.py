@@ -1,6 +1,6 @@
 """Reading, computing and writing at the same time, with bounded queues between them.
 
-    read (threads, in order)  ->  batch and copy to the device (thread)  ->  solve (caller)  ->  write (thread)
+    read (threads, in order) -> batch and copy to the device (thread) -> solve (threads or caller) -> write (thread)
 
 Every stage is at most a few items ahead of the next, so memory depends on the size of images, never on their
 number. An error of a stage surfaces in the caller, where the items before it have been dealt with.
@@ -13,7 +13,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -105,11 +105,96 @@ def ahead_of_time(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
         thread.join()
 
 
-class Background:
-    """Runs one call at a time in a thread; its error is raised by the next `submit` or by the end of `with`.
+class Solvers:
+    """Runs calls side by side in `count` threads, each of which has one of torch's threads: itself.
 
-    Whatever was submitted is finished before the `with` ends, even if that ends in an error: results that are
-    computed are not thrown away.
+    A core that solves a batch of its own waits for no other core, neither at the end of every loop of a network nor
+    while reading and writing have one of them. With count 1 the caller runs every call, with all of torch's threads.
+    The error of a call is raised by a later `submit`, by `alone` or by the end of `with`.
+
+    Attributes
+    ----------
+    stopped : threading.Event
+        Set once the `with` ends in an error: long calls should end soon.
+
+    Examples
+    --------
+    >>> done = []
+    >>> with Solvers(2) as solvers:
+    ...     for number in range(3):
+    ...         solvers.submit(done.append, number)
+    ...     solvers.alone(done.append, 3)
+    >>> sorted(done[:3]), done[3]
+    ([0, 1, 2], 3)
+    """
+
+    def __init__(self, count: int):
+        self.count, self.stopped = count, threading.Event()
+        self._pool: ThreadPoolExecutor | None = None
+        self._running: set[Future] = set()
+
+    def __enter__(self) -> Solvers:
+        if self.count == 1:
+            return self
+        self._threads, turn, all_here = torch.get_num_threads(), threading.Lock(), threading.Barrier(self.count)
+        torch.set_num_threads(1)  # of this thread, and of those that are yet to come
+
+        def begin() -> None:
+            with turn:
+                torch.set_num_threads(1)
+            all_here.wait()
+
+        self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="lpn_fast solve", initializer=begin)
+        wait([self._pool.submit(int) for _ in range(self.count)])  # settled before any of them works
+        return self
+
+    def submit(self, function: Callable, *arguments) -> None:
+        """Run function(*arguments) in a thread that is free; waits while one call more than threads is at hand."""
+        if self._pool is None:
+            function(*arguments)
+            return
+        while len(self._running) > self.count:
+            self._take(wait(self._running, return_when=FIRST_COMPLETED).done)
+        self._running.add(self._pool.submit(function, *arguments))
+
+    def alone(self, function: Callable, *arguments) -> None:
+        """Run function(*arguments) in the caller with all of torch's threads, once the calls before it have ended."""
+        if self._pool is None:
+            function(*arguments)
+            return
+        self._take(wait(self._running).done)
+        torch.set_num_threads(self._threads)
+        try:
+            function(*arguments)
+        finally:
+            torch.set_num_threads(1)
+
+    def _take(self, ended: set[Future]) -> None:
+        self._running -= ended
+        for call in ended:
+            call.result()
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if self._pool is None:
+            return
+        done = False
+        try:
+            if error is None:
+                while self._running:
+                    self._take(wait(self._running, return_when=FIRST_COMPLETED).done)
+                done = True
+        finally:
+            if not done:
+                self.stopped.set()
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(self._threads)
+
+
+class Background:
+    """Runs calls one after another in a thread; an error is raised by a later `submit` or by the end of `with`.
+
+    At most `ahead` calls are unfinished, else `submit` waits; any thread may submit. Whatever was submitted
+    is finished before the `with` ends, even if that ends in an error: results that are computed are not thrown away.
 
     Examples
     --------
@@ -120,24 +205,24 @@ class Background:
     [1]
     """
 
+    def __init__(self, ahead: int = 1):
+        self._ahead, self._lock = ahead, threading.Lock()
+        self._running: deque[Future] = deque()
+
     def __enter__(self) -> Background:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="lpn_fast write")
-        self._running: Future | None = None
         return self
 
     def submit(self, function: Callable, *arguments) -> None:
-        """Run function(*arguments) once the call before it has ended, for which this waits."""
-        self._wait()
-        self._running = self._pool.submit(function, *arguments)
-
-    def _wait(self) -> None:
-        running, self._running = self._running, None
-        if running is not None:
-            running.result()
+        """Run function(*arguments) after the calls before it."""
+        with self._lock:
+            while self._running and (len(self._running) >= self._ahead or self._running[0].done()):
+                self._running.popleft().result()
+            self._running.append(self._pool.submit(function, *arguments))
 
     def __exit__(self, kind, error, traceback) -> None:
         try:
-            if error is None:
-                self._wait()
+            while error is None and self._running:
+                self._running.popleft().result()
         finally:
             self._pool.shutdown(wait=True)

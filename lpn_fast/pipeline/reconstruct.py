@@ -11,6 +11,7 @@ error; what was finished is kept.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..networks import LPN
-from .batches import batch_pixels_for, bucketed
-from .flow import Background, ahead_of_time, settle_thread_pool
+from .batches import batch_pixels_for, bucketed, solvers_for
+from .flow import Background, Solvers, ahead_of_time, settle_thread_pool
 from .gather import gather
 from .images import Range
 from .manifest import NAME as MANIFEST_NAME
@@ -70,6 +71,7 @@ def reconstruct(
     simulate: bool = False,
     seed: int = 0,
     batch_pixels: int | None = None,
+    solvers: int | None = None,
     intensities: Range | None = None,
     share: Share | None = None,
     progress: bool = False,
@@ -98,6 +100,10 @@ def reconstruct(
         Of the simulated noise; each image has its own, whatever its batch.
     batch_pixels : int, optional
         Most pixels per network evaluation; None is what fits into memory.
+    solvers : int, optional
+        Batches that are solved at once on a CPU, each by one thread, if 2 or more; 1 is one at a time by all threads
+        of torch's. None is one per thread, or 1 for a few images. Images larger than ``batch_pixels`` are solved
+        one at a time by all threads.
     intensities : (low, high), optional
         What becomes 0 and 1 of floating-point and DICOM files; None takes the former as they are and chooses
         -1024..3071 Hounsfield units for CT.
@@ -139,6 +145,10 @@ def reconstruct(
         batch_pixels = batch_pixels_for(model)
     if batch_pixels < 1:
         raise ValueError(f"batch_pixels must be at least 1, got {batch_pixels}")
+    if solvers is not None and solvers < 1:
+        raise ValueError(f"solvers must be at least 1, got {solvers}")
+    if solvers is not None and solvers > 1 and next(model.parameters()).is_cuda:
+        raise ValueError(f"solvers must be 1 for a model on a GPU, got {solvers}")
     if intensities is not None and not -float("inf") < intensities[0] < intensities[1] < float("inf"):
         raise ValueError(f"intensities must be (low, high), finite and low < high, got {tuple(intensities)}")
     task.conditions(model)
@@ -155,19 +165,37 @@ def reconstruct(
         skipped = _finished(own, out, manifest, digest)
         left = [source for source in own if source.item not in skipped]
         hidden = None if progress and share.rank == 0 else True  # None: hidden unless standard error is a terminal
+        transfer, count = Transfer(next(model.parameters())), solvers or solvers_for(model, len(left), batch_pixels)
         with (
             tqdm(total=len(left), desc=task.name, unit="img", bar_format=BAR, disable=hidden) as bar,
-            Background() as writer,
+            warnings.catch_warnings(),  # here, since it is not for threads
+            Background(ahead=count) as writer,
+            Solvers(count) as team,
         ):
-            transfer = Transfer(next(model.parameters()))
-            run = Run(out, task, model, manifest, settings, digest, simulate, seed, intensities, bar, transfer, writer)
+            warnings.simplefilter("ignore", RuntimeWarning)  # samples that became NaN are in the manifest
+            run = Run(
+                out,
+                task,
+                model,
+                manifest,
+                settings,
+                digest,
+                simulate,
+                seed,
+                intensities,
+                bar,
+                transfer,
+                writer,
+                team,
+            )
             for error in broken if share.rank == 0 else ():
                 record_failures(run, Failure(Source(error.path), error.reason))
             batches = bucketed(usable(run, left), lambda work: work.samples, batch_pixels)
             uploaded = ((batch, *transfer.upload([work.samples for work in batch])) for batch in batches)
             with contextlib.closing(ahead_of_time(uploaded)) as stream:
                 for batch, y, event in stream:
-                    solve(run, batch, transfer.arrived(y, event))
+                    start = team.submit if y.numel() <= batch_pixels else team.alone
+                    start(solve, run, batch, transfer.arrived(y, event))
     finished, incomplete = gather(everything, broken, out)
     return Summary(out, tuple(run.done), tuple(skipped.values()), tuple(run.failed), finished, incomplete)
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from .. import metrics
 from ..networks import LPN
 from .batches import from_samples, to_samples
 from .files import write_temporary, write_whole
-from .flow import Background, in_order
+from .flow import Background, Solvers, in_order
 from .images import LARGEST_PLAUSIBLE, Encoding, Range, UnreadableImage, encode, one_line
 from .manifest import ItemResult, Manifest
 from .memory import Trim
@@ -74,9 +76,16 @@ class Run:
     bar: tqdm
     transfer: Transfer
     writer: Background
+    solvers: Solvers
     done: list[ItemResult] = field(default_factory=list)
     failed: list[ItemResult] = field(default_factory=list)
     trim: Trim = field(default_factory=Trim)
+    bar_lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def advance(self, images: float) -> None:
+        """Move the progress bar; any thread."""
+        with self.bar_lock:
+            self.bar.update(images)
 
 
 def usable(run: Run, sources: list[Source]) -> Iterator[Work]:
@@ -87,7 +96,7 @@ def usable(run: Run, sources: list[Source]) -> Iterator[Work]:
                 yield work
             else:
                 record_failures(run, work)
-                run.bar.update(1)
+                run.advance(1)
 
 
 def _read(run: Run, source: Source) -> Work | Failure:
@@ -109,27 +118,34 @@ def solve(
     y: Tensor,  # (sum n, c, H', W'), on the device
 ) -> None:
     """Solve a batch and have it written; if it fails as a whole, one by one to find who is to blame."""
-    before, started = run.bar.n, time.monotonic()
+    shown, started = 0.0, time.monotonic()  # shown: images of this batch, on the progress bar
+
+    def show(images: float) -> None:
+        nonlocal shown
+        run.advance(images - shown)
+        shown = images
 
     def advance(iteration: int) -> None:
-        run.bar.update(before + len(batch) * min(iteration / run.task.iterations, 1.0) - run.bar.n)
+        if run.solvers.stopped.is_set():
+            raise CancelledError
+        show(len(batch) * min(iteration / run.task.iterations, 1.0))
 
     try:
         solution = run.task.solve(y, run.model, on_iteration=advance)
         computed = run.transfer.computed()
     except (ValueError, RuntimeError) as error:
         run.transfer.check_alive()
-        run.bar.update(before - run.bar.n)
+        show(0)
         if len(batch) == 1:
             run.writer.submit(record_failures, run, Failure(batch[0].source, one_line(error)))
-            run.bar.update(1)
+            show(1)
         else:
             for work, samples in zip(batch, y.split([len(work.samples) for work in batch]), strict=True):
                 solve(run, [work], samples)
         return
     seconds = (time.monotonic() - started) / len(batch)
     run.writer.submit(_write, run, batch, solution, computed, seconds)
-    run.bar.update(before + len(batch) - run.bar.n)
+    show(len(batch))
 
 
 def _write(run: Run, batch: list[Work], solution: Solution, computed, seconds: float) -> None:

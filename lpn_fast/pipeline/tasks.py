@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -170,9 +169,7 @@ class Deblur:
     def solve(self, y: Tensor, model: LPN, on_iteration: OnIteration | None = None) -> Solution:
         """Reconstructions of the samples y, (N, c, h, w); see lpn_fast.solvers."""
         callback = None if on_iteration is None else lambda iteration, x, objective: on_iteration(iteration)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # samples that became NaN are in `broken`
-            result = self._run(y, model, self.iterations, callback)
+        result = self._run(y, model, self.iterations, callback)
         # Whoever ran neither to the last iteration nor to the tolerance was let go for NaN or infinity.
         broken = ~result.converged & (result.iterations < len(result.objective))
         return Solution(result.x, result.objective, result.residual[-1], result.iterations, result.converged, broken)

@@ -4,7 +4,7 @@
     python -m bench.pipeline memory         peak of jobs of 100 and of 1,000 images, each in a fresh process
 
 overhead: 8-bit gray PNG files of 512 x 512 pixels, the shipped model. A round times, in turns,
-    job            `reconstruct` as users call it: find, read, solve, write, force to disk, record, start and end included
+    job            `reconstruct` as users call it: read, solve, write, force to disk, record, start and end included
     one by one     the solver alone, nothing read or written, batch after batch, each by all threads
     side by side   the same, as many batches at once as there are threads, each by one of them
 and overhead = 1 - (the faster of the two, in this round) / job. Deblurring runs a fifth of the iterations that

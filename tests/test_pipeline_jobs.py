@@ -366,18 +366,21 @@ def test_solvers_have_a_thread_each_and_the_caller_gets_its_own_back(threads):
 
 
 def test_an_error_of_one_solver_stops_the_others_and_surfaces(threads):
-    stopped = []
+    stopped, begun = [], threading.Event()
 
     def long(team):
+        begun.set()
         stopped.append(team.stopped.wait(timeout=10))
 
     with pytest.raises(OSError, match="full"), Solvers(2) as team:
         team.submit(long, team)
         for _ in range(9):
             team.submit(fail)
+    begun.clear()
     assert stopped == [True] and torch.get_num_threads() == 2
     with pytest.raises(KeyboardInterrupt), Solvers(2) as team:
         team.submit(long, team)
+        assert begun.wait(timeout=10)
         raise KeyboardInterrupt
     assert stopped == [True, True] and torch.get_num_threads() == 2
 

@@ -216,8 +216,9 @@ def to_array(pixels: Tensor, encoding: Encoding) -> np.ndarray:
     """The pixels (C, H, W) as stored: (C, H, W), or (H, W) for a plane."""
     values, levels = pixels.detach().cpu().numpy(), encoding.levels
     if levels is not None:  # float32 tells 65536 levels apart
-        values = np.rint(np.float32(levels) * values.astype(np.float32, copy=False).clip(0, 1))
-        values = values.astype(np.uint8 if levels == 255 else np.uint16)
+        values = values.astype(np.float32, copy=False).clip(0, 1)
+        values *= np.float32(levels)
+        values = np.rint(values, out=values).astype(np.uint8 if levels == 255 else np.uint16)
     else:
         values = values.astype(np.float64)
         if encoding.intensities is not None:
@@ -282,7 +283,8 @@ def _read_picture(data: bytes, suffix: str) -> tuple[np.ndarray, Encoding, tuple
         orientation = picture.getexif().get(ORIENTATION)
         picture.load()
         has_alpha = stored_mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in info
-        if stored_mode in ("I;16", "I;16B", "I;16L", "F"):  # convert() would clip these to 8 bits
+        # convert() would clip the first four to 8 bits, and copy the others
+        if stored_mode in ("I;16", "I;16B", "I;16L", "F", "L", "RGB"):
             pixels = np.asarray(picture)
         else:
             pixels = np.asarray(picture.convert(GRAY_MODES.get(stored_mode, "RGB")))
@@ -315,7 +317,7 @@ def _in_range(path: Path, stored: np.ndarray, encoding: Encoding, intensities: R
     """(C, H, W) as stored -> float32 in [0, 1]; its 24 bits tell 65536 levels apart."""
     pixels = stored.astype(np.float32)
     if encoding.levels is not None:
-        pixels = pixels / np.float32(encoding.levels)
+        pixels /= np.float32(encoding.levels)
     elif intensities is not None:
         low, high = intensities
         pixels = ((stored.astype(np.float64) - low) / (high - low)).astype(np.float32)

@@ -16,7 +16,6 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -234,7 +233,8 @@ def _divergence(solution: Solution, own: slice) -> str | None:
     """
     if bool(solution.broken[own].any()):
         return "it became NaN or infinite on the way"
-    largest = float(np.abs(solution.x[own].numpy()).max())
+    values = solution.x[own].numpy()
+    largest = float(max(values.max(), -values.min()))
     if largest > LARGEST_PLAUSIBLE:
         return f"it diverged, to values of {largest:.1e}; take fewer iterations or another sigma or model"
     return None

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from bench.experiments.__main__ import main
+from bench.experiments.denoising import test_photographs as photographs_of_the_test
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,21 @@ def test_denoising_measures_models_and_baselines(folder, tmp_path):
     assert all(float(row["psnr"]) > float(row["psnr_noisy"]) + 3 for row in rows)
     assert abs(float(rows[0]["psnr_noisy"]) - 20.17) < 0.1  # -20 log10(25 / 255)
     assert all(row["commit"] and row["torch"] == torch.__version__ for row in rows)
+
+
+def test_the_colour_baseline_subtracts_what_its_network_says(folder, tmp_path, capsys):
+    (folder / "weights").mkdir()
+    weight, sigma = np.zeros((3, 3, 3, 3), np.float32), 25 / 255
+    weight[range(3), range(3), 1, 1] = 0.25  # y - net(y) = 3/4 y
+    layer = {"conv00.weight": weight, "conv00.bias": np.zeros(3, np.float32)}
+    np.savez(folder / "weights" / "dncnn_color_sigma25_cszn.npz", **layer)
+    arguments = ["--models", "--baselines", "cdncnn", "--images", "2", "--levels", "25", "50"]
+    assert main(["denoising", "--data", str(folder), *arguments, "--out", str(tmp_path)]) == 0
+    assert "no weights for 50/255" in capsys.readouterr().out
+    (row,) = rows_of(tmp_path / "results.csv")
+    clean = [x for _, x in photographs_of_the_test(folder, 2, 3)]
+    errors = [10 * np.log10((x / 4).square().mean().item() + (0.75 * sigma) ** 2) for x in clean]
+    assert float(row["psnr"]) == pytest.approx(-np.mean(errors), abs=0.05)
 
 
 def test_study_trains_variants_for_equal_time(folder, tmp_path, capsys):

@@ -5,7 +5,7 @@
 Gray: the flexible DnCNN for all levels; TV and the weakly convex ridges (both minimised to convergence, their weight
 tuned on four training photographs) on --baseline-images of the photographs, spread over the list, as they are slow;
 `psnr_on_baseline_images` is everybody's mean over those, where all of them were measured.
-A model of colour is measured on the colour photographs, against the noisy images alone. One exact prox, one pass: no
+Colour: the colour DnCNN of each level, where there is one (5, 15, 25). One exact prox, one pass: no
 ensemble of flips. The models: shipped ones by name, or files.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from lpn_fast import metrics
 from .provenance import ROOT, where, write_csv
 
 LEVELS = (15, 25, 50)
-BASELINES = ("dncnn", "tv", "wcrr")
+BASELINES = ("dncnn", "cdncnn", "tv", "wcrr")
 TUNING_IMAGES = 4
 
 
@@ -64,6 +65,9 @@ def run(args) -> int:
         count = args.baseline_images if method.slow else args.images
         images = test_photographs(root, count, method.channels)
         for level in args.levels:
+            if level not in method.levels(args.levels):
+                print(f"{method.name:16s} has no weights for {level:g}/255: left out", flush=True)
+                continue
             sigma = level / 255
             method.prepare(root, sigma)
             figures = [_measured(method, x, sigma, seed) for seed, x in images]
@@ -123,7 +127,18 @@ def _measured(method, x: Tensor, sigma: float, seed: int) -> tuple[float, float,
     return metrics.psnr(y, x).item(), metrics.psnr(denoised, x).item(), metrics.ssim(denoised, x).item(), seconds
 
 
-class Model:
+class Method:
+    """A denoiser of `channels`; `slow` ones see the baseline images only."""
+
+    def levels(self, asked: list[float]) -> list[float]:
+        """Those of the asked it can do."""
+        return asked
+
+    def prepare(self, root: Path, sigma: float) -> None:
+        """Tune or load for a level."""
+
+
+class Model(Method):
     """f of a shipped model, or of one in a file."""
 
     slow = False
@@ -135,14 +150,11 @@ class Model:
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.config = {"family": type(self.model).__name__}
 
-    def prepare(self, root: Path, sigma: float) -> None:
-        """Nothing to tune."""
-
     def __call__(self, y: Tensor, sigma: float) -> Tensor:
         return self.model(y, sigma if self.model.is_noise_conditional else None)
 
 
-class DnCNN:
+class DnCNN(Method):
     """The flexible DnCNN, one network for all levels."""
 
     name, slow, channels, config = "dncnn", False, 1, {}
@@ -151,14 +163,34 @@ class DnCNN:
         self.network = baselines.FlexibleDnCNN(root)
         self.parameters = sum(w.numel() + b.numel() for w, b in self.network.layers)
 
-    def prepare(self, root: Path, sigma: float) -> None:
-        """Nothing to tune."""
-
     def __call__(self, y: Tensor, sigma: float) -> Tensor:
         return self.network(y, sigma)
 
 
-class Variational:
+class ColourDnCNN(Method):
+    """One network for each level: x = y - net(y), 3 x 3 convolutions with ReLU between."""
+
+    name, slow, channels, config = "cdncnn", False, 3, {}
+    LEVELS = (5, 15, 25)
+
+    def levels(self, asked: list[float]) -> list[float]:
+        return [level for level in asked if level in self.LEVELS]
+
+    def prepare(self, root: Path, sigma: float) -> None:
+        arrays = data.weights(root, f"dncnn_color_sigma{round(255 * sigma):02d}_cszn")
+        count = sum(key.endswith("weight") for key in arrays)
+        self.layers = [(arrays[f"conv{i:02d}.weight"], arrays[f"conv{i:02d}.bias"]) for i in range(count)]
+        self.parameters = sum(w.numel() + b.numel() for w, b in self.layers)
+
+    def __call__(self, y: Tensor, sigma: float) -> Tensor:
+        z = y
+        for i, (weight, bias) in enumerate(self.layers):
+            z = F.conv2d(z, weight, bias, padding=1)
+            z = z if i == len(self.layers) - 1 else z.relu_()
+        return y - z
+
+
+class Variational(Method):
     """Minimisation of 1/2 |x - y|^2 + weight R(x), the weight tuned on training photographs."""
 
     slow, channels = True, 1
@@ -183,6 +215,8 @@ def _instance(y: Tensor, sigma: float, x: Tensor) -> Instance:
 def _baseline(name: str, root: Path):
     if name == "dncnn":
         return DnCNN(root)
+    if name == "cdncnn":
+        return ColourDnCNN()
     if name == "tv":
         grid = (5.0, 7.0, 10.0, 14.0, 20.0)
         return Variational("tv", baselines.total_variation, grid, 0)

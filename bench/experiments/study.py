@@ -208,5 +208,5 @@ def draw(curves: dict, path: Path) -> None:
             axes.plot([s for s, _, _ in curve], [p for _, _, p in curve], marker="o", markersize=3, label=name)
         axes.set_xlabel("processor time per thread, s")
         axes.set_ylabel("validation PSNR at 25/255, dB")
-        axes.set_ylim(bottom=10)
+        axes.set_ylim(bottom=6)
         axes.legend(fontsize=7)

@@ -112,6 +112,9 @@ class _Visited:
 class LPNPrior(Prior):
     """R, the function whose prox the network is, as an explicit prior: optimizers track the true cost with it.
 
+    R need not be convex. The cost of PGD falls in every iteration all the same if stepsize <= 1 / ||A||^2. That of HQS,
+    DRS, ADMM and FISTA need not: what falls there instead is in the documentation, page "embedding".
+
     Parameters
     ----------
     denoiser : LPN or LPNDenoiser

@@ -39,7 +39,7 @@ from .timing import interleaved, spread
 
 SIDE, SIGMA = 512, 0.05
 TASKS = {  # and the share of the images that is enough to time it
-    "deblur": (Deblur(Blur.gaussian(1.6), noise=0.03, iterations=20, tol=0.0), 1 / 8),
+    "deblur": (Deblur(Blur.gaussian(1.6), noise=0.03, iterations=20, tol=0.0), 1 / 16),
     "denoise": (Denoise(SIGMA), 1),
 }
 ONE_BY_ONE, SIDE_BY_SIDE = "solver, one by one", "solver, side by side"
@@ -167,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
         command.add_argument("--output", type=Path, help="the CSV")
         if name == "overhead":
-            command.add_argument("--images", type=int, default=64, help="default: %(default)s")
+            command.add_argument("--images", type=int, default=128, help="default: %(default)s")
             command.add_argument("--rounds", type=int, default=9, help="at most (default: %(default)s)")
             command.add_argument("--seconds", type=float, default=90.0, help="in all (default: %(default)s)")
     child = commands.add_parser("peak", help="one job, for the run above")

@@ -12,7 +12,7 @@ import ctypes
 import functools
 import time
 
-SHARE = 0.002  # of the time, at most: what was returned has to be asked for again
+SHARE = 0.006  # of the time, at most: what was returned has to be asked for again
 
 
 class Trim:

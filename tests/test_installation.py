@@ -8,7 +8,7 @@ import lpn_fast as lf
 
 PACKAGE = Path(lf.__file__).parent
 
-# cli -> pipeline -> solvers, prior, training -> networks -> ops -> algebra; physics, metrics, data stand alone
+# cli -> pipeline, training -> solvers, prior -> networks -> ops -> algebra; physics, metrics, data stand alone
 MAY_IMPORT = {
     "algebra": set(),
     "metrics": set(),
@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "data": set(),
     "ops": {"algebra", "per_sample"},
     "networks": {"algebra", "ops", "per_sample"},
-    "training": {"networks", "metrics", "data"},
+    "training": {"networks", "metrics", "data", "physics", "solvers", "per_sample"},  # through minimisers
     "solvers": {"networks", "physics", "per_sample"},
     "prior": {"networks", "ops", "algebra", "per_sample"},
     "pipeline": {"networks", "physics", "solvers", "prior", "metrics", "data"},

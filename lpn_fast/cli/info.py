@@ -88,7 +88,8 @@ def _models() -> list[str]:
         levels = model.spec.noise_levels
         level = f"noise levels {levels[0]:g} to {levels[-1]:g}" if levels else "one noise level"
         lines.append(f"{name}: {model.spec.channels} channels, {parameters} parameters, {level}")
-        lines += [f"    {key}: {value}" for key, value in model.card.items()]
+        # the whole configuration is in the file, and fills a screen
+        lines += [f"    {key}: {value}" for key, value in model.card.items() if key != "config"]
     return lines or ["none"]
 
 

@@ -19,7 +19,7 @@ denoiser. f is an exact prox all along: only what it learns from differs.
 import torch
 from torch import Tensor
 
-from ..per_sample import column
+from ..per_sample import column, dot
 from ..physics import Blur
 from ..physics.kernels import gaussian_kernel
 from ..solvers import fista
@@ -105,22 +105,17 @@ def _solved(hessian, damped, v: Tensor, iterations: int) -> Tensor:
     q = hessian(v)
     r = hessian(damped(q))
     damped_r = damped(r)
-    d, damped_d, size = r, damped_r, _dots(r, damped_r)
+    d, damped_d, size = r, damped_r, dot(r, damped_r)
     curved = size > 0
     for _ in range(iterations):
         image = d - hessian(damped_d)
-        curvature = _dots(damped_d, image)
-        curved = curved & (curvature > FLAT * _dots(damped_d, d)) & (size > 0)
+        curvature = dot(damped_d, image)
+        curved = curved & (curvature > FLAT * dot(damped_d, d)) & (size > 0)
         length = column(torch.where(curved, size / curvature, 0), v)
         q = q + length * d
         r = r - length * image
         damped_r = damped(r)
-        before, size = size, _dots(r, damped_r)
+        before, size = size, dot(r, damped_r)
         ratio = column(torch.where(curved, size / before, 0), v)
         d, damped_d = r + ratio * d, damped_r + ratio * damped_d
     return q
-
-
-def _dots(a: Tensor, b: Tensor) -> Tensor:
-    """<a_i, b_i> for each sample, (N,)."""
-    return (a * b).flatten(1).sum(1)

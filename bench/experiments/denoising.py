@@ -145,7 +145,7 @@ class Model(Method):
 
     def __init__(self, name: str):
         self.name = name
-        self.model = lf.pretrained(name) if name in lf.list_pretrained() else lf.load(name)
+        self.model = lf.networks.shipped_or_loaded(name)
         self.channels = self.model.spec.channels
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.config = {"family": type(self.model).__name__}

@@ -50,7 +50,7 @@ def run(args) -> int:
     torch.set_num_threads(args.threads)
     root = data.find(args.data)
     x = getattr(data, args.images)(root, "validation", args.count, SIDE if args.images == "photographs" else 256)
-    model = lf.pretrained(args.model) if args.model in lf.list_pretrained() else lf.load(args.model)
+    model = lf.networks.shipped_or_loaded(args.model)
     scores = {f"envelope at {sigma:g}": lambda t, sigma=sigma: envelope(model, t, sigma) for sigma in args.sigmas}
     scores |= {"total variation": variation, "Laplacian": laplacian, "PNG size": png_size}
     clean = {name: score(x) for name, score in scores.items()}

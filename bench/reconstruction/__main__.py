@@ -77,7 +77,7 @@ def _run(args) -> int:
         raise ValueError("--out must be given with --quick: small runs do not overwrite the results of large ones")
     out = RESULTS if args.out is None else args.out
     out.mkdir(parents=True, exist_ok=True)
-    models = {name: lf.pretrained(name) if name in lf.list_pretrained() else lf.load(name) for name in args.model}
+    models = {name: lf.networks.shipped_or_loaded(name) for name in args.model}
     models = {Path(name).stem: model.eval().requires_grad_(False) for name, model in models.items()}
     model = next(iter(models.values()))
     missed = False

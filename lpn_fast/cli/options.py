@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..networks import LPN, list_pretrained, load, pretrained
+from ..networks import LPN, list_pretrained, shipped_or_loaded
 
 DEFAULT_MODEL = "natural-gray"
 DEBLURRING_MODEL = "natural-gray-deblur"
@@ -62,10 +62,8 @@ def load_model(name_or_path: str, device: str = "cpu") -> LPN:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device must be one that torch can use here, got {device}; try cpu") from error
-    if name_or_path in list_pretrained():
-        return pretrained(name_or_path, device)
-    if Path(name_or_path).is_file():
-        return load(name_or_path, device)
+    if name_or_path in list_pretrained() or Path(name_or_path).is_file():
+        return shipped_or_loaded(name_or_path, device)
     shipped = ", ".join(list_pretrained()) or "none"
     raise ValueError(f"--model must be a shipped model ({shipped}) or an existing file, got {name_or_path!r}")
 

@@ -6,7 +6,7 @@ from .frame import FrameLPN
 from .gain import asymptotic_gain, limit_gain_, lipschitz_bound
 from .lpn import LPN, explain
 from .mixture import MixtureLPN
-from .pretrained import list_pretrained, pretrained
+from .pretrained import list_pretrained, pretrained, shipped_or_loaded
 from .published import from_reference, paper_network
 from .ridge import RidgeLPN
 from .tiles import InTiles
@@ -29,4 +29,5 @@ __all__ = [
     "paper_network",
     "pretrained",
     "save",
+    "shipped_or_loaded",
 ]

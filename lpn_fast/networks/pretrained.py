@@ -41,3 +41,14 @@ def pretrained(name: str, device: str | torch.device = "cpu") -> LPN:
         raise ValueError(f"name must be one of {names}, got {name!r}")
     with resources.as_file(resources.files("lpn_fast") / "pretrained" / f"{name}.safetensors") as path:
         return load(path, device)
+
+
+def shipped_or_loaded(name_or_path: str, device: str | torch.device = "cpu") -> LPN:
+    """The shipped model of that name, or else the one in that file; errors are those of `load`.
+
+    Examples
+    --------
+    >>> shipped_or_loaded("natural-gray").is_noise_conditional
+    True
+    """
+    return pretrained(name_or_path, device) if name_or_path in list_pretrained() else load(name_or_path, device)

@@ -5,17 +5,7 @@ from pathlib import Path
 import torch
 
 from ..data import ImageCrops, synthetic_crops, validation_batch
-from ..networks import (
-    LPN,
-    ConvLPN,
-    FrameLPN,
-    MixtureLPN,
-    RidgeLPN,
-    list_pretrained,
-    load,
-    paper_network,
-    pretrained,
-)
+from ..networks import LPN, ConvLPN, FrameLPN, MixtureLPN, RidgeLPN, paper_network, shipped_or_loaded
 from ..networks.initialise import initialise_as_
 from .config import DataConfig, TrainingConfig
 from .denoiser import train_denoiser
@@ -83,7 +73,7 @@ def build_model(config: TrainingConfig) -> LPN:
     """The network, freshly drawn from torch's generator, or the one to go on from."""
     table, conditional = config.model, not isinstance(config.sigma, float | int)
     if table.start is not None:
-        model = pretrained(table.start) if table.start in list_pretrained() else load(table.start)
+        model = shipped_or_loaded(table.start)
         if model.is_noise_conditional != conditional:
             levels = "a range" if model.is_noise_conditional else "one number"
             raise ValueError(f"sigma must be {levels} for {table.start}, got {config.sigma}")

@@ -32,8 +32,8 @@ def psnr(x: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor:
 
     Parameters
     ----------
-    x, reference : Tensor, shape (N, C, H, W)
-        Images and what they should be; the mean square runs over C, H and W.
+    x, reference : Tensor, shape (N, C, H, W) or (N, C, D, H, W)
+        Images or volumes and what they should be; the mean square runs over all axes but the first.
     data_range : float
         Largest minus smallest value an image may take, 1 for images in [0, 1].
 
@@ -45,7 +45,7 @@ def psnr(x: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor:
     Raises
     ------
     ValueError
-        Shapes that differ or are not (N, C, H, W), or a data_range that is not positive.
+        Shapes that differ or are not as above, or a data_range that is not positive.
 
     Examples
     --------
@@ -54,8 +54,8 @@ def psnr(x: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor:
     >>> psnr(reference + 0.1, reference).round(decimals=3)
     tensor([20., 20.], dtype=torch.float64)
     """
-    x, reference = _checked_pair(x, reference, data_range)
-    mean_square = (x - reference).square().mean(dim=(1, 2, 3))  # (N,)
+    x, reference = _checked_pair(x, reference, data_range, volumes=True)
+    mean_square = (x - reference).square().mean(dim=tuple(range(1, x.dim())))  # (N,)
     return 10 * torch.log10(data_range**2 / mean_square)
 
 
@@ -131,9 +131,10 @@ def _local_mean(
     return means.reshape(n, c, *means.shape[-2:])
 
 
-def _checked_pair(x: Tensor, reference: Tensor, data_range: float) -> tuple[Tensor, Tensor]:
-    if x.dim() != 4:
-        raise ValueError(f"x must have shape (N, C, H, W), got {tuple(x.shape)}")
+def _checked_pair(x: Tensor, reference: Tensor, data_range: float, volumes: bool = False) -> tuple[Tensor, Tensor]:
+    if x.dim() != 4 and not (volumes and x.dim() == 5):
+        wanted = "(N, C, H, W) or (N, C, D, H, W)" if volumes else "(N, C, H, W)"
+        raise ValueError(f"x must have shape {wanted}, got {tuple(x.shape)}")
     if x.shape != reference.shape:
         raise ValueError(f"reference must have the shape of x {tuple(x.shape)}, got {tuple(reference.shape)}")
     if not data_range > 0:

@@ -42,6 +42,25 @@ def conv_wide() -> lf.LPN:
     return lf.LPN(Spec("conv", 33, stages, 10.0, 0.01))
 
 
+def volume_mixed() -> lf.LPN:
+    """Kernels of several sizes, a quadratic term, c and c0, heads of both kinds, a stage without skip, on volumes."""
+    stages = (
+        Stage(3, skip_kernel=3, skip_padding=1, heads=("squared",)),
+        Stage(4, 3, 2, 1, skip_kernel=5, skip_stride=2, skip_padding=2, heads=("linear", "squared")),
+        Stage(3, 1, skip_kernel=0, heads=("linear",)),
+    )
+    return lf.LPN(Spec("conv", 2, stages, 5.0, 0.1, True, True, quadratic=2, quadratic_kernel=3, ndim=3))
+
+
+def volume_square() -> lf.LPN:
+    """A squared first stage and competing units, on volumes."""
+    stages = (
+        Stage(3, bias=False, skip_kernel=3, skip_padding=2, heads=("linear",)),
+        Stage(4, 3, 2, 1, skip_kernel=0, heads=("linear",), competing=True),
+    )
+    return lf.LPN(Spec("conv", 1, stages, 3.0, 0.1, square_first=True, ndim=3))
+
+
 def square(kind: str) -> lf.LPN:
     """A squared first stage, a skip and both heads after it."""
     dense = kind == "dense"
@@ -87,6 +106,13 @@ FAMILIES = {
     "competing-dense": (lambda: competing("dense"), (5, 2)),
     "ridge": (lambda: lf.RidgeLPN(2, pairs=5, kernel=3, sigma_conditional=True), (2, 2, 9, 10)),
     "mnist": (lambda: lf.paper_network("mnist"), (2, 1, 28, 28)),
+    "volume": (lambda: lf.ConvLPN(1, hidden=4, strides=(2, 2, 1), ndim=3), (2, 1, 5, 7, 6)),  # D_l of 1, 2 and 4
+    "volume-conditional": (
+        lambda: lf.ConvLPN(2, hidden=4, strides=(2, 1), beta=10.0, sigma_conditional=(0.05, 0.3), ndim=3),
+        (3, 2, 4, 3, 5),
+    ),
+    "volume-mixed": (volume_mixed, (2, 2, 5, 4, 6)),
+    "volume-square": (volume_square, (2, 1, 5, 4, 6)),
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import lpn_fast as lf
 from lpn_fast.ops import functions
 from lpn_fast.ops.backends import cpu as cpu_backend
 
-SMALL = ["dense", "conv-conditional", "conv-mixed"]
+SMALL = ["dense", "conv-conditional", "conv-mixed", "volume-mixed"]
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_first_and_second_derivatives(name):
     case = Case(name)
     spec, x, packed, features = case.reference_arguments
     x, packed = x[:2].requires_grad_(), packed.requires_grad_()
-    if x.dim() == 4:
+    if x.dim() > 2:
         x = x.detach()[..., :4, :5].requires_grad_()
     features = None if features is None else features[:2]
 
@@ -100,7 +100,7 @@ def test_forward_over_reverse_and_reverse_over_forward():
     assert torch.allclose(reverse, grad(lambda t: model.hvp(t, v).square().sum())(x))
 
 
-@pytest.mark.parametrize("name", ["dense", "conv", "conv-conditional"])
+@pytest.mark.parametrize("name", ["dense", "conv", "conv-conditional", "volume"])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_as_one_graph_forward_and_backward(name, dynamic):
     case = Case(name, torch.float32)
@@ -142,7 +142,7 @@ def test_backward_may_run_on_another_backend_than_forward(family, limit, monkeyp
             assert relative(mine, first) <= 1e-5
 
 
-@pytest.mark.parametrize("family", ["dense", "conv-conditional"])
+@pytest.mark.parametrize("family", ["dense", "conv-conditional", "volume-conditional"])
 def test_operators_pass_opcheck(family):
     case = Case(family, torch.float32)
     model = case.model

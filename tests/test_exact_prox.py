@@ -96,11 +96,14 @@ def test_prox_beats_every_competitor(name, dtype):
         assert (best <= value + slack).all(), f"beaten at distance {scale}"
 
 
-@pytest.mark.parametrize("name", ["conv", "conv-odd", "conv-conditional", "conv-mixed"])
+@pytest.mark.parametrize(
+    "name", ["conv", "conv-odd", "conv-conditional", "conv-mixed", "volume", "volume-conditional", "volume-mixed"]
+)
 def test_image_borders_keep_the_jacobian_symmetric(name):
     """The full Jacobian, entry by entry, at an odd size: borders included."""
     case = Case(name)
     x, sigma = case.x[:1, :, :7, :5], None if case.sigma is None else case.sigma[:1]
+    x = x[..., :5]  # of volumes the last axis
     jacobian = torch.autograd.functional.jacobian(lambda t: case.model(t, sigma), x)
     n = x.numel()
     matrix = jacobian.reshape(n, n)
@@ -108,10 +111,10 @@ def test_image_borders_keep_the_jacobian_symmetric(name):
     assert torch.linalg.eigvalsh(matrix).min() >= -1e-12
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 64), (31, 33), (64, 64)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 64), (31, 33), (64, 64), (1, 1, 1), (2, 5, 3), (1, 16, 9)])
 def test_every_image_size_is_accepted(size):
     x = torch.rand(2, 1, *size)
-    assert lf.ConvLPN(1, hidden=4)(x).shape == x.shape
+    assert lf.ConvLPN(1, hidden=4, ndim=len(size))(x).shape == x.shape
 
 
 def test_circulation_of_a_rotation_is_seen():

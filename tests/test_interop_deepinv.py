@@ -59,8 +59,10 @@ def test_networks_of_one_level_take_any_sigma_and_give_one_answer():
     assert torch.equal(denoiser(x, 0.1), denoiser(x))
     with pytest.raises(ValueError, match="sigma must be None"):
         LPNDenoiser(network(), sigma=0.1)
-    with pytest.raises(ValueError, match="convolutional"):
+    with pytest.raises(ValueError, match="convolutional, of images, got a dense one"):
         LPNDenoiser(lf.MLPLPN(3))
+    with pytest.raises(ValueError, match="of images, got one of volumes"):
+        LPNDenoiser(lf.ConvLPN(1, hidden=2, strides=(1,), ndim=3))
     with pytest.raises(ValueError, match="3 channels"):
         LPNDenoiser(network(3))(x)
 

@@ -39,22 +39,25 @@ def single(name):
     return Case(name, torch.float32).model.eval().requires_grad_(False)
 
 
+SIZE = (12, 10, 8)  # of images, or volumes, where it is fixed
+
+
 def other_sizes(model, fixed):
     spec = model.spec
     if spec.is_dense:
         return [(5, spec.channels), (2, spec.channels)]
-    sizes = [spec.image_size] if spec.image_size or fixed else [(17, 21), (30, 9)]
-    return [(n, spec.channels, *(s or (12, 10))) for n, s in zip((1, 3), sizes * 2, strict=False)]
+    sizes = [spec.image_size] if spec.image_size or fixed else [(17, 21, 6)[: spec.ndim], (30, 9, 5)[: spec.ndim]]
+    return [(n, spec.channels, *(s or SIZE[: spec.ndim])) for n, s in zip((1, 3), sizes * 2, strict=False)]
 
 
-EXPORTED = ("dense", "conv-odd", "conv-conditional", "conv-mixed", "ridge", "mnist")
+EXPORTED = ("dense", "conv-odd", "conv-conditional", "conv-mixed", "ridge", "mnist", "volume-conditional")
 
 
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("name", EXPORTED)
 def test_torch_export_runs_at_other_sizes(tmp_path, name, fixed):
     model = single(name)
-    size = (12, 10) if fixed and not model.spec.is_dense and model.spec.image_size is None else None
+    size = SIZE[: model.spec.ndim] if fixed and model.spec.axes and model.spec.image_size is None else None
     path = export(model, tmp_path / "f.pt2", size=size, potential=True)
     program = torch.export.load(path).module()
     for shape in other_sizes(model, fixed):
@@ -67,14 +70,16 @@ def test_torch_export_runs_at_other_sizes(tmp_path, name, fixed):
     assert not any("lpn_fast" in operator for operator in operators)
 
 
-@pytest.mark.parametrize("fixed", [False, True])
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize(
+    "name, fixed",
+    [(name, fixed) for name in EXPORTED for fixed in (False, True) if fixed or "volume" not in name],  # as .pt2 above
+)
 @pytest.mark.filterwarnings("ignore")
 def test_onnxruntime_runs_at_other_sizes(tmp_path, name, fixed):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra 'onnx')")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra 'onnx')")
     model = single(name)
-    size = (12, 10) if fixed and not model.spec.is_dense and model.spec.image_size is None else None
+    size = SIZE[: model.spec.ndim] if fixed and model.spec.axes and model.spec.image_size is None else None
     path = export(model, tmp_path / "f.onnx", size=size, potential=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for shape in other_sizes(model, fixed):

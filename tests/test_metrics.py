@@ -62,7 +62,7 @@ def test_samples_are_judged_alone():
 @pytest.mark.parametrize("metric", [psnr, ssim])
 def test_arguments_out_of_contract_are_named(metric):
     image = torch.zeros(2, 1, 16, 16)
-    with pytest.raises(ValueError, match=r"x must have shape \(N, C, H, W\), got \(1, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"x must have shape \(N, C, H, W\).*, got \(1, 16, 16\)"):
         metric(image[0], image[0])
     with pytest.raises(ValueError, match="reference must have the shape of x"):
         metric(image, image[:1])

@@ -7,7 +7,8 @@ from cases import FAMILIES, Case, relative
 import lpn_fast as lf
 from lpn_fast.algebra.spec import Spec, Stage
 
-CONVOLUTIONAL = [name for name in FAMILIES if "dense" not in name and name != "mnist"]
+VOLUMES = [name for name in FAMILIES if "volume" in name]
+CONVOLUTIONAL = [name for name in FAMILIES if "dense" not in name and name != "mnist" and name not in VOLUMES]
 
 
 def large(name: str, shape: tuple[int, ...]) -> tuple[lf.LPN, torch.Tensor, torch.Tensor | None]:
@@ -18,8 +19,11 @@ def large(name: str, shape: tuple[int, ...]) -> tuple[lf.LPN, torch.Tensor, torc
     return case.model, x, sigma
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONAL)
-@pytest.mark.parametrize("shape, side", [((2, 49, 70), 12), ((1, 97, 41), 31), ((1, 7, 90), 64)])
+@pytest.mark.parametrize(
+    "name, shape, side",
+    [(name, *of) for name in CONVOLUTIONAL for of in (((2, 49, 70), 12), ((1, 97, 41), 31), ((1, 7, 90), 64))]
+    + [(name, *of) for name in VOLUMES for of in (((2, 19, 5, 18), 8), ((1, 9, 30, 4), 16))],
+)
 def test_tiles_are_exact(name, shape, side):
     model, x, sigma = large(name, shape)
     tiles = lf.InTiles(model, side)
@@ -31,9 +35,11 @@ def test_tiles_are_exact(name, shape, side):
     assert f.grad_fn is not None and in_tiles.grad_fn is None
 
 
-@pytest.mark.parametrize("name, stride", [("conv", 4), ("conv-mixed", 2), ("frame", 2), ("mixture", 1)])
+@pytest.mark.parametrize(
+    "name, stride", [("conv", 4), ("conv-mixed", 2), ("frame", 2), ("mixture", 1), ("volume-conditional", 2)]
+)
 def test_a_smaller_halo_is_not_enough(name, stride):
-    model, x, sigma = large(name, (1, 64, 64))
+    model, x, sigma = large(name, (1, 16, 32, 32) if name in VOLUMES else (1, 64, 64))
     tiles = lf.InTiles(model, 16)
     tiles.halo -= 2 * stride
     assert relative(tiles(x, sigma), model(x, sigma).detach()) > 1e-12
@@ -45,6 +51,8 @@ def test_halo_of_known_networks():
     # cores of 3 after strides 1, 2, 2, 4 widen the view of a 5 x 5 skip by 2 + 4 + 4 + 8
     assert lf.InTiles(lf.ConvLPN(1, hidden=2)).halo == 24
     assert lf.InTiles(lf.ConvLPN(1, hidden=2), side=30).side == 32  # units of four pixels
+    volumes = lf.InTiles(lf.ConvLPN(1, hidden=2, ndim=3))
+    assert (volumes.halo, volumes.side) == (20, 64)  # 2 + 4 + 4 + 8 around a skip of 3
 
 
 def test_prior_in_tiles_and_in_a_solver():

@@ -56,6 +56,7 @@ NETWORKS = {
     "dense": lambda: (lf.MLPLPN(3), torch.randn(5, 3), None),
     "strongly convex": lambda: (lf.MLPLPN(2, alpha=0.5).double(), torch.randn(5, 2).double(), None),
     "conv": lambda: (make_conv(), torch.rand(5, 1, 12, 15), None),
+    "volumes": lambda: (make_conv(ndim=3), torch.rand(2, 1, 6, 5, 7), None),
     "noise levels": lambda: (make_conv(sigma_conditional=True), torch.rand(5, 1, 12, 12), 0.05),
     "level per sample": lambda: (
         make_conv(sigma_conditional=True),
@@ -134,6 +135,18 @@ def test_border_of_a_larger_image_gives_uneven_counts_away():
     sample = torch.rand(2, 1, 8, 8, dtype=torch.float64)
     assert [p.name for p in lf.verify(PatchMean(model, even=False), sample).failed] == ["exact at borders"]
     assert lf.verify(PatchMean(model, even=True), sample).all_hold
+
+
+def test_uneven_weights_at_the_faces_of_a_volume_are_seen():
+    model = make_conv(ndim=3).double().requires_grad_(False)
+
+    def uneven(x):
+        weight = torch.full_like(x[0], 0.5)
+        weight[:, 1:-1, 1:-1, 1:-1] = 1
+        return weight * model(x)
+
+    report = lf.verify(uneven, torch.rand(2, 1, 6, 5, 7, dtype=torch.float64))
+    assert "exact at borders" in {p.name for p in report.failed}, str(report)
 
 
 def test_nan_is_not_lost_among_the_measurements():

@@ -55,7 +55,7 @@ def run(args) -> int:
     for name in args.networks:
         for way in WAYS:
             row = measured(name, way, args.side)
-            rows.append(row | where({"sigma": SIGMA, "tile": lf.networks.tiles.SIDE}))
+            rows.append(row | where({"sigma": SIGMA, "tile": lf.networks.tiles.SIDE[2]}))
             print(
                 f"{name:13s} {way:5s} {row['side']:5d}^2: {row['peak_megabytes']:8.0f} MB, "
                 f"{row['bytes_per_pixel']:6.0f} bytes a pixel"

@@ -44,7 +44,7 @@ def layout(spec: Spec) -> tuple[Slot, ...]:
         offset = slot.end
 
     def matrix(rows, columns, kernel):
-        return (rows, columns) if spec.is_dense else (rows, columns, kernel, kernel)
+        return (rows, columns, *(kernel,) * len(spec.axes))
 
     before = 0
     for index, stage in enumerate(spec.stages):
@@ -80,8 +80,8 @@ def parameter_count(spec: Spec) -> int:
 class StageParameters:
     """Views into P for one stage; None where the spec has no such parameter."""
 
-    core: Tensor | None = None  # [H_l, H_{l-1}(, k, k)]  W_l >= 0
-    skip: Tensor | None = None  # [H_l, C(, k, k)]        A_l
+    core: Tensor | None = None  # [H_l, H_{l-1}(, k, ..)] W_l >= 0
+    skip: Tensor | None = None  # [H_l, C(, k, ..)]       A_l
     bias: Tensor | None = None  # [H_l]                   b_l
     noise: Tensor | None = None  # [H_l, features]        B_l
     head: Tensor | None = None  # [H_l], competing: [1]   w_l >= 0
@@ -95,7 +95,7 @@ class Parameters:
     stages: tuple[StageParameters, ...]
     linear: Tensor | None = None  # [C]                   c
     constant: Tensor | None = None  # [1]                 c0
-    quadratic: Tensor | None = None  # [M, C(, k, k)]     K
+    quadratic: Tensor | None = None  # [M, C(, k, ..)]    K
 
 
 def unpack(spec: Spec, packed: Tensor) -> Parameters:

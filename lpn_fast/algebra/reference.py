@@ -16,7 +16,7 @@ SOFTPLUS_THRESHOLD = 40.0
 
 
 def potential(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None = None) -> Tensor:
-    """psi(x), shape (N,), for x (N, C) or (N, C, H, W), P (P,) and noise features (N, F) or None."""
+    """psi(x), shape (N,), for x (N, C), (N, C, H, W) or (N, C, D, H, W), P (P,), noise features (N, F) or None."""
     p = unpack(spec, packed)
     axes = tuple(range(1, x.dim()))
     psi = 0.5 * spec.alpha * (x * x).sum(axes)  # [N]
@@ -75,19 +75,22 @@ def vjp(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, p: Tenso
 
 
 def _apply(spec: Spec, z: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    return z @ weight.T if spec.is_dense else F.conv2d(z, weight, stride=stride, padding=padding)
+    if spec.is_dense:
+        return z @ weight.T
+    correlation = F.conv2d if spec.ndim == 2 else F.conv3d
+    return correlation(z, weight, stride=stride, padding=padding)
 
 
 def _per_channel(t: Tensor, dims: int) -> Tensor:
-    """[N, H] as [N, H, 1, 1] where the network has pixels."""
+    """[N, H] as [N, H, 1, ..] where the network has pixels."""
     return t.reshape(t.shape + (1,) * (dims - 2))
 
 
 def _published_resize(x: Tensor, factor: int) -> Tensor:
-    """D_r by torch's own bilinear interpolation, independent of algebra/resize.py."""
+    """D_r by torch's own bi- or trilinear interpolation, independent of algebra/resize.py."""
     if factor == 1:
         return x
-    height, width = x.shape[-2:]
-    x = F.pad(x, (0, -width % factor, 0, -height % factor), mode="replicate")
-    size = (x.shape[-2] // factor, x.shape[-1] // factor)
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    image = x.shape[2:]
+    x = F.pad(x, [p for n in reversed(image) for p in (0, -n % factor)], mode="replicate")
+    size = [n // factor for n in x.shape[2:]]
+    return F.interpolate(x, size=size, mode="bilinear" if len(image) == 2 else "trilinear", align_corners=False)

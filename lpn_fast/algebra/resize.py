@@ -1,7 +1,8 @@
-"""D_r: resize an image by 1/r, and its exact adjoint.
+"""D_r: resize an image or a volume by 1/r, and its exact adjoint.
 
 For sizes that are multiples of an even r this is the bilinear resize of the published networks
-(align_corners=False, no antialiasing), which reads just two samples per axis and block of r:
+(align_corners=False, no antialiasing), in three dimensions the trilinear one, which reads just two samples per axis
+and block of r:
 
     (D_r x)_i = 1/2 (x_{r i + r/2 - 1} + x_{r i + r/2})   along each axis.
 
@@ -9,35 +10,43 @@ Other sizes repeat the last sample, so that D_r x has ceil(n / r) samples and st
 stride-2 correlations. The adjoint adds what falls on a repeated sample to that last sample.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def resize(x: Tensor, factor: int) -> Tensor:
-    """D_r x for x of shape (N, C, H, W); the result is (N, C, ceil(H/r), ceil(W/r))."""
+    """D_r x for x of shape (N, C, H, W) or (N, C, D, H, W); the result has ceil(n / r) for each of those sides n."""
     if factor == 1:
         return x
-    pad_h, pad_w = -x.shape[-2] % factor, -x.shape[-1] % factor
-    if pad_h or pad_w:
-        x = F.pad(x, (0, pad_w, 0, pad_h), mode="replicate")
+    image = x.shape[2:]
+    if any(n % factor for n in image):
+        x = F.pad(x, [p for n in reversed(image) for p in (0, -n % factor)], mode="replicate")
     if factor == 2:
-        return F.avg_pool2d(x, 2)
-    a, b = factor // 2 - 1, factor // 2
-    rows = x[..., a::factor, :] + x[..., b::factor, :]  # [N, C, H/r, W]
-    return (rows[..., a::factor] + rows[..., b::factor]) * 0.25
+        return F.avg_pool2d(x, 2) if len(image) == 2 else F.avg_pool3d(x, 2)
+    for dim in range(2, x.dim()):
+        x = x[_every(factor, factor // 2 - 1, dim)] + x[_every(factor, factor // 2, dim)]
+    return x * 0.5 ** len(image)
 
 
-def resize_adjoint(y: Tensor, factor: int, height: int, width: int) -> Tensor:
-    """D_r^T y for y of shape (N, C, ceil(H/r), ceil(W/r)); the result is (N, C, H, W)."""
+def resize_adjoint(y: Tensor, factor: int, *image: int) -> Tensor:
+    """D_r^T y for y of shape (N, C, ceil(H/r), ceil(W/r)), or with three sides; the result is (N, C, *image)."""
     if factor == 1:
         return y
-    padded = y.new_zeros(y.shape[0], y.shape[1], y.shape[2] * factor, y.shape[3] * factor)
-    quarter = y * 0.25
-    for row in (factor // 2 - 1, factor // 2):
-        for column in (factor // 2 - 1, factor // 2):
-            padded[..., row::factor, column::factor] = quarter
-    return _fold_last(_fold_last(padded, height, -2), width, -1)
+    padded = y.new_zeros(*y.shape[:2], *(n * factor for n in y.shape[2:]))
+    share = y * 0.5 ** len(image)
+    for places in itertools.product((factor // 2 - 1, factor // 2), repeat=len(image)):
+        padded[(..., *(slice(place, None, factor) for place in places))] = share
+    for dim, length in enumerate(image, 2):
+        padded = _fold_last(padded, length, dim)
+    return padded
+
+
+def _every(step: int, first: int, dim: int) -> tuple[slice, ...]:
+    """The index of every `step`-th sample along axis `dim`, from `first` on."""
+    return *(slice(None),) * dim, slice(first, None, step)
 
 
 def _fold_last(y: Tensor, length: int, dim: int) -> Tensor:

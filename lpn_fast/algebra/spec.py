@@ -6,10 +6,10 @@ Stage l = 1..L (index l - 1 in the code):
     psi(x) = sum_l (w_l . z_l + g_l . z_l^2) + c . x + c0 + 1/2 |K x|^2 + alpha/2 |x|^2,     w_l, g_l >= 0
 
 W_1 is absent. In a dense network W, A, K are matrices; in a convolutional one they are correlations with
-zero padding, and every dot product with z or x also sums over the pixels. D_l keeps one sample out of
-`resize` (algebra/resize.py); phi(sigma) are fixed features of the noise level (algebra/noise.py).
-Softplus is convex and non-decreasing and z >= 0, so psi is convex in x for any weights of those signs,
-and f = grad psi is the proximal operator of some function R (arXiv 2310.14344, Propositions 1 and 2).
+zero padding, of images or (`ndim` = 3) of volumes, and every dot product with z or x also sums over the pixels.
+D_l keeps one sample out of `resize` (algebra/resize.py); phi(sigma) are fixed features of the noise level
+(algebra/noise.py). Softplus is convex and non-decreasing and z >= 0, so psi is convex in x for any weights of those
+signs, and f = grad psi is the proximal operator of some function R (arXiv 2310.14344, Propositions 1 and 2).
 With `square_first` the first stage is z_1 = u_1^2, u_1 = A_1 D_1 x: it reads x alone, so convex is enough.
 The units of a last stage that is `competing` share one output per pixel, z = 1/beta log sum_j exp(beta u_j): convex
 and increasing in every u_j, and of any sign, which no stage after it could take. Its head w_L is one number.
@@ -34,7 +34,7 @@ HEADS = ("linear", "squared")
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage  u = W z + A D x + b,  z = softplus(u).  All lengths in samples of their own input."""
+    """One stage  u = W z + A D x + b,  z = softplus(u).  All lengths in samples of their input, along each axis."""
 
     width: int  # number of units (dense) or channels (conv)
     kernel: int = 0  # side of the core kernel W; 0 = no core (the first stage)
@@ -53,7 +53,7 @@ class Stage:
 class Spec:
     """A whole network. Hashable; its attribute `encoded` is the string that crosses the operator boundary."""
 
-    kind: str  # "dense": x is (N, channels); "conv": x is (N, channels, H, W)
+    kind: str  # "dense": x is (N, channels); "conv": x is (N, channels, H, W) or (N, channels, D, H, W)
     channels: int
     stages: tuple[Stage, ...]
     beta: float
@@ -65,7 +65,8 @@ class Spec:
     noise_levels: tuple[float, ...] = ()  # knots of phi; () = one fixed noise level
     noise_units: bool = False  # x enters as x / sigma
     square_first: bool = False  # z_1 = u_1^2 without bias, in place of softplus(u_1)
-    image_size: tuple[int, int] | None = None  # the only (H, W) the network accepts; None = any
+    image_size: tuple[int, ...] | None = None  # the only (H, W), or (D, H, W), the network accepts; None = any
+    ndim: int = 2  # axes of space (conv): 2 for images, 3 for volumes
 
     def __post_init__(self):
         _check(self)
@@ -83,32 +84,40 @@ class Spec:
     def is_dense(self) -> bool:
         return self.kind == "dense"
 
-    def stage_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """(H_l, W_l) of every z_l for an input of `height` x `width` pixels (conv only)."""
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the axes of space: () for a dense network, else ("H", "W") or ("D", "H", "W")."""
+        return () if self.is_dense else ("D", "H", "W")[-self.ndim :]
+
+    def stage_sizes(self, *image: int) -> list[tuple[int, ...]]:
+        """(H_l, W_l) or (D_l, H_l, W_l) of every z_l for an input of so many pixels per axis (conv only)."""
         sizes = []
         for index, stage in enumerate(self.stages):
             if stage.skip_kernel:
                 size = tuple(
                     conv_length(ceil_div(n, stage.resize), stage.skip_kernel, stage.skip_stride, stage.skip_padding)
-                    for n in (height, width)
+                    for n in image
                 )
             if index and stage.kernel:
                 core = tuple(conv_length(n, stage.kernel, stage.stride, stage.padding) for n in sizes[-1])
                 if stage.skip_kernel and core != size:
                     raise ValueError(
                         f"stage {index}: its core gives {core} pixels and its skip {size} for an image of "
-                        f"{(height, width)}; stride, padding and resize must agree"
+                        f"{image}; stride, padding and resize must agree"
                     )
                 size = core
             if min(size) < 1:
-                raise ValueError(f"an image of {(height, width)} pixels is too small: stage {index} would be {size}")
+                raise ValueError(f"an image of {image} pixels is too small: stage {index} would be {size}")
             sizes.append(size)
         return sizes
 
 
 def to_dict(spec: Spec) -> dict:
-    """Plain JSON-ready dictionary of a spec."""
-    return dataclasses.asdict(spec)
+    """Plain JSON-ready dictionary of a spec; without `ndim` for images, as it was before there were volumes."""
+    data = dataclasses.asdict(spec)
+    if spec.ndim == 2:
+        del data["ndim"]
+    return data
 
 
 def from_dict(data: dict) -> Spec:
@@ -155,6 +164,14 @@ def _check(spec: Spec) -> None:
             raise ValueError(message)
 
     need(spec.kind in ("dense", "conv"), f"kind must be 'dense' or 'conv', got {spec.kind!r}")
+    need(spec.ndim in (2, 3), f"ndim must be 2 for images or 3 for volumes, got {spec.ndim!r}")
+    need(
+        spec.ndim == 2 or not spec.is_dense, f"ndim belongs to convolutional networks, got {spec.ndim} for a dense one"
+    )
+    need(
+        spec.image_size is None or len(spec.image_size) == spec.ndim,
+        f"image_size must have {spec.ndim} sides or be None, got {spec.image_size}",
+    )
     need(spec.channels >= 1, f"channels (dim) must be at least 1, got {spec.channels}")
     need(len(spec.stages) >= 1, "a network needs at least one stage, got none")
     need(math.isfinite(spec.beta) and spec.beta > 0, f"beta must be positive, got {spec.beta}")

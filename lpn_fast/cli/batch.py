@@ -50,7 +50,7 @@ def prepare(args) -> tuple[LPN, Share]:
     share = Share.from_environment()
     pipeline.find_images(args.images)  # wrong names are told before the model is loaded
     device = f"cuda:{share.local_rank}" if args.device == "cuda" and not share.is_only else args.device
-    return options.load_model(args.model, device), share
+    return options.load_image_model(args.model, device), share
 
 
 def run(args, task: Task, model: LPN, share: Share, heading: str, conditions: Conditions | None = None) -> int:

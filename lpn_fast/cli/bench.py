@@ -29,6 +29,7 @@ EXAMPLES = """\
   lpn-fast bench --device cuda"""
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 200
+SIZES = {2: (128, 128), 3: (32, 32, 32)}  # where --size is not given: of images and of volumes
 
 
 def add_parser(subparsers) -> None:
@@ -38,20 +39,23 @@ def add_parser(subparsers) -> None:
     options.add_machine(parser)
     add = parser.add_argument
     add("--batch", type=int, default=4, metavar="N", help="(default: %(default)s)")
-    add("--size", type=int, nargs=2, default=[128, 128], metavar=("H", "W"), help="(default: 128 128)")
+    add("--size", type=int, nargs="+", metavar="N", help="H W, of volumes D H W (default: 128 128 or 32 32 32)")
     add("--seconds", type=float, default=3.0, metavar="S", help="of measuring per line (default: %(default)s)")
     parser.set_defaults(when_interrupted="nothing was written")
 
 
 def run(args) -> int:
     """Print the table; the exit code."""
-    if min(args.batch, *args.size) < 1 or not args.seconds > 0:
+    if min(args.batch, *(args.size or ())) < 1 or not args.seconds > 0:
         raise ValueError(
             f"--batch, --size and --seconds must be positive, got {args.batch}, {args.size}, {args.seconds:g}"
         )
     options.set_threads(args.threads)
     model = options.load_model(args.model, args.device)
-    x = _sample(model, args.batch, tuple(args.size))
+    size = tuple(args.size or SIZES[model.spec.ndim])
+    if model.spec.axes and len(size) != model.spec.ndim:
+        raise ValueError(f"--size must be {' '.join(model.spec.axes)} for {args.model}, got {size}")
+    x = _sample(model, args.batch, size)
     able = {name: reason for name, reason in registry.reasons(model.spec, x, model.precision).items()}
     print(f"{args.model}, x {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}, "
           f"{torch.get_num_threads()} threads, torch {torch.__version__}\n", flush=True)  # fmt: skip
@@ -87,7 +91,7 @@ def _hessian_product(model: LPN, x: Tensor, sigma) -> Tensor:
 WORK: dict[str, Callable] = {"prox": _prox, "training gradient": _gradient, "Hessian product": _hessian_product}
 
 
-def _sample(model: LPN, batch: int, size: tuple[int, int]) -> Tensor:  # (N, dim) or (N, C, H, W)
+def _sample(model: LPN, batch: int, size: tuple[int, ...]) -> Tensor:  # (N, dim), (N, C, H, W) or (N, C, D, H, W)
     spec, own = model.spec, next(model.parameters())
     shape = (batch, spec.channels) if spec.is_dense else (batch, spec.channels, *(spec.image_size or size))
     return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(own)

@@ -73,7 +73,7 @@ def run(args) -> int:
     options.set_threads(args.threads)
     extent = QUICK if args.quick else FULL
     task = pipeline.Deblur(Blur.gaussian(BLUR_SIGMA), NOISE, iterations=extent.iterations)
-    model = options.load_model(args.model)
+    model = options.load_image_model(args.model)
     conditions = task.conditions(model)
     args.out.mkdir(parents=True, exist_ok=True)
 

@@ -68,6 +68,15 @@ def load_model(name_or_path: str, device: str = "cpu") -> LPN:
     raise ValueError(f"--model must be a shipped model ({shipped}) or an existing file, got {name_or_path!r}")
 
 
+def load_image_model(name_or_path: str, device: str = "cpu") -> LPN:
+    """As `load_model`, for commands that work on image files; a ValueError for a network of vectors or volumes."""
+    model = load_model(name_or_path, device)
+    if len(model.spec.axes) != 2:
+        kind = "vectors" if model.spec.is_dense else "volumes"
+        raise ValueError(f"--model must be a network of images, {name_or_path} is one of {kind}; use it from Python")
+    return model
+
+
 def describe_level(model: LPN, sigma: float | None) -> str:
     """The noise level the network works at, in words, with a warning outside the levels it knows."""
     if sigma is None:

@@ -93,7 +93,7 @@ def run(args) -> int:
     """Score what is left; 1 if an image could not be read or is not finite, else 0."""
     options.set_threads(args.threads)
     paths = pipeline.find_images(args.images)
-    model = options.load_model(args.model, args.device).requires_grad_(False)
+    model = options.load_image_model(args.model, args.device).requires_grad_(False)
     if model.is_noise_conditional and args.sigma is None:
         levels = model.spec.noise_levels
         raise ValueError(

@@ -23,7 +23,7 @@ EXAMPLES = """\
   lpn-fast verify runs/gray/model.safetensors
   lpn-fast verify natural-gray --images photos/ --json"""
 
-SIDE = 32  # pixels of the images made up where none are given
+SIDES = {2: (32, 32), 3: (12, 12, 12)}  # pixels of the images, or volumes, made up where none are given
 SAMPLES = 4
 
 
@@ -58,8 +58,8 @@ def run(args) -> int:
 
 def _images(patterns: list[str], model: LPN) -> Tensor:  # (N, c, H, W)
     """The centres of the first images, as large as the smallest of them."""
-    if model.spec.is_dense:
-        raise ValueError("--images cannot be used with a dense network")
+    if len(model.spec.axes) != 2:
+        raise ValueError(f"--images cannot be used with a network of {'vectors' if model.spec.is_dense else 'volumes'}")
     pixels = [pipeline.read_image(path).pixels for path in pipeline.find_images(patterns)[:SAMPLES]]
     sides = model.spec.image_size or [min(p.shape[axis] for p in pixels) for axis in (1, 2)]
     centres = []
@@ -75,8 +75,9 @@ def _made_up(model: LPN) -> Tensor:  # (N, ...)
     own = next(model.parameters())
     if spec.is_dense:
         return torch.randn(SAMPLES, spec.channels, generator=generator).to(own)
-    height, width = spec.image_size or (SIDE, SIDE)
-    ramp = torch.linspace(0.2, 0.8, width).expand(SAMPLES, spec.channels, height, width)
+    image = spec.image_size or SIDES[spec.ndim]
+    height, width = image[-2:]
+    ramp = torch.linspace(0.2, 0.8, width).expand(SAMPLES, spec.channels, *image)
     step = (torch.arange(height) > height // 2).float()[:, None]
     noise = torch.randn(ramp.shape, generator=generator)
     return (0.7 * ramp + 0.3 * step + 0.1 * noise).clamp(0, 1).to(own)

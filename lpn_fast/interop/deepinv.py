@@ -42,14 +42,15 @@ class LPNDenoiser(Denoiser):
     Parameters
     ----------
     network : LPN
-        Convolutional. One of a single channel takes colour images plane by plane, which is an exact prox again.
+        Convolutional, of images. One of a single channel takes colour images plane by plane, which is an exact prox
+        again.
     sigma : float, optional
         Noise level of calls that give none; None is the middle one of a noise-conditional network's levels.
 
     Raises
     ------
     ValueError
-        A dense network, or a sigma for a network of one noise level.
+        A network of vectors or volumes, or a sigma for a network of one noise level.
 
     Examples
     --------
@@ -59,8 +60,9 @@ class LPNDenoiser(Denoiser):
     """
 
     def __init__(self, network: LPN, sigma: float | None = None):
-        if network.spec.is_dense:
-            raise ValueError("network must be convolutional, got a dense one")
+        if len(network.spec.axes) != 2:
+            kind = "a dense one" if network.spec.is_dense else "one of volumes"
+            raise ValueError(f"network must be convolutional, of images, got {kind}")
         levels = network.spec.noise_levels
         if sigma is not None and not levels:
             raise ValueError(f"sigma must be None for a network of one noise level, got {sigma:g}")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -58,7 +59,7 @@ class FeedForward(nn.Module):
             self._own(name, getattr(weights, name))
 
     def forward(self, x: Tensor, sigma: Tensor | None = None):
-        """f(x), of x's shape, or (f(x), psi(x)); x (N, d) or (N, C, H, W), sigma (N,) for conditional networks."""
+        """f(x), of x's shape, or (f(x), psi(x)); x as the network takes it, sigma (N,) for conditional networks."""
         spec, unit = self.spec, None
         features = None if not spec.noise_levels else _hats(sigma, spec.noise_levels)
         if spec.noise_units:
@@ -104,22 +105,22 @@ class FeedForward(nn.Module):
         return {factor: _resized(x, factor) for factor in dict.fromkeys(s.resize for s in self.spec.stages)}
 
     def _apply(self, z: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-        return z @ weight.T if self.spec.is_dense else F.conv2d(z, weight, None, stride, padding)
+        return z @ weight.T if self.spec.is_dense else _correlation(weight)(z, weight, None, stride, padding)
 
     def _adjoint(self, e: Tensor, weight: Tensor, like: Tensor, stride: int, padding: int) -> Tensor:
         """Transposed `_apply`, of the shape of `like`."""
         if self.spec.is_dense:
             return e @ weight
         if stride == 1:
-            return F.conv_transpose2d(e, weight, None, stride, padding)
-        return self._strided_adjoint(e, weight, like.shape[-2:], stride, padding)
+            return _transposed_correlation(weight)(e, weight, None, stride, padding)
+        return self._strided_adjoint(e, weight, like.shape[2:], stride, padding)
 
     @staticmethod
     def _strided_adjoint(e: Tensor, weight: Tensor, size, stride: int, padding: int) -> Tensor:
         """Transposed correlation without its padding, cut or extended with zeros to the size: any parity."""
-        full = F.conv_transpose2d(e, weight, None, stride)  # (h - 1) stride + k
-        full = F.pad(full, (0, stride, 0, stride))
-        return full[..., padding : padding + size[0], padding : padding + size[1]]
+        full = _transposed_correlation(weight)(e, weight, None, stride)  # (h - 1) stride + k
+        full = F.pad(full, (0, stride) * len(size))
+        return full[(..., *(slice(padding, padding + n) for n in size))]
 
     def _transposed(self, x: Tensor, inputs: dict[int, Tensor], z: list[Tensor], slopes: dict[int, Tensor]) -> Tensor:
         """f; `slopes` has those dz/du that z does not tell, by stage."""
@@ -169,7 +170,7 @@ class FeedForward(nn.Module):
 
 
 def export(
-    model: LPN, path: str | Path, *, size: tuple[int, int] | None = None, batch: int | None = None, potential=False
+    model: LPN, path: str | Path, *, size: tuple[int, ...] | None = None, batch: int | None = None, potential=False
 ) -> Path:
     """Write f, or f and psi, as a file for other programs: .pt2 of torch.export, or .onnx.
 
@@ -178,7 +179,7 @@ def export(
     model : LPN
     path : path
         Its suffix decides the format.
-    size : (height, width), optional
+    size : (height, width), or (depth, height, width) of volumes, optional
         Of the images; None is any size, where the architecture allows that.
     batch : int, optional
         Number of samples; None is any number.
@@ -193,7 +194,7 @@ def export(
     Raises
     ------
     ValueError
-        Another suffix; no onnx and onnxscript for .onnx (extra [onnx]); a size for a dense network.
+        Another suffix; no onnx and onnxscript for .onnx (extra [onnx]); a size for a dense network, or of other axes.
     RuntimeError
         The exported graph does not reproduce the model to 1e-5.
 
@@ -228,18 +229,19 @@ def export(
 
 def _exported(model: LPN, size, batch, potential):
     spec, own = model.spec, next(model.parameters())
-    if spec.is_dense and size is not None:
-        raise ValueError(f"size must be None for a dense network, got {size}")
+    if size is not None and len(size) != len(spec.axes):
+        wanted = f"have the sides {', '.join(spec.axes)}" if spec.axes else "be None for a dense network"
+        raise ValueError(f"size must {wanted}, got {size}")
     size = spec.image_size or size
     module = FeedForward(model, potential).eval()
     count = batch or 2  # torch.export takes a dimension of 1 for a constant
-    shape = (count, spec.channels) if spec.is_dense else (count, spec.channels, *(size or (SIDE, SIDE + 8)))
+    shape = (count, spec.channels, *(size or (SIDE, SIDE + 8, SIDE + 4)[: len(spec.axes)]))
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(shape, generator=generator).to(own)
     example = (x, torch.full((count,), spec.noise_levels[0]).to(own)) if spec.noise_levels else (x,)
     free = torch.export.Dim.DYNAMIC
     axes = {0: free} if batch is None else {}
-    images = {} if spec.is_dense or size is not None else {2: free, 3: free}
+    images = {} if size is not None else dict.fromkeys(range(2, x.dim()), free)
     dynamic = ({**axes, **images}, axes)[: len(example)]
     with torch.no_grad():
         return torch.export.export(module, example, dynamic_shapes=dynamic, strict=False), module, example
@@ -271,7 +273,7 @@ def _hats(sigma: Tensor, levels: tuple[float, ...]) -> Tensor:
 
 
 def _channels(t: Tensor, like: Tensor) -> Tensor:
-    """[N, H] against [N, H, h, w] where there are pixels."""
+    """[N, H] against [N, H, h, w] or [N, H, d, h, w] where there are pixels."""
     return t.reshape(t.shape + (1,) * (like.dim() - 2))
 
 
@@ -280,19 +282,30 @@ def _softplus(u: Tensor, beta: float) -> Tensor:
     return u.clamp_min(0) + torch.log1p(torch.exp(-beta * u.abs())) / beta
 
 
+def _correlation(weight: Tensor) -> Callable:
+    return F.conv2d if weight.dim() == 4 else F.conv3d
+
+
+def _transposed_correlation(weight: Tensor) -> Callable:
+    return F.conv_transpose2d if weight.dim() == 4 else F.conv_transpose3d
+
+
 def _taps(factor: int, like: Tensor) -> Tensor:
-    """The kernel of D_r per channel, [C, 1, r, r]: weight 1/4 on the four middle samples of a block."""
+    """The kernel of D_r per channel, [C, 1, r, ..]: equal weights on the middle samples of a block, two per axis."""
     tap = like.new_zeros(factor)
     tap[factor // 2 - 1] = tap[factor // 2] = 0.5
-    return (tap[:, None] * tap).expand(like.shape[1], 1, factor, factor)
+    taps = tap
+    for _ in like.shape[3:]:
+        taps = taps[..., None] * tap
+    return taps.expand(like.shape[1], 1, *taps.shape)
 
 
 def _resized(x: Tensor, factor: int) -> Tensor:
     """D_r x without a question about the size: r - 1 repeated samples give ceil(n / r) blocks, whatever n is."""
     if factor == 1:
         return x
-    padded = F.pad(x, (0, factor - 1, 0, factor - 1), mode="replicate")
-    return F.conv2d(padded, _taps(factor, x), stride=factor, groups=x.shape[1])
+    padded, taps = F.pad(x, (0, factor - 1) * (x.dim() - 2), mode="replicate"), _taps(factor, x)
+    return _correlation(taps)(padded, taps, stride=factor, groups=x.shape[1])
 
 
 def _resize_adjoint(y: Tensor, factor: int, x: Tensor) -> Tensor:
@@ -301,10 +314,12 @@ def _resize_adjoint(y: Tensor, factor: int, x: Tensor) -> Tensor:
     A sample of y goes to the two middle positions of its block of r along each axis, with weight 1/2; what falls
     beyond the image belongs to its last sample, which padding had repeated.
     """
-    height, width = x.shape[-2:]
-    full = F.conv_transpose2d(y, _taps(factor, y), stride=factor, groups=y.shape[1])  # [N, C, r h, r w]
-    full = F.pad(full, (0, factor, 0, factor))  # never nothing beyond the image: a case of its own to torch.export
-    return _folded(_folded(full, height, 2), width, 3)
+    taps = _taps(factor, y)
+    full = _transposed_correlation(taps)(y, taps, stride=factor, groups=y.shape[1])  # [N, C, r h, r w]
+    full = F.pad(full, (0, factor) * (x.dim() - 2))  # never nothing beyond it: a case of its own to torch.export
+    for axis in range(2, x.dim()):
+        full = _folded(full, x.shape[axis], axis)
+    return full
 
 
 def _folded(y: Tensor, length: int, axis: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The families: dense networks for vectors, fully convolutional multi-scale ones for images of any size."""
+"""The families: dense networks for vectors, fully convolutional multi-scale ones for images and volumes of any size."""
 
 import itertools
 from dataclasses import replace
@@ -54,10 +54,11 @@ class MLPLPN(LPN):
 
 
 class ConvLPN(LPN):
-    """Fully convolutional, multi-scale learned proximal network: an exact prox at every image size.
+    """Fully convolutional, multi-scale learned proximal network: an exact prox at every image size, or volume size.
 
     Stage l reads the stage before it through a non-negative kernel and the image, resized to its scale,
-    through a skip; psi sums the heads over all pixels.
+    through a skip; psi sums the heads over all pixels. With ``ndim=3`` images are volumes, x is (N, C, D, H, W), and
+    everything else is as for images; the backend "torch" runs them.
 
     Parameters
     ----------
@@ -68,7 +69,8 @@ class ConvLPN(LPN):
     strides : tuple of int
         Stride of each stage, 1 or 2; its length is the number of stages.
     kernel, skip_kernel : int
-        Odd sides of the core kernels and of the skips.
+        Odd sides of the core kernels and of the skips. None is 5 for images and 3 for volumes: the start near the
+        identity (networks/initialise.py) wants twice as many channels as a skip has taps, 54 of 27 in volumes.
     heads : "last" or "all"
         Which stages enter psi.
     squared_head : bool
@@ -80,6 +82,8 @@ class ConvLPN(LPN):
     sigma_conditional : bool or tuple of float
         Let the biases depend on the noise level (in the range of NOISE_LEVELS, or of the knots given);
         every call then takes `sigma`.
+    ndim : 2 or 3
+        Axes of space: images (N, C, H, W) or volumes (N, C, D, H, W).
 
     Examples
     --------
@@ -87,6 +91,9 @@ class ConvLPN(LPN):
     >>> model = lf.ConvLPN(1, hidden=8)
     >>> model(torch.rand(2, 1, 37, 50)).shape
     torch.Size([2, 1, 37, 50])
+    >>> volumes = lf.ConvLPN(1, hidden=8, ndim=3)
+    >>> volumes(torch.rand(2, 1, 9, 12, 15)).shape
+    torch.Size([2, 1, 9, 12, 15])
     """
 
     def __init__(
@@ -95,13 +102,16 @@ class ConvLPN(LPN):
         hidden: int = 64,
         strides: tuple[int, ...] = (1, 2, 1, 2, 1),
         kernel: int = 3,
-        skip_kernel: int = 5,
+        skip_kernel: int | None = None,
         heads: str = "all",
         squared_head: bool = True,
         beta: float = 100.0,
         alpha: float = 1e-3,
         sigma_conditional: bool | tuple[float, ...] = False,
+        ndim: int = 2,
     ):
+        if skip_kernel is None:
+            skip_kernel = 5 if ndim == 2 else 3
         if any(s not in (1, 2) for s in strides) or not strides:
             raise ValueError(f"strides must be a non-empty tuple of 1s and 2s, got {strides}")
         for name, side in (("kernel", kernel), ("skip_kernel", skip_kernel)):
@@ -131,6 +141,7 @@ class ConvLPN(LPN):
             alpha,
             linear=True,
             noise_levels=noise_knots(sigma_conditional),
+            ndim=ndim,
         )
         super().__init__(spec)
 

@@ -21,6 +21,7 @@ Of a single stage the Lipschitz constant of f is as explicit: with s = sigma', a
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 # max over t and b <= 0 of  k(t + b) + k(-t + b): bounds one unit (b -> -inf) and a mirrored pair
 OVERSHOOT = 1.06
-GRID = 512  # frequencies per axis on which transfer functions are sampled
+GRID = {2: 512, 3: 128}  # frequencies per axis on which transfer functions are sampled, of images and of volumes
 
 
 @torch.no_grad()
@@ -122,10 +123,11 @@ def _head(stage, like: Tensor) -> Tensor:
 
 
 def seen_by_one_pixel(core: Tensor, stride: int) -> Tensor:
-    """[out, in]: sum of the taps of a core [out, in, k, k] through which one input pixel acts, largest over pixels."""
+    """[out, in]: sum of the taps of a core [out, in, k, ..] through which one input pixel acts, largest over pixels."""
     core = core.clamp(min=0)
-    sums = [core[:, :, i::stride, j::stride].sum((2, 3)) for i in range(stride) for j in range(stride)]
-    return torch.stack(sums).amax(0)
+    sides = tuple(range(2, core.dim()))
+    places = itertools.product(range(stride), repeat=len(sides))
+    return torch.stack([core[(..., *(slice(i, None, stride) for i in place))].sum(sides) for place in places]).amax(0)
 
 
 def largest_strength(model: LPN) -> float:
@@ -146,34 +148,37 @@ def _stacked(operators: list[Tensor]) -> Tensor:
     if operators[0].dim() == 2:
         return torch.cat(operators)
     side = max(kernel.shape[-1] for kernel in operators)
-    return torch.cat([F.pad(k, (0, side - k.shape[-1], 0, side - k.shape[-1])) for k in operators])
+    return torch.cat([F.pad(k, (0, side - k.shape[-1]) * (k.dim() - 2)) for k in operators])
 
 
 def transfer_bound(spec: Spec, kernels: Tensor) -> float:
-    """Upper bound on |A|^2 for a matrix [H, C], or for the correlation with kernels [H, C, k, k] at any image size."""
+    """Upper bound on |A|^2 for a matrix [H, C], or for the correlation with kernels [H, C, k, ..] at any image size."""
     if spec.is_dense:
         return torch.linalg.matrix_norm(kernels, 2).item() ** 2
     degree = kernels.shape[-1] - 1
     # between samples a trigonometric polynomial of this degree exceeds its samples at most by this, per axis
-    margin = 1 / math.cos(math.pi * degree / GRID) ** 2
+    margin = 1 / math.cos(math.pi * degree / GRID[spec.ndim]) ** spec.ndim
     largest = 0.0
-    for row in _transfer_rows(kernels):  # [H, C, GRID / 2 + 1] each
+    for row in _transfer_rows(kernels, GRID[spec.ndim]):  # [H, C, (grid,) grid / 2 + 1] each
         if spec.channels == 1:
             largest = max(largest, row.abs().square().sum((0, 1)).max().item())
         else:
-            largest = max(largest, torch.linalg.matrix_norm(row.permute(2, 0, 1), 2).max().item() ** 2)
+            matrices = row.movedim((0, 1), (-2, -1))
+            largest = max(largest, torch.linalg.matrix_norm(matrices, 2).max().item() ** 2)
     return margin * largest
 
 
-def _transfer_rows(kernels: Tensor):
-    """Transfer functions of kernels [H, C, k, k], one row of frequencies at a time: all of them would be large."""
-    k = kernels.shape[-1]
-    columns = torch.fft.rfft(kernels, n=GRID)  # [H, C, k, GRID / 2 + 1]
-    taps = torch.arange(k, dtype=kernels.dtype, device=kernels.device)
-    for omega in torch.arange(GRID // 2 + 1, dtype=kernels.dtype, device=kernels.device):
-        phase = torch.polar(torch.ones_like(taps), -2 * torch.pi * omega * taps / GRID)
-        yield (columns * phase[:, None]).sum(2)
-        yield (columns * phase.conj()[:, None]).sum(2)
+def _transfer_rows(kernels: Tensor, grid: int):
+    """Transfer functions of kernels [H, C, k, ..], one frequency of the first axis at a time: all would be large."""
+    columns = torch.fft.rfft(kernels, n=grid)  # [H, C, k, (k,) grid / 2 + 1]
+    if kernels.dim() == 5:
+        columns = torch.fft.fft(columns, n=grid, dim=3)  # [H, C, k, grid, grid / 2 + 1]
+    taps = torch.arange(kernels.shape[-1], dtype=kernels.dtype, device=kernels.device)
+    for omega in torch.arange(grid // 2 + 1, dtype=kernels.dtype, device=kernels.device):
+        phase = torch.polar(torch.ones_like(taps), -2 * torch.pi * omega * taps / grid)
+        phase = phase.view(-1, *(1,) * (columns.dim() - 3))
+        yield (columns * phase).sum(2)
+        yield (columns * phase.conj()).sum(2)
 
 
 @torch.no_grad()

@@ -47,8 +47,9 @@ class LPN(nn.Module):
 
     Notes
     -----
-    Shapes below: x is (N, dim) for dense networks and (N, C, H, W) for convolutional ones, of the
-    parameters' dtype and device. Under autocast a half-precision x is computed in the parameters' dtype.
+    Shapes below: x is (N, dim) for dense networks and (N, C, H, W) for convolutional ones, (N, C, D, H, W) for those
+    of volumes, of the parameters' dtype and device. Under autocast a half-precision x is computed in the parameters'
+    dtype.
     """
 
     def __init__(self, spec: Spec):
@@ -91,7 +92,7 @@ class LPN(nn.Module):
         return bool(self.spec.noise_levels)
 
     def stores_activations(self, x: Tensor) -> bool:
-        """Whether an evaluation on x, (N, dim) or (N, C, H, W), writes activations to memory.
+        """Whether an evaluation on x, as `forward` takes it, writes activations to memory.
 
         A large batch is then better cut into pieces that a cache holds.
         """
@@ -102,7 +103,7 @@ class LPN(nn.Module):
 
         Parameters
         ----------
-        x : Tensor, shape (N, dim) or (N, C, H, W)
+        x : Tensor, shape (N, dim), (N, C, H, W) or (N, C, D, H, W)
         sigma : float or Tensor, shape () or (N,), optional
             Noise level in x's units, positive; for noise-conditional networks only.
 
@@ -137,7 +138,7 @@ class LPN(nn.Module):
 
         Parameters
         ----------
-        x, v : Tensor, shape (N, dim) or (N, C, H, W)
+        x, v : Tensor, shape (N, dim), (N, C, H, W) or (N, C, D, H, W)
         sigma : as for `forward`
         """
         if v.shape != x.shape or v.dtype != x.dtype or v.device != x.device:
@@ -164,7 +165,7 @@ class LPN(nn.Module):
 
         Parameters
         ----------
-        z : Tensor, shape (N, dim) or (N, C, H, W)
+        z : Tensor, shape (N, dim), (N, C, H, W) or (N, C, D, H, W)
         strength : float or Tensor, shape () or (N,), in (0, 1], or above where f is known to allow it
             Weight t of the prior. 1 is a single evaluation of the network. t > 1 has a unique prox if
             Lip(f) < t / (t - 1), which `lipschitz_bound` decides.
@@ -355,12 +356,13 @@ class LPN(nn.Module):
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
         spec = self.spec
-        wanted = f"(N, {spec.channels})" if spec.is_dense else f"(N, {spec.channels}, H, W)"
-        if x.dim() != (2 if spec.is_dense else 4) or x.shape[1] != spec.channels:
-            hint = "; add a batch axis with x[None]" if x.dim() == (1 if spec.is_dense else 3) else ""
-            raise ValueError(f"x must have shape {wanted}, got {tuple(x.shape)}{hint}")
-        if spec.image_size is not None and tuple(x.shape[-2:]) != spec.image_size:
-            raise ValueError(f"this network takes images of {spec.image_size} pixels, got {tuple(x.shape[-2:])}")
+        dims = 2 if spec.is_dense else 2 + spec.ndim
+        if x.dim() != dims or x.shape[1] != spec.channels:
+            wanted = ", ".join(("N", str(spec.channels), *spec.axes))
+            hint = "; add a batch axis with x[None]" if x.dim() == dims - 1 else ""
+            raise ValueError(f"x must have shape ({wanted}), got {tuple(x.shape)}{hint}")
+        if spec.image_size is not None and tuple(x.shape[2:]) != spec.image_size:
+            raise ValueError(f"this network takes images of {spec.image_size} pixels, got {tuple(x.shape[2:])}")
         own = self.stages[0].skip  # there in every network
         if x.device != own.device:
             raise ValueError(f"x is on {x.device}, the model on {own.device}; move one with .to()")
@@ -397,7 +399,8 @@ class LPN(nn.Module):
     def extra_repr(self) -> str:
         spec = self.spec
         widths = [stage.width for stage in spec.stages]
-        return f"{spec.kind}, channels={spec.channels}, widths={widths}, beta={spec.beta:g}, alpha={spec.alpha:g}"
+        kind = "conv of volumes" if spec.ndim == 3 else spec.kind
+        return f"{kind}, channels={spec.channels}, widths={widths}, beta={spec.beta:g}, alpha={spec.alpha:g}"
 
 
 def explain(model: LPN, x: Tensor) -> str:

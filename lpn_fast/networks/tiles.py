@@ -1,4 +1,4 @@
-"""A network on an image too large to be evaluated at once: tile by tile, exactly.
+"""A network on an image or a volume too large to be evaluated at once: tile by tile, exactly.
 
 A unit sees pixels within `extent` of each other, so f at a pixel depends on x within that distance and no further. The
 axis is cut at p_1 < p_2 < ..; f between two cuts is read from a tile that reaches a halo h >= extent beyond them. Cuts
@@ -21,11 +21,11 @@ from ..algebra.spec import Spec, ceil_div
 from ..per_sample import dot
 from .lpn import LPN
 
-SIDE = 512  # pixels of a tile, without its halo
+SIDE = {2: 512, 3: 64}  # pixels of a tile along an axis, without its halo: of images and of volumes
 
 
 class InTiles:
-    """Evaluate a fully convolutional network on large images in bounded memory.
+    """Evaluate a fully convolutional network on large images or volumes in bounded memory.
 
     Beyond input and output the memory is that of one evaluation on a tile, whatever the image and the batch. It is what
     the solvers take for a prior, at strength 1. Gradients are not kept.
@@ -34,8 +34,9 @@ class InTiles:
     ----------
     model : LPN
         Convolutional, of any image size.
-    side : int
-        Of a tile in pixels, without the halo; rounded up to a multiple of the network's stride.
+    side : int, optional
+        Of a tile in pixels, without the halo; rounded up to a multiple of the network's stride. None is 512 for images
+        and 64 for volumes.
 
     Attributes
     ----------
@@ -55,7 +56,8 @@ class InTiles:
     torch.Size([1, 1, 200, 150])
     """
 
-    def __init__(self, model: LPN, side: int = SIDE):
+    def __init__(self, model: LPN, side: int | None = None):
+        side = SIDE[model.spec.ndim] if side is None else side
         if not isinstance(side, int) or side < 1:
             raise ValueError(f"side must be a positive whole number of pixels, got {side!r}")
         extent, stride = _view(model.spec)
@@ -69,7 +71,7 @@ class InTiles:
         return self.model.parameters()
 
     def __call__(self, x: Tensor, sigma=None) -> Tensor:
-        """f(x), of x's shape (N, C, H, W); sigma as for `LPN.forward`.
+        """f(x), of x's shape (N, C, H, W) or (N, C, D, H, W); sigma as for `LPN.forward`.
 
         x may lie on another device than the network: tiles go there one by one, and the result lies where x does.
         """
@@ -88,10 +90,10 @@ class InTiles:
 
     @torch.no_grad()
     def _evaluate(self, x: Tensor, sigma, with_value: bool) -> tuple[Tensor | None, Tensor]:
-        dims = self.model.stages[0].skip.dim()
-        if not isinstance(x, Tensor) or x.dim() != dims:
+        spec = self.model.spec
+        if not isinstance(x, Tensor) or x.dim() != 2 + spec.ndim:
             seen = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"x must be a tensor (N, {self.model.spec.channels}{', side' * (dims - 2)}), got {seen}")
+            raise ValueError(f"x must be a tensor (N, {spec.channels}, {', '.join(spec.axes)}), got {seen}")
         if isinstance(sigma, Tensor) and sigma.dim() and sigma.shape not in ((1,), (len(x),)):
             raise ValueError(f"sigma must have shape () or ({len(x)},), got {tuple(sigma.shape)}")
         f = torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..algebra.parameters import Parameters
-from ..algebra.spec import Spec, ceil_div
+from ..algebra.spec import Spec
 from . import thin, winograd
 from .maps import ConvMaps, SkipsAdjoint
 
@@ -71,7 +71,7 @@ class CpuConvMaps(ConvMaps):
         if self._thin[l] is None:
             return super()._skip_adjoint(l, e)
         factor = self.spec.stages[l].resize
-        return factor, self._thin[l].adjoint(e, (ceil_div(self.height, factor), ceil_div(self.width, factor)))
+        return factor, self._thin[l].adjoint(e, self.resized(factor))
 
     def _core(self, l: int, z: Tensor) -> Tensor:
         return self._fast[l].forward(z) if self._fast[l] else super()._core(l, z)

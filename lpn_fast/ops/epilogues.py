@@ -74,8 +74,8 @@ class TorchEpilogues(KeptAsItIs):
 
 
 def pixel_sum(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """[N, H(, h, w)] summed over its pixels in `dtype`: [N, H]."""
-    return t.to(dtype) if t.dim() == 2 else t.sum((2, 3), dtype=dtype)
+    """[N, H(, h, w)] or [N, H, d, h, w] summed over its pixels in `dtype`: [N, H]."""
+    return t.to(dtype) if t.dim() == 2 else t.sum(tuple(range(2, t.dim())), dtype=dtype)
 
 
 def squared(t: Tensor, dtype: torch.dtype) -> Tensor:
@@ -187,7 +187,7 @@ def _wide(t: Tensor) -> Tensor:
 
 
 def per_channel(t: Tensor, like: Tensor) -> Tensor:
-    """[H] broadcast against [N, H] or [N, H, h, w]."""
+    """[H] broadcast against [N, H], [N, H, h, w] or [N, H, d, h, w]."""
     return t.view(1, -1, *(1,) * (like.dim() - 2))
 
 

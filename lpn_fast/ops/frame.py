@@ -19,7 +19,7 @@ from ..algebra.spec import Spec, Stage
 
 def supports(spec: Spec) -> bool:
     """Whether these kernels compute networks of `spec`."""
-    if spec.is_dense or not spec.square_first or spec.linear or spec.constant or spec.quadratic:
+    if len(spec.axes) != 2 or not spec.square_first or spec.linear or spec.constant or spec.quadratic:
         return False
     first, *gates = spec.stages
     whole = first.skip_stride == 1 and first.resize == 1 and first.skip_padding == first.skip_kernel - 1

@@ -4,7 +4,7 @@
     conv    W z: a strided correlation;  W^T e: the transposed one;      weight gradient: correlation of e and z
 
 Convolutions run channels-last: what the sweeps pass between stages is then a matrix [pixels, channels],
-so that the element-wise epilogues read and write memory in order.
+so that the element-wise epilogues read and write memory in order. Images and volumes differ in the number of axes.
 """
 
 import torch
@@ -18,7 +18,7 @@ from . import patches
 
 
 def maps_for(spec: Spec, parameters: Parameters, x: Tensor, storage: torch.dtype):
-    """The maps of `spec` for inputs of x's shape, (N, C) or (N, C, H, W); cores, z and e are in `storage`."""
+    """The maps of `spec` for inputs of x's shape, (N, C) or (N, C, *image); cores, z and e are in `storage`."""
     return DenseMaps(spec, parameters, storage) if spec.is_dense else ConvMaps(spec, parameters, x, storage)
 
 
@@ -84,28 +84,31 @@ class DenseMaps:
 
 
 class ConvMaps:
-    """Maps of a convolutional network; x is [N, C, H, W], z_l is [N, H_l, h, w], all channels-last."""
+    """Maps of a convolutional network; x is [N, C, H, W], z_l is [N, H_l, h, w], all channels-last.
+
+    Of volumes x is [N, C, D, H, W], z_l is [N, H_l, d, h, w], kernels have three sides; what is said of (h, w) holds.
+    """
 
     def __init__(self, spec: Spec, parameters: Parameters, x: Tensor, storage: torch.dtype):
         self.spec = spec
         self.weights = parameters.stages
         self.storage = storage
-        self.height, self.width = x.shape[-2:]
+        self.image = tuple(x.shape[2:])  # (H, W)
         self.cores = [_channels_last(_cast(w.core, storage)) for w in parameters.stages]
         self.skips = [_channels_last(w.skip) for w in parameters.stages]
         self.K = _channels_last(parameters.quadratic)
-        self.sizes = spec.stage_sizes(self.height, self.width)
-        self.on_cpu = x.device.type == "cpu"
+        self.sizes = spec.stage_sizes(*self.image)
+        self.unfolds = x.device.type == "cpu" and spec.ndim == 2  # no library forms the patches of volumes
 
     def _patched(self, l: int) -> bool:
         """Whether this stage's skip runs as a matrix product with patches."""
         columns = self.spec.channels * self.spec.stages[l].skip_kernel ** 2
-        return self.on_cpu and (columns <= patches.MAX_COLUMNS or self.sizes[l] == (1, 1))
+        return self.unfolds and (columns <= patches.MAX_COLUMNS or self.sizes[l] == (1, 1))
 
     def _whole(self, l: int) -> bool:
         """Whether the core of this stage covers its whole input: one matrix product then, and better sums."""
         stage = self.spec.stages[l]
-        return stage.padding == 0 and self.sizes[l - 1] == (stage.kernel,) * 2
+        return stage.padding == 0 and self.sizes[l - 1] == (stage.kernel,) * self.spec.ndim
 
     def skip_inputs(self, x: Tensor) -> list[Tensor | None]:
         """What the skip of each stage reads: D_l x, in the form `_skip_input` gives it."""
@@ -140,7 +143,7 @@ class ConvMaps:
             if self._patched(l):
                 products.append(patches.apply(x_l, self.skips[l], self.sizes[l]))
             else:
-                skip = F.conv2d(x_l, self.skips[l], None, stage.skip_stride, stage.skip_padding)
+                skip = correlation(x_l, self.skips[l], stage.skip_stride, stage.skip_padding)
                 products.append(_channels_last(skip))
         return products[0], products[1] if len(products) == 2 else None
 
@@ -148,8 +151,8 @@ class ConvMaps:
         """W_l z, [N, H_l, h, w]."""
         stage = self.spec.stages[l]
         if self._whole(l):
-            return (_rows(z) @ _rows(self.cores[l]).T)[..., None, None]
-        return _channels_last(F.conv2d(z, self.cores[l], None, stage.stride, stage.padding))
+            return (_rows(z) @ _rows(self.cores[l]).T)[(..., *(None,) * self.spec.ndim)]
+        return _channels_last(correlation(z, self.cores[l], stage.stride, stage.padding))
 
     def core_adjoint(self, l: int, e: Tensor, z: Tensor) -> Tensor:
         """W_l^T e, of the shape of z = z_{l-1}."""
@@ -190,15 +193,19 @@ class ConvMaps:
         if skip is None:
             return None
         e = e.to(skip.dtype)
-        size = (ceil_div(self.height, stage.resize), ceil_div(self.width, stage.resize))
+        size = self.resized(stage.resize)
         if self._patched(l):
             return stage.resize, patches.adjoint(e, skip, size, stage.skip_stride, stage.skip_padding)
         x_l = e.new_empty(e.shape[0], self.spec.channels, *size)
         return stage.resize, correlation_adjoint(e, x_l, skip, stage.skip_stride, stage.skip_padding)
 
+    def resized(self, factor: int) -> tuple[int, ...]:
+        """(h, w) of D_r x."""
+        return tuple(ceil_div(n, factor) for n in self.image)
+
     def quadratic(self, x: Tensor) -> Tensor:
         """K x, [N, M, h, w]."""
-        return F.conv2d(x, self.K, padding=self.spec.quadratic_kernel // 2)
+        return correlation(x, self.K, 1, self.spec.quadratic_kernel // 2)
 
     def quadratic_adjoint(self, y: Tensor, x: Tensor) -> Tensor:
         """K^T y, of x's shape."""
@@ -231,25 +238,31 @@ class SkipsAdjoint:
         """The sum, like x."""
         total = self._total
         for factor, image in self._by_factor.items():
-            total = total.add_(image if factor == 1 else resize_adjoint(image, factor, *total.shape[-2:]))
+            total = total.add_(image if factor == 1 else resize_adjoint(image, factor, *total.shape[2:]))
         return total
 
 
+def correlation(z: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    """The zero-padded correlation with weight, [H, C, k, k] on images or [H, C, k, k, k] on volumes."""
+    return (F.conv2d if weight.dim() == 4 else F.conv3d)(z, weight, None, stride, padding)
+
+
 def correlation_adjoint(e: Tensor, z: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """Adjoint in z of conv2d(z, weight), at e; of z only the shape is read."""
+    """Adjoint in z of the correlation with weight, at e; of z only the shape is read."""
     return _convolution_backward(e, z, weight, stride, padding, [True, False, False])[0]
 
 
 def _correlation_gradient(e: Tensor, z: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """Gradient in weight of <e, conv2d(z, weight)>; of weight only the shape is read."""
+    """Gradient in weight of <e, correlation of z with it>; of weight only the shape is read."""
     return _convolution_backward(e, z, weight, stride, padding, [False, True, False])[1]
 
 
 def _convolution_backward(e, z, weight, stride, padding, mask):
     if e.numel() == 0:  # some libraries refuse an empty batch
         return torch.zeros_like(z), torch.zeros_like(weight), None
+    n = weight.dim() - 2
     return torch.ops.aten.convolution_backward.default(
-        e, z, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, mask
+        e, z, weight, None, [stride] * n, [padding] * n, [1] * n, False, [0] * n, 1, mask
     )
 
 
@@ -257,19 +270,23 @@ def _cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if t is None else t.to(dtype)
 
 
+def channels_last(dims: int) -> torch.memory_format:
+    """The memory format of that name for tensors of so many axes, 4 for images and 5 for volumes."""
+    return torch.channels_last if dims == 4 else torch.channels_last_3d
+
+
 def _channels_last(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.contiguous(memory_format=torch.channels_last)
+    return None if t is None else t.contiguous(memory_format=channels_last(t.dim()))
 
 
 def _rows(t: Tensor) -> Tensor:
     """[N, C, h, w] channels-last as the matrix [N, h w C], without a copy."""
-    return t.permute(0, 2, 3, 1).flatten(1)
+    return t.movedim(1, -1).flatten(1)
 
 
 def _images(rows: Tensor, shape: torch.Size) -> Tensor:
     """The inverse of `_rows`: [N, h w C] as [N, C, h, w] channels-last, C h w as in `shape`."""
-    _, channels, height, width = shape
-    return rows.view(len(rows), height, width, channels).permute(0, 3, 1, 2)
+    return rows.view(len(rows), *shape[2:], shape[1]).movedim(-1, 1)
 
 
 def _sum(terms: list[Tensor]) -> Tensor:

@@ -4,7 +4,7 @@
     hvp        grad^2 psi(x) v
     vjp        gradient of sum (p psi + <v, f>) with respect to x and P
 
-    x, v, f (N, C) or (N, C, H, W);   P (P,);   features (N, F) or None;   psi, p (N,)
+    x, v, f (N, C), (N, C, H, W) or (N, C, D, H, W);   P (P,);   features (N, F) or None;   psi, p (N,)
     tape    what evaluate leaves behind for hvp and vjp at the same x; empty: they recompute it.
             conv    z_1..z_L, e_1..e_L, in the storage type of the named precision; nothing of what ops/frame.py
                     computes on the CPU, where storing costs more than computing it again
@@ -23,6 +23,7 @@ from torch import Tensor
 from ..algebra.parameters import parameter_count
 from ..algebra.spec import Spec, decode
 from . import frame, registry
+from .maps import channels_last
 from .precision import storage
 
 _library = torch.library.Library("lpn_fast", "DEF")
@@ -100,10 +101,9 @@ def _has_tape(spec: Spec, x: Tensor) -> bool:
 def _tape_like(spec: Spec, x: Tensor, precision: str) -> list[Tensor]:
     if spec.is_dense:
         return registry.select(spec, x, precision).dense_tape(spec, x)
-    dtype = storage(precision, x.dtype)
-    sizes = spec.stage_sizes(x.shape[-2], x.shape[-1])
+    like = {"dtype": storage(precision, x.dtype), "device": x.device, "memory_format": channels_last(x.dim())}
+    sizes = spec.stage_sizes(*x.shape[2:])
     tensors = [
-        torch.empty((x.shape[0], stage.width, *size), dtype=dtype, device=x.device, memory_format=torch.channels_last)
-        for stage, size in zip(spec.stages, sizes, strict=True)
+        torch.empty((x.shape[0], stage.width, *size), **like) for stage, size in zip(spec.stages, sizes, strict=True)
     ]
     return tensors + [torch.empty_like(t) for t in tensors]

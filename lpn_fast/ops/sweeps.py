@@ -47,7 +47,7 @@ class Tape:
 
 
 class Sweeps:
-    """One network at one input: x (N, C) or (N, C, H, W), P (P,), noise features (N, F) or None.
+    """One network at one input: x (N, C), (N, C, H, W) or (N, C, D, H, W), P (P,), noise features (N, F) or None.
 
     z, e, dz, delta and the cores W_l are held in `storage`; everything else, and all sums over pixels, in
     x's type. `maps_for` gives the linear maps of (spec, parameters, x, storage).

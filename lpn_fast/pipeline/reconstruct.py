@@ -123,7 +123,7 @@ def reconstruct(
     ValueError
         No images; two images of one name; ``out`` is no folder, holds the images themselves, results of
         other settings or files this job did not write, or another job is writing there; task, model and
-        sigma do not fit together. Nothing has been written then, except the folder.
+        sigma do not fit together, or the model is not one of images. Nothing has been written then, except the folder.
     OSError
         The folder cannot be written to, or is full.
 
@@ -139,6 +139,9 @@ def reconstruct(
     (1, 0)
     """
     out, share = Path(out), share or Share()
+    if len(model.spec.axes) != 2:
+        kind = "vectors" if model.spec.is_dense else "volumes; call it, or a solver, on tensors"
+        raise ValueError(f"model must be a network of images, got one of {kind}")
     everything, broken = find_sources(images)
     _check_names([*(source.path for source in everything), *(error.path for error in broken)], out)
     if batch_pixels is None:

@@ -88,15 +88,17 @@ class AmortisedPrior:
     def __init__(self, model: LPN, network: LPN, offset: float = 0.0):
         if model.is_noise_conditional or network.is_noise_conditional:
             raise ValueError("model and network must be of one noise level, got a noise-conditional one")
-        mine, others = ((s.kind, s.channels, s.image_size) for s in (model.spec, network.spec))
+        mine, others = ((s.kind, s.ndim, s.channels, s.image_size) for s in (model.spec, network.spec))
         if mine != others:
-            raise ValueError(f"network must take the x of model (kind, channels, image size) {mine}, got {others}")
+            raise ValueError(
+                f"network must take the x of model (kind, ndim, channels, image size) {mine}, got {others}"
+            )
         self.model, self.network, self.offset = model, network, float(offset)
         self.validation: dict[str, float] = {}
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> AmortisedValue:
-        """The estimate at x, (N, dim) or (N, C, H, W), and its certificate: two evaluations in all."""
+        """The estimate at x, of the shape that the model takes, and its certificate: two evaluations in all."""
         x, *_ = self.model._checked(x, None)
         g, y = self.network.potential_and_prox(x)
         flat = x.flatten(1).double()

@@ -25,7 +25,7 @@ def moreau_envelope(model: LPN, u: Tensor, *, sigma=None) -> Envelope:
     Parameters
     ----------
     model : LPN
-    u : Tensor, shape (N, dim) or (N, C, H, W)
+    u : Tensor, shape (N, dim), (N, C, H, W) or (N, C, D, H, W)
         Any points.
     sigma : float or Tensor, shape () or (N,), optional
         For noise-conditional networks.

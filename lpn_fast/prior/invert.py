@@ -90,7 +90,7 @@ def invert(
     Parameters
     ----------
     model : LPN
-    x : Tensor, shape (N, dim) or (N, C, H, W)
+    x : Tensor, shape (N, dim), (N, C, H, W) or (N, C, D, H, W)
         Points; a sample with NaN or infinity gets the verdict INVALID and a preimage of NaN.
     sigma : float or Tensor, shape () or (N,), optional
         For noise-conditional networks.
@@ -211,7 +211,7 @@ def _tape_bytes(model: LPN, x: Tensor) -> int:
     spec = model.spec
     if spec.is_dense:
         return 8 * spec.channels * x.element_size()
-    sizes = spec.stage_sizes(*x.shape[-2:])
+    sizes = spec.stage_sizes(*x.shape[2:])
     units = sum(stage.width * math.prod(size) for stage, size in zip(spec.stages, sizes, strict=True))
     return 2 * units * x.element_size()
 

@@ -48,13 +48,12 @@ def border_asymmetry(field: Field, x: Tensor, noise: Tensor) -> float:
     """The same with v on a frame along the border and w inside it, for frames of width 1, 2, 4, ...
 
     Averaging over patches with counts n gives J = diag(1/n) H, which is asymmetric exactly between pixels
-    of different counts, and these differ near the border. x and noise (N, C, H, W).
+    of different counts, and these differ near the border. x and noise (N, C, H, W) or (N, C, D, H, W).
     """
     found, width = [], 1
-    height, length = x.shape[-2:]
-    while 2 * width < min(height, length):
+    while 2 * width < min(x.shape[2:]):
         inside = torch.zeros_like(x)
-        inside[..., width : height - width, width : length - width] = 1
+        inside[(..., *(slice(width, side - width) for side in x.shape[2:]))] = 1
         v, w = noise * (1 - inside), noise.flip(-1) * inside
         found.append(asymmetry(field, x, v, w))
         width *= 2

@@ -60,7 +60,7 @@ def prior(model: LPN, x: Tensor, *, sigma=None, **options) -> PriorValue:
     Parameters
     ----------
     model : LPN
-    x : Tensor, shape (N, dim) or (N, C, H, W)
+    x : Tensor, shape (N, dim), (N, C, H, W) or (N, C, D, H, W)
     sigma : float or Tensor, shape () or (N,), optional
         For noise-conditional networks.
     **options

@@ -155,19 +155,22 @@ def _behaviour(subject: Subject) -> Iterator[Property]:
 def _border(model, subject: Subject) -> Property:
     """Jacobian symmetry between border and interior of an image larger than the sample."""
     name, x = "exact at borders", subject.sample[:1]
-    if x.dim() != 4:
+    if x.dim() not in (4, 5):
         return Property(name, None, None, "", "not tested: the sample holds no images")
     if isinstance(model, LPN) and model.spec.image_size is not None:
         return Property(name, None, None, "", f"not tested: the network takes {model.spec.image_size} pixels only")
-    mirrored = torch.cat([x, x.flip(-1)], dim=-1)
-    large = torch.cat([mirrored, mirrored.flip(-2)], dim=-2)[..., 1:, 1:]  # odd sides, where strides show
-    noise = torch.cat([subject.draw()[:1] for _ in range(4)], dim=-1)
-    noise = torch.cat([noise[..., : large.shape[-1]], noise[..., -large.shape[-1] :]], dim=-2)[..., 1:, :]
+    noise = [subject.draw()[:1] for _ in range(2 ** (x.dim() - 2))]
+    for axis in range(2, x.dim()):  # odd sides, where strides show
+        x = torch.cat([x, x.flip(axis)], axis).narrow(axis, 1, 2 * x.shape[axis] - 1)
+        noise = [
+            torch.cat(pair, axis).narrow(axis, 1, x.shape[axis]) for pair in zip(noise[::2], noise[1::2], strict=True)
+        ]
+    sides = " x ".join(map(str, x.shape[2:]))
     try:
-        measured = measures.border_asymmetry(subject.field, large, noise)
+        measured = measures.border_asymmetry(subject.field, x, noise[0])
     except (TypeError, ValueError, RuntimeError) as error:
-        return Property(name, None, None, "", f"not tested on {tuple(large.shape[-2:])} pixels: {error}")
-    detail = f"J between frame and interior of {large.shape[-2]} x {large.shape[-1]} pixels"
+        return Property(name, None, None, "", f"not tested on {sides} pixels: {error}")
+    detail = f"J between frame and interior of {sides} pixels"
     return Property(name, measured <= subject.tolerance, measured, f"<= {subject.tolerance:.0e}", detail)
 
 

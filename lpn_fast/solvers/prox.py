@@ -12,6 +12,7 @@ network writes them to memory at all; samples do not see each other, so only the
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass
 
 import torch
@@ -70,10 +71,10 @@ class LearnedProx:
 def piece(model, z: Tensor) -> int:  # z (n, ...)
     """How many samples to evaluate together; all of them unless on a CPU and of a network of known width."""
     stages = getattr(getattr(model, "spec", None), "stages", ())
-    if z.device.type != "cpu" or z.dim() != 4 or not stages:
+    if z.device.type != "cpu" or z.dim() < 4 or not stages:
         return len(z)
     stores = getattr(model, "stores_activations", None)
     if stores is not None and not stores(z):
         return len(z)
-    widest = max(stage.width for stage in stages) * z.shape[-1] * z.shape[-2] * z.element_size()
+    widest = max(stage.width for stage in stages) * math.prod(z.shape[2:]) * z.element_size()
     return max(1, CACHED_BYTES // widest)

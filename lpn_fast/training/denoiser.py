@@ -42,7 +42,7 @@ def train_denoiser(
     ----------
     model : LPN
     crops : callable
-        ``crops(count, generator)`` -> (count, C, H, W); see `lpn_fast.data.ImageCrops`.
+        ``crops(count, generator)`` -> (count, C, H, W), see `lpn_fast.data.ImageCrops`, or (count, C, D, H, W).
     phases : list of Phase
     sigma : float or (float, float)
         Noise level, or the range for a noise-conditional model.
@@ -50,8 +50,8 @@ def train_denoiser(
         Folder; a run found there is resumed.
     gain_limit, problems, expansion_weight
         As for `Trainer`.
-    validation : Tensor, shape (M, C, H, W), optional
-        Clean images for PSNR and SSIM in log and card.
+    validation : Tensor, shape (M, C, H, W) or (M, C, D, H, W), optional
+        Clean images for PSNR and SSIM in log and card; of volumes, PSNR.
     data_description : str
         Goes into the card.
     config : dict, optional
@@ -137,11 +137,14 @@ def validation_levels(sigma: float | tuple[float, float]) -> list[float]:
 
 @torch.no_grad()
 def denoising_figures(model: LPN, images: Tensor, levels: list[float]) -> dict[str, float]:
-    """Mean PSNR and SSIM of f(x + noise) over `images` (M, C, H, W) at each noise level, seeded noise."""
+    """Mean PSNR and SSIM of f(x + noise) over `images` (M, C, H, W) at each noise level, seeded noise.
+
+    Of volumes (M, C, D, H, W) there is no SSIM.
+    """
     figures = {}
     own = next(model.parameters())
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(2024))
-    has_ssim = min(images.shape[-2:]) >= UNIFORM_SIDE
+    has_ssim = images.dim() == 4 and min(images.shape[-2:]) >= UNIFORM_SIDE
     for level in levels:
         decibels, similarities = [], []
         for x, n in zip(images.split(4), noise.split(4), strict=True):

@@ -103,6 +103,8 @@ def build_model(config: TrainingConfig) -> LPN:
         model = paper_network(table.family)
         if model.spec.is_dense:
             raise ValueError("model.family 'laplacian' takes numbers, not images: see lpn-fast demo")
+    if model.spec.ndim != 2:
+        raise ValueError(f"model.start must be a network of images, got one of volumes: {table.start}")
     if model.spec.channels != config.data.channels:
         raise ValueError(f"data.channels must be {model.spec.channels} for this model, got {config.data.channels}")
     if table.start is None and (table.initialise or table.family not in OWN_START):

@@ -43,9 +43,9 @@ class Trainer:
     ----------
     model : LPN
     sampler : callable
-        ``sampler(batch_size, generator)`` gives clean samples, (batch_size, dim) or (batch_size, C, H, W); all
-        its randomness comes from `generator`, which lives on the CPU. If it takes a third argument ``rows``, a
-        slice, it may make those of the samples only (for training in several processes).
+        ``sampler(batch_size, generator)`` gives clean samples, (batch_size, dim), (batch_size, C, H, W) or
+        (batch_size, C, D, H, W); all its randomness comes from `generator`, which lives on the CPU. If it takes a
+        third argument ``rows``, a slice, it may make those of the samples only (for training in several processes).
     phases : list of Phase
     sigma : float or (float, float)
         Noise standard deviation, or the range it is drawn from for a noise-conditional model.
@@ -248,9 +248,9 @@ class Trainer:
         return self.group.mean(loss.detach())
 
     def _inside(self, x: Tensor) -> Tensor:
-        """x (N, C, H, W) without its margin."""
+        """x (N, C, H, W) or (N, C, D, H, W) without its margin."""
         m = self.margin
-        return x[..., m:-m, m:-m] if m else x
+        return x[(..., *(slice(m, -m),) * self.model.spec.ndim)] if m else x
 
     @torch.no_grad()
     def _step_optimizer(self) -> None:
@@ -414,8 +414,9 @@ class Trainer:
         if self.group.size > 1 and (self.problems is not None or self.expansion_weight):
             raise ValueError("problems and expansion_weight need a single process")
         if self.problems is not None:
-            if self.model.spec.is_dense:
-                raise ValueError("problems are for image models, got one of vectors")
+            if len(self.model.spec.axes) != 2:
+                kind = "vectors" if self.model.spec.is_dense else "volumes"
+                raise ValueError(f"problems are for image models, got one of {kind}")
             if self.expansion_weight or self.precision != "fp32":
                 raise ValueError(
                     f"problems go with expansion_weight=0 and precision='fp32', got {self.expansion_weight}, "

@@ -60,7 +60,7 @@ class CudaBackend:
         if x.dtype != torch.float32:
             return f"x is {x.dtype}, this backend takes float32"
         if not spec.is_dense:
-            return "convolutional networks are not covered"
+            return "volumes are not covered" if spec.ndim == 3 else "convolutional networks are not covered"
         if spec.noise_levels:
             return "dense networks with noise-dependent biases are not covered"
         if spec.quadratic:

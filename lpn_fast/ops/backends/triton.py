@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ...algebra.parameters import Parameters
 from ...algebra.resize import resize
-from ...algebra.spec import Spec, ceil_div
+from ...algebra.spec import Spec
 from ...kernels.triton.interpreter import interpreted, mend
 from .. import registry
 from ..epilogues import Product, SquareEpilogues, TorchEpilogues, formed
@@ -57,6 +57,8 @@ class TritonBackend(SweepsBackend):
     def supports(self, spec: Spec, x: Tensor, precision: str) -> str | None:
         if spec.is_dense:
             return "dense networks are not covered, these kernels are convolutions"
+        if spec.ndim == 3:
+            return "volumes are not covered"
         if spec.stages[-1].competing:
             return "networks whose last units compete are not covered"
         if x.dtype != torch.float32:
@@ -254,8 +256,8 @@ class TritonMaps(ConvMaps):
         self.spec = spec
         self.weights = parameters.stages
         self.storage, self.precision = storage, precision
-        self.batch, _, self.height, self.width = x.shape
-        self.sizes = spec.stage_sizes(self.height, self.width)
+        self.batch, self.image = len(x), tuple(x.shape[2:])
+        self.sizes = spec.stage_sizes(*self.image)
         self.kernels = _kernels()
         self.device, self.x = x.device, x
         scale = FP16_SCALE if precision == "fp16" else 1.0
@@ -404,7 +406,7 @@ class TritonMaps(ConvMaps):
         stage = self.spec.stages[l]
         if l == 0 or stage.padding or stage.skip_padding or self.sizes[l - 1] != (stage.kernel,) * 2:
             return False
-        return stage.skip_kernel == 0 or self._image_size(l) == (stage.skip_kernel,) * 2
+        return stage.skip_kernel == 0 or self.resized(stage.resize) == (stage.skip_kernel,) * 2
 
     def whole_products(self, l: int, z: Tensor | Product, image: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(W_l z, A_l x_l), float32 [N, 1, 1, H_l] each."""
@@ -414,11 +416,6 @@ class TritonMaps(ConvMaps):
         )
         rest = None if skip is None else self._whole_image(l, image) @ skip.view(-1, skip.shape[-1]).float()
         return product[:, None, None], rest if rest is None else rest[:, None, None]
-
-    def _image_size(self, l: int) -> tuple[int, int]:
-        """Size of D_l x."""
-        r = self.spec.stages[l].resize
-        return ceil_div(self.height, r), ceil_div(self.width, r)
 
     def _whole_image(self, l: int, image: Tensor) -> Tensor:
         """D_l x as rows in the order of the skip's weights, [N, k k C]."""

@@ -3,6 +3,7 @@
     d = -B r,  B from the last pairs  s = u' - u,  y = r(u') - r(u)  by the two-loop recursion   Nocedal, 1980
     B_0 = c D,   c = <s, y> / <y, D y> of the newest pair
     D = (sum s^2 / sum s y)^(1/2),  per entry; the sums over the pairs, older ones fading, and 3 x 3 pixels, weighted
+                                    (of a volume 3 x 3 x 3)
 
 phi is convex, so <s, y> >= 0 always; pairs without measurable curvature are not used. First order only: an
 iteration is one evaluation of the network, for networks whose Hessian products are dear.
@@ -26,7 +27,7 @@ from .line_search import line_search
 MEMORY = 10  # pairs; more help little and cost two images each
 FADE = 0.8  # weight of a pair's share of D against that of the next
 FLATTEST, STEEPEST = 1e-2, 4.0  # slopes that D believes
-WEIGHTS = (0.2, 0.6, 0.2)  # of neighbours in the sums, along rows and along columns
+WEIGHTS = (0.2, 0.6, 0.2)  # of neighbours in the sums, along every axis
 
 
 class LBFGS:
@@ -38,7 +39,7 @@ class LBFGS:
 
     def __init__(self):
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # s, y [n, ...], 1 / <s, y> [n] or 0: unused
-        self.sums: tuple[Tensor, Tensor] | None = None  # sum s y, sum s^2 [n, C, H, W]; None for vectors
+        self.sums: tuple[Tensor, Tensor] | None = None  # sum s y, sum s^2 [n, C, *image]; None for vectors
 
     def step(self, equation: Equation, point: Point, rho: Tensor) -> tuple[Point, Tensor]:
         """(next point, which samples moved)."""
@@ -47,7 +48,7 @@ class LBFGS:
         sy, ss = dot(s, y), dot(s, s)
         usable = sy > torch.finfo(s.dtype).eps * ss
         self.pairs = [*self.pairs[-MEMORY + 1 :], (s, y, torch.where(usable, 1 / sy, 0.0))]
-        if s.dim() == 4:
+        if s.dim() > 2:
             share = column(torch.where(usable, 1 / ss, 0.0), s)  # steps differ in length by orders of magnitude
             parts = share * s * y, share * s * s
             if self.sums is not None:
@@ -74,7 +75,7 @@ class LBFGS:
             q = q + column(a - inverse * dot(y, q), s) * s
         return q
 
-    def _metric(self) -> Tensor | float:  # [n, C, H, W], or 1
+    def _metric(self) -> Tensor | float:  # [n, C, *image], or 1
         """D, up to a factor."""
         if self.sums is None:
             return 1.0
@@ -84,7 +85,9 @@ class LBFGS:
         return slope.rsqrt()
 
 
-def _blurred(images: Tensor) -> Tensor:  # [n, C, H, W] -> the same, zero outside
-    weights = images.new_tensor(WEIGHTS)
-    kernel = (weights[:, None] * weights)[None, None]  # [1, 1, 3, 3]
-    return F.conv2d(images.flatten(0, 1)[:, None], kernel, padding=1).view(images.shape)
+def _blurred(images: Tensor) -> Tensor:  # [n, C, *image] -> the same, zero outside
+    weights = kernel = images.new_tensor(WEIGHTS)
+    for _ in images.shape[3:]:
+        kernel = kernel[..., None] * weights  # [3, 3] or [3, 3, 3]
+    correlation = F.conv2d if images.dim() == 4 else F.conv3d
+    return correlation(images.flatten(0, 1)[:, None], kernel[None, None], padding=1).view(images.shape)

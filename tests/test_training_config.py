@@ -8,6 +8,7 @@ from training_cases import photographs_in, small_trainer
 
 import lpn_fast as lf
 from lpn_fast import cli
+from lpn_fast.networks.initialise import SHRINK
 from lpn_fast.training import Phase
 from lpn_fast.training.average import WeightAverage
 from lpn_fast.training.config import from_dict, merge, read_config
@@ -100,15 +101,18 @@ def test_fine_tuning_goes_on_from_a_model_and_keeps_its_family(photographs, tmp_
     assert [p["loss"] for p in tuned.card["phases"]] == ["matching"] * 4
 
 
-def test_networks_start_principled_unless_they_have_a_start_of_their_own():
+def test_networks_start_as_they_train_fastest_unless_they_have_a_start_of_their_own():
     base = {"sigma": 0.1, "out": "nowhere", "data": {"synthetic": "dead-leaves"}}
 
     def weights(**model):
         torch.manual_seed(3)
         return build_model(from_dict(base | {"model": {"hidden": 4, "skip_kernel": 3, **model}})).packed()
 
-    assert torch.equal(weights(), weights(initialise="principled"))
+    assert torch.equal(weights(), weights(initialise="default"))
+    assert torch.equal(weights(squared_head=False), weights(squared_head=False, initialise="principled"))
     assert not torch.equal(weights(), weights(initialise="published"))
+    model = build_model(from_dict(base | {"model": {"hidden": 4, "skip_kernel": 3}}))
+    assert model.stages[0].bias.min().item() == pytest.approx(-SHRINK * base["sigma"])
     own = weights(family="ridge")
     torch.manual_seed(3)
     assert torch.equal(own, lf.RidgeLPN(1, pairs=4, kernel=3).packed())

@@ -119,3 +119,44 @@ def test_the_principled_start_keeps_the_moments_of_pre_activations():
     assert v.mean().abs() < 0.1
     assert off.mean() == pytest.approx(0.5, rel=0.1) and (v.square().mean(0)).mean() == pytest.approx(1, rel=0.15)
     assert variance.mean() > off.mean()
+
+
+@pytest.mark.parametrize(("channels", "hidden"), [(1, 50), (3, 150), (1, 70)])
+def test_a_squared_head_starts_as_the_identity(channels, hidden):
+    torch.manual_seed(0)
+    model = lf.ConvLPN(channels, hidden=hidden, beta=2000.0)
+    x, inside = torch.rand(1, channels, 16, 18), (..., slice(4, -4), slice(4, -4))
+    with torch.no_grad():
+        for stage in model.stages:
+            stage.head.zero_()
+    error = (model(x) - x)[inside].abs().max().item()
+    # 20 rows of a basis that is not complete add 5 % of what they see
+    assert error < (2e-3 if hidden == 50 * channels else 0.06)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_thresholds_of_the_start_follow_the_noise(conditional):
+    """A told noise level and one that comes with every call lead to the same f, which denoises; constants pass."""
+    torch.manual_seed(0)
+    model = lf.ConvLPN(1, hidden=50, beta=1000.0, alpha=0.0, sigma_conditional=conditional)
+    level = 0.1 if conditional else None  # a knot
+    if not conditional:
+        initialise_as_(model, "default", 0.1)
+    with torch.no_grad():
+        for stage in model.stages:
+            stage.head.zero_()
+    flat = torch.full((1, 1, 32, 32), 0.5)
+    denoised = model(flat + 0.1 * torch.randn(flat.shape), level)[..., 4:-4, 4:-4]
+    assert (model(flat, level)[..., 4:-4, 4:-4] - 0.5).abs().max() < 0.01
+    assert (denoised - 0.5).square().mean().sqrt() < 0.04
+    wanted = torch.full((48,), -0.13)
+    stage = model.stages[0]
+    assert torch.allclose(stage.noise[2:50, 5] if conditional else stage.bias[2:50], wanted)
+
+
+def test_the_published_start_has_no_basis():
+    torch.manual_seed(0)
+    model = initialise_as_(lf.ConvLPN(1, hidden=50), "published", 0.1)
+    first = model.stages[0]
+    assert not torch.allclose(first.skip[::2], -first.skip[1::2]) and not first.bias.any()
+    assert first.head_squared.log().mean().item() == pytest.approx(-10, abs=0.1)

@@ -59,7 +59,7 @@ def run(args) -> int:
     root = data.find(args.data)
     out = Path(args.out or ROOT / "bench" / "results" / "denoising")
     out.mkdir(parents=True, exist_ok=True)
-    methods = [Model(name) for name in args.models] + [_baseline(name, root) for name in args.baselines]
+    methods = [Model(name) for name in args.models] + [baseline(name, root) for name in args.baselines]
     rows, slow = [], set(_spread(68, args.baseline_images))
     for method in methods:
         count = args.baseline_images if method.slow else args.images
@@ -212,7 +212,7 @@ def _instance(y: Tensor, sigma: float, x: Tensor) -> Instance:
     return Instance(x, lf.physics.Denoising(), y, sigma, y)
 
 
-def _baseline(name: str, root: Path):
+def baseline(name: str, root: Path):
     if name == "dncnn":
         return DnCNN(root)
     if name == "cdncnn":

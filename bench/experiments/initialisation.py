@@ -85,21 +85,13 @@ def losses(network: str, start: str, crops: ImageCrops, steps: int, seed: int) -
     """The loss of every step of one run."""
     torch.manual_seed(seed)
     model = lf.paper_network("mnist") if network == "mnist" else lf.ConvLPN(1, hidden=24)
-    initialise_as_(model, start)
-    loss, seen = "l1" if network == "mnist" else "l2", []
+    initialise_as_(model, start, SIGMA)
+    loss = "l1" if network == "mnist" else "l2"
     trainer = Trainer(
         model, crops, [Phase(loss, steps, RATES[network])], sigma=SIGMA, batch_size=8, seed=seed, progress=False
     )
-    step = trainer._one_step
-
-    def recorded():
-        value = step()
-        seen.append(value.item())
-        return value
-
-    trainer._one_step = recorded
-    trainer.run()
-    return seen[:steps]
+    model.train()
+    return [trainer.advance().item() for _ in range(steps)]
 
 
 def draw(curves: dict[tuple[str, str], list[float]], path: Path) -> None:

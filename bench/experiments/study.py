@@ -2,76 +2,138 @@
 
 Every variant trains for the same processor time on crops of the training photographs at noise 25/255, its rate
 rising for 20 steps, then falling on a cosine, and is measured on centre crops of the 32 validation photographs as time
-goes by, early on more often. The table has steps and parameters beside the PSNR. `sooner.csv` has the time after which
-each variant first reached what the published ways reach at their end. All variants are exact proxes for whatever
-weights they end with. FrameLPN and MixtureLPN come with starts that denoise, made by hand from the cosine basis.
+goes by, early on more often, and after some numbers of steps. All variants are exact proxes for whatever weights they
+end with, and so is the mean over the eight symmetries of the square, the column `psnr_symmetric`:
 
-    published        128-pixel network, its start, l1, constant rate, batch of 8 crops of 128 pixels
-                     (arXiv 2310.14344; there 64)
-    published-start  ConvLPN in place of that network, all else as there but the crops
-    multiscale       ConvLPN as it comes
-    ridge            RidgeLPN as it comes
-    frame-*          FrameLPN as it comes, with fewer and more gates, with gates that see 3 x 3 neighbours, with gates
-                     for gates, with smaller and larger filters
-    mixture          MixtureLPN of as many experts as natural-gray-mixture
+    psi_8(x) = 1/8 sum_T psi(T x),      f_8(x) = 1/8 sum_T T^-1 f(T x)
+
+The variants are in VARIANTS, in groups: the published way and families ("ways"), and what is changed of ConvLPN
+("start", "training", "heads", "activation", "shape", "alpha"). WCRR is not trained, its weights are in the data, and f
+is not one pass there but a minimisation (bench/reconstruction/baselines.py).
+
+`results.csv` keeps the variants that were measured before and are not named now, so the variants can be measured one
+after the other and for different times. `sooner.csv` has the time after which others first reached what the published
+ways reached on their way.
 """
 
 import argparse
+import csv
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import lpn_fast as lf
 from bench.reconstruction import data
 from lpn_fast import metrics
 from lpn_fast.data import Augment, ImageCrops
 from lpn_fast.networks.initialise import initialise_as_
+from lpn_fast.training import Phase, Trainer
 
+from .denoising import Variational, baseline
 from .figures import axes_row
 from .provenance import ROOT, where, write_csv
 
 SIGMA = 25 / 255
 SECONDS = 60.0
 LOOKS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # validations, as shares of the time
+STEP_LOOKS = (100, 200, 400)  # and after so many steps
 WARMUP = 20  # steps
 VALIDATION_SIDE = 160
+MARGIN = 8  # of crops, for filters of side 7: what the zeros around a crop reach
 
 
 @dataclass(frozen=True)
 class Variant:
-    """How a network is built and trained; the rates of frames and mixture are those of the shipped models."""
+    """How a network is built and trained."""
 
+    group: str
     build: Callable[[], lf.LPN]
     rate: float
     loss: str = "l2"
     crop: int = 64
+    batch: int = 8
+    margin: int = 0
     falling: bool = True  # the rate, after a warm-up; else it is constant
 
 
-PUBLISHED = ("published", "published-start")
+def conv(group: str, start: str = "default", noise: float | None = SIGMA, rate: float = 4e-3, **changes) -> Variant:
+    """ConvLPN as `lpn-fast train` builds and starts it, but for what is changed in it, its start and its training."""
+    training = {key: changes.pop(key) for key in ("loss", "crop", "batch", "margin", "falling") if key in changes}
+    size = {"hidden": 48} | changes
+    return Variant(group, lambda: initialise_as_(lf.ConvLPN(1, **size), start, noise), rate, **training)
+
+
+framed = partial(Variant, "ways", rate=3e-3, margin=MARGIN)
 
 VARIANTS = {
-    "published": Variant(
-        lambda: initialise_as_(lf.paper_network("mayoct"), "published"), 1e-3, "l1", crop=128, falling=False
-    ),
-    "published-start": Variant(
-        lambda: initialise_as_(lf.ConvLPN(1, hidden=48), "published"), 1e-3, "l1", falling=False
-    ),
-    "multiscale": Variant(lambda: lf.ConvLPN(1, hidden=48), 2e-3),
-    "ridge": Variant(lambda: lf.RidgeLPN(1), 1e-3),
-    "frame": Variant(lambda: lf.FrameLPN(1), 3e-3),
-    "frame-narrow": Variant(lambda: lf.FrameLPN(1, gates=((1, 1, 48),)), 3e-3),
-    "frame-wide": Variant(lambda: lf.FrameLPN(1, gates=((1, 1, 192),)), 3e-3),
-    "frame-3x3": Variant(lambda: lf.FrameLPN(1, gates=((3, 1, 96),)), 3e-3),
-    "frame-two-stages": Variant(lambda: lf.FrameLPN(1, gates=((1, 1, 96), (3, 1, 32))), 3e-3),
-    "frame-5": Variant(lambda: lf.FrameLPN(1, kernel=5), 3e-3),
-    "frame-9": Variant(lambda: lf.FrameLPN(1, kernel=9), 3e-3),
-    "mixture": Variant(lambda: lf.MixtureLPN(1, experts=128), 1e-2),
+    # 128-pixel network, its start, l1, constant rate (arXiv 2310.14344; batches of 64 there)
+    "published": Variant("ways", lambda: lf.paper_network("mayoct"), 1e-3, "l1", crop=128, falling=False),
+    # ConvLPN in place of that network, all else as there but the crops
+    "published-start": conv("ways", "published", rate=1e-3, loss="l1", falling=False),
+    "multiscale": conv("ways"),
+    "ridge": Variant("ways", lambda: lf.RidgeLPN(1), 1e-3, margin=MARGIN),
+    "frame": framed(lambda: lf.FrameLPN(1)),
+    "mixture": framed(lambda: lf.MixtureLPN(1, experts=128), rate=1e-2),
+    "frame-no-margin": framed(lambda: lf.FrameLPN(1), margin=0),
+    "frame-narrow": framed(lambda: lf.FrameLPN(1, gates=((1, 1, 48),))),
+    "frame-wide": framed(lambda: lf.FrameLPN(1, gates=((1, 1, 192),))),
+    "frame-3x3": framed(lambda: lf.FrameLPN(1, gates=((3, 1, 96),))),
+    "frame-two-stages": framed(lambda: lf.FrameLPN(1, gates=((1, 1, 96), (3, 1, 32)))),
+    "frame-5": framed(lambda: lf.FrameLPN(1, kernel=5)),
+    "frame-9": framed(lambda: lf.FrameLPN(1, kernel=9)),
+    "start-published": conv("start", "published"),
+    "start-principled": conv("start", "principled"),
+    "start-no-thresholds": conv("start", noise=None),
+    "start-half-thresholds": conv("start", noise=SIGMA / 2),
+    "start-double-thresholds": conv("start", noise=2 * SIGMA),
+    "rate-1e-3": conv("training", rate=1e-3),
+    "rate-2e-3": conv("training", rate=2e-3),
+    "rate-8e-3": conv("training", rate=8e-3),
+    "rate-constant": conv("training", falling=False),
+    "loss-l1": conv("training", loss="l1"),
+    "loss-log": conv("training", loss="log"),
+    "batch-4": conv("training", batch=4),
+    "batch-16": conv("training", batch=16),
+    "crop-96": conv("training", batch=4, crop=96),
+    "margin-4": conv("training", margin=4),
+    "heads-last": conv("heads", heads="last"),
+    "no-squared-head": conv("heads", squared_head=False),
+    "last-no-squared": conv("heads", heads="last", squared_head=False),
+    "beta-5": conv("activation", beta=5.0),
+    "beta-10": conv("activation", beta=10.0),
+    "beta-20": conv("activation", beta=20.0),
+    "beta-50": conv("activation", beta=50.0),
+    "beta-200": conv("activation", beta=200.0),
+    "width-8": conv("shape", hidden=8),
+    "width-16": conv("shape", hidden=16),
+    "width-32": conv("shape", hidden=32),
+    "width-96": conv("shape", hidden=96),
+    "one-stage": conv("shape", strides=(1,), hidden=50),
+    "one-stage-180": conv("shape", strides=(1,), hidden=180),
+    "three-stages": conv("shape", strides=(1, 2, 1)),
+    "seven-stages": conv("shape", strides=(1, 2, 1, 2, 1, 2, 1)),
+    "one-scale": conv("shape", strides=(1, 1, 1, 1, 1)),
+    "kernel-1": conv("shape", kernel=1),
+    "kernel-5": conv("shape", kernel=5),
+    "skip-3": conv("shape", skip_kernel=3),
+    "skip-7": conv("shape", skip_kernel=7),
+    "alpha-1e-6": conv("alpha", alpha=1e-6),
+    "alpha-1e-2": conv("alpha", alpha=1e-2),
+    "alpha-0.1": conv("alpha", alpha=0.1),
+    "alpha-0.3": conv("alpha", alpha=0.3),
+    "alpha-0.5": conv("alpha", alpha=0.5),
+    "alpha-0.8": conv("alpha", alpha=0.8),
 }
+PUBLISHED = ("published", "published-start")
+REFERENCE = "multiscale"  # what the groups after the first change something of
+WCRR = "wcrr"
+GROUPS = tuple(dict.fromkeys(variant.group for variant in VARIANTS.values()))
 
 
 def add_parser(subparsers) -> None:
@@ -79,13 +141,22 @@ def add_parser(subparsers) -> None:
         "study",
         help="PSNR at equal time of architectures, one change at a time",
         description=__doc__.splitlines()[0],
-        epilog="example: python -m bench.experiments study --data shared/data --variants ridge frame",
+        epilog="examples:\n"
+        "  python -m bench.experiments study --data shared/data --threads 1 --variants ridge frame wcrr\n"
+        "  python -m bench.experiments study --data shared/data --threads 1 --variants shape alpha --seconds 30\n"
+        "  python -m bench.experiments study --data shared/data --threads 1 --variants published --seconds 1500",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", metavar="DIR", help="the data folder (default: LPN_FAST_DATA)")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=[*GROUPS, *VARIANTS, WCRR],
+        metavar="NAME",
+        default=list(GROUPS),
+        help=f"variants, or groups of them: {', '.join(GROUPS)} (default: all groups); {WCRR}",
+    )
     parser.add_argument("--seconds", type=float, default=SECONDS, help="processor time of each (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
     parser.add_argument("--images", type=int, default=32, help="validation photographs (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--out", metavar="DIR", help="for CSV and figure (default: bench/results/study)")
@@ -93,120 +164,194 @@ def add_parser(subparsers) -> None:
 
 
 def run(args) -> int:
-    if not args.seconds > 0 or args.batch_size < 1 or not 1 <= args.images <= 32:
-        raise ValueError(
-            f"--seconds and --batch-size must be positive and --images 1 to 32, got {args.seconds:g}, "
-            f"{args.batch_size} and {args.images}"
-        )
+    if not args.seconds > 0 or not 1 <= args.images <= 32:
+        raise ValueError(f"--seconds must be positive and --images 1 to 32, got {args.seconds:g} and {args.images}")
     torch.set_num_threads(args.threads)
     root = data.find(args.data)
-    folder = root / "natural" / "bsds500"
-    held_out = [Path(name).stem for name in (folder / "cbsd68.txt").read_text().split()]
-    x = data.photographs(root, "validation", args.images, VALIDATION_SIDE)
-    y = x + SIGMA * torch.randn(x.shape, generator=torch.Generator().manual_seed(2024))
-    rows, curves = [], {}
-    for name in args.variants:
-        variant = VARIANTS[name]
-        augment = Augment(contrast=1.0)
-        crops = ImageCrops([str(folder / "train"), str(folder / "test")], variant.crop, 1, held_out, augment=augment)
-        torch.manual_seed(args.seed)
-        model = variant.build()
-        curve = train(model, variant, crops, args, lambda m, crop=variant.crop: validated(m, x, y, crop))
-        curves[name] = curve
-        for seconds, steps, psnr in curve:
-            row = {
-                "variant": name,
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "seconds": round(seconds, 2),
-                "steps": steps,
-                "psnr": round(psnr, 3),
-            }
-            config = {"batch": args.batch_size, "loss": variant.loss, "rate": variant.rate, "seed": args.seed}
-            rows.append(row | where(config))
-        print(f"{name:18s} {rows[-1]['parameters']:9,d} parameters, {steps:5d} steps: {psnr:.2f} dB", flush=True)
     out = Path(args.out or ROOT / "bench" / "results" / "study")
     out.mkdir(parents=True, exist_ok=True)
-    write_csv(out / "results.csv", rows)
+    x = data.photographs(root, "validation", args.images, VALIDATION_SIDE)
+    y = x + SIGMA * torch.randn(x.shape, generator=torch.Generator().manual_seed(2024))
+    names = [name for name in (*VARIANTS, WCRR) if named(name, args.variants)]
+    for name in names:
+        own = measured(name, root, x, y, args)
+        rows = [*kept(out / "results.csv", without=name), *own]  # as they stand now: several runs may add to them
+        write_csv(out / "results.csv", sorted(rows, key=lambda row: [*VARIANTS, WCRR].index(row["variant"])))
+        last = own[-1]
+        print(
+            f"{name:24s} {last['parameters']:9,d} parameters, {last['steps']:5d} steps: {last['psnr']} dB, "
+            f"over eight symmetries {last['psnr_symmetric'] or '-'}",
+            flush=True,
+        )
+    curves = read_curves(kept(out / "results.csv"))
     draw(curves, out / "study.png")
     sooner = how_much_sooner(curves)
-    for row in sooner:
-        print(
-            f"{row['goal_psnr']:.2f} dB, the end of {row['goal_of']} ({row['its_steps']} steps): after "
-            f"{row['its_seconds']:.1f} s there, by {row['seconds']:.1f} s with {row['variant']}, ratio {row['ratio']}"
-        )
     if sooner:
-        write_csv(out / "sooner.csv", [row | where({"batch": args.batch_size, "seed": args.seed}) for row in sooner])
+        write_csv(out / "sooner.csv", [row | where({}) for row in sooner])
+    for row in sooner:
+        if row["variant"] in ("multiscale", "frame", "mixture"):
+            print(
+                f"{row['goal_psnr']:.2f} dB, of {row['goal_of']} after {row['its_seconds']:.1f} s and "
+                f"{row['its_steps']} steps: by {row['seconds']:.1f} s with {row['variant']}, ratio {row['ratio']}"
+            )
     print(f"wrote {out / 'results.csv'} and {out / 'study.png'}")
     return 0
 
 
-def train(model, variant: Variant, crops, args, validate) -> list[tuple[float, int, float]]:
+def named(name: str, asked: list[str]) -> bool:
+    """Whether the variant or its group was asked for."""
+    return name in asked or (name in VARIANTS and VARIANTS[name].group in asked)
+
+
+def kept(path: Path, without: str | None = None) -> list[dict]:
+    """The rows of a table that there may be, but for those of a variant."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return [row for row in csv.DictReader(file) if row["variant"] != without]
+
+
+def read_curves(rows: list[dict]) -> dict[str, list[tuple[float, int, float]]]:
+    """(seconds, steps, PSNR) of every variant that was trained."""
+    curves = {}
+    for row in rows:
+        if row["variant"] != WCRR:
+            point = float(row["seconds"]), int(row["steps"]), float(row["psnr"])
+            curves.setdefault(row["variant"], []).append(point)
+    return curves
+
+
+def measured(name: str, root: Path, x: Tensor, y: Tensor, args) -> list[dict]:
+    """The rows of a variant, one for each look; the last has the mean over symmetries, too."""
+    if name == WCRR:
+        return [minimised(root, x, y)]
+    variant = VARIANTS[name]
+    folder = root / "natural" / "bsds500"
+    held_out = [Path(line).stem for line in (folder / "cbsd68.txt").read_text().split()]
+    augment = Augment(contrast=1.0)
+    crops = ImageCrops([str(folder / "train"), str(folder / "test")], variant.crop, 1, held_out, augment=augment)
+    torch.manual_seed(args.seed)
+    model = variant.build()
+    if model.spec.image_size is not None:  # networks of one image size see the centre of the crops
+        inset = (x.shape[-1] - variant.crop) // 2
+        x, y = (t[..., inset : inset + variant.crop, inset : inset + variant.crop] for t in (x, y))
+    level = SIGMA if model.is_noise_conditional else None
+
+    @torch.no_grad()
+    def psnr() -> float:
+        return metrics.psnr(torch.cat([model(part, level) for part in y.split(4)]), x).mean().item()
+
+    curve = train(model, variant, crops, args.seconds, args.seed, psnr)
+    config = {key: getattr(variant, key) for key in ("rate", "loss", "crop", "batch", "margin", "falling")}
+    config |= {"alpha": model.alpha, "beta": model.spec.beta, "seed": args.seed, "images": args.images}
+    rows = [
+        {
+            "variant": name,
+            "group": variant.group,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "seconds": round(seconds, 2),
+            "steps": steps,
+            "psnr": round(value, 3),
+            "psnr_symmetric": "",
+            **where(config),
+        }
+        for seconds, steps, value in curve
+    ]
+    rows[-1]["psnr_symmetric"] = round(symmetric_psnr(model, x, y, level), 3)
+    return rows
+
+
+def train(model, variant: Variant, crops, seconds: float, seed: int, validate) -> list[tuple[float, int, float]]:
     """(processor seconds, steps, validation PSNR), the start included; validation is not on the clock."""
-    generator = torch.Generator().manual_seed(args.seed)
-    scales = model.step_scales()
-    groups = [{"params": [p], "scale": scales.get(name, 1.0)} for name, p in model.named_parameters()]
-    optimizer = torch.optim.Adam(groups, lr=variant.rate)
-    sigma = torch.full((args.batch_size,), SIGMA) if model.is_noise_conditional else None
-    curve, spent, steps = [(0.0, 0, validate(model))], 0.0, 0
-    looks = 0
-    while spent < args.seconds:
+    phase = Phase(variant.loss, 10**9, variant.rate, warmup=WARMUP if variant.falling else 0)
+    trainer = Trainer(
+        model,
+        crops,
+        [phase],
+        sigma=SIGMA,
+        batch_size=variant.batch,
+        seed=seed,
+        margin=variant.margin,
+        progress=False,
+    )
+    curve, spent = [(0.0, 0, validate())], 0.0
+    looks = [seconds * share for share in LOOKS]
+    while looks:
         began = time.process_time()
-        x = crops(args.batch_size, generator)
-        y = x + SIGMA * torch.randn(x.shape, generator=generator)
-        error = model(y, sigma) - x
-        loss = error.abs().mean() if variant.loss == "l1" else error.square().mean() / SIGMA**2
-        optimizer.zero_grad()
-        loss.backward()
-        model.project_gradients_()
-        for group in optimizer.param_groups:
-            group["lr"] = variant.rate * group["scale"]
-            if variant.falling:
-                rate = 0.5 * (1 + math.cos(math.pi * min(1.0, spent / args.seconds)))
-                group["lr"] *= max(rate, 0.02) * min(1.0, (steps + 1) / WARMUP)
-        optimizer.step()
-        model.project_()
-        steps += 1
+        if variant.falling:  # with the time, which a schedule of steps does not know
+            trainer.rate_factor = max(0.5 * (1 + math.cos(math.pi * min(1.0, spent / seconds))), 0.02)
+        trainer.advance()
         spent += (time.process_time() - began) / torch.get_num_threads()
-        if spent >= args.seconds * LOOKS[looks]:
-            curve.append((spent, steps, validate(model)))
-            looks = sum(spent >= args.seconds * share for share in LOOKS)
+        if spent >= looks[0] or trainer.step in STEP_LOOKS:
+            curve.append((spent, trainer.step, validate()))
+            looks = [look for look in looks if look > spent]
     return curve
 
 
 @torch.no_grad()
-def validated(model, x, y, crop: int) -> float:
-    """Mean PSNR; networks of one image size see the centre of the crops."""
-    if model.spec.image_size is not None:
-        inset = (x.shape[-1] - crop) // 2
-        x, y = (t[..., inset : inset + crop, inset : inset + crop] for t in (x, y))
-    parts = [model(part, SIGMA if model.is_noise_conditional else None) for part in y.split(4)]
-    return metrics.psnr(torch.cat(parts), x).mean().item()
+def symmetric_psnr(model, x: Tensor, y: Tensor, level: float | None) -> float:
+    """Mean PSNR of f_8."""
+    total = torch.zeros_like(y)
+    for turns in range(4):
+        for mirrored in (False, True):
+            turned = torch.rot90(y, turns, (-2, -1))
+            turned = turned.flip(-1) if mirrored else turned
+            part = torch.cat([model(piece.contiguous(), level) for piece in turned.split(4)])
+            total += torch.rot90(part.flip(-1) if mirrored else part, -turns, (-2, -1))
+    return metrics.psnr(total / 8, x).mean().item()
+
+
+def minimised(root: Path, x: Tensor, y: Tensor) -> dict:
+    """The row of WCRR; its seconds are those of no training."""
+    method: Variational = baseline(WCRR, root)
+    method.prepare(root, SIGMA)
+    found = [metrics.psnr(method(part, SIGMA), clean) for part, clean in zip(y.split(4), x.split(4), strict=True)]
+    psnr = round(torch.cat(found).mean().item(), 3)
+    row = {"variant": WCRR, "group": "ways", "parameters": method.parameters, "seconds": 0.0, "steps": 0, "psnr": psnr}
+    return row | {"psnr_symmetric": "", **where({"weight": method.weight, "images": len(x)})}
 
 
 def how_much_sooner(curves: dict) -> list[dict]:
-    """When variants were first seen at the PSNR that the published ways end with; the ratio is a lower bound.
+    """When variants were first seen at a PSNR that a published way was first seen at.
 
-    `seconds` is the time of a validation, so the PSNR was reached by then, maybe before; 0 is the untrained start.
+    The goals are the looks at which the published way was better than at all before. All times are those of looks: by
+    then the PSNR was reached, maybe before.
     """
     rows = []
     for reference in (name for name in PUBLISHED if name in curves):
-        _, steps, goal = curves[reference][-1]
-        theirs = next(s for s, _, psnr in curves[reference] if psnr >= goal)
-        for name, curve in curves.items():
-            reached = next((s for s, _, psnr in curve if psnr >= goal), None)
-            if name == reference or reached is None:
+        best = curves[reference][0][2]
+        for theirs, steps, goal in curves[reference][1:]:
+            if goal <= best:
                 continue
-            row = {"goal_of": reference, "goal_psnr": round(goal, 3), "its_steps": steps}
-            row |= {"its_seconds": round(theirs, 2), "variant": name, "seconds": round(reached, 2)}
-            rows.append(row | {"ratio": round(theirs / reached, 1) if reached else "at the start"})
+            best = goal
+            for name, curve in curves.items():
+                reached = next((s for s, _, psnr in curve if psnr >= goal), None)
+                if name == reference or reached is None:
+                    continue
+                row = {"goal_of": reference, "goal_psnr": round(goal, 3), "its_steps": steps}
+                row |= {"its_seconds": round(theirs, 2), "variant": name, "seconds": round(reached, 2)}
+                rows.append(row | {"ratio": round(theirs / reached, 1) if reached else "at the start"})
     return rows
 
 
 def draw(curves: dict, path: Path) -> None:
-    with axes_row(path, 1, width=6, height=4) as (axes,):
-        for name, curve in curves.items():
-            axes.plot([s for s, _, _ in curve], [p for _, _, p in curve], marker="o", markersize=3, label=name)
-        axes.set_xlabel("processor time per thread, s")
-        axes.set_ylabel("validation PSNR at 25/255, dB")
-        axes.set_ylim(bottom=6)
-        axes.legend(fontsize=7)
+    """Curves of the families; for each other group what its changes end with, beside the reference."""
+    groups = [group for group in GROUPS if any(VARIANTS[name].group == group for name in curves)]
+    with axes_row(path, len(groups), width=4.2, height=4.2) as panels:
+        for axes, group in zip(panels, groups, strict=True):
+            members = [name for name in curves if VARIANTS[name].group == group]
+            axes.set_title(group)
+            if group == GROUPS[0]:
+                for name in members:
+                    axes.plot(*zip(*((s, p) for s, _, p in curves[name][1:]), strict=True), marker=".", label=name)
+                axes.set_xscale("log")
+                axes.set_xlabel("processor time per thread, s")
+                axes.set_ylabel("validation PSNR at 25/255, dB")
+                axes.legend(fontsize=6)
+                continue
+            names = [*([REFERENCE] if REFERENCE in curves else []), *members][::-1]
+            ends = [curves[name][-1][2] for name in names]
+            axes.barh(names, ends, color=["C1" if name == REFERENCE else "C0" for name in names])
+            axes.set_xlim(max(min(ends), max(ends) - 2) - 0.1, max(ends) + 0.05)
+            axes.set_xlabel("PSNR at the end, dB")
+            axes.tick_params(axis="y", labelsize=7)

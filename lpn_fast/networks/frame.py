@@ -26,12 +26,12 @@ R is coercive, and no solver whose objective falls can run away (networks/gain.p
 """
 
 import copy
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..algebra.cosines import cosine_atoms
 from ..algebra.spec import Spec, Stage
 from .families import noise_knots
 from .gain import quadratic_heads, seen_by_one_pixel
@@ -236,21 +236,3 @@ def keep_rotations_(skip: Tensor) -> None:
     g = g - (symmetric + symmetric.T) / 2 @ basis
     g[:channels] = 0
     skip.grad.copy_(g.view(skip.shape))
-
-
-def cosine_atoms(channels: int, k: int) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis of patches, [n, n] with n = C k^2, and (row, column, channel) frequencies [n, 3].
-
-    Cosines in space times cosines over channels (their mean and differences); the C constant patches come first.
-    """
-
-    def cosines(length):
-        n = torch.arange(length, dtype=torch.float64)
-        rows = torch.cos(math.pi * n[:, None] * (n + 0.5) / length) * math.sqrt(2 / length)
-        rows[0] /= math.sqrt(2)
-        return rows
-
-    rows, colour = cosines(k), cosines(channels)
-    atoms = torch.einsum("ai,bj,qc->abqcij", rows, rows, colour).reshape(k * k * channels, -1)
-    frequencies = torch.cartesian_prod(torch.arange(k), torch.arange(k), torch.arange(channels)).float()
-    return atoms, frequencies

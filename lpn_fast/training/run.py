@@ -6,7 +6,7 @@ import torch
 
 from ..data import ImageCrops, synthetic_crops, validation_batch
 from ..networks import LPN, ConvLPN, FrameLPN, MixtureLPN, RidgeLPN, paper_network, shipped_or_loaded
-from ..networks.initialise import initialise_as_
+from ..networks.initialise import best_start, initialise_as_
 from .config import DataConfig, TrainingConfig
 from .denoiser import train_denoiser
 from .distributed import current_group
@@ -108,7 +108,8 @@ def build_model(config: TrainingConfig) -> LPN:
     if model.spec.channels != config.data.channels:
         raise ValueError(f"data.channels must be {model.spec.channels} for this model, got {config.data.channels}")
     if table.start is None and (table.initialise or table.family not in OWN_START):
-        initialise_as_(model, table.initialise or "principled").project_()
+        noise = None if conditional else config.sigma
+        initialise_as_(model, table.initialise or best_start(model), noise).project_()
     return model.train()
 
 

@@ -178,8 +178,9 @@ class Trainer:
         own_precision, self.model.precision = self.model.precision, "fp32"
         try:
             while self.step < self.total_steps:
-                self.pace.note(self._one_step())
-                self.step += 1
+                if locate(self.phases, self.step)[1] == 0:
+                    self.pace.new_phase()
+                self.pace.note(self.advance())
                 self._bar.update()
                 if (self.step % GUARD == 0 or self.step == self.total_steps) and not self._guard():
                     continue
@@ -209,12 +210,19 @@ class Trainer:
 
     # ---- one step
 
+    def advance(self) -> Tensor:
+        """Take one step; the loss before it, scalar, of the whole batch.
+
+        For loops of one's own, which may set `rate_factor`, a factor on all learning rates; it is `run` that looks for
+        NaN, validates and writes files.
+        """
+        loss = self._one_step()
+        self.step += 1
+        return loss
+
     def _one_step(self) -> Tensor:
-        """The loss, scalar, of the whole batch."""
         index, within = locate(self.phases, self.step)
         phase = self.phases[index]
-        if within == 0:
-            self.pace.new_phase()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate_factor * phase.rate(within)
         low_precision = self.precision != "fp32" and self._passes_gate(index)

@@ -11,9 +11,9 @@ The variants are in VARIANTS, in groups: the published way and families ("ways")
 ("start", "training", "heads", "activation", "shape", "alpha"). WCRR is not trained, its weights are in the data, and f
 is not one pass there but a minimisation (bench/reconstruction/baselines.py).
 
-`results.csv` keeps the variants that were measured before and are not named now, so the variants can be measured one
-after the other and for different times. `sooner.csv` has the time after which others first reached what the published
-ways reached on their way.
+`results.csv` keeps the variants and seeds that were measured before and are not named now, so the variants can be
+measured one after the other and for different times. `sooner.csv` has the time after which others first reached what
+the published ways reached on their way.
 """
 
 import argparse
@@ -44,6 +44,7 @@ SECONDS = 60.0
 LOOKS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # validations, as shares of the time
 STEP_LOOKS = (100, 200, 400)  # and after so many steps
 WARMUP = 20  # steps
+SEEDS = 10
 VALIDATION_SIDE = 160
 MARGIN = 8  # of crops, for filters of side 7: what the zeros around a crop reach
 
@@ -164,8 +165,11 @@ def add_parser(subparsers) -> None:
 
 
 def run(args) -> int:
-    if not args.seconds > 0 or not 1 <= args.images <= 32:
-        raise ValueError(f"--seconds must be positive and --images 1 to 32, got {args.seconds:g} and {args.images}")
+    if not args.seconds > 0 or not 1 <= args.images <= 32 or not 0 <= args.seed < SEEDS:
+        raise ValueError(
+            f"--seconds must be positive, --images 1 to 32 and --seed below {SEEDS}, got {args.seconds:g}, "
+            f"{args.images} and {args.seed}"
+        )
     torch.set_num_threads(args.threads)
     root = data.find(args.data)
     out = Path(args.out or ROOT / "bench" / "results" / "study")
@@ -175,23 +179,23 @@ def run(args) -> int:
     names = [name for name in (*VARIANTS, WCRR) if named(name, args.variants)]
     for name in names:
         own = measured(name, root, x, y, args)
-        rows = [*kept(out / "results.csv", without=name), *own]  # as they stand now: several runs may add to them
-        write_csv(out / "results.csv", sorted(rows, key=lambda row: [*VARIANTS, WCRR].index(row["variant"])))
+        rows = [*kept(out / "results.csv", name, args.seed), *own]  # as they stand now: several runs may add to them
+        write_csv(out / "results.csv", sorted(rows, key=in_order))
         last = own[-1]
         print(
             f"{name:24s} {last['parameters']:9,d} parameters, {last['steps']:5d} steps: {last['psnr']} dB, "
             f"over eight symmetries {last['psnr_symmetric'] or '-'}",
             flush=True,
         )
-    curves = read_curves(kept(out / "results.csv"))
-    draw(curves, out / "study.png")
-    sooner = how_much_sooner(curves)
+    curves = {seed: curve for seed in range(SEEDS) if (curve := read_curves(kept(out / "results.csv"), seed))}
+    draw(next(iter(curves.values())), out / "study.png")
+    sooner = [{"seed": seed} | row for seed, some in curves.items() for row in how_much_sooner(some)]
     if sooner:
         write_csv(out / "sooner.csv", [row | where({}) for row in sooner])
     for row in sooner:
         if row["variant"] in ("multiscale", "frame", "mixture"):
             print(
-                f"{row['goal_psnr']:.2f} dB, of {row['goal_of']} after {row['its_seconds']:.1f} s and "
+                f"seed {row['seed']}: {row['goal_psnr']:.2f} dB, of {row['goal_of']} after {row['its_seconds']:.1f} s, "
                 f"{row['its_steps']} steps: by {row['seconds']:.1f} s with {row['variant']}, ratio {row['ratio']}"
             )
     print(f"wrote {out / 'results.csv'} and {out / 'study.png'}")
@@ -203,19 +207,24 @@ def named(name: str, asked: list[str]) -> bool:
     return name in asked or (name in VARIANTS and VARIANTS[name].group in asked)
 
 
-def kept(path: Path, without: str | None = None) -> list[dict]:
-    """The rows of a table that there may be, but for those of a variant."""
+def in_order(row: dict) -> tuple:
+    """Variants as listed, then seeds."""
+    return [*VARIANTS, WCRR].index(row["variant"]), int(row["seed"])
+
+
+def kept(path: Path, name: str | None = None, seed: int = 0) -> list[dict]:
+    """The rows of a table that there may be, but for those of a variant with a seed."""
     if not path.exists():
         return []
     with open(path, newline="") as file:
-        return [row for row in csv.DictReader(file) if row["variant"] != without]
+        return [row for row in csv.DictReader(file) if (row["variant"], int(row["seed"])) != (name, seed)]
 
 
-def read_curves(rows: list[dict]) -> dict[str, list[tuple[float, int, float]]]:
-    """(seconds, steps, PSNR) of every variant that was trained."""
+def read_curves(rows: list[dict], seed: int) -> dict[str, list[tuple[float, int, float]]]:
+    """(seconds, steps, PSNR) of every variant that was trained with that seed."""
     curves = {}
     for row in rows:
-        if row["variant"] != WCRR:
+        if row["variant"] != WCRR and int(row["seed"]) == seed:
             point = float(row["seconds"]), int(row["steps"]), float(row["psnr"])
             curves.setdefault(row["variant"], []).append(point)
     return curves
@@ -243,11 +252,12 @@ def measured(name: str, root: Path, x: Tensor, y: Tensor, args) -> list[dict]:
 
     curve = train(model, variant, crops, args.seconds, args.seed, psnr)
     config = {key: getattr(variant, key) for key in ("rate", "loss", "crop", "batch", "margin", "falling")}
-    config |= {"alpha": model.alpha, "beta": model.spec.beta, "seed": args.seed, "images": args.images}
+    config |= {"alpha": model.alpha, "beta": model.spec.beta, "images": args.images}
     rows = [
         {
             "variant": name,
             "group": variant.group,
+            "seed": args.seed,
             "parameters": sum(p.numel() for p in model.parameters()),
             "seconds": round(seconds, 2),
             "steps": steps,
@@ -307,8 +317,8 @@ def minimised(root: Path, x: Tensor, y: Tensor) -> dict:
     method.prepare(root, SIGMA)
     found = [metrics.psnr(method(part, SIGMA), clean) for part, clean in zip(y.split(4), x.split(4), strict=True)]
     psnr = round(torch.cat(found).mean().item(), 3)
-    row = {"variant": WCRR, "group": "ways", "parameters": method.parameters, "seconds": 0.0, "steps": 0, "psnr": psnr}
-    return row | {"psnr_symmetric": "", **where({"weight": method.weight, "images": len(x)})}
+    row = {"variant": WCRR, "group": "ways", "seed": 0, "parameters": method.parameters, "seconds": 0.0, "steps": 0}
+    return row | {"psnr": psnr, "psnr_symmetric": "", **where({"weight": method.weight, "images": len(x)})}
 
 
 def how_much_sooner(curves: dict) -> list[dict]:

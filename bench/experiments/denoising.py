@@ -1,9 +1,12 @@
-"""How well do models denoise the 68 test photographs of BSDS500, beside what a user would take instead?
+"""How well do models denoise test images, beside what a user would take instead?
+
+    photographs   the 68 test photographs of BSDS500
+    faces         the last 300 of the aligned faces, 150 x 150 pixels; nothing here was trained on faces
 
     PSNR(x, f(x + sigma n)),    sigma = 15, 25, 50 of 255,    n seeded by image and level, nothing clipped before
 
 Gray: the flexible DnCNN for all levels; TV and the weakly convex ridges (both minimised to convergence, their weight
-tuned on four training photographs) on --baseline-images of the photographs, spread over the list, as they are slow;
+tuned on four training images) and BM3D on --baseline-images of the images, spread over the list, as they are slow;
 `psnr_on_baseline_images` is everybody's mean over those, where all of them were measured.
 Colour: the colour DnCNN of each level, where there is one (5, 15, 25). One exact prox, one pass: no
 ensemble of flips. The models: shipped ones by name, or files.
@@ -28,53 +31,58 @@ from lpn_fast import metrics
 from .provenance import ROOT, where, write_csv
 
 LEVELS = (15, 25, 50)
-BASELINES = ("dncnn", "cdncnn", "tv", "wcrr")
+BASELINES = ("dncnn", "cdncnn", "tv", "wcrr", "bm3d")
+COUNTS = {"photographs": 68, "faces": 300}
 TUNING_IMAGES = 4
+LUMA = torch.tensor([0.299, 0.587, 0.114])
 
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "denoising",
-        help="PSNR and SSIM on the 68 test photographs, with baselines",
+        help="PSNR and SSIM on test photographs or faces, with baselines",
         description=__doc__.splitlines()[0],
-        epilog="example: python -m bench.experiments denoising --models natural-gray --data shared/data",
+        epilog="examples:\n  python -m bench.experiments denoising --models natural-gray --data shared/data\n"
+        "  python -m bench.experiments denoising --on faces --images 60 --levels 25",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", metavar="DIR", help="the data folder (default: LPN_FAST_DATA)")
     parser.add_argument("--models", nargs="*", default=["natural-gray"], help="names or files (default: %(default)s)")
+    parser.add_argument("--on", choices=COUNTS, default="photographs", help="default: %(default)s")
     parser.add_argument("--baselines", nargs="*", choices=BASELINES, default=list(BASELINES), help="default: all")
-    parser.add_argument("--images", type=int, default=68, help="how many of the 68 (default: all)")
-    parser.add_argument("--baseline-images", type=int, default=8, help="for TV and WCRR (default: %(default)s)")
+    parser.add_argument("--images", type=int, help="how many of them (default: all)")
+    parser.add_argument("--baseline-images", type=int, default=8, help="for the slow ones (default: %(default)s)")
     parser.add_argument("--levels", nargs="+", type=float, default=list(LEVELS), help="of 255 (default: 15 25 50)")
-    parser.add_argument("--out", metavar="DIR", help="for the CSV (default: bench/results/denoising)")
+    parser.add_argument("--out", metavar="DIR", help="for the CSV (default: bench/results/denoising, denoising_faces)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
 
 
 def run(args) -> int:
     torch.set_num_threads(args.threads)
-    if not 1 <= args.images <= 68 or args.baseline_images < 1:
-        raise ValueError(
-            f"--images must be 1 to 68, --baseline-images positive, got {args.images}, {args.baseline_images}"
-        )
+    total = COUNTS[args.on]
+    count = args.images or total
+    if not 1 <= count <= total or not 1 <= args.baseline_images <= total:
+        raise ValueError(f"--images and --baseline-images must be 1 to {total}, got {count} and {args.baseline_images}")
     root = data.find(args.data)
-    out = Path(args.out or ROOT / "bench" / "results" / "denoising")
+    out = Path(args.out or ROOT / "bench" / "results" / ("denoising" + "_faces" * (args.on == "faces")))
     out.mkdir(parents=True, exist_ok=True)
     methods = [Model(name) for name in args.models] + [baseline(name, root) for name in args.baselines]
-    rows, slow = [], set(_spread(68, args.baseline_images))
+    test_images = {"photographs": test_photographs, "faces": test_faces}[args.on]
+    rows, slow = [], set(_spread(total, args.baseline_images))
     for method in methods:
-        count = args.baseline_images if method.slow else args.images
-        images = test_photographs(root, count, method.channels)
+        images = test_images(root, args.baseline_images if method.slow else count, method.channels)
         for level in args.levels:
             if level not in method.levels(args.levels):
-                print(f"{method.name:16s} has no weights for {level:g}/255: left out", flush=True)
+                print(f"{method.name:16s} has {method.lacks} for {level:g}/255: left out", flush=True)
                 continue
             sigma = level / 255
-            method.prepare(root, sigma)
+            method.prepare(root, sigma, args.on)
             figures = [_measured(method, x, sigma, seed) for seed, x in images]
             columns = [list(column) for column in zip(*figures, strict=True)]
             noisy, psnr, ssim, seconds = columns
             shared = [value for value, (i, _) in zip(psnr, images, strict=True) if i in slow]
             row = {
+                "on": args.on,
                 "method": method.name,
                 "channels": method.channels,
                 "images": len(images),
@@ -105,6 +113,17 @@ def test_photographs(root: Path, count: int, channels: int) -> list[tuple[int, T
     return [(i, _read(folder / names[i], channels)) for i in _spread(len(names), count)]
 
 
+def test_faces(root: Path, count: int, channels: int) -> list[tuple[int, Tensor]]:
+    """The same of the validation faces."""
+    faces = data.faces(root, "validation", COUNTS["faces"], data.FACE_SIDE)
+    return [(i, _of_channels(faces[i : i + 1], channels)) for i in _spread(len(faces), count)]
+
+
+def _of_channels(x: Tensor, channels: int) -> Tensor:
+    """x, or the luma (N, 1, H, W) of x (N, 3, H, W) where one channel is wanted."""
+    return x if channels == x.shape[1] else (x * LUMA.view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
 def _spread(length: int, count: int) -> list[int]:
     """`count` indices of a list of `length`, the first and the last among them."""
     return np.linspace(0, length - 1, count).round().astype(int).tolist()
@@ -130,12 +149,14 @@ def _measured(method, x: Tensor, sigma: float, seed: int) -> tuple[float, float,
 class Method:
     """A denoiser of `channels`; `slow` ones see the baseline images only."""
 
+    lacks = "no weights"  # where it cannot do a level
+
     def levels(self, asked: list[float]) -> list[float]:
         """Those of the asked it can do."""
         return asked
 
-    def prepare(self, root: Path, sigma: float) -> None:
-        """Tune or load for a level."""
+    def prepare(self, root: Path, sigma: float, images: str) -> None:
+        """Tune or load for a level, on training photographs or faces."""
 
 
 class Model(Method):
@@ -176,7 +197,7 @@ class ColourDnCNN(Method):
     def levels(self, asked: list[float]) -> list[float]:
         return [level for level in asked if level in self.LEVELS]
 
-    def prepare(self, root: Path, sigma: float) -> None:
+    def prepare(self, root: Path, sigma: float, images: str) -> None:
         arrays = data.weights(root, f"dncnn_color_sigma{round(255 * sigma):02d}_cszn")
         count = sum(key.endswith("weight") for key in arrays)
         self.layers = [(arrays[f"conv{i:02d}.weight"], arrays[f"conv{i:02d}.bias"]) for i in range(count)]
@@ -191,15 +212,15 @@ class ColourDnCNN(Method):
 
 
 class Variational(Method):
-    """Minimisation of 1/2 |x - y|^2 + weight R(x), the weight tuned on training photographs."""
+    """Minimisation of 1/2 |x - y|^2 + weight R(x), the weight tuned on training images."""
 
     slow, channels = True, 1
 
     def __init__(self, name: str, method, grid: tuple[float, ...], parameters: int):
         self.name, self.method, self.grid, self.parameters, self.config = name, method, grid, parameters, {}
 
-    def prepare(self, root: Path, sigma: float) -> None:
-        x = data.photographs(root, "train", TUNING_IMAGES, 128)
+    def prepare(self, root: Path, sigma: float, images: str) -> None:
+        x = _of_channels(getattr(data, images)(root, "train", TUNING_IMAGES, 128), 1)
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
         self.weight = baselines.tuned(self.method, self.grid, _instance(x + sigma * noise, sigma, x))
         self.config = {"weight": self.weight}
@@ -212,7 +233,23 @@ def _instance(y: Tensor, sigma: float, x: Tensor) -> Instance:
     return Instance(x, lf.physics.Denoising(), y, sigma, y)
 
 
+class BM3D(Method):
+    """Block matching, where its package is installed."""
+
+    name, slow, channels, config, parameters = "bm3d", True, 1, {}, 0
+    lacks = "no package bm3d"
+
+    def levels(self, asked: list[float]) -> list[float]:
+        return [] if baselines.why_no_bm3d() else asked
+
+    def __call__(self, y: Tensor, sigma: float) -> Tensor:
+        return baselines.block_matching(y, sigma)
+
+
 def baseline(name: str, root: Path):
+    """One of BASELINES."""
+    if name == "bm3d":
+        return BM3D()
     if name == "dncnn":
         return DnCNN(root)
     if name == "cdncnn":

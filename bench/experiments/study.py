@@ -3,7 +3,7 @@
 Every variant trains for the same processor time on crops of the training photographs at noise 25/255, its rate
 rising for 20 steps, then falling on a cosine, and is measured on centre crops of the 32 validation photographs as time
 goes by, early on more often, and after some numbers of steps. All variants are exact proxes for whatever weights they
-end with, and so is the mean over the eight symmetries of the square, the column `psnr_symmetric`:
+end with, and so is the mean over the eight symmetries of the square, `psnr_symmetric` of the first group:
 
     psi_8(x) = 1/8 sum_T psi(T x),      f_8(x) = 1/8 sum_T T^-1 f(T x)
 
@@ -88,6 +88,7 @@ VARIANTS = {
     "frame-two-stages": framed(lambda: lf.FrameLPN(1, gates=((1, 1, 96), (3, 1, 32)))),
     "frame-5": framed(lambda: lf.FrameLPN(1, kernel=5)),
     "frame-9": framed(lambda: lf.FrameLPN(1, kernel=9)),
+    "as-it-comes": conv("start"),
     "start-published": conv("start", "published"),
     "start-principled": conv("start", "principled"),
     "start-no-thresholds": conv("start", noise=None),
@@ -132,7 +133,7 @@ VARIANTS = {
     "alpha-0.8": conv("alpha", alpha=0.8),
 }
 PUBLISHED = ("published", "published-start")
-REFERENCE = "multiscale"  # what the groups after the first change something of
+REFERENCE = "as-it-comes"  # what the groups after the first change something of, trained as long as they are
 WCRR = "wcrr"
 GROUPS = tuple(dict.fromkeys(variant.group for variant in VARIANTS.values()))
 
@@ -231,7 +232,7 @@ def read_curves(rows: list[dict], seed: int) -> dict[str, list[tuple[float, int,
 
 
 def measured(name: str, root: Path, x: Tensor, y: Tensor, args) -> list[dict]:
-    """The rows of a variant, one for each look; the last has the mean over symmetries, too."""
+    """The rows of a variant, one for each look; the last may have the mean over symmetries, too."""
     if name == WCRR:
         return [minimised(root, x, y)]
     variant = VARIANTS[name]
@@ -267,7 +268,8 @@ def measured(name: str, root: Path, x: Tensor, y: Tensor, args) -> list[dict]:
         }
         for seconds, steps, value in curve
     ]
-    rows[-1]["psnr_symmetric"] = round(symmetric_psnr(model, x, y, level), 3)
+    if variant.group == GROUPS[0]:
+        rows[-1]["psnr_symmetric"] = round(symmetric_psnr(model, x, y, level), 3)
     return rows
 
 
@@ -314,7 +316,7 @@ def symmetric_psnr(model, x: Tensor, y: Tensor, level: float | None) -> float:
 def minimised(root: Path, x: Tensor, y: Tensor) -> dict:
     """The row of WCRR; its seconds are those of no training."""
     method: Variational = baseline(WCRR, root)
-    method.prepare(root, SIGMA)
+    method.prepare(root, SIGMA, "photographs")
     found = [metrics.psnr(method(part, SIGMA), clean) for part, clean in zip(y.split(4), x.split(4), strict=True)]
     psnr = round(torch.cat(found).mean().item(), 3)
     row = {"variant": WCRR, "group": "ways", "seed": 0, "parameters": method.parameters, "seconds": 0.0, "steps": 0}
@@ -359,7 +361,7 @@ def draw(curves: dict, path: Path) -> None:
                 axes.set_ylabel("validation PSNR at 25/255, dB")
                 axes.legend(fontsize=6)
                 continue
-            names = [*([REFERENCE] if REFERENCE in curves else []), *members][::-1]
+            names = list(dict.fromkeys([*([REFERENCE] if REFERENCE in curves else []), *members]))[::-1]
             ends = [curves[name][-1][2] for name in names]
             axes.barh(names, ends, color=["C1" if name == REFERENCE else "C0" for name in names])
             axes.set_xlim(max(min(ends), max(ends) - 2) - 0.1, max(ends) + 0.05)

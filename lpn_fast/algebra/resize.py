@@ -10,6 +10,7 @@ Other sizes repeat the last sample, so that D_r x has ceil(n / r) samples and st
 stride-2 correlations. The adjoint adds what falls on a repeated sample to that last sample.
 """
 
+import functools
 import itertools
 
 import torch
@@ -26,8 +27,8 @@ def resize(x: Tensor, factor: int) -> Tensor:
         x = F.pad(x, [p for n in reversed(image) for p in (0, -n % factor)], mode="replicate")
     if factor == 2:
         return F.avg_pool2d(x, 2) if len(image) == 2 else F.avg_pool3d(x, 2)
-    for dim in range(2, x.dim()):
-        x = x[_every(factor, factor // 2 - 1, dim)] + x[_every(factor, factor // 2, dim)]
+    for first, second in _pairs(factor, len(image)):
+        x = x[first] + x[second]
     return x * 0.5 ** len(image)
 
 
@@ -37,16 +38,34 @@ def resize_adjoint(y: Tensor, factor: int, *image: int) -> Tensor:
         return y
     padded = y.new_zeros(*y.shape[:2], *(n * factor for n in y.shape[2:]))
     share = y * 0.5 ** len(image)
-    for places in itertools.product((factor // 2 - 1, factor // 2), repeat=len(image)):
-        padded[(..., *(slice(place, None, factor) for place in places))] = share
+    for middle in _middles(factor, len(image)):
+        padded[middle] = share
     for dim, length in enumerate(image, 2):
         padded = _fold_last(padded, length, dim)
     return padded
 
 
-def _every(step: int, first: int, dim: int) -> tuple[slice, ...]:
-    """The index of every `step`-th sample along axis `dim`, from `first` on."""
-    return *(slice(None),) * dim, slice(first, None, step)
+@functools.cache
+def _pairs(factor: int, axes: int) -> tuple[tuple[tuple, tuple], ...]:
+    """Axis by axis, indices of the two samples per block that D_r reads along it; cached, since every call asks."""
+    return tuple(
+        tuple((..., slice(place, None, factor), *(slice(None),) * (axes - 1 - axis)) for place in _two(factor))
+        for axis in range(axes)
+    )
+
+
+@functools.cache
+def _middles(factor: int, axes: int) -> tuple[tuple, ...]:
+    """Indices of the samples of all blocks that D_r reads, one per place in a block: four in an image."""
+    return tuple(
+        (..., *(slice(place, None, factor) for place in places))
+        for places in itertools.product(_two(factor), repeat=axes)
+    )
+
+
+def _two(factor: int) -> tuple[int, int]:
+    """The places in the middle of a block."""
+    return factor // 2 - 1, factor // 2
 
 
 def _fold_last(y: Tensor, length: int, dim: int) -> Tensor:

@@ -75,7 +75,7 @@ class TorchEpilogues(KeptAsItIs):
 
 def pixel_sum(t: Tensor, dtype: torch.dtype) -> Tensor:
     """[N, H(, h, w)] or [N, H, d, h, w] summed over its pixels in `dtype`: [N, H]."""
-    return t.to(dtype) if t.dim() == 2 else t.sum(tuple(range(2, t.dim())), dtype=dtype)
+    return t.to(dtype) if t.dim() == 2 else t.sum((2, 3, 4)[: t.dim() - 2], dtype=dtype)
 
 
 def squared(t: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,6 +1,7 @@
 """The experiments on photographs end to end, on a made-up data folder: rows, provenance, wrong use."""
 
 import csv
+import json
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -155,6 +156,14 @@ def test_large_images_take_less_memory_in_tiles(tmp_path):
     # tiles of 512 and their halo are a third of 1024 squared, and one image of results
     assert 4 * 1344**2 / 2**20 < float(tiles["peak_megabytes"]) < 0.75 * float(whole["peak_megabytes"])
     assert float(tiles["max_difference"]) < 1e-5
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read on Linux only")
+def test_volumes_have_their_peak_measured(tmp_path):
+    assert main(["large-images", "--side", "64", "--networks", "ConvLPN-volume", "--out", str(tmp_path)]) == 0
+    whole, tiles = rows_of(tmp_path / "results.csv")
+    assert whole["side"] == tiles["side"] == "64" and float(whole["peak_megabytes"]) > 4 * 64 * 64**3 / 2**20
+    assert json.loads(tiles["config_json"])["tile"] == 64 and float(tiles["max_difference"]) < 1e-5
 
 
 @pytest.mark.parametrize("arguments", [["study", "--seconds", "0"], ["denoising", "--images", "69"]])

@@ -1,10 +1,10 @@
-"""Peak memory of one evaluation on a large image, at once and in tiles (`lf.InTiles`), one thread.
+"""Peak memory of one evaluation on a large image or volume, at once and in tiles (`lf.InTiles`), one thread.
 
     peak above input and network: what bench/memory.py defines, warmed up on a small image, each in a process of its own
     largest difference: of f in tiles to f at once, on the part of the image where both are known
 
 natural-gray runs at once whatever the side; the stages of the default ConvLPN keep what they compute, so that at once
-its image is WHOLE_SIDE. Linux only.
+its image is 1024 pixels a side. Linux only.
 """
 
 import argparse
@@ -21,30 +21,31 @@ from bench.memory import MMAP_THRESHOLD, peak_megabytes
 
 from .provenance import ROOT, where, write_csv
 
-SIDE, WHOLE_SIDE, SMALL_SIDE = 4096, 1024, 600
 SIGMA = 0.1
-NETWORKS = {  # and the largest side that is evaluated at once; None is any
-    "natural-gray": (lambda: lf.pretrained("natural-gray"), None),
-    "ConvLPN": (lambda: lf.ConvLPN(1), WHOLE_SIDE),
+NETWORKS = {  # with the side of its image, and the largest side that is evaluated at once; None is any
+    "natural-gray": (lambda: lf.pretrained("natural-gray"), 4096, None),
+    "ConvLPN": (lambda: lf.ConvLPN(1), 4096, 1024),
+    "ConvLPN-volume": (lambda: lf.ConvLPN(1, ndim=3), 128, None),
 }
+SMALL_SIDE = {2: 600, 3: 48}  # to warm up on: of images and of volumes
 WAYS = ("whole", "tiles")
 
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "large-images",
-        help="peak memory of large images, at once and in tiles",
+        help="peak memory of large images and volumes, at once and in tiles",
         description=__doc__.splitlines()[0],
-        epilog="example: python -m bench.experiments large-images --side 1024 --out look",
+        epilog="example: python -m bench.experiments large-images --networks ConvLPN --side 1024 --out look",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--side", type=int, default=SIDE, help="of the image in pixels (default: %(default)s)")
+    parser.add_argument("--side", type=int, help="of the images in pixels (default: 4096, of volumes 128)")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="default: all")
     parser.add_argument("--out", metavar="DIR", help="for the CSV (default: bench/results/large_images)")
 
 
 def run(args) -> int:
-    if args.side < 64:
+    if args.side is not None and args.side < 64:
         raise ValueError(f"--side must be at least 64, got {args.side}")
     if not Path("/proc/self/clear_refs").exists():
         raise ValueError("the peak is read from /proc/self, which this system lacks: it must be Linux")
@@ -54,10 +55,11 @@ def run(args) -> int:
     rows = []
     for name in args.networks:
         for way in WAYS:
-            row = measured(name, way, args.side)
-            rows.append(row | where({"sigma": SIGMA, "tile": lf.networks.tiles.SIDE[2]}))
+            ndim = 3 if name.endswith("volume") else 2
+            row = measured(name, way, args.side or NETWORKS[name][1])
+            rows.append(row | where({"sigma": SIGMA, "tile": lf.networks.tiles.SIDE[ndim]}))
             print(
-                f"{name:13s} {way:5s} {row['side']:5d}^2: {row['peak_megabytes']:8.0f} MB, "
+                f"{name:14s} {way:5s} {row['side']:5d}^{ndim}: {row['peak_megabytes']:8.0f} MB, "
                 f"{row['bytes_per_pixel']:6.0f} bytes a pixel"
                 + (f", differs by {row['max_difference']:.1e}" if way == "tiles" else ""),
                 flush=True,
@@ -81,13 +83,14 @@ def measured(name: str, way: str, side: int) -> dict:
 def _child(name: str, way: str, side: int) -> dict:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    build, limit = NETWORKS[name]
+    build, _, limit = NETWORKS[name]
     model = build()
+    ndim = model.spec.ndim
     sigma = SIGMA if model.is_noise_conditional else None
     whole_side = min(side, limit or side)
-    x = torch.rand(1, 1, side, side)
-    part = x[..., :whole_side, :whole_side].contiguous()
-    small = x[..., :SMALL_SIDE, :SMALL_SIDE].contiguous()
+    x = torch.rand(1, 1, *(side,) * ndim)
+    part = _corner(x, whole_side).contiguous()
+    small = _corner(x, SMALL_SIDE[ndim]).contiguous()
     tiles, results = lf.InTiles(model), []
     evaluate, image = (model, part) if way == "whole" else (tiles, x)
     peak = peak_megabytes(lambda: results.append(evaluate(image, sigma)), warm=lambda: model(small, sigma))
@@ -95,9 +98,14 @@ def _child(name: str, way: str, side: int) -> dict:
     row |= {"bytes_per_pixel": round(peak * 2**20 / image.numel(), 1), "max_difference": ""}
     if way == "tiles":
         known = side if whole_side == side else whole_side - tiles.halo  # the end of the part is not the image's
-        difference = results[0][..., :known, :known] - model(part, sigma)[..., :known, :known]
+        difference = _corner(results[0], known) - _corner(model(part, sigma), known)
         row["max_difference"] = difference.abs().max().item()
     return row
+
+
+def _corner(x: torch.Tensor, side: int) -> torch.Tensor:
+    """The first pixels of x (N, C, ...) along each axis of space."""
+    return x[(..., *(slice(side),) * (x.dim() - 2))]
 
 
 if __name__ == "__main__":

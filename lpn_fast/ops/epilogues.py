@@ -15,7 +15,6 @@ wider. A backend replaces this object by a fused one.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..algebra.reference import SOFTPLUS_THRESHOLD
@@ -35,21 +34,30 @@ class KeptAsItIs:
 
 
 class TorchEpilogues(KeptAsItIs):
-    """The steps in torch operations, any device and dtype; half precisions are computed in float32."""
+    """The steps in torch operations, any device and dtype; half precisions are computed in float32.
+
+    In the memory of what is given away: of a large image every other tensor of z's size counts.
+    """
 
     def softplus(self, u: Tensor, rest: Tensor | None, b: Tensor | None, beta: float, storage: torch.dtype) -> Tensor:
-        return F.softplus(_biased(u, rest, b), beta, SOFTPLUS_THRESHOLD).to(storage)
+        u = _biased(u, rest, b)
+        return torch.ops.aten.softplus.out(u, beta, SOFTPLUS_THRESHOLD, out=u).to(storage)
 
     def slope_mul(self, a: Tensor | None, z: Tensor, w: Tensor | None, g: Tensor | None, beta: float) -> Tensor:
         storage, z = z.dtype, _wide(z)
-        a = None if a is None else _wide(a)
+        given = a is not None  # else it becomes w, which is a parameter
+        a = _wide(a) if given else None
         if w is not None:
             w = per_channel(w, z)
-            a = w if a is None else a + w
+            a = a.add_(w) if given else w
         if g is not None:
             curved = 2 * per_channel(g, z) * z
-            a = curved if a is None else a + curved
-        return (a * _slope(z, beta)).to(storage)
+            a = curved if a is None else a.add_(curved) if given else curved.add_(a)
+            del curved
+        slope = _slope(z, beta)
+        if given and a.stride() == slope.stride():
+            return a.mul_(slope).to(storage)
+        return slope.mul_(a).to(storage)
 
     def tangent(self, a: Tensor, rest: Tensor | None, z: Tensor, beta: float) -> Tensor:
         storage, a = z.dtype, _wide(a)
@@ -60,11 +68,11 @@ class TorchEpilogues(KeptAsItIs):
     def adjoint(self, a: Tensor | None, z: Tensor, e: Tensor, dz: Tensor, g: Tensor | None, beta: float) -> Tensor:
         storage, z, dz = z.dtype, _wide(z), _wide(dz)
         # q ~ 1/z overflows below the smallest normal number, where e dz q ~ z is nothing; q dz stays moderate
-        q = torch.where(z >= torch.finfo(z.dtype).tiny, beta / torch.expm1(beta * z), 0.0)
-        source = q.mul_(dz).mul_(e)
+        q = torch.mul(z, beta).expm1_().reciprocal_().mul_(beta)
+        source = q.masked_fill_(z < torch.finfo(z.dtype).tiny, 0.0).mul_(dz).mul_(e)
         if g is not None:
             curved = 2 * per_channel(g, z) * dz
-            a = curved if a is None else a + curved
+            a = curved if a is None else _wide(a).add_(curved)
         return (source if a is None else source.addcmul_(_wide(a), _slope(z, beta))).to(storage)
 
     def heads(self, z: Tensor, w: Tensor | None, g: Tensor | None, dtype: torch.dtype) -> Tensor:  # [N]
@@ -192,4 +200,4 @@ def per_channel(t: Tensor, like: Tensor) -> Tensor:
 
 
 def _slope(z: Tensor, beta: float) -> Tensor:
-    return torch.expm1(z * -beta).neg_()
+    return torch.mul(z, -beta).expm1_().neg_()

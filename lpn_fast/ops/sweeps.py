@@ -78,7 +78,7 @@ class Sweeps:
 
     def value_prox(self, with_value: bool, keep: bool) -> tuple[Tensor | None, Tensor, Tape | None]:
         """(psi (N,) or None, f like x, tape if it is to be kept)."""
-        z = self._forward()
+        z, self.x_l = self._forward(), None  # patches are as large as half a stage, and nobody reads them again
         psi = self._psi(z) if with_value else None
         total = self.maps.skips_adjoint(self.x)
         e = self._transposed(z, total, keep)

@@ -43,13 +43,13 @@ def conv_wide() -> lf.LPN:
 
 
 def volume_mixed() -> lf.LPN:
-    """Kernels of several sizes, a quadratic term, c and c0, heads of both kinds, a stage without skip, on volumes."""
+    """As conv_mixed, and a stage without skip; one skip runs as patches and one, of more taps, as a convolution."""
     stages = (
         Stage(3, skip_kernel=3, skip_padding=1, heads=("squared",)),
         Stage(4, 3, 2, 1, skip_kernel=5, skip_stride=2, skip_padding=2, heads=("linear", "squared")),
         Stage(3, 1, skip_kernel=0, heads=("linear",)),
     )
-    return lf.LPN(Spec("conv", 2, stages, 5.0, 0.1, True, True, quadratic=2, quadratic_kernel=3, ndim=3))
+    return lf.LPN(Spec("conv", 3, stages, 5.0, 0.1, True, True, quadratic=2, quadratic_kernel=3, ndim=3))
 
 
 def volume_square() -> lf.LPN:
@@ -111,7 +111,7 @@ FAMILIES = {
         lambda: lf.ConvLPN(2, hidden=4, strides=(2, 1), beta=10.0, sigma_conditional=(0.05, 0.3), ndim=3),
         (3, 2, 4, 3, 5),
     ),
-    "volume-mixed": (volume_mixed, (2, 2, 5, 4, 6)),
+    "volume-mixed": (volume_mixed, (2, 3, 5, 4, 6)),
     "volume-square": (volume_square, (2, 1, 5, 4, 6)),
 }  # fmt: skip
 

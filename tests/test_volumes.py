@@ -46,7 +46,7 @@ def volume_sampler(count, generator):
     strides=st.lists(st.integers(1, 2), min_size=1, max_size=3),
     kernel=st.sampled_from((1, 3)),
     skip_kernel=st.sampled_from((1, 3, 5)),
-    channels=st.integers(1, 2),
+    channels=st.integers(1, 3),
 )
 def test_every_size_and_geometry_agrees_with_the_definition(sides, strides, kernel, skip_kernel, channels):
     model = network(channels, strides=tuple(strides), kernel=kernel, skip_kernel=skip_kernel)

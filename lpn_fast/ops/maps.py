@@ -7,6 +7,8 @@ Convolutions run channels-last: what the sweeps pass between stages is then a ma
 so that the element-wise epilogues read and write memory in order. Images and volumes differ in the number of axes.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -98,12 +100,12 @@ class ConvMaps:
         self.skips = [_channels_last(w.skip) for w in parameters.stages]
         self.K = _channels_last(parameters.quadratic)
         self.sizes = spec.stage_sizes(*self.image)
-        self.unfolds = x.device.type == "cpu" and spec.ndim == 2  # no library forms the patches of volumes
+        self.on_cpu = x.device.type == "cpu"
 
     def _patched(self, l: int) -> bool:
         """Whether this stage's skip runs as a matrix product with patches."""
-        columns = self.spec.channels * self.spec.stages[l].skip_kernel ** 2
-        return self.unfolds and (columns <= patches.MAX_COLUMNS or self.sizes[l] == (1, 1))
+        columns = self.spec.channels * self.spec.stages[l].skip_kernel ** self.spec.ndim
+        return self.on_cpu and (columns <= patches.MAX_COLUMNS or math.prod(self.sizes[l]) == 1)
 
     def _whole(self, l: int) -> bool:
         """Whether the core of this stage covers its whole input: one matrix product then, and better sums."""

@@ -69,8 +69,8 @@ class ConvLPN(LPN):
     strides : tuple of int
         Stride of each stage, 1 or 2; its length is the number of stages.
     kernel, skip_kernel : int
-        Odd sides of the core kernels and of the skips. None is 5 for images and 3 for volumes: the start near the
-        identity (networks/initialise.py) wants twice as many channels as a skip has taps, 54 of 27 in volumes.
+        Odd sides of the core kernels and of the skips. None is 5 for images and 3 for volumes: a start at soft
+        thresholding (networks/initialise.py) has two channels for every tap, 54 of 27 in volumes.
     heads : "last" or "all"
         Which stages enter psi.
     squared_head : bool

@@ -6,6 +6,7 @@ from cases import Case
 
 import lpn_fast as lf
 from lpn_fast.networks.gain import OVERSHOOT
+from lpn_fast.networks.initialise import initialise_as_
 from lpn_fast.networks.ridge import LIMIT
 
 
@@ -70,3 +71,13 @@ def test_pgd_inside_the_theorem_descends_at_every_iteration(name):
     terms = case.x.square().flatten(1).sum(1) + case.model.potential(case.x, case.sigma).abs()
     assert (result.objective.diff(dim=0) <= 1e-13 * (terms + result.objective.abs().max(0).values)).all()
     assert result.conditions["step size"].holds
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_steps_are_relative_to_the_parameters_of_the_start(conditional):
+    model = initialise_as_(lf.RidgeLPN(1, sigma_conditional=conditional), "default", 0.1).project_()
+    scales = model.step_scales()
+    assert set(scales) == {name for name, _ in model.named_parameters()}
+    for name, p in model.named_parameters():
+        size = p.detach().square().mean().sqrt().item()
+        assert size == 0 or 0.5 < scales[name] / size < 2, name

@@ -101,7 +101,7 @@ def test_fine_tuning_goes_on_from_a_model_and_keeps_its_family(photographs, tmp_
     assert [p["loss"] for p in tuned.card["phases"]] == ["matching"] * 4
 
 
-def test_networks_start_as_they_train_fastest_unless_they_have_a_start_of_their_own():
+def test_networks_start_as_they_train_fastest_and_are_told_the_noise():
     base = {"sigma": 0.1, "out": "nowhere", "data": {"synthetic": "dead-leaves"}}
 
     def weights(**model):
@@ -111,11 +111,9 @@ def test_networks_start_as_they_train_fastest_unless_they_have_a_start_of_their_
     assert torch.equal(weights(), weights(initialise="default"))
     assert torch.equal(weights(squared_head=False), weights(squared_head=False, initialise="principled"))
     assert not torch.equal(weights(), weights(initialise="published"))
-    model = build_model(from_dict(base | {"model": {"hidden": 4, "skip_kernel": 3}}))
-    assert model.stages[0].bias.min().item() == pytest.approx(-SHRINK * base["sigma"])
-    own = weights(family="ridge")
-    torch.manual_seed(3)
-    assert torch.equal(own, lf.RidgeLPN(1, pairs=4, kernel=3).packed())
+    for family in ("multiscale", "ridge"):
+        model = build_model(from_dict(base | {"model": {"hidden": 4, "skip_kernel": 3, "family": family}}))
+        assert model.stages[0].bias.min().item() == pytest.approx(-SHRINK * base["sigma"])
 
 
 def test_training_needs_no_download(tmp_path):

@@ -78,7 +78,7 @@ VARIANTS = {
     # ConvLPN in place of that network, all else as there but the crops
     "published-start": conv("ways", "published", rate=1e-3, loss="l1", falling=False),
     "multiscale": conv("ways"),
-    "ridge": Variant("ways", lambda: lf.RidgeLPN(1), 1e-3, margin=MARGIN),
+    "ridge": Variant("ways", lambda: initialise_as_(lf.RidgeLPN(1), "default", SIGMA).project_(), 1e-2, margin=MARGIN),
     "frame": framed(lambda: lf.FrameLPN(1)),
     "mixture": framed(lambda: lf.MixtureLPN(1, experts=128), rate=1e-2),
     "frame-no-margin": framed(lambda: lf.FrameLPN(1), margin=0),

@@ -105,7 +105,7 @@ def add_parser(subparsers) -> None:
     add(
         "--initialise",
         choices=STARTS,
-        help="start of the weights (default: principled without a squared head; frame, mixture and ridge: own)",
+        help="start of the weights (default: principled without a squared head; frame, mixture: own)",
     )
     add("--hidden", type=int, help="channels per stage (default 48); ridge: pairs of filters; mixture: experts")
     add("--strides", nargs="+", type=int, help="stride of each stage (default 1 2 1 2 1)")

@@ -20,6 +20,7 @@ from .families import noise_knots
 from .lpn import LPN
 
 LIMIT = 0.995  # of S: one would still be coercive in the limit only
+LEVEL = 0.1  # of thresholds and constants, for images in [0, 1]
 GRID = 64  # frequencies per axis in `project_`; asymptotic_gain checks the result on a finer one
 
 
@@ -72,6 +73,13 @@ class RidgeLPN(LPN):
         return spec == _spec(
             spec.channels, first.width // 2, first.skip_kernel, spec.beta, spec.alpha, spec.noise_levels
         )
+
+    def step_scales(self) -> dict[str, float]:
+        """The size of each parameter for images in [0, 1]: steps of an optimizer are meant relative to it."""
+        stage = self.stages[0]
+        sizes = {"skip": 1 / stage.skip.shape[-1], "head_squared": 1 / len(stage.skip), "bias": LEVEL, "noise": LEVEL}
+        sizes = {f"stages.0.{name}": size for name, size in sizes.items() if hasattr(stage, name)}
+        return {"linear": LEVEL, **sizes}
 
     @torch.no_grad()
     def project_(self) -> "RidgeLPN":

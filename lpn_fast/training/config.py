@@ -95,7 +95,7 @@ class ModelConfig:
     gates: tuple[tuple[int, int, int], ...] | None = None  # frame: (side, stride, width) of its stages
     beta: float | None = None  # None: 100; frame: 1, in units of the noise; mixture: has none
     alpha: float | None = None  # None: 1e-3; frame, mixture: 1e-4
-    initialise: str | None = None  # one of STARTS; None: best_start; frame, mixture and ridge have their own
+    initialise: str | None = None  # one of STARTS; None: best_start; frame and mixture have their own
     start: str | None = None  # a model file to fine-tune
 
     def __post_init__(self):

@@ -14,7 +14,7 @@ from .equilibrium import Deblurring
 
 SYNTHETIC_POOL = 64
 SYNTHETIC_SIDE = 256
-OWN_START = ("frame", "mixture", "ridge")  # families that begin as their constructors say
+OWN_START = ("frame", "mixture")  # families that begin as their constructors say
 
 
 def train(config: TrainingConfig, progress: bool = True) -> LPN:

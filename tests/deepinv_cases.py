@@ -10,7 +10,7 @@ deepinv = pytest.importorskip("deepinv", reason="deepinv is not installed (tests
 SIGMA = 0.05
 
 
-def network(channels=1, gain=0.05, **options):
+def network(channels=1, gain=0.8, **options):
     """A small network, f scaled so that prices of its prior are of the size of data terms."""
     torch.manual_seed(0)
     model = lf.ConvLPN(channels, hidden=4, strides=(1, 2), alpha=0.1, beta=10.0, **options).eval()

@@ -186,5 +186,7 @@ def test_wide_networks_agree_with_float64_and_stay_symmetric(size, isa):
     assert relative(hu, true.hvp(x.double(), u.double())) <= 1e-5
     gap = ((u * hv).flatten(1).sum(1) - (v * hu).flatten(1).sum(1)).abs()
     assert (gap <= 1e-6 * u.flatten(1).norm(dim=1) * hv.flatten(1).norm(dim=1)).all()
-    for ours, theirs in zip(gradients, expected, strict=True):
-        assert ours is None or relative(ours, theirs) <= 1e-5
+    with lf.use_backend("torch"):  # what float32 itself costs: sigma(beta u) of a rounded u, summed with both signs
+        plain = torch.autograd.grad((v * model(x)).sum(), list(model.parameters()), allow_unused=True)
+    for ours, rounded, theirs in zip(gradients, plain, expected, strict=True):
+        assert ours is None or relative(ours, theirs) <= 2 * max(relative(rounded, theirs), 1e-6)

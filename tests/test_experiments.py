@@ -148,5 +148,6 @@ def test_the_scipy_baselines_invert(checkpoint, objective):
     pytest.importorskip("scipy", reason="the baseline is scipy's")
     model = lf.load(checkpoint).double().requires_grad_(False)
     x = torch.rand(1, 1, 28, 28, dtype=torch.float64)
-    y = mnist_inversion.scipy_inversion(getattr(mnist_inversion, objective)(model), x, 1e-8)
-    assert (model(y) - x).norm() / x.norm() <= 1.01e-8
+    tol = 1e-7  # values of 1e4, in float64, tell points apart down to a residual of some 1e-8
+    y = mnist_inversion.scipy_inversion(getattr(mnist_inversion, objective)(model), x, tol)
+    assert (model(y) - x).norm() / x.norm() <= 1.01 * tol

@@ -31,7 +31,7 @@ SLACK = 1e-6
 
 @pytest.fixture(scope="module")
 def model():
-    return network(gain=1.0, sigma_conditional=True).double()
+    return network(gain=2.0, sigma_conditional=True).double()
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,8 @@ ROUNDING = 1  # levels of 255: another batch may round a value to the other side
 ROOT = Path(lf.__file__).parents[1]
 
 
-def network(gain=0.02, **options):
-    """An untrained network whose slopes lie below 1; with gain 1 they reach 20 and iterations diverge."""
+def network(gain=0.4, **options):
+    """An untrained network whose slopes lie below 1; with gain 20 they reach 20 and iterations diverge."""
     torch.manual_seed(0)
     model = lf.ConvLPN(1, hidden=4, strides=(1, 2), **options).eval()
     with torch.no_grad():
@@ -302,7 +302,7 @@ def test_an_image_too_small_for_the_kernel_fails_alone(folder, tmp_path, model):
 def test_images_that_diverge_are_failed_not_written(folder, tmp_path, iterations, reason):
     save_picture(folder / "a.png")
     task = Deblur(Blur.gaussian(1.0), noise=0.03, iterations=iterations)
-    summary = reconstruct(folder, tmp_path / "out", task=task, model=network(gain=1.0))
+    summary = reconstruct(folder, tmp_path / "out", task=task, model=network(gain=20.0))
     assert reason in summary.failed[0].error
     assert not (tmp_path / "out/a.png").exists()
 

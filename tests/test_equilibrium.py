@@ -13,7 +13,7 @@ def frame(dtype=torch.float32):
     return lf.FrameLPN(1, kernel=3, gates=((1, 1, 12),)).to(dtype)
 
 
-def smooth(count, generator, side=24, dtype=torch.float32):
+def smooth(count, generator, side=32, dtype=torch.float32):
     rough = torch.rand(count, 1, side // 4, side // 4, generator=generator, dtype=dtype)
     return torch.nn.functional.interpolate(rough, size=(side, side), mode="bilinear")
 
@@ -31,7 +31,7 @@ def test_implicit_gradient_is_that_of_the_unrolled_solver():
     physics, sigma = lf.physics.Blur(kernels), torch.tensor([0.05, 0.15], dtype=torch.float64)
     noise = torch.randn(x.shape, generator=generator, dtype=torch.float64) * sigma.view(-1, 1, 1, 1)
     measured = physics.A(x) + noise
-    out = equilibrium(model, physics, measured, sigma, iterations=3000, inner=300, tol=1e-12)
+    out = equilibrium(model, physics, measured, measured, sigma, iterations=3000, inner=300, tol=1e-12)
     (out - x).square().sum().backward()
     implicit = gradients(model)
 
@@ -54,8 +54,9 @@ def test_few_inner_steps_give_most_of_the_derivative():
     for inner in (1, 12, 80):
         model = frame(torch.float64)
         problems = Deblurring(iterations=200, inner=inner)
-        out = problems(model, x, sigma.view(-1, 1, 1, 1) * noise, sigma, torch.Generator().manual_seed(4))
-        (out - x).square().sum().backward()
+        out, truth = problems(model, x, sigma.view(-1, 1, 1, 1) * noise, sigma, torch.Generator().manual_seed(4))
+        assert torch.equal(truth, x[..., 7:-7, 7:-7])
+        (out - truth).square().sum().backward()
         found[inner] = gradients(model)
     error = {inner: (found[inner] - found[80]).norm() / found[80].norm() for inner in (1, 12)}
     assert error[12] < 0.1 < error[1]
@@ -98,6 +99,7 @@ def test_a_run_improves_minimisers_and_resumes_bit_for_bit(tmp_path):
     ("wrong", "message"),
     [
         ({"blur": (2.0, 1.0)}, "blur must be an increasing pair of positive widths"),
+        ({"shakes": 1.5}, r"shakes must lie in \[0, 1\], got 1.5"),
         ({"iterations": 0}, "iterations must be at least 1, got 0"),
         ({"inner": -1}, "inner must be at least 1, got -1"),
     ],
@@ -107,7 +109,25 @@ def test_problems_say_what_is_wrong(wrong, message):
         Deblurring(**wrong)
 
 
+def test_kernels_are_gaussians_and_shakes_of_all_sides_in_the_middle_of_the_largest():
+    generator = torch.Generator().manual_seed(5)
+    kernels = torch.stack([Deblurring()._kernel(generator) for _ in range(200)])
+    assert kernels.shape == (200, 15, 15) and (kernels >= 0).all()
+    assert torch.allclose(kernels.sum((1, 2)), torch.ones(200, dtype=torch.float64))
+    symmetric = (kernels - kernels.flip(1, 2)).abs().amax((1, 2)) < 1e-12
+    assert 60 < symmetric.sum() < 140
+    sides = {15 - 2 * min(int(k.sum(d).nonzero()[0]) for d in (0, 1)) for k in kernels[symmetric]}
+    assert sides == {5, 7, 9, 11, 13, 15}
+    only = Deblurring(shakes=0.0)
+    assert all(torch.allclose(k, k.flip(0)) for k in (only._kernel(generator) for _ in range(20)))
+
+
 def test_trainer_says_what_does_not_go_with_problems():
+    with pytest.raises(ValueError, match=r"crops must be at least 29 x 29 for deblurring, got \(4, 1, 28, 28\)"):
+        Trainer(
+            frame(), lambda n, g: smooth(n, g, side=28), [Phase("log", 1, 1e-3)], sigma=(0.02, 0.1), batch_size=4,
+            problems=Deblurring(), progress=False,
+        ).run()  # fmt: skip
     with pytest.raises(ValueError, match="expansion_weight=0 and precision='fp32'"):
         deblurring_trainer(None, expansion_weight=0.1)
     with pytest.raises(ValueError, match="problems are for image models"):

@@ -7,7 +7,7 @@ from physics_cases import DEVICES, DOT_TOL, dense, largest_singular_value, make_
 from scipy.ndimage import convolve
 from scipy.signal import convolve2d
 
-from lpn_fast.physics import Blur, adjoint_mismatch, load_kernels, prox_l2_by_cg
+from lpn_fast.physics import Blur, adjoint_mismatch, load_kernels, prox_l2_by_cg, shake_kernel
 from lpn_fast.physics.boundaries import fold, reflect
 
 BOUNDARIES = ["circular", "reflective", "full"]
@@ -126,6 +126,26 @@ def test_gaussian_has_the_published_size_and_unit_sum(sigma, side):
     assert kernel.sum().item() == pytest.approx(1)
     assert torch.allclose(kernel, kernel.flip(0, 1)) and kernel.argmax() == kernel.numel() // 2
     assert (kernel[side // 2, side // 2 + 1] / kernel.max()).log().item() == pytest.approx(-0.5 / sigma**2)
+
+
+@pytest.mark.parametrize("side", [3, 8, 15])
+def test_shakes_are_centred_paths_of_unit_sum(side):
+    generator = torch.Generator().manual_seed(0)
+    shakes = torch.stack([shake_kernel(side, generator) for _ in range(50)])
+    assert (shakes >= 0).all() and torch.allclose(shakes.sum((1, 2)), torch.ones(50, dtype=torch.float64))
+    assert len(shakes.unique(dim=0)) == 50
+    assert torch.equal(shakes[0], shake_kernel(side, torch.Generator().manual_seed(0)))
+    for shake in shakes:
+        rows, columns = (shake.sum(d).nonzero().flatten() for d in (1, 0))
+        longest = max(rows[-1] - rows[0], columns[-1] - columns[0])
+        assert 0.4 * (side - 1) <= longest < 0.9 * (side - 1) + 2  # the path and the pixels that its ends share
+        for taken in (rows, columns):  # the middle of what is covered, to the nearest pixel
+            assert abs(float(taken[0] + taken[-1]) / 2 - (side - 1) / 2) <= 0.5
+
+
+def test_shakes_say_what_is_wrong():
+    with pytest.raises(ValueError, match="side must be at least 3, got 2"):
+        shake_kernel(2)
 
 
 def test_kernels_are_read_from_files(tmp_path):

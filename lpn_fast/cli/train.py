@@ -34,6 +34,7 @@ PLACES = {
     "validate": "data.validate",
     "exclude": "data.exclude",
     "crop": "data.crop",
+    "centre": "data.centre",
     "channels": "data.channels",
     "contrast": "data.contrast",
     "cache": "data.cache",
@@ -85,6 +86,7 @@ def add_parser(subparsers) -> None:
     add("--steps", type=int, help="default 20000")
     add("--batch-size", type=int, help="default 16")
     add("--crop", type=int, help="side of the training crops in pixels (default 64)")
+    add("--centre", type=int, metavar="SIDE", help="use only the centre of every image, a square of so many pixels")
     add("--cache", metavar="DIR", help="keep decoded images there, mapped into memory")
     add("--task", choices=("denoise", "deblur"), help="deblur: train the minimisers that the solvers find")
     add("--expansion-weight", type=float, metavar="W", help="price on |f(u + d) - f(u)| > |d|")

@@ -13,7 +13,7 @@ from lpn_fast.physics.ct import ParallelBeamCT, ParallelBeamGeometry
 from lpn_fast.physics.denoising import Denoising
 from lpn_fast.physics.downsampling import Downsampling
 from lpn_fast.physics.inpainting import Inpainting
-from lpn_fast.physics.kernels import gaussian_kernel, load_kernels
+from lpn_fast.physics.kernels import gaussian_kernel, load_kernels, shake_kernel
 from lpn_fast.physics.mri import MRI
 from lpn_fast.physics.noise import GaussianNoise, Noisy, PoissonNoise
 
@@ -38,4 +38,5 @@ __all__ = [
     "operator_norm",
     "operator_norm_bound",
     "prox_l2_by_cg",
+    "shake_kernel",
 ]

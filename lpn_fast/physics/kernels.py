@@ -14,6 +14,8 @@ from torch import Tensor
 from lpn_fast.per_sample import check_positive
 from lpn_fast.physics.checks import check_count
 
+PATH = 300  # steps of a shake
+
 
 def gaussian_kernel(sigma: float, size: int | None = None) -> Tensor:
     """Sampled Gaussian of unit sum.
@@ -45,6 +47,54 @@ def gaussian_kernel(sigma: float, size: int | None = None) -> Tensor:
     offsets = torch.arange(size, dtype=torch.float64) - size // 2  # (size,)
     taps = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = torch.outer(taps, taps)
+    return kernel / kernel.sum()
+
+
+def shake_kernel(side: int, generator: torch.Generator | None = None) -> Tensor:
+    """A random camera shake of unit sum, its path's middle at the kernel's centre.
+
+    Parameters
+    ----------
+    side : int
+        Side of the kernel, at least 3; the path spans between 0.4 and 0.9 of it, less where it is a jitter.
+    generator : torch.Generator, optional
+        On the CPU; torch's global one unless given.
+
+    Returns
+    -------
+    Tensor, shape (side, side), float64, non-negative
+
+    Raises
+    ------
+    TypeError, ValueError
+        side not a whole number of at least 3.
+
+    Examples
+    --------
+    >>> shake_kernel(15, torch.Generator().manual_seed(0)).sum()
+    tensor(1., dtype=torch.float64)
+    """
+    if check_count("side", side) < 3:
+        raise ValueError(f"side must be at least 3, got {side}")
+    draw = {"generator": generator, "dtype": torch.float64}
+    forgotten = 10 ** (-0.5 - 2.0 * torch.rand((), **draw))  # 1 - rho, in [0.003, 0.3]
+    span = (0.4 + 0.5 * torch.rand((), **draw)) * (side - 1)
+    pushes = torch.randn(PATH, 2, **draw) * (forgotten * (2 - forgotten)).sqrt()
+    velocity, path = torch.randn(2, **draw), [torch.zeros(2, dtype=torch.float64)]
+    for push in pushes:
+        velocity = (1 - forgotten) * velocity + push
+        path.append(path[-1] + velocity)
+    points = torch.stack(path)  # (PATH + 1, 2)
+    low, high = points.amin(0), points.amax(0)
+    points = (points - (low + high) / 2) * (span / (high - low).amax()) + (side - 1) / 2
+    kernel = torch.zeros(side, side, dtype=torch.float64)
+    corner = points.floor().clamp(0, side - 2)
+    inside = points - corner  # (PATH + 1, 2), in [0, 1]
+    row, column = corner.long().unbind(1)
+    for down in (0, 1):
+        for right in (0, 1):
+            share = (inside[:, 0] if down else 1 - inside[:, 0]) * (inside[:, 1] if right else 1 - inside[:, 1])
+            kernel.index_put_((row + down, column + right), share, accumulate=True)
     return kernel / kernel.sum()
 
 

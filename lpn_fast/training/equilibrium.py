@@ -10,22 +10,25 @@ symmetric and P = 1 - eta A^T A, the derivative v of the loss in x^ becomes
 of which the parameters get the gradient of <w, f(u)>. 1 - H P is symmetric in the inner product of P, and positive
 definite at a strict minimum, hence conjugate gradients in that inner product.
 
-A is a circular Gaussian blur of random width per sample, and the noise has the standard deviation sigma / sqrt(eta) for
-which sigma is the choice of MAP (solvers/automatic.py). A denoiser's prior weighs too much there: it is the one of a
-posterior mean. A prior trained like this has the weight that the solvers choose by themselves, at the cost of f as a
-denoiser. f is an exact prox all along: only what it learns from differs.
+A is a blur with the boundary "full", the image without its crop's rim in zeros: such problems have borders as the
+published ones have, and hold more of an image than circular ones, whose left side would have to fit its right. Kernels
+are drawn per sample: Gaussians, cut off to squares of random side, or camera shakes. The noise has the standard
+deviation sigma / sqrt(eta) for which sigma is the choice of MAP (solvers/automatic.py). A denoiser's prior weighs too
+much there: it is the one of a posterior mean. A prior trained like this has the weight that the solvers choose by
+themselves, at the cost of f as a denoiser. f is an exact prox all along: only what it learns from differs.
 """
 
 import torch
 from torch import Tensor
 
 from ..per_sample import column, dot
-from ..physics import Blur
-from ..physics.kernels import gaussian_kernel
+from ..physics import Blur, gaussian_kernel, shake_kernel
 from ..solvers import fista
 
 STEP = 0.98  # eta; the blurs have norm one
-SIDE = 17  # of the kernels, in pixels
+SIDES = (5, 15)  # of the kernels, odd numbers of pixels
+RIM = SIDES[1] // 2  # of a crop, which its image leaves to what the blur spreads
+SMALLEST = 2 * SIDES[1] - 1  # crop: its image is as large as a kernel
 FLAT = 1e-3  # curvature of the objective, relative to the strongest, below which a direction is left alone
 
 
@@ -36,6 +39,8 @@ class Deblurring:
     ----------
     blur : (float, float)
         Range of the standard deviation of the Gaussian blurs, in pixels.
+    shakes : float
+        Share of camera shakes among the kernels, in [0, 1].
     iterations : int
         Of the solver, at most.
     inner : int
@@ -44,16 +49,20 @@ class Deblurring:
     Raises
     ------
     ValueError
-        A range that is not increasing and positive, or numbers below one.
+        A range that is not increasing and positive, a share outside [0, 1], or numbers below one.
     """
 
-    def __init__(self, blur: tuple[float, float] = (0.3, 2.5), iterations: int = 50, inner: int = 12):
+    def __init__(
+        self, blur: tuple[float, float] = (0.4, 3.0), shakes: float = 0.5, iterations: int = 50, inner: int = 12
+    ):
         if not 0 < blur[0] <= blur[1]:
             raise ValueError(f"blur must be an increasing pair of positive widths, got {blur}")
+        if not 0 <= shakes <= 1:
+            raise ValueError(f"shakes must lie in [0, 1], got {shakes}")
         for name, value in (("iterations", iterations), ("inner", inner)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.blur, self.iterations, self.inner = tuple(blur), iterations, inner
+        self.blur, self.shakes, self.iterations, self.inner = tuple(blur), shakes, iterations, inner
 
     def __call__(
         self,
@@ -62,29 +71,53 @@ class Deblurring:
         noise: Tensor,  # (N, C, H, W)
         sigma: Tensor | None,  # (N,)
         generator: torch.Generator,
-    ) -> Tensor:
-        """Minimisers x^ (N, C, H, W) for the truths x, with `noise` of standard deviation sigma in the measurements.
+    ) -> tuple[Tensor, Tensor]:
+        """Minimisers x^ of problems whose truths are x without its rim, and these truths, (N, C, H - 14, W - 14) each.
 
-        The result is differentiable in the parameters of `model`, an LPN; `generator`, on the CPU, draws the widths.
+        `noise`, of standard deviation sigma, is that of the measurements. The minimisers are differentiable in the
+        parameters of `model`, an LPN; `generator`, on the CPU, draws the kernels. ValueError for crops below 29 pixels.
         """
+        if min(x.shape[-2:]) < SMALLEST:
+            raise ValueError(f"crops must be at least {SMALLEST} x {SMALLEST} for deblurring, got {tuple(x.shape)}")
+        truth = _without_rim(x)
+        physics = Blur(torch.stack([self._kernel(generator) for _ in x]), boundary="full")
+        measured = physics.A(truth) + noise / STEP**0.5
+        start = _without_rim(measured)
+        return equilibrium(model, physics, measured, start, sigma, self.iterations, self.inner), truth
+
+    def _kernel(self, generator: torch.Generator) -> Tensor:
+        """A Gaussian cut off to a square, or a shake; zeros around it up to the largest side."""
+        shaken, place, width = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+        side = SIDES[0] + 2 * int(place * (1 + (SIDES[1] - SIDES[0]) // 2))
         low, high = self.blur
-        widths = low + (high - low) * torch.rand(len(x), generator=generator, dtype=torch.float64)
-        physics = Blur(torch.stack([gaussian_kernel(width, SIDE) for width in widths.tolist()]).to(x))
-        measured = physics.A(x) + noise / STEP**0.5
-        return equilibrium(model, physics, measured, sigma, self.iterations, self.inner)
+        kernel = (
+            shake_kernel(side, generator) if shaken < self.shakes else gaussian_kernel(low + (high - low) * width, side)
+        )
+        return torch.nn.functional.pad(kernel, ((SIDES[1] - side) // 2,) * 4)
+
+
+def _without_rim(x: Tensor) -> Tensor:
+    return x[..., RIM:-RIM, RIM:-RIM]
 
 
 def equilibrium(
-    model, physics, measured: Tensor, sigma: Tensor | None, iterations: int, inner: int, tol=1e-4
+    model,
+    physics,
+    measured: Tensor,
+    start: Tensor,  # (N, C, H, W)
+    sigma: Tensor | None,
+    iterations: int,
+    inner: int,
+    tol=1e-4,
 ) -> Tensor:
-    """The minimiser x^ of h + R / STEP, (N, ...), differentiable in the parameters of `model`.
+    """The minimiser x^ of h + R / STEP, (N, C, H, W), differentiable in the parameters of `model`.
 
-    `physics` has A, A_adjoint and norm at most one. The solver starts from `measured`, of the shape of images, and
-    stops after `iterations` or at relative changes of `tol`; `inner` steps of conjugate gradients find the derivative.
-    A sample whose objective is flat in a direction that these meet gets the part of w found before.
+    `physics` has A, A_adjoint and norm at most one. The solver begins at `start`, and stops after `iterations` or at
+    relative changes of `tol`; `inner` steps of conjugate gradients find the derivative. A sample whose objective is
+    flat in a direction that these meet gets the part of w found before.
     """
-    start = {"x0": measured, "sigma": sigma, "strength": 1.0, "step_size": STEP}
-    x = fista(measured, physics, model, max_iter=iterations, tol=tol, **start).x
+    options = {"sigma": sigma, "strength": 1.0, "step_size": STEP, "max_iter": iterations, "tol": tol}
+    x = fista(measured, physics, model, x0=start, **options).x
     u = x - STEP * physics.A_adjoint(physics.A(x) - measured)
     out = model(u, sigma)
 

@@ -234,7 +234,7 @@ class Trainer:
                 if self.problems is None:
                     pred = self.model(y, sigma)
                 else:
-                    pred = self.problems(self.model, x, y - x, sigma, self.generator)
+                    pred, x = self.problems(self.model, x, y - x, sigma, self.generator)
             loss = self._criterion(phase, y, sigma)(self._inside(pred), self._inside(x))
             if self.expansion_weight:
                 last = slice(-max(1, len(y) // 4), None)

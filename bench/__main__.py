@@ -4,7 +4,8 @@
     python -m bench --quick                 no compiled baseline, no large network, under a minute
     python -m bench --rows 'lpn128'         rows whose name matches
 
-Prints the table and writes bench/results/cpu_<isa>_<threads>t.csv. Every row holds ours, A and C, measured interleaved.
+Prints the table and writes bench/results/cpu_<isa>_<threads>t.csv; some rows alone are written where --out says, else
+only printed. Every row holds ours, A and C, measured interleaved.
 """
 
 import argparse
@@ -45,14 +46,14 @@ def main(arguments: list[str] | None = None) -> int:
     if args.rounds is not None:
         chosen["rounds"] = args.rounds
     name = f"cpu_{'quick_' if args.quick else ''}{isa().replace(' ', '_')}_{args.threads}t.csv"
-    out = args.out or Path(__file__).parent / "results" / name
-    write(
-        out,
-        run(
-            Options(**chosen), functools.partial(print, flush=True), save=lambda measurements: write(out, measurements)
-        ),
-    )
-    print(f"written: {out}")
+    out = args.out or (None if args.rows else Path(__file__).parent / "results" / name)
+
+    def save(measurements):
+        if out is not None:
+            write(out, measurements)
+
+    save(run(Options(**chosen), functools.partial(print, flush=True), save=save))
+    print("not written: --out was not given with --rows" if out is None else f"written: {out}")
     return 0
 
 

@@ -209,4 +209,8 @@ def test_a_run_writes_rows_and_pictures(root, tmp_path, capsys):
     assert rows["lpn-pgd"]["outside_factor"] == "1.0" and float(rows["lpn-published"]["outside_factor"]) > 9.9
     assert {"device", "commit", "seconds_per_image", "peak_mb", "ssim_gaussian_std"} <= rows["TV"].keys()
     assert (tmp_path / "deblur-1-0.04.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*options, "--tasks", "deblur-1-0.04", "--methods", "lpn-fista|degraded"]) == 0
+    with open(tmp_path / "quality.csv", newline="") as file:
+        again = {row["method"]: row for row in csv.DictReader(file)}
+    assert again.keys() == {*rows, "lpn-fista"} and again["TV"] == rows["TV"]  # the others keep theirs
     assert main([*options, "--tasks", "nothing"]) == 2

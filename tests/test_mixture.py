@@ -105,7 +105,7 @@ def test_gradients_move_only_what_the_projection_leaves_free():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"kernel": 10}, "kernel must be between 2 and 9, got 10"),
+        ({"kernel": 16}, "kernel must be between 2 and 15, got 16"),
         ({"experts": 1}, "experts must be at least 2, got 1"),
         ({"sigma_conditional": False}, "sigma_conditional must be True"),
     ],

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -64,3 +64,16 @@ def write_csv(path: Path, rows: Sequence[dict]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_among(path: Path, rows: Sequence[dict], same: Sequence[str], order: Callable[[dict], object]) -> None:
+    """Write rows into a table that may be there: one that agrees in the columns `same` is replaced, others stay.
+
+    `order` of a row, whose values are texts, is what the table is sorted by.
+    """
+    new = {tuple(str(row[name]) for name in same): {k: str(v) for k, v in row.items()} for row in rows}
+    kept = []
+    if path.exists():
+        with open(path, newline="") as file:
+            kept = [row for row in csv.DictReader(file) if tuple(row[name] for name in same) not in new]
+    write_csv(path, sorted([*kept, *new.values()], key=order))

@@ -8,7 +8,8 @@
     python -m bench.reconstruction --only oscillating        operators outside the o-minimal class
 
 Without --data, the folder in LPN_FAST_DATA or shared/data beside the project is taken. Writes quality.csv,
-throughput.csv, oscillating.csv and a picture per task to bench/results/reconstruction (quick: to --out only).
+throughput.csv, oscillating.csv and a picture per task to bench/results/reconstruction (quick: to --out only); tasks,
+methods and models of an earlier quality.csv that are not measured now keep their rows.
 Exit codes: 0 done, 1 a goal was missed, 2 wrong use.
 """
 
@@ -22,7 +23,7 @@ import torch
 
 import lpn_fast as lf
 
-from ..experiments.provenance import ROOT, write_csv
+from ..experiments.provenance import ROOT, write_among, write_csv
 from . import data, figures, oscillating, quality, throughput
 
 PARTS = ("quality", "throughput", "oscillating")
@@ -90,7 +91,7 @@ def _run(args) -> int:
         scored = []
         for one in quality.run(data.find(args.data), models, tasks, args.methods, effort, show):
             scored.append(one)
-            write_csv(out / "quality.csv", [s.row for s in scored])
+            write_among(out / "quality.csv", [one.row], ("task", "method", "model"), quality.in_order)
         if not scored:
             raise ValueError(f"--tasks and --methods must match something, got {args.tasks!r} and {args.methods!r}")
         for path in figures.draw(scored, out):

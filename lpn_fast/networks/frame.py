@@ -219,7 +219,10 @@ def hold_orthonormal_(skip: Tensor) -> None:
     means = cosine_atoms(channels, k)[0][:channels].to(skip)
     rest = skip.flatten(1)[channels:] * k
     rest = rest - rest @ means.T @ means
-    u, _, v = torch.linalg.svd(rest, full_matrices=False)  # the nearest matrix of orthonormal rows is u v
+    try:
+        u, _, v = torch.linalg.svd(rest, full_matrices=False)  # the nearest matrix of orthonormal rows is u v
+    except torch.linalg.LinAlgError:  # seen in float32 with 169 singular values that are all but one
+        u, v = (part.to(rest) for part in torch.linalg.svd(rest.double(), full_matrices=False)[::2])
     skip.copy_((torch.cat([means, u @ v]) / k).view(skip.shape))
 
 

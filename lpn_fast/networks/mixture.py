@@ -49,7 +49,7 @@ class MixtureLPN(LPN):
     channels : int
         Image channels.
     kernel : int
-        Side of the patches, 2 to 9; there are n = channels * kernel^2 filters.
+        Side of the patches, 2 to 15; there are n = channels * kernel^2 filters.
     experts : int
         Experts M, at least 2.
     alpha : float
@@ -73,8 +73,8 @@ class MixtureLPN(LPN):
         alpha: float = 1e-4,
         sigma_conditional: bool | tuple[float, ...] = True,
     ):
-        if not 2 <= kernel <= 9:
-            raise ValueError(f"kernel must be between 2 and 9, got {kernel}")
+        if not 2 <= kernel <= 15:
+            raise ValueError(f"kernel must be between 2 and 15, got {kernel}")
         if experts < 2:
             raise ValueError(f"experts must be at least 2, got {experts}")
         if sigma_conditional is False:

@@ -70,6 +70,13 @@ def conv(group: str, start: str = "default", noise: float | None = SIGMA, rate: 
     return Variant(group, lambda: initialise_as_(lf.ConvLPN(1, **size), start, noise), rate, **training)
 
 
+def ridge(**size) -> Variant:
+    """RidgeLPN, the one-layer network: R is a sum of convex functions of filters."""
+    return Variant(
+        "ways", lambda: initialise_as_(lf.RidgeLPN(1, **size), "default", SIGMA).project_(), 1e-2, margin=MARGIN
+    )
+
+
 framed = partial(Variant, "ways", rate=3e-3, margin=MARGIN)
 
 VARIANTS = {
@@ -78,7 +85,10 @@ VARIANTS = {
     # ConvLPN in place of that network, all else as there but the crops
     "published-start": conv("ways", "published", rate=1e-3, loss="l1", falling=False),
     "multiscale": conv("ways"),
-    "ridge": Variant("ways", lambda: initialise_as_(lf.RidgeLPN(1), "default", SIGMA).project_(), 1e-2, margin=MARGIN),
+    "ridge": ridge(),
+    # about as many numbers as the mixture has, in more filters and in larger ones
+    "ridge-98": ridge(pairs=98),
+    "ridge-13": ridge(pairs=29, kernel=13),
     "frame": framed(lambda: lf.FrameLPN(1)),
     "mixture": framed(lambda: lf.MixtureLPN(1, experts=128), rate=1e-2),
     "frame-no-margin": framed(lambda: lf.FrameLPN(1), margin=0),

@@ -138,7 +138,7 @@ def test_gradients_move_only_what_the_projection_leaves_free():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"kernel": 1}, "kernel must be between 2 and 9, got 1"),
+        ({"kernel": 1}, "kernel must be between 2 and 15, got 1"),
         ({"gates": ((2, 1, 4),)}, r"a gate must be .* got \(2, 1, 4\)"),
         ({"gates": ((3, 3, 4),)}, r"a gate must be .* got \(3, 3, 4\)"),
         ({"sigma_conditional": False}, "sigma_conditional must be True"),

@@ -10,6 +10,18 @@ from .lpn import LPN
 NOISE_LEVELS = (0.01, 0.0158, 0.0251, 0.0398, 0.0631, 0.1, 0.158, 0.251)
 
 
+def check_side(name: str, side: int, least: int, most: int, odd: bool = False) -> None:
+    """ValueError unless the side of a kernel lies between two numbers, both included, and is odd where it must be."""
+    if not least <= side <= most or (odd and side % 2 == 0):
+        raise ValueError(f"{name} must be {'odd and ' if odd else ''}between {least} and {most}, got {side}")
+
+
+def check_reads_noise(sigma_conditional: bool | tuple[float, ...]) -> None:
+    """ValueError for False: networks in units of the noise have to be told its level."""
+    if sigma_conditional is False:
+        raise ValueError("sigma_conditional must be True or a tuple of knots: such a network reads sigma, got False")
+
+
 class MLPLPN(LPN):
     """Dense learned proximal network for vectors.
 
@@ -115,8 +127,7 @@ class ConvLPN(LPN):
         if any(s not in (1, 2) for s in strides) or not strides:
             raise ValueError(f"strides must be a non-empty tuple of 1s and 2s, got {strides}")
         for name, side in (("kernel", kernel), ("skip_kernel", skip_kernel)):
-            if side % 2 == 0 or not 1 <= side <= 9:
-                raise ValueError(f"{name} must be odd and between 1 and 9, got {side}")
+            check_side(name, side, 1, 9, odd=True)
         if heads not in ("last", "all"):
             raise ValueError(f"heads must be 'last' or 'all', got {heads!r}")
         scales = [1, *itertools.accumulate(strides, lambda a, b: a * b)]  # of the image before each stage

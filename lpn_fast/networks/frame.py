@@ -33,7 +33,7 @@ from torch import Tensor
 
 from ..algebra.cosines import cosine_atoms
 from ..algebra.spec import Spec, Stage
-from .families import noise_knots
+from .families import check_reads_noise, check_side, noise_knots
 from .gain import quadratic_heads, seen_by_one_pixel
 from .lpn import LPN
 
@@ -54,7 +54,7 @@ class FrameLPN(LPN):
     channels : int
         Image channels.
     kernel : int
-        Side of the filters, 2 to 9; there are n = channels * kernel^2 of them.
+        Side of the filters, 2 to 15; there are n = channels * kernel^2 of them.
     gates : tuple of (kernel, stride, width)
         Stages after the first: odd side of their non-negative kernels, stride 1 or 2, channels. () leaves a linear f.
         None is two gates per filter that is not a mean, of side 1.
@@ -82,10 +82,8 @@ class FrameLPN(LPN):
         alpha: float = 1e-4,
         sigma_conditional: bool | tuple[float, ...] = True,
     ):
-        if not 2 <= kernel <= 9:
-            raise ValueError(f"kernel must be between 2 and 9, got {kernel}")
-        if sigma_conditional is False:
-            raise ValueError("sigma_conditional must be True or a tuple of knots: a frame network reads sigma")
+        check_side("kernel", kernel, 2, 15)
+        check_reads_noise(sigma_conditional)
         if gates is None:
             gates = ((1, 1, 2 * channels * (kernel**2 - 1)),)
         for side, stride, width in gates:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..algebra.spec import Spec, Stage
-from .families import noise_knots
+from .families import check_reads_noise, check_side, noise_knots
 from .frame import LIMIT, cosine_atoms, hold_orthonormal_, keep_rotations_, sizes_at_start
 from .lpn import LPN
 
@@ -73,12 +73,10 @@ class MixtureLPN(LPN):
         alpha: float = 1e-4,
         sigma_conditional: bool | tuple[float, ...] = True,
     ):
-        if not 2 <= kernel <= 15:
-            raise ValueError(f"kernel must be between 2 and 15, got {kernel}")
+        check_side("kernel", kernel, 2, 15)
         if experts < 2:
             raise ValueError(f"experts must be at least 2, got {experts}")
-        if sigma_conditional is False:
-            raise ValueError("sigma_conditional must be True or a tuple of knots: a mixture network reads sigma")
+        check_reads_noise(sigma_conditional)
         super().__init__(_spec(channels, kernel, experts, alpha, noise_knots(sigma_conditional)))
         self._draw()
         self.project_()

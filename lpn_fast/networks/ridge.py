@@ -16,7 +16,7 @@ as for a convex problem. (Convex ridge regularisers, arXiv 2211.12461, learn R; 
 import torch
 
 from ..algebra.spec import Spec, Stage
-from .families import noise_knots
+from .families import check_side, noise_knots
 from .lpn import LPN
 
 LIMIT = 0.995  # of S: one would still be coercive in the limit only
@@ -57,8 +57,7 @@ class RidgeLPN(LPN):
         alpha: float = 1e-3,
         sigma_conditional: bool | tuple[float, ...] = False,
     ):
-        if kernel % 2 == 0 or not 1 <= kernel <= 9:
-            raise ValueError(f"kernel must be odd and between 1 and 9, got {kernel}")
+        check_side("kernel", kernel, 1, 15, odd=True)
         if pairs < 1:
             raise ValueError(f"pairs must be at least 1, got {pairs}")
         super().__init__(_spec(channels, pairs, kernel, beta, alpha, noise_knots(sigma_conditional)))

@@ -71,10 +71,8 @@ def conv(group: str, start: str = "default", noise: float | None = SIGMA, rate: 
 
 
 def ridge(**size) -> Variant:
-    """RidgeLPN, the one-layer network: R is a sum of convex functions of filters."""
-    return Variant(
-        "ways", lambda: initialise_as_(lf.RidgeLPN(1, **size), "default", SIGMA).project_(), 1e-2, margin=MARGIN
-    )
+    """RidgeLPN, the one-layer network: R is a sum of convex functions of filters. With a margin it forgets borders."""
+    return Variant("ways", lambda: initialise_as_(lf.RidgeLPN(1, **size), "default", SIGMA).project_(), 1e-2)
 
 
 framed = partial(Variant, "ways", rate=3e-3, margin=MARGIN)

@@ -39,7 +39,7 @@ def test_projection_keeps_gain_below_one_and_pairs_mirrored(channels):
     assert torch.equal(stage.skip[::2], -stage.skip[1::2])
     assert torch.equal(stage.head_squared[::2], stage.head_squared[1::2]) and (stage.head_squared >= 0).all()
     assert (stage.bias <= 0).all() and (stage.noise <= 0).all()
-    assert lf.asymptotic_gain(model) <= LIMIT * 1.03  # the projection samples fewer frequencies than the check
+    assert lf.asymptotic_gain(model) <= LIMIT * (1 + 1e-5)
     before = model.packed().detach().clone()
     assert torch.allclose(model.project_().packed(), before, rtol=1e-9), "projecting twice changes nothing"
 

@@ -71,11 +71,11 @@ def conv(group: str, start: str = "default", noise: float | None = SIGMA, rate: 
 
 
 def ridge(**size) -> Variant:
-    """RidgeLPN, the one-layer network: R is a sum of convex functions of filters. With a margin it forgets borders."""
+    """RidgeLPN, the one-layer network: R is a sum of convex functions of filters."""
     return Variant("ways", lambda: initialise_as_(lf.RidgeLPN(1, **size), "default", SIGMA).project_(), 1e-2)
 
 
-framed = partial(Variant, "ways", rate=3e-3, margin=MARGIN)
+framed = partial(Variant, "ways", rate=1e-3, margin=MARGIN)
 
 VARIANTS = {
     # 128-pixel network, its start, l1, constant rate (arXiv 2310.14344; batches of 64 there)
@@ -84,11 +84,11 @@ VARIANTS = {
     "published-start": conv("ways", "published", rate=1e-3, loss="l1", falling=False),
     "multiscale": conv("ways"),
     "ridge": ridge(),
-    # about as many numbers as the mixture has, in more filters and in larger ones
-    "ridge-98": ridge(pairs=98),
-    "ridge-13": ridge(pairs=29, kernel=13),
+    "ridge-9": ridge(pairs=81, kernel=9),
     "frame": framed(lambda: lf.FrameLPN(1)),
-    "mixture": framed(lambda: lf.MixtureLPN(1, experts=128), rate=1e-2),
+    "mixture": framed(lambda: lf.MixtureLPN(1, experts=128), rate=3e-3),
+    "frame-fast": framed(lambda: lf.FrameLPN(1), rate=3e-3),
+    "mixture-fast": framed(lambda: lf.MixtureLPN(1, experts=128), rate=1e-2),
     "frame-no-margin": framed(lambda: lf.FrameLPN(1), margin=0),
     "frame-narrow": framed(lambda: lf.FrameLPN(1, gates=((1, 1, 48),))),
     "frame-wide": framed(lambda: lf.FrameLPN(1, gates=((1, 1, 192),))),

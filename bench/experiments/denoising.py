@@ -28,7 +28,7 @@ from bench.reconstruction import baselines, data
 from bench.reconstruction.tasks import Instance
 from lpn_fast import metrics
 
-from .provenance import ROOT, where, write_csv
+from .provenance import ROOT, where, write_among
 
 LEVELS = (15, 25, 50)
 BASELINES = ("dncnn", "cdncnn", "tv", "wcrr", "bm3d")
@@ -69,7 +69,7 @@ def run(args) -> int:
     out.mkdir(parents=True, exist_ok=True)
     methods = [Model(name) for name in args.models] + [baseline(name, root) for name in args.baselines]
     test_images = {"photographs": test_photographs, "faces": test_faces}[args.on]
-    rows, slow = [], set(_spread(total, args.baseline_images))
+    slow = set(_spread(total, args.baseline_images))
     for method in methods:
         images = test_images(root, args.baseline_images if method.slow else count, method.channels)
         for level in args.levels:
@@ -97,8 +97,9 @@ def run(args) -> int:
                 "core_seconds_per_image": round(statistics.median(cores), 3),
                 "parameters": method.parameters,
             }
-            rows.append(row | where({"baseline_images": args.baseline_images} | method.config))
-            write_csv(out / "results.csv", rows)  # the slow ones may be interrupted
+            row |= where({"baseline_images": args.baseline_images} | method.config)
+            # at once, as the slow ones may be interrupted
+            write_among(out / "results.csv", [row], ("on", "method", "channels", "sigma_255"), in_order)
             print(
                 f"{method.name:16s} {len(images):2d} images, sigma {level:g}/255: "
                 f"{row['psnr']:.2f} dB, SSIM {row['ssim']:.4f}, {row['seconds_per_image']:.2f} s an image",
@@ -106,6 +107,11 @@ def run(args) -> int:
             )
     print(f"wrote {out / 'results.csv'}")
     return 0
+
+
+def in_order(row: dict) -> tuple:
+    """Noise levels, ours before the others, then as they came."""
+    return float(row["sigma_255"]), row["method"] in BASELINES
 
 
 def test_photographs(root: Path, count: int, channels: int) -> list[tuple[int, Tensor]]:

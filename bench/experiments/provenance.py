@@ -76,4 +76,7 @@ def write_among(path: Path, rows: Sequence[dict], same: Sequence[str], order: Ca
     if path.exists():
         with open(path, newline="") as file:
             kept = [row for row in csv.DictReader(file) if tuple(row[name] for name in same) not in new]
-    write_csv(path, sorted([*kept, *new.values()], key=order))
+    columns = dict.fromkeys(name for row in [*new.values(), *kept] for name in row)  # tables grow columns
+    write_csv(
+        path, [{name: row.get(name, "") for name in columns} for row in sorted([*kept, *new.values()], key=order)]
+    )

@@ -13,6 +13,12 @@ DRY = ["--dry-run", "--seconds", "5", "--out"]
 without_device = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    """Dry runs switch Triton's interpreter on, for the whole process; set here so that it is put back."""
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+
+
 def run(part, measure, arguments) -> int:
     return run_part(part.__name__, part.__doc__, measure, arguments)
 

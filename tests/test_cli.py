@@ -213,8 +213,8 @@ def test_demo_without_matplotlib_says_what_to_install(place, capsys, monkeypatch
 
 
 def test_demo_writes_everything(place, capsys, monkeypatch):
-    pytest.importorskip("skimage")
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("skimage", reason="the demo's photographs are scikit-image's")
+    pytest.importorskip("matplotlib", reason="figures need matplotlib")
     tiny = demo.Extent(photographs=2, side=32, iterations=3, laplacian_steps=9)
     monkeypatch.setattr(demo, "QUICK", tiny)
     monkeypatch.setattr("lpn_fast.training.laplacian.BATCH", 20)

@@ -67,16 +67,20 @@ def write_csv(path: Path, rows: Sequence[dict]) -> None:
 
 
 def write_among(path: Path, rows: Sequence[dict], same: Sequence[str], order: Callable[[dict], object]) -> None:
-    """Write rows into a table that may be there: one that agrees in the columns `same` is replaced, others stay.
+    """Write rows into a table that may be there: those that agree with one in the columns `same` go, others stay.
 
     `order` of a row, whose values are texts, is what the table is sorted by.
     """
-    new = {tuple(str(row[name]) for name in same): {k: str(v) for k, v in row.items()} for row in rows}
-    kept = []
-    if path.exists():
-        with open(path, newline="") as file:
-            kept = [row for row in csv.DictReader(file) if tuple(row[name] for name in same) not in new]
-    columns = dict.fromkeys(name for row in [*new.values(), *kept] for name in row)  # tables grow columns
-    write_csv(
-        path, [{name: row.get(name, "") for name in columns} for row in sorted([*kept, *new.values()], key=order)]
-    )
+    new = [{name: str(value) for name, value in row.items()} for row in rows]
+    measured = {tuple(row[name] for name in same) for row in new}
+    kept = [row for row in read_csv(path) if tuple(row[name] for name in same) not in measured]
+    columns = dict.fromkeys(name for row in [*new, *kept] for name in row)  # tables grow columns
+    write_csv(path, [{name: row.get(name, "") for name in columns} for row in sorted([*kept, *new], key=order)])
+
+
+def read_csv(path: Path) -> list[dict]:
+    """The rows of a table, none where there is no table; all values are texts."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))

@@ -17,7 +17,6 @@ the published ways reached on their way.
 """
 
 import argparse
-import csv
 import math
 import time
 from collections.abc import Callable
@@ -37,7 +36,7 @@ from lpn_fast.training import Phase, Trainer
 
 from .denoising import Variational, baseline
 from .figures import axes_row
-from .provenance import ROOT, where, write_csv
+from .provenance import ROOT, read_csv, where, write_among, write_csv
 
 SIGMA = 25 / 255
 SECONDS = 60.0
@@ -188,15 +187,15 @@ def run(args) -> int:
     names = [name for name in (*VARIANTS, WCRR) if named(name, args.variants)]
     for name in names:
         own = measured(name, root, x, y, args)
-        rows = [*kept(out / "results.csv", name, args.seed), *own]  # as they stand now: several runs may add to them
-        write_csv(out / "results.csv", sorted(rows, key=in_order))
+        write_among(out / "results.csv", own, ("variant", "seed"), in_order)
         last = own[-1]
         print(
             f"{name:24s} {last['parameters']:9,d} parameters, {last['steps']:5d} steps: {last['psnr']} dB, "
             f"over eight symmetries {last['psnr_symmetric'] or '-'}",
             flush=True,
         )
-    curves = {seed: curve for seed in range(SEEDS) if (curve := read_curves(kept(out / "results.csv"), seed))}
+    rows = read_csv(out / "results.csv")
+    curves = {seed: curve for seed in range(SEEDS) if (curve := read_curves(rows, seed))}
     draw(next(iter(curves.values())), out / "study.png")
     sooner = [{"seed": seed} | row for seed, some in curves.items() for row in how_much_sooner(some)]
     if sooner:
@@ -219,14 +218,6 @@ def named(name: str, asked: list[str]) -> bool:
 def in_order(row: dict) -> tuple:
     """Variants as listed, then seeds."""
     return [*VARIANTS, WCRR].index(row["variant"]), int(row["seed"])
-
-
-def kept(path: Path, name: str | None = None, seed: int = 0) -> list[dict]:
-    """The rows of a table that there may be, but for those of a variant with a seed."""
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return [row for row in csv.DictReader(file) if (row["variant"], int(row["seed"])) != (name, seed)]
 
 
 def read_curves(rows: list[dict], seed: int) -> dict[str, list[tuple[float, int, float]]]:

@@ -104,13 +104,13 @@ class RidgeLPN(LPN):
         """The nearest sqrt(2 g_j) a_j of which M^T M is at most (LIMIT - alpha) / k^2."""
         stage = self.stages[0]
         k, roots = stage.skip.shape[-1], (2 * stage.head_squared[::2]).sqrt().double()
-        rows = roots.unsqueeze(1) * stage.skip[::2].flatten(1).double()  # M, [pairs, C k^2]
+        filters = stage.skip[::2].flatten(1).double()  # a_j, [pairs, C k^2]
         largest = (LIMIT - self.alpha) ** 0.5 / k
-        u, sizes, v = torch.linalg.svd(rows, full_matrices=False)
+        _, sizes, v = torch.linalg.svd(roots.unsqueeze(1) * filters, full_matrices=False)  # of M
         if sizes[0] <= largest * (1 + ROUNDING):
             return
-        held = (u * sizes.clamp(max=largest)) @ v / roots.clamp(min=1e-12).unsqueeze(1)
-        held = torch.where(roots.unsqueeze(1) > 0, held, stage.skip[::2].flatten(1).double())
+        excess = 1 - (largest / sizes).clamp(max=1)
+        held = filters - (filters @ v.T * excess) @ v
         held = held.to(stage.skip).view(stage.skip[::2].shape)
         stage.skip.copy_(torch.stack([held, -held], 1).flatten(0, 1))
 

@@ -56,7 +56,7 @@ def shake_kernel(side: int, generator: torch.Generator | None = None) -> Tensor:
     Parameters
     ----------
     side : int
-        Side of the kernel, at least 3; the path spans between 0.4 and 0.9 of it, less where it is a jitter.
+        Side of the kernel, at least 3; the path spans between 0.4 and 0.9 of it.
     generator : torch.Generator, optional
         On the CPU; torch's global one unless given.
 

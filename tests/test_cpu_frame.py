@@ -42,9 +42,7 @@ def network(channels=1, kernel=5, gates=((1, 1, 12),), size=0.3, beta=1.0) -> lf
     else:
         model = lf.FrameLPN(channels, kernel, gates, beta=beta, alpha=0.01).eval()
     scales = model.step_scales()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.add_(size * scales[name] * torch.randn_like(parameter))
+    model.step_({name: size * scales[name] * torch.randn_like(p) for name, p in model.named_parameters()})
     assert frame.supports(model.spec) and "one pass" in lf.explain(model, torch.zeros(1, channels, 9, 9))
     return model.project_()
 

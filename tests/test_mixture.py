@@ -10,6 +10,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 import lpn_fast as lf
 from lpn_fast.networks.frame import LIMIT
 from lpn_fast.networks.gain import quadratic_heads
+from lpn_fast.networks.mixture import LOG_ODDS
 
 
 def perturbed(channels=1, kernel=3, experts=7, size=0.5, **arguments) -> lf.MixtureLPN:
@@ -17,9 +18,7 @@ def perturbed(channels=1, kernel=3, experts=7, size=0.5, **arguments) -> lf.Mixt
     torch.manual_seed(0)
     model = lf.MixtureLPN(channels, kernel, experts, **arguments).double()
     scales = model.step_scales()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.add_(size * scales[name] * torch.randn_like(parameter))
+    model.step_({name: size * scales[name] * torch.randn_like(p) for name, p in model.named_parameters()})
     return model.project_()
 
 
@@ -100,6 +99,45 @@ def test_gradients_move_only_what_the_projection_leaves_free():
     rotation = model.stages[0].skip.grad.flatten(1) @ (model.stages[0].skip.flatten(1) * 3).T
     assert torch.allclose(rotation, -rotation.T, atol=1e-12), "tangent vectors of orthonormal bases are rotations"
     assert (model.stages[0].head.grad == 0).all(), "h is fixed"
+
+
+def test_gradients_are_in_log_odds_of_the_gain_and_in_the_logarithm_of_w():
+    model = perturbed(size=0.05)
+    last = model.stages[1]
+    logs = {"odds": torch.logit(last.core * last.head / model._budget), "w": last.head.log()}
+    odds, w = (t.detach().clone().requires_grad_() for t in logs.values())
+    x = torch.rand(2, 1, 11, 12, dtype=torch.float64)
+
+    def loss(**weights):
+        f = torch.func.functional_call(model, {f"stages.1.{name}": p for name, p in weights.items()}, (x, 0.1))
+        return (f - 0.5).square().mean()
+
+    loss(core=model._budget / w.exp() * odds.sigmoid(), head=w.exp()).backward()
+    loss(core=last.core, head=last.head).backward()
+    model.project_gradients_()
+    assert odds.grad.abs().max() > 0 and w.grad != 0
+    assert torch.allclose(last.core.grad[:, 1:], odds.grad[:, 1:], rtol=1e-8, atol=1e-15), "but for the patch mean"
+    assert torch.allclose(last.head.grad, w.grad, rtol=1e-8)
+
+
+@torch.no_grad()
+def test_steps_are_taken_in_logarithms():
+    model = perturbed(size=0.05)
+    last, before = model.stages[1], model.packed().clone()
+    zero = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    model.step_(zero)
+    assert torch.allclose(model.project_().packed(), before, rtol=1e-9, atol=1e-12), "no step, no change"
+    share = last.core * last.head / model._budget
+    w = last.head.clone()
+    model.step_({name: torch.full_like(p, 0.5 if name in ("stages.1.core", "stages.1.head") else 0)
+                 for name, p in model.named_parameters()})  # fmt: skip
+    assert torch.allclose(last.head, w * math.exp(0.5))
+    moved = last.core * last.head / model._budget
+    expected = (torch.logit(share[:, 1:]) + 0.5).clamp(-LOG_ODDS, LOG_ODDS).sigmoid()
+    assert torch.allclose(moved[:, 1:], expected, rtol=1e-8)
+    last.core.zero_()
+    model.step_(zero | {"stages.1.core": torch.full_like(last.core, 4.0)})
+    assert (last.core > 0).all(), "what had vanished can come back"
 
 
 @pytest.mark.parametrize(

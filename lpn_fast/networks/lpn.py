@@ -317,6 +317,15 @@ class LPN(nn.Module):
         """Positive factors on an optimizer's steps, by parameter name; empty where all are one."""
         return {}
 
+    @torch.no_grad()
+    def step_(self, steps: dict[str, Tensor]) -> None:
+        """Add scaled steps of an optimizer, each shaped like the parameter of that name; in place, without projection.
+
+        Families whose `project_gradients_` gives gradients in other coordinates override it and step in these.
+        """
+        for name, step in steps.items():
+            getattr(*self._owner(name)).add_(step)
+
     def packed(self) -> Tensor:
         """All parameters in one vector P, shape (P,), projected; differentiable in the parameters."""
         return network.hooked(pack(self.spec, self._in_order(), self._constrained), self.packed_hook)

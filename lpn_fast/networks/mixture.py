@@ -40,6 +40,10 @@ SPREAD = 20.0  # degrees
 FLOOR = 0.02  # share of energy across the direction
 COLOUR = 0.1  # variance of differences of channels over that of their mean
 
+# While training:
+LOG_ODDS = 12.0  # of W_mj as a share of its limit, at most: variances of 1e5 and, where they vanish, of 1e-5
+LOG_SCALES = {"core": 10.0, "bias": 10.0, "noise": 10.0, "head": 3.0}  # of steps in logarithms
+
 
 class MixtureLPN(LPN):
     """Noise-conditional convolutional network: experts compete for the energies of a learned frame.
@@ -126,18 +130,39 @@ class MixtureLPN(LPN):
 
     @torch.no_grad()
     def project_gradients_(self) -> "MixtureLPN":
-        """Gradients onto what `project_` leaves free: the basis only rotates, and h is fixed."""
-        keep_rotations_(self.stages[0].skip)
-        if self.stages[0].head.grad is not None:
-            self.stages[0].head.grad.zero_()
+        """Gradients onto what `project_` leaves free: the basis only rotates, and h is fixed.
+
+        Those of w and W are in log w and in the log-odds of W_mj as a share of its limit, which is log v_mj.
+        """
+        first, last = self.stages
+        keep_rotations_(first.skip)
+        if first.head.grad is not None:
+            first.head.grad.zero_()
+        if last.core.grad is not None and last.head.grad is not None:
+            slopes = last.core.grad * last.core  # in log W
+            last.head.grad.mul_(last.head).sub_(slopes.sum())  # w W stays where log w moves
+            last.core.grad.copy_(slopes * (1 - last.core * (last.head / self._budget)))
         return self
+
+    @torch.no_grad()
+    def step_(self, steps: dict[str, Tensor]) -> None:
+        """As `LPN.step_`, with w and W in the coordinates of `project_gradients_`.
+
+        Variances of all sizes move at the same rate there, and none is stopped at zero, where steps to and fro would
+        leave it above zero.
+        """
+        steps, last = dict(steps), self.stages[1]
+        core, head = steps.pop("stages.1.core"), steps.pop("stages.1.head")
+        super().step_(steps)
+        odds = torch.logit(last.core.double() * (last.head.double() / self._budget), 1e-9) + core
+        last.head.mul_(head.exp())
+        last.core.copy_(self._budget / last.head * odds.clamp(-LOG_ODDS, LOG_ODDS).sigmoid())
 
     def step_scales(self) -> dict[str, float]:
         """The size of each parameter at the start: steps of an optimizer are meant relative to it."""
         scales = sizes_at_start(self, MixtureLPN._draw)
         scales["stages.0.head"] = self._budget
-        scales["stages.1.bias"] = scales["stages.1.noise"] = 5.0  # a step is a factor of an expert's weight
-        return scales
+        return scales | {f"stages.1.{name}": scale for name, scale in LOG_SCALES.items()}
 
 
 def _spec(channels: int, kernel: int, experts: int, alpha: float, levels: tuple[float, ...]) -> Spec:

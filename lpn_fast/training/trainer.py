@@ -140,8 +140,7 @@ class Trainer:
             sampler, sigma, batch_size, conditional=model.is_noise_conditional, group=self.group, noise=noise
         )
         self.generator = torch.Generator().manual_seed(seed)
-        scales = model.step_scales()
-        self._scaled = [(p, scales[name]) for name, p in model.named_parameters() if name in scales]
+        self._scales = scales = model.step_scales()
         # steps that are scaled afterwards must not be clamped before; `_project` clamps then
         parts = (model.parameters(), [False] * len(list(model.parameters()))) if scales else (model,)
         self.optimizer = ProjectedAdam(*parts, lr=self.phases[0].learning_rate)
@@ -262,11 +261,19 @@ class Trainer:
 
     @torch.no_grad()
     def _step_optimizer(self) -> None:
-        """One step of Adam, scaled for each parameter as the family wants it."""
-        before = [(p, p.clone(), scale) for p, scale in self._scaled]
-        self.optimizer.step()
-        for p, old, scale in before:
-            p.copy_(torch.lerp(old, p, scale))
+        """One step of Adam, scaled for each parameter as the family wants it, and in its coordinates."""
+        if not self._scales:
+            self.optimizer.step()
+            return
+        steps = {}
+        before = [(name, p, p.clone()) for name, p in self.model.named_parameters()]
+        for _, p, _ in before:
+            p.zero_()
+        self.optimizer.step()  # from zero: the step itself, without the rounding of a parameter far larger
+        for name, p, old in before:
+            steps[name] = self._scales.get(name, 1.0) * p
+            p.copy_(old)
+        self.model.step_(steps)
 
     def _criterion(self, phase: Phase, y: Tensor, sigma: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
         adapts = self.gamma_factor is not None and phase.loss == "matching"

@@ -74,6 +74,26 @@ def ridge(**size) -> Variant:
     return Variant("ways", lambda: initialise_as_(lf.RidgeLPN(1, **size), "default", SIGMA).project_(), 1e-2)
 
 
+class ClampedMixture(lf.MixtureLPN):
+    """Adam on W and w themselves, stopped at zero, as the other families train them."""
+
+    def project_gradients_(self) -> lf.LPN:
+        """Those of W and w as they are."""
+        own = [p.grad.clone() for p in (self.stages[1].core, self.stages[1].head)]
+        super().project_gradients_()
+        for p, grad in zip((self.stages[1].core, self.stages[1].head), own, strict=True):
+            p.grad.copy_(grad)
+        return self
+
+    step_ = lf.LPN.step_
+
+    def step_scales(self) -> dict[str, float]:
+        """Their sizes at the start, and the step of a logarithm for the experts' weights."""
+        sizes = {f"stages.1.{name}": getattr(self.stages[1], name) for name in ("core", "head")}
+        sizes = {name: p.detach().square().mean().sqrt().item() for name, p in sizes.items()}
+        return super().step_scales() | sizes | {"stages.1.bias": 5.0, "stages.1.noise": 5.0}
+
+
 framed = partial(Variant, "ways", rate=1e-3, margin=MARGIN)
 
 VARIANTS = {
@@ -88,6 +108,9 @@ VARIANTS = {
     "mixture": framed(lambda: lf.MixtureLPN(1, experts=128), rate=3e-3),
     "frame-fast": framed(lambda: lf.FrameLPN(1), rate=3e-3),
     "mixture-fast": framed(lambda: lf.MixtureLPN(1, experts=128), rate=1e-2),
+    "mixture-256": framed(lambda: lf.MixtureLPN(1, experts=256), rate=1e-2),
+    "mixture-clamped": framed(lambda: ClampedMixture(1, experts=128), rate=3e-3),
+    "mixture-clamped-fast": framed(lambda: ClampedMixture(1, experts=128), rate=1e-2),
     "frame-no-margin": framed(lambda: lf.FrameLPN(1), margin=0),
     "frame-narrow": framed(lambda: lf.FrameLPN(1, gates=((1, 1, 48),))),
     "frame-wide": framed(lambda: lf.FrameLPN(1, gates=((1, 1, 192),))),

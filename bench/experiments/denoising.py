@@ -30,7 +30,7 @@ from lpn_fast import metrics
 
 from .provenance import ROOT, where, write_among
 
-LEVELS = (15, 25, 50)
+LEVELS = (15.0, 25.0, 50.0)  # floats, as those of the command line: a row is known by its text
 BASELINES = ("dncnn", "cdncnn", "tv", "wcrr", "bm3d")
 COUNTS = {"photographs": 68, "faces": 300}
 TUNING_IMAGES = 4

@@ -118,6 +118,52 @@ def test_scaled_steps_are_those_of_adam_with_scaled_rates():
         assert torch.allclose(p, q, rtol=1e-4, atol=1e-5 * scales[name]), name
 
 
+def test_mixtures_are_trained_by_adam_in_logarithms():
+    """Against torch's Adam on log-odds and log w themselves, through autograd."""
+
+    def build():
+        torch.manual_seed(0)
+        model = lf.MixtureLPN(1, kernel=3, experts=6)
+        model.stages[0].requires_grad_(False)
+        return model
+
+    ours, theirs, phase = build(), build(), Phase("l2", 6, 3e-2)
+    arguments = {"sigma": (0.05, 0.2), "batch_size": 4, "progress": False}
+    Trainer(ours, random_squares, [phase], **arguments).run()
+
+    reference, last = Trainer(theirs, random_squares, [phase], **arguments), theirs.stages[1]
+    with torch.no_grad():
+        odds = torch.logit(last.core[:, 1:].double() * last.head.double() / theirs._budget)
+        start = {
+            "core": odds,
+            "head": last.head.double().log(),
+            "bias": last.bias.double(),
+            "noise": last.noise.double(),
+        }
+    free = {name: t.clone().requires_grad_() for name, t in start.items()}
+    scales = {name: theirs.step_scales()[f"stages.1.{name}"] for name in free}
+    adam = torch.optim.Adam([{"params": [t]} for t in free.values()])
+
+    def weights():
+        w = free["head"].exp()
+        core = torch.nn.functional.pad(theirs._budget / w * free["core"].sigmoid(), (0, 0, 0, 0, 1, 0))
+        return {"core": core, "head": w, "bias": free["bias"], "noise": free["noise"]}
+
+    for step in range(phase.steps):
+        x, y, sigma = reference.batches.draw(reference.generator, last.core)
+        named = {f"stages.1.{name}": t.float() for name, t in weights().items()}
+        loss = reference._criterion(phase, y, sigma)(torch.func.functional_call(theirs, named, (y, sigma)), x)
+        adam.zero_grad()
+        loss.backward()
+        for group, scale in zip(adam.param_groups, scales.values(), strict=True):
+            group["lr"] = phase.rate(step) * scale
+        adam.step()
+    for name, t in weights().items():
+        moved = getattr(ours.stages[1], name)
+        assert torch.allclose(moved.double(), t, rtol=2e-3, atol=2e-3 * scales[name] * phase.learning_rate), name
+    assert not torch.allclose(ours.stages[1].core, last.core, rtol=0.05), "they went somewhere"
+
+
 def test_the_margin_of_a_crop_has_no_say():
     torch.manual_seed(0)
     model = lf.FrameLPN(1, kernel=3)

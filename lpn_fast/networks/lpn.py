@@ -307,9 +307,10 @@ class LPN(nn.Module):
         return self
 
     def project_gradients_(self) -> "LPN":
-        """Project gradients in place onto what `project_` leaves free, before an optimizer's step. Returns self.
+        """Project gradients in place onto what `project_` leaves free, in the coordinates of `step_`. Returns self.
 
-        Nothing to do here; families with constraints that tie parameters together override it.
+        Nothing to do here; families with constraints that tie parameters together override it. The step that an
+        optimizer makes of such gradients, times `step_scales`, is what `step_` wants (training/trainer.py).
         """
         return self
 

@@ -265,14 +265,15 @@ class Trainer:
         if not self._scales:
             self.optimizer.step()
             return
-        steps = {}
         before = [(name, p, p.clone()) for name, p in self.model.named_parameters()]
-        for _, p, _ in before:
-            p.zero_()
-        self.optimizer.step()  # from zero: the step itself, without the rounding of a parameter far larger
-        for name, p, old in before:
-            steps[name] = self._scales.get(name, 1.0) * p
-            p.copy_(old)
+        try:  # from zero: the step itself, without the rounding of a parameter far larger
+            for _, p, _ in before:
+                p.zero_()
+            self.optimizer.step()
+            steps = {name: self._scales.get(name, 1.0) * p for name, p, _ in before}
+        finally:
+            for _, p, old in before:
+                p.copy_(old)
         self.model.step_(steps)
 
     def _criterion(self, phase: Phase, y: Tensor, sigma: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:

@@ -129,8 +129,7 @@ def test_steps_are_taken_in_logarithms():
     assert torch.allclose(model.project_().packed(), before, rtol=1e-9, atol=1e-12), "no step, no change"
     share = last.core * last.head / model._budget
     w = last.head.clone()
-    model.step_({name: torch.full_like(p, 0.5 if name in ("stages.1.core", "stages.1.head") else 0)
-                 for name, p in model.named_parameters()})  # fmt: skip
+    model.step_(zero | {f"stages.1.{name}": torch.full_like(getattr(last, name), 0.5) for name in ("core", "head")})
     assert torch.allclose(last.head, w * math.exp(0.5))
     moved = last.core * last.head / model._budget
     expected = (torch.logit(share[:, 1:]) + 0.5).clamp(-LOG_ODDS, LOG_ODDS).sigmoid()

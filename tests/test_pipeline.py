@@ -165,7 +165,8 @@ def make_bad_file(path):
     elif name in ("empty.npy", "document.pdf"):
         path.write_bytes(b"")
     elif name == "colour16.tif":
-        pytest.importorskip("tifffile").imwrite(path, np.zeros((8, 8, 3), np.uint16), photometric="rgb")
+        tifffile = pytest.importorskip("tifffile", reason="tifffile, which comes with scikit-image, is not installed")
+        tifffile.imwrite(path, np.zeros((8, 8, 3), np.uint16), photometric="rgb")
 
 
 @pytest.mark.parametrize("name", BAD_FILES)

@@ -6,7 +6,7 @@ operator of a learned, possibly non-convex function R, for any weights. See READ
 
 import torch as _torch  # noqa: F401  (before the compiled module: it borrows torch's thread pool)
 
-from . import interop, metrics, optim, physics, solvers, training
+from . import interop, metrics, optim, physics, prior, solvers, training
 from .networks import (
     LPN,
     MLPLPN,
@@ -26,17 +26,7 @@ from .networks import (
     save,
 )
 from .ops.registry import use_backend
-from .prior import (
-    AmortisedPrior,
-    Inversion,
-    PriorValue,
-    Verdict,
-    invert,
-    moreau_envelope,
-    prior,
-    rescaled,
-    verify,
-)
+from .prior import AmortisedPrior, Inversion, PriorValue, Verdict, invert, moreau_envelope, rescaled, verify
 from .training import ProximalMatchingLoss
 
 __version__ = "0.1.0"

@@ -15,8 +15,6 @@ Everything is computed in float64: var = E[x^2] - mu^2 cancels, and in float32 t
 those that C2 = 9e-4 compares with. On a GPU float64 also keeps TF32 out of the filters.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,7 +38,7 @@ def psnr(x: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor:
     Returns
     -------
     Tensor, shape (N,), float64
-        ``inf`` where the two are equal.
+        `inf` where the two are equal.
 
     Raises
     ------

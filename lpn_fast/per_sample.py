@@ -6,8 +6,6 @@ Sums are accumulated in float64 whatever the input: a solver compares objectives
 their first five digits, and a sum of 10^5 float32 terms has not many more.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -24,7 +22,7 @@ def norm(a: Tensor) -> Tensor:  # (N, ...) -> (N,) float64
 
 
 def column(value: float | Tensor, like: Tensor) -> float | Tensor:
-    """A float as it is; a tensor (N,) as (N, 1, ..., 1) in the type of ``like``, to scale its samples."""
+    """A float as it is; a tensor (N,) as (N, 1, ..., 1) in the type of `like`, to scale its samples."""
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
     return value.to(like).reshape(-1, *[1] * (like.dim() - 1))
@@ -39,7 +37,7 @@ def choose(
 
 
 def check_positive(name: str, value: float | Tensor, samples: int) -> None:
-    """Raise unless ``value`` is a finite positive number, or a tensor (samples,) of them."""
+    """Raise unless `value` is a finite positive number, or a tensor (samples,) of them."""
     if isinstance(value, Tensor):
         if value.dim() > 0 and value.shape != (samples,):
             raise ValueError(f"{name} must be a number or have shape ({samples},), got {tuple(value.shape)}")

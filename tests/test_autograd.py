@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 
 import lpn_fast as lf
 from lpn_fast.ops import functions
-from lpn_fast.ops.backends import cpu as cpu_backend
+from lpn_fast.ops.backends.cpu import backend as cpu_backend
 
 SMALL = ["dense", "conv-conditional", "conv-mixed", "volume-mixed"]
 

@@ -9,7 +9,7 @@ from lpn_fast import _cpu
 from lpn_fast.algebra import reference
 from lpn_fast.algebra.parameters import layout
 from lpn_fast.algebra.spec import Spec, Stage
-from lpn_fast.ops import frame
+from lpn_fast.ops.backends.cpu import frame
 
 # (channels, kernel, gates, (H, W)): tiles of 64 pixels, blocks of 8 rows, 4 to 16 lanes; no gates, two stages of them,
 # and a number of experts, which compete

@@ -8,7 +8,7 @@ from cases import relative
 import lpn_fast as lf
 from lpn_fast import _cpu
 from lpn_fast.algebra.spec import Stage
-from lpn_fast.ops import winograd
+from lpn_fast.ops.backends.cpu import winograd
 
 # Adjoints and gradients sum products of the transforms' factors, up to 3.4, with both signs: 1.4e-6 was seen with
 # any instruction set. The bound on whole networks is 1e-5.

@@ -7,15 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lpn_fast.data import (
-    Augment,
-    GaussianMixture,
-    ImageCrops,
-    ImageStore,
-    Laplace,
-    synthetic_crops,
-    synthetic_images,
-)
+from lpn_fast.data import Augment, GaussianMixture, ImageCrops, ImageStore, Laplace, synthetic_crops, synthetic_images
 from lpn_fast.data.augment import rotated
 
 

@@ -7,12 +7,7 @@ import torch
 from deepinv_cases import SIGMA, deepinv, images, network, problem
 
 import lpn_fast as lf
-from lpn_fast.interop.deepinv import (
-    LPNDenoiser,
-    LPNPrior,
-    from_deepinv_physics,
-    to_deepinv_physics,
-)
+from lpn_fast.interop.deepinv import LPNDenoiser, LPNPrior, from_deepinv_physics, to_deepinv_physics
 
 L2 = deepinv.optim.L2
 STRENGTHS = (1.0, 0.5, 0.2, 0.05)

@@ -18,9 +18,9 @@ from solver_cases import (
 import lpn_fast as lf
 from lpn_fast.per_sample import dot
 from lpn_fast.solvers import admm, drs, fista, hqs, pgd
-from lpn_fast.solvers.admm import ORDERS, AlternatingDirections
+from lpn_fast.solvers.alternating_directions import ORDERS, AlternatingDirections
 from lpn_fast.solvers.automatic import Settings
-from lpn_fast.solvers.drs import DouglasRachford
+from lpn_fast.solvers.douglas_rachford import DouglasRachford
 from lpn_fast.solvers.problem import half_square, pose
 from lpn_fast.solvers.prox import LearnedProx
 

@@ -69,7 +69,7 @@ def test_samples_with_operators_of_their_own_may_all_stop_at_once(solver, kind):
 
 @EVERY_SOLVER
 def test_samples_may_have_operators_of_their_own(solver):
-    """An operator with ``select`` is cut with the batch."""
+    """An operator with `select` is cut with the batch."""
 
     class PerSample:
         def __init__(self, gains):

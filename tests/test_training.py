@@ -10,15 +10,7 @@ from PIL import Image
 
 import lpn_fast as lf
 from lpn_fast.data import ImageCrops, validation_batch
-from lpn_fast.training import (
-    Phase,
-    ProximalMatchingLoss,
-    Trainer,
-    l1_loss,
-    l2_loss,
-    published_phases,
-    state,
-)
+from lpn_fast.training import Phase, ProximalMatchingLoss, Trainer, l1_loss, l2_loss, published_phases, state
 from lpn_fast.training.denoiser import train_denoiser
 from lpn_fast.training.laplacian import sample_laplace
 from lpn_fast.training.schedule import locate

@@ -7,7 +7,7 @@ import torch
 from training_cases import interrupted_at, small_trainer, weights
 
 import lpn_fast as lf
-from lpn_fast.training import Phase, ProximalMatchingLoss, Trainer, gate, published_phases
+from lpn_fast.training import Phase, ProximalMatchingLoss, Trainer, accuracy, published_phases
 from lpn_fast.training.laplacian import sample_laplace
 
 
@@ -235,11 +235,11 @@ def test_the_gate_lets_bfloat16_through_where_it_computes_the_same_step(tmp_path
     model.register_forward_hook(lambda m, *_: used.append(m.precision))
     trainer.run()
     assert "bf16 is used" in (tmp_path / "train.log").read_text()
-    assert used.count("bf16") == 5 and used[-1] == "fp32"  # the gate's own and four steps; validation is exact
+    assert used.count("bf16") == 5 and used[-1] == "fp32"  # the check's own and four steps; validation is exact
 
 
 def test_the_gate_refuses_what_is_too_coarse_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(gate, "PROX_LIMIT", 1e-7)
+    monkeypatch.setattr(accuracy, "PROX_LIMIT", 1e-7)
     trainer = small_trainer(tmp_path, precision="bf16")
     plain = small_trainer()
     trainer.run(), plain.run()

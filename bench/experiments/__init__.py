@@ -1,6 +1,6 @@
 """Reproducible experiments: each is a command that writes a CSV and, where there is something to see, a figure.
 
-An experiment is a module of this folder with ``add_parser(subparsers)`` and ``run(args) -> int``, named here.
+An experiment is a module of this folder with `add_parser(subparsers)` and `run(args) -> int`, named here.
 """
 
 # name on the command line -> module

@@ -17,7 +17,7 @@ AT_ONCE = 16  # patches per evaluation
 
 
 class Tiled:
-    """What the solvers need of a prior: ``prox_and_prior`` at strength 1.
+    """What the solvers need of a prior: `prox_and_prior` at strength 1.
 
     Parameters
     ----------

@@ -10,8 +10,6 @@ WCRR     min  1/2 |A x - y|^2 + c / eta R(x)       Goujon et al., arXiv 2308.105
 BM3D     block matching on the simple answer
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path

@@ -7,8 +7,6 @@ kernels/kernels.npz                                    recorded camera shakes
 weights/*.npz                                          networks of the baselines, as plain arrays
 """
 
-from __future__ import annotations
-
 import csv
 import os
 from pathlib import Path

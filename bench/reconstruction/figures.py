@@ -1,7 +1,5 @@
 """Images of all methods side by side, and the objectives of ours."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from .quality import Scored

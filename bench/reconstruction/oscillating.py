@@ -15,8 +15,6 @@ one limit. So the rows tell the length of the path, in all and over its second h
 and the last relative step.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 

@@ -6,8 +6,6 @@ the noise that is assumed, in units of the true one, chosen on training images. 
 its square and leaves the theorem alone.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from lpn_fast import solvers

@@ -5,8 +5,6 @@ window. Seconds are of the wall clock, and of all cores together (which other jo
 The peak is memory above what was resident before.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +25,7 @@ from .tasks import TASKS, Instance, Task
 
 @dataclass(frozen=True)
 class Effort:
-    """How much of everything; ``sides`` of photographs and slices."""
+    """How much of everything; `sides` of photographs and slices."""
 
     photographs: int
     photograph_side: int

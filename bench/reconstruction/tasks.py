@@ -8,8 +8,6 @@
 CT and CS shrink with the side of the images, in pixels, angles and bins alike, over the same field of view.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +41,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Instance:
-    """Measured images. ``simple`` is what one has without a prior: every method starts there."""
+    """Measured images. `simple` is what one has without a prior: every method starts there."""
 
     x: Tensor  # (N, 1, H, W)
     physics: object  # knows its noise

@@ -10,8 +10,6 @@ Cost of the objective: the same batched run with and without it. Without, the ne
 nor |A x - y|^2 is formed; the residual that stopping needs stays.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,9 +24,9 @@ from lpn_fast.per_sample import column
 from lpn_fast.physics import Blur
 from lpn_fast.solvers.conditions import Conditions
 from lpn_fast.solvers.driver import iterate
-from lpn_fast.solvers.pgd import PGDState, ProximalGradient
 from lpn_fast.solvers.problem import pose, relative_change
 from lpn_fast.solvers.prox import LearnedProx, piece
+from lpn_fast.solvers.proximal_gradient import PGDState, ProximalGradient
 
 from ..experiments.provenance import where
 from ..timing import interleaved, ratios, spread

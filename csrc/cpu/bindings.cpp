@@ -20,10 +20,10 @@
 #include "frame_bindings.h"
 #include "isa.h"
 #include "mlp.h"
+#include "narrow_bindings.h"
 #include "packing.h"
 #include "pages.h"
 #include "projector_bindings.h"
-#include "thin_bindings.h"
 #include "threads.h"
 #include "winograd_bindings.h"
 
@@ -354,7 +354,7 @@ PYBIND11_MODULE(_cpu, module) {
 
   define_activations<float>(module, "");
   define_activations<BFloat16>(module, "_bfloat16");
-  define_thin(module);
+  define_narrow(module);
   define_frame(module);
 
   module.def("mlp_value_prox", &bind_mlp_value_prox, unlocked(), arg("x"), arg("P"), arg("table"),

@@ -130,9 +130,10 @@ struct GradientProduct {
   float* out;       // [rows, columns]
 };
 
-// ---- correlations of few input channels, see isa/thin.h ---------------------------------------------------
+// ---- correlations of few input channels, see isa/narrow.h
+// ---------------------------------------------------
 
-struct Thin {
+struct Narrow {
   const float* image;  // [images, padded_height, padded_width, channels]: x with zeros around, or nullptr
   int64_t image_step;  // floats from one image to the next
   int64_t line;        // floats from one padded row to the next
@@ -144,7 +145,7 @@ struct Thin {
 };
 
 template <class Value>
-struct ThinStage {
+struct NarrowStage {
   const float* panels;  // [ceil(units / 32)][kernel^2 channels][32]
   const Value* core;    // [images, out_height, out_width, units] or nullptr: what the product is added to
   const float* bias;    // [images or 1, units] or nullptr
@@ -155,12 +156,12 @@ struct ThinStage {
 };
 
 template <class Value>
-struct ThinAdjoint {
+struct NarrowAdjoint {
   const Value* e;       // [images, out_height, out_width, units]
   const float* panels;  // [ceil(columns / 32)][units][32]
   int64_t columns;      // kernel^2 channels, rounded up to column_multiple
   float* block;         // [(rows - 1) stride + kernel, line] of padded pixels: where these rows end up
-  float* scratch;       // [thin_pixels, units + columns]
+  float* scratch;       // [narrow_pixels, units + columns]
 };
 
 template <class Value>
@@ -168,18 +169,18 @@ struct ThinGradient {
   const Value* e;   // [images, out_height, out_width, units]
   int64_t columns;  // units, rounded up to column_multiple
   float* sum;       // [kernel^2 channels, columns], added to
-  float* scratch;   // [thin_pixels, kernel^2 channels + columns]
+  float* scratch;   // [narrow_pixels, kernel^2 channels + columns]
 };
 
 // Pixels whose patches, or gradients of patches, lie in scratch together.
-constexpr int64_t thin_pixels = 96;
+constexpr int64_t narrow_pixels = 96;
 
 template <class Value>
 struct ThinKernels {
   // Output rows begin <= r < end, counted through all images; of one image for the adjoint.
-  void (*stage)(const Thin&, const ThinStage<Value>&, int64_t begin, int64_t end);
-  void (*adjoint)(const Thin&, const ThinAdjoint<Value>&, int64_t begin, int64_t end);
-  void (*gradient)(const Thin&, const ThinGradient<Value>&, int64_t begin, int64_t end);
+  void (*stage)(const Narrow&, const NarrowStage<Value>&, int64_t begin, int64_t end);
+  void (*adjoint)(const Narrow&, const NarrowAdjoint<Value>&, int64_t begin, int64_t end);
+  void (*gradient)(const Narrow&, const ThinGradient<Value>&, int64_t begin, int64_t end);
 };
 
 // ---- 3 x 3 correlations by minimal filtering, see isa/winograd.h -----------------------------------------
@@ -339,7 +340,7 @@ struct Kernels {
   // Rows begin <= r < end.
   void (*panel_product)(const PanelProduct&, int64_t begin, int64_t end);
   void (*gradient_product)(const GradientProduct&, int64_t begin, int64_t end);
-  ThinKernels<float> thin_float;
+  ThinKernels<float> narrow_float;
   ThinKernels<BFloat16> thin_bfloat16;
   // Tiles of the group; for the adjoint of the inputs of one row of tiles.
   void (*winograd_inputs)(const Winograd&, int64_t begin, int64_t end);

@@ -1,14 +1,12 @@
 """The command line, `lpn-fast`.
 
-A command is a module with ``add_parser(subparsers)`` and ``run(args) -> int``. Exit codes:
+A command is a module with `add_parser(subparsers)` and `run(args) -> int`. Exit codes:
     0    done
     1    the work failed, or a part of it; what failed is listed
     2    wrong use; one line on standard error says what and how to mend it
     130  interrupted
 The environment variable LPN_FAST_TRACEBACK=1 lets errors through with their traceback.
 """
-
-from __future__ import annotations
 
 import argparse
 import os

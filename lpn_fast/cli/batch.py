@@ -4,8 +4,6 @@ Started by torchrun, every process does its share and prints a line of its own. 
 exits with 1 for images that failed: torchrun would end the others as soon as one does.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Every backend is called once per round, in turns, so that what else the machine 
 over the rounds. Errors are against the torch operations in float64, relative to the largest value.
 """
 
-from __future__ import annotations
-
 import copy
 import statistics
 import time

@@ -3,8 +3,6 @@
 The script is made from the commands' own parsers, so it knows what they know.
 """
 
-from __future__ import annotations
-
 import argparse
 
 from . import options

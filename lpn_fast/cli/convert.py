@@ -1,7 +1,5 @@
 """`lpn-fast convert`: a checkpoint of the published code as a file of this package."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Photographs from scikit-image's wheel are blurred, made noisy and reconstructed 
 model; then three one-dimensional networks are trained live and compared with the prox they should become.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from dataclasses import dataclass

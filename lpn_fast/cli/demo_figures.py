@@ -1,7 +1,5 @@
 """The figures of `lpn-fast demo`. Drawn on Figure objects: no window, no global state of matplotlib."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -3,8 +3,6 @@
 They come with scikit-image's wheel, so nothing is downloaded.
 """
 
-from __future__ import annotations
-
 import hashlib
 import time
 from dataclasses import dataclass
@@ -38,7 +36,7 @@ PHOTOGRAPHS = (
 
 @dataclass(frozen=True)
 class Deblurred:
-    """One photograph before and after. Images are (C, H, W); ``objective`` is (iterations,), per pixel."""
+    """One photograph before and after. Images are (C, H, W); `objective` is (iterations,), per pixel."""
 
     photograph: Photograph
     truth: Tensor

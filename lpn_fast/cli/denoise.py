@@ -1,7 +1,5 @@
 """`lpn-fast denoise`: one evaluation of the network per image."""
 
-from __future__ import annotations
-
 from .. import pipeline
 from . import batch, options
 

@@ -1,7 +1,5 @@
 """`lpn-fast export`: f as a graph that other programs run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ..interop import export

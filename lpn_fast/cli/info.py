@@ -1,7 +1,5 @@
 """`lpn-fast info`: what this installation is and can do; the first thing a bug report needs."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import platform

@@ -1,7 +1,5 @@
 """Arguments that several commands share, and the values they stand for."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -4,8 +4,6 @@ One line per image, appended when it is known, so a run that was stopped goes on
 image given to a network of one channel is scored plane by plane: values add, the worst residual counts.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import hashlib

@@ -1,7 +1,5 @@
 """`lpn-fast reconstruct`: a folder of measurements into a folder of reconstructions."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

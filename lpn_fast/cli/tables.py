@@ -1,7 +1,5 @@
 """Tables of numbers: for the terminal, for Markdown, for CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

@@ -1,7 +1,5 @@
 """`lpn-fast verify`: is this checkpoint an exact prox?"""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

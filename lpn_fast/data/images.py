@@ -22,7 +22,7 @@ from .store import ImageStore
 
 
 class ImageCrops:
-    """Sampler of random crops: ``crops(count, generator)`` -> (count, channels, crop, crop) in [0, 1].
+    """Sampler of random crops: `crops(count, generator)` -> (count, channels, crop, crop) in [0, 1].
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class ImageCrops:
     exclude : list of str
         File stems never to read: test sets that lie in the same folders.
     contrast : float
-        Short for ``augment=Augment(contrast=...)``.
+        Short for `augment=Augment(contrast=...)`.
     augment : Augment, optional
         What is varied; the eight symmetries of the square unless told otherwise.
     centre : int, optional

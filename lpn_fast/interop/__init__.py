@@ -1,5 +1,5 @@
 """Ways out of this package: exported graphs here; `lpn_fast.interop.deepinv` (imported by name) for deepinv."""
 
-from .export import FeedForward, export
+from .feed_forward import FeedForward, export
 
 __all__ = ["FeedForward", "export"]

@@ -11,8 +11,6 @@ follows gamma, `lambda_reg` and `stepsize` mean in deepinv what they say, as lon
 Needs deepinv 0.5 (extra [deepinv]).
 """
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass
 
@@ -121,7 +119,7 @@ class LPNPrior(Prior):
     ----------
     denoiser : LPN or LPNDenoiser
     sigma : float, optional
-        As for `LPNDenoiser`, for optimizers without ``g_param``.
+        As for `LPNDenoiser`, for optimizers without `g_param`.
     tol : float
         Of the inversion behind `fn` and `grad` at points that are no output of `prox`.
 
@@ -225,7 +223,7 @@ class LPNPrior(Prior):
 
 
 def half_quadratic_cost(x: Tensor, data_fidelity, prior, cur_params: dict, y: Tensor, physics) -> Tensor:
-    """What HQS lowers in every iteration, shape (B,); its argument ``cost_fn``. Costs one more data prox.
+    """What HQS lowers in every iteration, shape (B,); its argument `cost_fn`. Costs one more data prox.
 
         min_u  h(u) + |u - x|^2 / (2 gamma)  +  lambda R(x),        gamma = stepsize, lambda = lambda_reg
 
@@ -292,12 +290,12 @@ class _Ours(Physics):
 
 
 def to_deepinv_physics(physics) -> LinearPhysics:
-    """One of our operators, or any with ``A`` and ``A_adjoint``, for deepinv.
+    """One of our operators, or any with `A` and `A_adjoint`, for deepinv.
 
     Raises
     ------
     TypeError
-        No ``A`` or ``A_adjoint``.
+        No `A` or `A_adjoint`.
     """
     if isinstance(physics, _Ours):
         return physics.operator

@@ -6,9 +6,9 @@ from .frame import FrameLPN
 from .gain import asymptotic_gain, limit_gain_, lipschitz_bound
 from .lpn import LPN, explain
 from .mixture import MixtureLPN
-from .pretrained import list_pretrained, pretrained, shipped_or_loaded
 from .published import from_reference, paper_network
 from .ridge import RidgeLPN
+from .shipped import list_pretrained, pretrained, shipped_or_loaded
 from .tiles import InTiles
 
 __all__ = [

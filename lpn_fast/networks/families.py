@@ -69,7 +69,7 @@ class ConvLPN(LPN):
     """Fully convolutional, multi-scale learned proximal network: an exact prox at every image size, or volume size.
 
     Stage l reads the stage before it through a non-negative kernel and the image, resized to its scale,
-    through a skip; psi sums the heads over all pixels. With ``ndim=3`` images are volumes, x is (N, C, D, H, W), and
+    through a skip; psi sums the heads over all pixels. With `ndim=3` images are volumes, x is (N, C, D, H, W), and
     everything else is as for images; the backend "torch" runs them.
 
     Parameters

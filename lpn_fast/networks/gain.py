@@ -19,8 +19,6 @@ Of a single stage the Lipschitz constant of f is as explicit: with s = sigma', a
     w sup sigma'' + 2 g sup k,     sup sigma'' = beta/4,     k = (z^2)''/2 = s^2 + z sigma'' <= OVERSHOOT for any beta.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from typing import TYPE_CHECKING
@@ -40,7 +38,7 @@ GRID = {2: 512, 3: 128}  # frequencies per axis on which transfer functions are 
 
 
 @torch.no_grad()
-def asymptotic_gain(model: LPN) -> float:
+def asymptotic_gain(model: "LPN") -> float:
     """Upper bound on the growth of f: limsup |f(x)| / |x| as |x| -> infinity; inf where none is known.
 
     Below one, R is coercive.
@@ -68,7 +66,7 @@ def asymptotic_gain(model: LPN) -> float:
 
 
 @torch.no_grad()
-def lipschitz_bound(model: LPN) -> float:
+def lipschitz_bound(model: "LPN") -> float:
     """Upper bound on the Lipschitz constant of f, for every noise level; inf for networks of several stages.
 
     It bounds the strengths t for which the prox of t R is surely unique: all if it is at most 1, else
@@ -101,7 +99,7 @@ def lipschitz_bound(model: LPN) -> float:
     return model.alpha + transfer_bound(model.spec, _stacked(operators))
 
 
-def quadratic_heads(model: LPN) -> Tensor:
+def quadratic_heads(model: "LPN") -> Tensor:
     """q, [H_1], with psi(x) <= q . z_1 + O(|x|), z_1 = u_1^2: the head of the first stage and all paths to later ones.
 
         q = w_1 + sum over l of  W_2^T .. W_l^T w_l        (of W_l the sum of the taps through which one pixel acts)
@@ -130,7 +128,7 @@ def seen_by_one_pixel(core: Tensor, stride: int) -> Tensor:
     return torch.stack([core[(..., *(slice(i, None, stride) for i in place))].sum(sides) for place in places]).amax(0)
 
 
-def largest_strength(model: LPN) -> float:
+def largest_strength(model: "LPN") -> float:
     """Supremum of the strengths t whose prox is surely unique: 1 where no Lipschitz constant is known."""
     bound = lipschitz_bound(model)
     if math.isinf(bound):
@@ -182,7 +180,7 @@ def _transfer_rows(kernels: Tensor, grid: int):
 
 
 @torch.no_grad()
-def limit_gain_(model: LPN, limit: float) -> LPN:
+def limit_gain_(model: "LPN", limit: float) -> "LPN":
     """Scale the first squared head and K down in place until the asymptotic gain is at most `limit`. Returns model."""
     if not model.alpha < limit <= 1:
         raise ValueError(f"limit must lie in (alpha, 1] = ({model.alpha:g}, 1], got {limit}")

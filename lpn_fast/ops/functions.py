@@ -14,7 +14,7 @@ from torch import Tensor
 from ..algebra import reference
 from ..algebra.spec import Spec, decode
 from . import backends, schema  # noqa: F401  (importing them registers the operators and what runs them)
-from .modes import is_plain
+from .tracing import is_plain
 
 _ops = torch.ops.lpn_fast
 

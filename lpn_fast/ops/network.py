@@ -16,8 +16,8 @@ from torch._utils import _unflatten_dense_tensors
 
 from ..algebra.spec import Spec
 from . import functions
-from .modes import is_eager, is_plain
 from .packing import pack, projected_gradient
+from .tracing import is_eager, is_plain
 
 _ops = torch.ops.lpn_fast
 Hook = Callable[[Tensor], Tensor]

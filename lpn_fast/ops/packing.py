@@ -19,7 +19,7 @@ from torch.nn import Parameter
 
 from ..algebra.parameters import layout, parameter_count
 from ..algebra.spec import Spec
-from .modes import is_plain
+from .tracing import is_plain
 
 try:
     _cpu = importlib.import_module("lpn_fast._cpu")

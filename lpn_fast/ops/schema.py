@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ..algebra.parameters import parameter_count
 from ..algebra.spec import Spec, decode
-from . import frame, registry
+from . import registry
+from .backends.cpu import frame
 from .maps import channels_last
 from .precision import storage
 

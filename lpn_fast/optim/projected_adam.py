@@ -29,7 +29,7 @@ _UNSUPPORTED = ("weight_decay", "amsgrad", "maximize", "capturable", "differenti
 class ProjectedAdam(torch.optim.Adam):
     """Adam for learned proximal networks: the trajectory of torch.optim.Adam followed by `model.project_()`.
 
-    Its state_dict is that of ``torch.optim.Adam(model.parameters())`` and either loads the other's.
+    Its state_dict is that of `torch.optim.Adam(model.parameters())` and either loads the other's.
 
     Parameters
     ----------

@@ -2,14 +2,12 @@
 
     y = A x + noise,     h(x) = 1/2 ||A x - y||^2,     grad h(x) = A^T (A x - y),     Lip(grad h) = ||A||^2
 
-Every guarantee of the solvers leans on two facts about A: that ``A_adjoint`` is its adjoint, not
-merely similar to it (``adjoint_mismatch`` measures that), and that ``norm`` bounds ||A|| from
-above. Power iteration approaches ||A|| from *below*; ``operator_norm`` therefore adds a margin,
-and its result is an estimate, never a proof. ``operator_norm_bound`` turns the same iteration into a
+Every guarantee of the solvers leans on two facts about A: that `A_adjoint` is its adjoint, not
+merely similar to it (`adjoint_mismatch` measures that), and that `norm` bounds ||A|| from
+above. Power iteration approaches ||A|| from *below*; `operator_norm` therefore adds a margin,
+and its result is an estimate, never a proof. `operator_norm_bound` turns the same iteration into a
 bound that fails with a stated probability.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -17,16 +15,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lpn_fast.per_sample import column, dot, norm
-from lpn_fast.physics.cg import prox_l2_by_cg
-from lpn_fast.physics.checks import check_count
-from lpn_fast.physics.noise import Noisy
+from ..per_sample import column, dot, norm
+from .cg import prox_l2_by_cg
+from .checks import check_count
+from .noise import Noisy
 
 
 class Physics:
     """A linear operator A between batches of images and batches of measurements.
 
-    Subclasses give ``A``, ``A_adjoint`` and ``norm``; ``prox_l2`` has a general answer here, which
+    Subclasses give `A`, `A_adjoint` and `norm`; `prox_l2` has a general answer here, which
     an operator with a closed form replaces. Operators act on every sample alike and on each alone.
 
     Examples
@@ -74,10 +72,10 @@ class Physics:
         return prox_l2_by_cg(self, z, y, gamma)
 
     def measurement_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of ``A(x)`` for images of shape ``image_shape``, (N, C, H, W)."""
+        """Shape of `A(x)` for images of shape `image_shape`, (N, C, H, W)."""
         return (image_shape[0], *self.A(torch.zeros(1, *image_shape[1:])).shape[1:])
 
-    def select(self, samples: Tensor) -> Physics:
+    def select(self, samples: Tensor) -> "Physics":
         """The operator of some samples of a batch.
 
         Parameters
@@ -107,13 +105,13 @@ class Physics:
 
 
 def adjoint_mismatch(physics, x: Tensor, y: Tensor) -> Tensor:
-    """Distance of ``A_adjoint`` from the adjoint of ``A``, measured at x and y.
+    """Distance of `A_adjoint` from the adjoint of `A`, measured at x and y.
 
         |<A x, y> - <x, A^T y>| / (||A x|| ||y||)
 
     Parameters
     ----------
-    physics : object with ``A`` and ``A_adjoint``
+    physics : object with `A` and `A_adjoint`
     x : Tensor, shape (N, ...)
         Images; random ones make a useful test.
     y : Tensor, shape (N, ...)
@@ -150,12 +148,12 @@ def operator_norm(
     """Estimate of ||A||, enlarged by a safety margin.
 
     Power iteration on A^T A from a positive random image, stopped when the estimate moves by less
-    than ``tol`` or after ``max_iter`` steps. It approaches ||A|| from below, hence the margin; how
+    than `tol` or after `max_iter` steps. It approaches ||A|| from below, hence the margin; how
     far below cannot be known, hence "estimate". Prefer an operator that knows its own bound.
 
     Parameters
     ----------
-    physics : object with ``A`` and ``A_adjoint``
+    physics : object with `A` and `A_adjoint`
     x : Tensor, shape (N, ...)
         Any image batch: only its shape beyond N, type and device are used.
     max_iter, tol : int, float
@@ -168,7 +166,7 @@ def operator_norm(
     Returns
     -------
     float
-        ``margin`` times the last estimate; 0 if A maps the start to zero.
+        `margin` times the last estimate; 0 if A maps the start to zero.
 
     Raises
     ------
@@ -216,18 +214,18 @@ def operator_norm_bound(
 
         ||A||^2 <= min over q of  (max over starts of ||B^q w|| / tau)^(1 / q)
 
-    Near the norm after some tens of steps, whatever the spectrum: of use where ``norm()`` is loose, as
-    for ``CompressedSensing`` with few rows. Runs in float64.
+    Near the norm after some tens of steps, whatever the spectrum: of use where `norm()` is loose, as
+    for `CompressedSensing` with few rows. Runs in float64.
 
     Parameters
     ----------
-    physics : object with ``A`` and ``A_adjoint``
+    physics : object with `A` and `A_adjoint`
         Acting on every sample alike.
     image_shape : (C, H, W), or any shape of one sample
     failure_probability : float in (0, 1)
         Over the random starts; the seed must not be chosen with a view to the result.
     max_iter : int
-        Steps q, each one A and one A^T on ``starts`` samples.
+        Steps q, each one A and one A^T on `starts` samples.
     starts : int
         Independent random images r.
     seed : int

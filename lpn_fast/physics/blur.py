@@ -20,17 +20,15 @@ since it may read a border pixel twice. Hence, with s = the mean of k and its fl
     ||A|| <= sum_o |s[o]| + sum_o |k[o] - s[o]| sqrt(2)^(axes along which o != 0)
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
-from lpn_fast.per_sample import column
-from lpn_fast.physics.base import Physics
-from lpn_fast.physics.boundaries import fold, reflect
-from lpn_fast.physics.checks import check_images, check_prox
-from lpn_fast.physics.fourier import irfft2, rfft2
-from lpn_fast.physics.kernels import gaussian_kernel
+from ..per_sample import column
+from .base import Physics
+from .boundaries import fold, reflect
+from .checks import check_images, check_prox
+from .fourier import irfft2, rfft2
+from .kernels import gaussian_kernel
 
 BOUNDARIES = ("circular", "reflective", "full")
 CACHED_GRIDS = 8  # transfer functions kept: a folder of images of many sizes must not fill the memory
@@ -74,7 +72,7 @@ class Blur(Physics):
         self._transfers: dict[tuple, Tensor] = {}
 
     @classmethod
-    def gaussian(cls, sigma: float, boundary: str = "circular", size: int | None = None) -> Blur:
+    def gaussian(cls, sigma: float, boundary: str = "circular", size: int | None = None) -> "Blur":
         """Blur with a sampled Gaussian of unit sum.
 
         Parameters
@@ -140,7 +138,7 @@ class Blur(Physics):
         Raises
         ------
         ValueError
-            As for ``A``; with the full boundary, y smaller than the kernel.
+            As for `A`; with the full boundary, y smaller than the kernel.
         """
         check_images("y", y)
         self._check_samples("y", y)
@@ -174,7 +172,7 @@ class Blur(Physics):
         ----------
         z : Tensor, shape (N, C, H, W)
             Points.
-        y : Tensor, shape as ``A(z)``
+        y : Tensor, shape as `A(z)`
             Measurements.
         gamma : float or Tensor, shape (N,)
             Weight of the data, positive.
@@ -201,10 +199,10 @@ class Blur(Physics):
         return irfft2(spectrum, size)
 
     def measurement_shape(self, image_shape) -> tuple[int, ...]:
-        """Shape of ``A(x)`` for images (N, C, H, W)."""
+        """Shape of `A(x)` for images (N, C, H, W)."""
         return (*image_shape[:2], *self._image_to_data(*image_shape[-2:]))
 
-    def select(self, samples: Tensor) -> Blur:
+    def select(self, samples: Tensor) -> "Blur":
         """The blur of these samples of the batch; the operator itself if all samples share one kernel."""
         return self if self.kernel.dim() == 2 else Blur(self.kernel[samples.to("cpu")], self.boundary)
 
@@ -248,7 +246,7 @@ class Blur(Physics):
         return _fast_fft_size(height), _fast_fft_size(width)
 
     def _transfer(self, grid: tuple[int, int], like: Tensor) -> Tensor:  # (Gh, Gw // 2 + 1) or (N, 1, ...) complex
-        """Transfer function K on the grid, on the device and in the precision of ``like``."""
+        """Transfer function K on the grid, on the device and in the precision of `like`."""
         key = (*grid, like.dtype, like.device)
         transfer = self._transfers.get(key)
         if transfer is None:
@@ -301,7 +299,7 @@ def _filter(
 
 
 def _fast_fft_size(size: int) -> int:
-    """Smallest even number not below ``size`` with no prime factor above 7: those transforms are fast."""
+    """Smallest even number not below `size` with no prime factor above 7: those transforms are fast."""
     candidate = size + size % 2
     while True:
         rest = candidate

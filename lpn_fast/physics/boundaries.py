@@ -5,8 +5,6 @@
 The transpose adds every reflected pixel back onto its source.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

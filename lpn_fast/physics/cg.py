@@ -8,8 +8,6 @@ its tolerance it stays as it is to the last bit while the others go on. A NaN ne
 sample. Since I + gamma A^T A >= I, a residual r bounds the error of the prox: ||x - x*|| <= ||r||.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lpn_fast.per_sample import check_positive, column, dot
+from ..per_sample import check_positive, column, dot
 
 # ||r|| <= tol ||b||. A few units of rounding above what each type can reach on a well-conditioned system.
 DEFAULT_TOL = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -130,7 +128,7 @@ def prox_l2_by_cg(
 
     Parameters
     ----------
-    physics : object with ``A`` and ``A_adjoint``
+    physics : object with `A` and `A_adjoint`
         The operator; the adjoint must be the matched one, or the system is not symmetric.
     z : Tensor, shape (N, ...)
         Points, also the start of the iteration.

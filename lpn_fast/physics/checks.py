@@ -1,19 +1,17 @@
 """What every operator asks of its arguments: shape, type and device, in one line that names all three."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lpn_fast.per_sample import check_positive
+from ..per_sample import check_positive
 
 DTYPES = (torch.float32, torch.float64)
 
 
 def check_batch(name: str, value, wanted: tuple) -> None:
-    """Raise unless ``value`` is a float32 or float64 tensor of the wanted shape.
+    """Raise unless `value` is a float32 or float64 tensor of the wanted shape.
 
     Parameters
     ----------
@@ -46,7 +44,7 @@ def check_batch(name: str, value, wanted: tuple) -> None:
 
 
 def check_images(name: str, images: Tensor) -> None:
-    """Raise unless ``images`` is (N, C, H, W) in float32 or float64."""
+    """Raise unless `images` is (N, C, H, W) in float32 or float64."""
     check_batch(name, images, ("N", "C", "H", "W"))
 
 
@@ -56,7 +54,7 @@ def check_prox(
     gamma: float | Tensor,  # (N,) if a tensor
     measured: tuple[int, ...],
 ) -> None:
-    """Raise unless y is ``measured``-shaped, of the type and on the device of z, and gamma is positive."""
+    """Raise unless y is `measured`-shaped, of the type and on the device of z, and gamma is positive."""
     if tuple(y.shape) != tuple(measured):
         raise ValueError(f"y must have shape {tuple(measured)} for z of shape {tuple(z.shape)}, got {tuple(y.shape)}")
     if (y.dtype, y.device) != (z.dtype, z.device):
@@ -65,7 +63,7 @@ def check_prox(
 
 
 def check_count(name: str, value, low: int = 1) -> int:
-    """``value`` as an int, or an error: a whole number, at least ``low``."""
+    """`value` as an int, or an error: a whole number, at least `low`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < low:

@@ -6,14 +6,12 @@
 
 C a random circulant makes every measurement a mixture of all pixels at the cost of two transforms, and
 E |K|^2 = 1. max |K|^2 grows as log N, the norm of few rows does not: a step that max |K| allows is several times too
-small, so solvers go by ``probable_norm``.
+small, so solvers go by `probable_norm`.
 
-``flat=True`` takes K / |K| for K. C is then orthogonal, A A^T = 1, and the data prox has a closed form:
+`flat=True` takes K / |K| for K. C is then orthogonal, A A^T = 1, and the data prox has a closed form:
 
     argmin_x 1/2 ||x - z||^2 + gamma/2 ||A x - y||^2 = z + gamma / (1 + gamma) A^T (y - A z)
 """
-
-from __future__ import annotations
 
 import math
 
@@ -21,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpn_fast.per_sample import column
-from lpn_fast.physics.base import Physics, operator_norm_bound
-from lpn_fast.physics.checks import check_batch, check_count, check_prox, check_size
-from lpn_fast.physics.fourier import filter_last_axis
+from ..per_sample import column
+from .base import Physics, operator_norm_bound
+from .checks import check_batch, check_count, check_prox, check_size
+from .fourier import filter_last_axis
 
 FAILURE_PROBABILITY = 1e-9  # of `probable_norm`
 
@@ -110,13 +108,13 @@ class CompressedSensing(Physics):
         return (signs * v).unflatten(-1, (self.height, self.width))
 
     def norm(self) -> float:
-        """Upper bound max |K| on ||A||; the norm itself if all rows are measured, or if ``flat``."""
+        """Upper bound max |K| on ||A||; the norm itself if all rows are measured, or if `flat`."""
         return float(self._spectrum.abs().max()) * (1 + 1e-12)  # rounding of the transform
 
     def probable_norm(self) -> tuple[float, float]:
         """(bound on ||A||, probability with which it fails).
 
-        Power iteration from random images, see ``operator_norm_bound``, or ``norm`` where that is no larger, which
+        Power iteration from random images, see `operator_norm_bound`, or `norm` where that is no larger, which
         never fails. Computed once: 400 products with A and as many with A^T, seconds at 512 x 512 pixels.
         """
         if self._probable_norm is None:
@@ -132,7 +130,7 @@ class CompressedSensing(Physics):
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
         """Data prox argmin_x 1/2 ||x - z||^2 + gamma/2 ||A x - y||^2.
 
-        In closed form if ``flat``, by conjugate gradients otherwise.
+        In closed form if `flat`, by conjugate gradients otherwise.
 
         Parameters
         ----------
@@ -167,7 +165,7 @@ class CompressedSensing(Physics):
         )
 
     def _parts(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Signs, spectrum and rows in the precision and on the device of ``like``."""
+        """Signs, spectrum and rows in the precision and on the device of `like`."""
         key = (like.dtype, like.device)
         if key not in self._copies:
             with torch.inference_mode(False):

@@ -3,13 +3,11 @@
 A = I,     argmin_x 1/2 ||x - z||^2 + gamma/2 ||x - y||^2 = (z + gamma y) / (1 + gamma)
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
-from lpn_fast.per_sample import column
-from lpn_fast.physics.base import Physics
-from lpn_fast.physics.checks import check_prox
+from ..per_sample import column
+from .base import Physics
+from .checks import check_prox
 
 
 class Denoising(Physics):

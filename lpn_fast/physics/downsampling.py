@@ -10,21 +10,19 @@ Image Process. 25, 2016, write the same in blocks): with b = z + gamma A^T y and
     argmin_x 1/2 ||x - z||^2 + gamma/2 ||A x - y||^2 = b - gamma A^T (1 + gamma L)^-1 A b
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
-from lpn_fast.per_sample import column
-from lpn_fast.physics.base import Physics
-from lpn_fast.physics.blur import Blur
-from lpn_fast.physics.checks import check_count, check_images, check_prox
-from lpn_fast.physics.fourier import irfft2, rfft2
-from lpn_fast.physics.kernels import gaussian_kernel
+from ..per_sample import column
+from .base import Physics
+from .blur import Blur
+from .checks import check_count, check_images, check_prox
+from .fourier import irfft2, rfft2
+from .kernels import gaussian_kernel
 
 
 class Downsampling(Physics):
-    """Blur, then every ``factor``-th pixel in both directions, the first one included.
+    """Blur, then every `factor`-th pixel in both directions, the first one included.
 
     Parameters
     ----------
@@ -53,7 +51,7 @@ class Downsampling(Physics):
         self.blur = Blur(kernel, "circular")
 
     @classmethod
-    def gaussian(cls, factor: int, sigma: float | None = None) -> Downsampling:
+    def gaussian(cls, factor: int, sigma: float | None = None) -> "Downsampling":
         """Gaussian anti-alias blur.
 
         Parameters
@@ -71,7 +69,7 @@ class Downsampling(Physics):
         return cls(factor, gaussian_kernel(sigma, size=2 * max(1, round(3 * sigma)) + 1))
 
     @classmethod
-    def average(cls, factor: int) -> Downsampling:
+    def average(cls, factor: int) -> "Downsampling":
         """Mean of blocks of factor x factor pixels.
 
         The block of a kept pixel begins at it: the kernel's centre is its last tap.

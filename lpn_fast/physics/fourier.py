@@ -1,7 +1,5 @@
 """Discrete Fourier transforms that also take an empty batch, which the libraries behind torch.fft refuse."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

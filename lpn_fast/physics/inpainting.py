@@ -4,14 +4,12 @@ A x = m x  (elementwise),     ||A|| = max |m|
 argmin_x 1/2 ||x - z||^2 + gamma/2 ||m x - y||^2 = (z + gamma m y) / (1 + gamma m^2)
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
-from lpn_fast.per_sample import column
-from lpn_fast.physics.base import Physics
-from lpn_fast.physics.checks import check_batch, check_count, check_images, check_prox, check_size
+from ..per_sample import column
+from .base import Physics
+from .checks import check_batch, check_count, check_images, check_prox, check_size
 
 
 class Inpainting(Physics):
@@ -45,7 +43,7 @@ class Inpainting(Physics):
         self._copies: dict[tuple, Tensor] = {}
 
     @classmethod
-    def random(cls, size: int | tuple[int, int], seen: float, seed: int = 0) -> Inpainting:
+    def random(cls, size: int | tuple[int, int], seen: float, seed: int = 0) -> "Inpainting":
         """Mask that sees a given fraction of the pixels, drawn without replacement.
 
         Parameters
@@ -95,7 +93,7 @@ class Inpainting(Physics):
         """The shape of the images themselves."""
         return tuple(image_shape)
 
-    def select(self, samples: Tensor) -> Inpainting:
+    def select(self, samples: Tensor) -> "Inpainting":
         """The masks of these samples of the batch; the operator itself if all samples share one."""
         return self if self.mask.dim() < 4 else Inpainting(self.mask[samples.to("cpu")])
 
@@ -111,7 +109,7 @@ class Inpainting(Physics):
                 wanted[axis] = size
         check_batch(name, images, tuple(wanted))
 
-    def _mask(self, like: Tensor) -> Tensor:  # the mask in the type and on the device of ``like``
+    def _mask(self, like: Tensor) -> Tensor:  # the mask in the type and on the device of `like`
         key = (like.dtype, like.device)
         if key not in self._copies:
             with torch.inference_mode(False):

@@ -3,16 +3,14 @@
 k[i, j] = exp(-(i^2 + j^2) / (2 sigma^2)) / sum,     side max(5, int(3 sigma)), plus one if that is even
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lpn_fast.per_sample import check_positive
-from lpn_fast.physics.checks import check_count
+from ..per_sample import check_positive
+from .checks import check_count
 
 PATH = 300  # steps of a shake
 

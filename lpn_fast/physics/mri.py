@@ -13,15 +13,13 @@ the same information, and m^2 enters by its mean over the two,  e(k) = (m(k)^2 +
     argmin_x 1/2 ||x - z||^2 + gamma/2 ||A x - y||^2 = F^* (F (z + gamma A^T y) / (1 + gamma e))
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
-from lpn_fast.per_sample import column
-from lpn_fast.physics.base import Physics
-from lpn_fast.physics.checks import check_batch, check_count, check_prox, check_size
-from lpn_fast.physics.fourier import irfft2, rfft2, unitary_fft2, unitary_ifft2
+from ..per_sample import column
+from .base import Physics
+from .checks import check_batch, check_count, check_prox, check_size
+from .fourier import irfft2, rfft2, unitary_fft2, unitary_ifft2
 
 
 class MRI(Physics):
@@ -31,7 +29,7 @@ class MRI(Physics):
     ----------
     mask : Tensor, shape (H, W); bool or numbers
         1 where a frequency is sampled, 0 where not; any finite weights. Frequency zero is at [0, 0], as
-        ``torch.fft.fft2`` has it; use ``torch.fft.ifftshift`` for a mask drawn with zero in the centre.
+        `torch.fft.fft2` has it; use `torch.fft.ifftshift` for a mask drawn with zero in the centre.
     sensitivities : Tensor, shape (coils, H, W), complex or real, optional
         Of the receiving coils; None is one coil that sees everything alike.
 
@@ -67,7 +65,7 @@ class MRI(Physics):
         self._copies: dict[tuple, tuple] = {}
 
     @classmethod
-    def lines(cls, size: int | tuple[int, int], acceleration: float = 4, centre: float = 0.08, seed: int = 0) -> MRI:
+    def lines(cls, size: int | tuple[int, int], acceleration: float = 4, centre: float = 0.08, seed: int = 0) -> "MRI":
         """Cartesian sampling: whole columns of frequencies, all near zero and random ones elsewhere.
 
         Parameters
@@ -152,7 +150,7 @@ class MRI(Physics):
         ----------
         z : Tensor, shape (N, C, H, W)
             Points.
-        y : Tensor, shape as ``A(z)``
+        y : Tensor, shape as `A(z)`
             Measurements.
         gamma : float or Tensor, shape (N,)
             Weight of the data, positive.
@@ -185,7 +183,7 @@ class MRI(Physics):
         return (*coils, 2, *self.mask.shape)
 
     def _parts(self, like: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Mask (H, W), sensitivities (coils, H, W) or None, and e (H, W // 2 + 1), as ``like``."""
+        """Mask (H, W), sensitivities (coils, H, W) or None, and e (H, W // 2 + 1), as `like`."""
         key = (like.dtype, like.device)
         if key not in self._copies:
             with torch.inference_mode(False):

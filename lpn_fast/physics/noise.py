@@ -8,17 +8,15 @@ g is the gain: intensity per counted event, so 1/g events make an intensity of 1
 for sigma = 0; for sigma > 0 it is the shifted Poisson of Snyder et al. (J. Opt. Soc. Am. A 10, 1993), which
 has the right mean and variance everywhere. Its gradient in A x is (1 - w / m) / g.
 
-A physics with a noise model is a ``Noisy``: the operator itself, which also knows how to simulate measurements
+A physics with a noise model is a `Noisy`: the operator itself, which also knows how to simulate measurements
 and how large their noise is, so that a solver need not be told.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from lpn_fast.per_sample import check_positive, column, norm
-from lpn_fast.physics.checks import check_batch
+from ..per_sample import check_positive, column, norm
+from .checks import check_batch
 
 
 class GaussianNoise:
@@ -61,10 +59,10 @@ class GaussianNoise:
         return norm(predicted - y).square() / (2 * self.level(y).square())
 
     def negative_log_likelihood_gradient(self, predicted: Tensor, y: Tensor) -> Tensor:
-        """Gradient in ``predicted`` = A x, (N, ...); A^T of it is the gradient in x."""
+        """Gradient in `predicted` = A x, (N, ...); A^T of it is the gradient in x."""
         return (predicted - y) / column(self.level(y).square(), y)
 
-    def select(self, samples: Tensor) -> GaussianNoise:
+    def select(self, samples: Tensor) -> "GaussianNoise":
         """The noise of these samples of a batch."""
         return self if _is_common(self.sigma) else GaussianNoise(self.sigma[samples.to(self.sigma.device)])
 
@@ -108,7 +106,7 @@ class PoissonNoise:
         Raises
         ------
         ValueError
-            Negative or NaN values in ``clean``: there is no negative number of events.
+            Negative or NaN values in `clean`: there is no negative number of events.
         """
         _check_clean(clean)
         _check_samples("gain", self.gain, clean)
@@ -136,11 +134,11 @@ class PoissonNoise:
         return value.flatten(1).sum(dim=1)
 
     def negative_log_likelihood_gradient(self, predicted: Tensor, y: Tensor) -> Tensor:
-        """(1 - w / m) / g, (N, ...), the gradient in ``predicted`` = A x where m > 0; A^T of it is that in x."""
+        """(1 - w / m) / g, (N, ...), the gradient in `predicted` = A x where m > 0; A^T of it is that in x."""
         mean, count, gain = self._shifted(predicted, y)
         return ((1 - count / mean) / gain).to(predicted)
 
-    def select(self, samples: Tensor) -> PoissonNoise:
+    def select(self, samples: Tensor) -> "PoissonNoise":
         """The noise of these samples of a batch."""
         return self if _is_common(self.gain) else PoissonNoise(self.gain[samples.to(self.gain.device)], self.sigma)
 
@@ -158,13 +156,13 @@ class PoissonNoise:
 class Noisy:
     """An operator together with the noise of its measurements.
 
-    Whatever the operator has (``A``, ``A_adjoint``, ``norm``, ``prox_l2``, ...) is the operator's own, so
+    Whatever the operator has (`A`, `A_adjoint`, `norm`, `prox_l2`, ...) is the operator's own, so
     a solver takes a Noisy wherever it takes the operator.
 
     Parameters
     ----------
-    physics : object with ``A`` and ``A_adjoint``
-    noise : GaussianNoise or PoissonNoise, or any object with ``add`` and ``level``
+    physics : object with `A` and `A_adjoint`
+    noise : GaussianNoise or PoissonNoise, or any object with `add` and `level`
 
     Raises
     ------
@@ -199,7 +197,7 @@ class Noisy:
 
         Returns
         -------
-        Tensor, shape as ``A(x)``
+        Tensor, shape as `A(x)`
         """
         return self.noise.add(self.physics.A(x), generator)
 
@@ -207,7 +205,7 @@ class Noisy:
         """Root mean square of the noise in each sample of the measurements y, (N,) float64."""
         return self.noise.level(y)
 
-    def select(self, samples: Tensor) -> Noisy:
+    def select(self, samples: Tensor) -> "Noisy":
         """Operator and noise of these samples of a batch."""
         parts = (part.select(samples) if hasattr(part, "select") else part for part in (self.physics, self.noise))
         return Noisy(*parts)

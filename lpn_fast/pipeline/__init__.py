@@ -1,9 +1,9 @@
 """From image files to reconstructed image files: batched, restartable, one bad file never stops the rest."""
 
 from .images import Encoding, Image, UnreadableImage, read_image, write_image
+from .job import Summary, reconstruct
 from .manifest import ItemResult
 from .processes import Share
-from .reconstruct import Summary, reconstruct
 from .sources import find_images
 from .tasks import Deblur, Denoise, Solution
 

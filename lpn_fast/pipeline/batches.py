@@ -9,8 +9,6 @@ Images of one size travel together up to a budget of pixels; images of other siz
 bucket. Samples do not see each other, so the grouping changes results by rounding at most.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator

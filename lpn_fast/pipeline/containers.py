@@ -9,8 +9,6 @@ While a job runs, results lie as single files in a hidden folder; when the last 
 written in one go and the folder vanishes. So a kill costs what it costs for plain files.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io

@@ -11,8 +11,6 @@ identifiers of its own (the same ones if it is made again), ImageType DERIVED, a
 pydicom (extra [ct]), which is imported on first use.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 

@@ -5,8 +5,6 @@ begin with a dot and end in ".tmp", so that no reader takes one for a result; wh
 overwritten by whoever writes the same result again.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

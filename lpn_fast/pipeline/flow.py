@@ -6,8 +6,6 @@ Every stage is at most a few items ahead of the next, so memory depends on the s
 number. An error of a stage surfaces in the caller, where the items before it have been dealt with.
 """
 
-from __future__ import annotations
-
 import contextlib
 import queue
 import threading
@@ -133,7 +131,7 @@ class Solvers:
         self._pool: ThreadPoolExecutor | None = None
         self._running: set[Future] = set()
 
-    def __enter__(self) -> Solvers:
+    def __enter__(self) -> "Solvers":
         if self.count == 1:
             return self
         self._threads, turn, all_here = torch.get_num_threads(), threading.Lock(), threading.Barrier(self.count)
@@ -209,7 +207,7 @@ class Background:
         self._ahead, self._lock = ahead, threading.Lock()
         self._running: deque[Future] = deque()
 
-    def __enter__(self) -> Background:
+    def __enter__(self) -> "Background":
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="lpn_fast write")
         return self
 

@@ -1,7 +1,5 @@
 """The end of a job: container files are put together, and what became of all images is known."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

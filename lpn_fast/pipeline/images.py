@@ -10,8 +10,6 @@ Nothing is lost in silence. Alpha is dropped with a note. Pillow would cut 16-bi
 a word, so such files are refused, as are files of several pages.
 """
 
-from __future__ import annotations
-
 import io
 import threading
 from collections.abc import Callable
@@ -231,12 +229,12 @@ def to_array(pixels: Tensor, encoding: Encoding) -> np.ndarray:
 def write_image(
     path: str | Path, pixels: Tensor, encoding: Encoding, before_rename: Callable[[], None] | None = None
 ) -> Path:
-    """Write an image so that ``path`` is either absent or complete, even after a power cut.
+    """Write an image so that `path` is either absent or complete, even after a power cut.
 
     Parameters
     ----------
     path : path
-        Where to; its suffix decides nothing, ``encoding`` does.
+        Where to; its suffix decides nothing, `encoding` does.
     pixels : Tensor, shape (C, H, W)
         Clipped to [0, 1] where integers are stored.
     encoding : Encoding

@@ -9,8 +9,6 @@ Of several processes each appends to a manifest of its own, `manifest.1.jsonl` a
 What one of them has done counts for all; so a job may go on with another number of processes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -97,7 +95,7 @@ class ItemResult:
         return json.dumps(values, allow_nan=False) + "\n"  # other alphabets are escaped: lines are ASCII
 
     @classmethod
-    def from_line(cls, line: str) -> ItemResult:
+    def from_line(cls, line: str) -> "ItemResult":
         """The result of a line; ValueError if it is none. Fields of a later version are ignored."""
         values = json.loads(line)
         if not isinstance(values, dict):

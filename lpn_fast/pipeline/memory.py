@@ -6,8 +6,6 @@ images (by some 50 MB for images of 256 x 256) before it levels off. One call wa
 milliseconds, so it is made by the writing thread, after batches, and not more often than a small share of the time.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import time

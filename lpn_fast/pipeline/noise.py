@@ -1,7 +1,5 @@
 """How noisy an image is, from the image alone: the estimate of solvers/noise.py, for the manifest."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ..solvers.noise import haar_level

@@ -8,8 +8,6 @@ run-length strategy for pictures that have runs, make files of the same size wit
 (tests/test_pipeline_png.py), and let other threads run.
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
 

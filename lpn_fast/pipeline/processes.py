@@ -8,8 +8,6 @@ those of the others. `torchrun`, and whatever else sets RANK and WORLD_SIZE, sta
 that share the folder.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 
@@ -33,7 +31,7 @@ class Share:
             raise ValueError(f"rank must be in 0 .. {self.world - 1}, got {self.rank}")
 
     @classmethod
-    def from_environment(cls) -> Share:
+    def from_environment(cls) -> "Share":
         """What torchrun says, or the only process.
 
         Raises

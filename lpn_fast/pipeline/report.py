@@ -4,8 +4,6 @@ One HTML file that refers to nothing outside itself, so it can be sent and archi
 `data:` addresses; of a large job only the first MOST_PICTURES images get them, the table has all.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io

@@ -4,8 +4,6 @@ What the reading and the writing thread do with a whole image is numpy's work: t
 each of them, which wait busily for the next operation on the cores that the solver needs.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

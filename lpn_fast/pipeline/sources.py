@@ -1,7 +1,5 @@
 """Where images come from: files, folders, glob patterns, lists of files, and the members of container files."""
 
-from __future__ import annotations
-
 import functools
 import glob
 import hashlib
@@ -90,8 +88,8 @@ def find_images(patterns: str | Path | Iterable[str | Path]) -> list[Path]:
     Parameters
     ----------
     patterns : path or iterable of paths
-        Each an existing file or folder; a pattern with ``*``, ``?`` or ``[...]`` (``**`` descends); or
-        ``@list.txt``, a text file (UTF-8) with one of these per line.
+        Each an existing file or folder; a pattern with `*`, `?` or `[...]` (`**` descends); or
+        `@list.txt`, a text file (UTF-8) with one of these per line.
 
     Returns
     -------

@@ -9,8 +9,6 @@ That is the default for noise-conditional networks. A network of one noise level
 Denoising is the case A = 1, eta = 1: one evaluation f(y) is the minimiser of 1/2 ||x - y||^2 + R(x).
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable
@@ -22,8 +20,8 @@ from torch import Tensor
 from .. import solvers
 from ..networks import LPN
 from ..physics import Blur, Denoising
-from ..solvers.admm import SAFE_FACTOR
-from ..solvers.pgd import SAFE_FRACTION
+from ..solvers.alternating_directions import SAFE_FACTOR
+from ..solvers.proximal_gradient import SAFE_FRACTION
 
 METHODS = ("pgd", "admm")
 PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model and sigma fit together
@@ -142,7 +140,7 @@ class Deblur:
         Raises
         ------
         ValueError
-            Model, operator and sigma do not fit together, or with ``strict`` a condition does not hold.
+            Model, operator and sigma do not fit together, or with `strict` a condition does not hold.
         """
         blank = _blank(model, max(PROBE_SIDE, *self.physics.kernel.shape))
         return self._run(self.physics.A(blank), model, max_iter=1, callback=None).conditions

@@ -4,8 +4,6 @@ On a GPU a batch is gathered in pinned memory and copied on a stream of its own 
 solved; results come back the same way. On a CPU nothing is copied.
 """
 
-from __future__ import annotations
-
 from dataclasses import fields, replace
 
 import torch

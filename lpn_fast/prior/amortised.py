@@ -147,7 +147,7 @@ class AmortisedPrior:
         model : LPN
             Frozen; its parameters are not touched.
         points : callable
-            ``points(count, generator)`` gives u, (count, ...): noisy data, say. G is to be trusted on f of these.
+            `points(count, generator)` gives u, (count, ...): noisy data, say. G is to be trusted on f of these.
         network : LPN, optional
             G to train, in place; None is a new one of the model's architecture.
         steps, batch_size, learning_rate : int, int, float

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from ..networks import LPN
 from ..ops import functions
-from .invert import Inversion, _chunks, invert
+from .inversion import Inversion, _chunks, invert
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,15 @@ admm, drs        data prox, rho > ||A||^2; a falling envelope
 hqs              data prox, any rho; a falling objective with a smoothed data term
 """
 
-from lpn_fast.solvers.admm import admm
-from lpn_fast.solvers.automatic import Settings
-from lpn_fast.solvers.conditions import Condition, Conditions
-from lpn_fast.solvers.drs import drs
-from lpn_fast.solvers.fista import fista
-from lpn_fast.solvers.hqs import hqs
-from lpn_fast.solvers.noise import estimate_noise
-from lpn_fast.solvers.pgd import pgd
-from lpn_fast.solvers.reconstruction import Reconstruction
+from .accelerated_gradient import fista
+from .alternating_directions import admm
+from .automatic import Settings
+from .conditions import Condition, Conditions
+from .douglas_rachford import drs
+from .half_quadratic import hqs
+from .noise import estimate_noise
+from .proximal_gradient import pgd
+from .reconstruction import Reconstruction
 
 __all__ = [
     "Condition",

@@ -14,15 +14,13 @@ found by the discrepancy principle instead: ||A x - y||^2 = s^2 m for m measurem
 The step is the solver's default, just inside its theorem, unless given.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lpn_fast.solvers.noise import estimate_noise, known_noise
-from lpn_fast.solvers.problem import Problem, positive, shown
+from .noise import estimate_noise, known_noise
+from .problem import Problem, positive, shown
 
 RULES = ("map", "discrepancy")
 SMALLEST_STRENGTH = 1e-3  # the error of an inner solve grows as 1 / t
@@ -130,7 +128,7 @@ def calibrated(
 ) -> tuple[float | Tensor, float | Tensor, float | Tensor | None]:
     """(step, strength, sigma) with t sigma^2 / eta = s^2 as far as the network's levels allow; given values stay.
 
-    A model that knows no level counts as one of level ``noise`` (step)^1/2: it starts at t = 1.
+    A model that knows no level counts as one of level `noise` (step)^1/2: it starts at t = 1.
     """
     s, eta = (torch.as_tensor(v, dtype=torch.float64, device=y.device).expand(len(y)) for v in (noise, step))
     q = s * eta.sqrt()  # (N,)

@@ -18,15 +18,13 @@ that it was estimated, or with which probability its bound fails (physics/base.p
 own steps or operators, the row shows the sample that is worst off.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lpn_fast.solvers.problem import Problem
+from .problem import Problem
 
 # Rounding leaves 1e-8 (float32) or less of a matched pair at image size; an unmatched projector shows 1e-2.
 ADJOINT_TOL = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -55,7 +53,7 @@ class Condition:
 
     @property
     def verdict(self) -> str:
-        """``yes``, ``no``, or ``no (10.5x outside)``."""
+        """`yes`, `no`, or `no (10.5x outside)`."""
         if self.holds:
             return "yes"
         return "no" if self.factor is None else f"no ({self.factor:.3g}x outside)"
@@ -63,7 +61,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Conditions:
-    """The hypotheses of one theorem; ``print`` shows them as a table.
+    """The hypotheses of one theorem; `print` shows them as a table.
 
     Examples
     --------

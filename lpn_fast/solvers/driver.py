@@ -13,8 +13,6 @@ That answer decides the batch of the next iteration, so iterations are not captu
 one shape, and a batch of one shape would carry its finished samples to the end.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -23,11 +21,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lpn_fast.per_sample import choose, norm
-from lpn_fast.solvers.automatic import Settings
-from lpn_fast.solvers.conditions import Conditions
-from lpn_fast.solvers.problem import Problem, subset
-from lpn_fast.solvers.reconstruction import Reconstruction
+from ..per_sample import choose, norm
+from .automatic import Settings
+from .conditions import Conditions
+from .problem import Problem, subset
+from .reconstruction import Reconstruction
 
 Callback = Callable[[int, Tensor, Tensor], bool | None]
 
@@ -50,8 +48,8 @@ class State:
     residual: Tensor  # (n,) float64, relative change that led to image
 
     @classmethod
-    def before(cls, problem: Problem, settings: Settings, **own) -> State:
-        """The state before the first iteration; R of the start is unknown, hence NaN. ``own``: a subclass's fields."""
+    def before(cls, problem: Problem, settings: Settings, **own) -> "State":
+        """The state before the first iteration; R of the start is unknown, hence NaN. `own`: a subclass's fields."""
         unknown = torch.full((len(problem.y),), torch.nan, dtype=torch.float64, device=problem.y.device)
         return cls(
             problem.physics, problem.y, settings.step_size, settings.strength, settings.sigma,
@@ -71,7 +69,7 @@ class State:
     def select(
         self,
         keep: Tensor,  # (n,) bool
-    ) -> State:
+    ) -> "State":
         """The samples to keep, the operator included."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         kept = {name: v[keep] for name, v in values.items() if isinstance(v, Tensor)}
@@ -80,8 +78,8 @@ class State:
     def merge(
         self,
         place: Tensor,  # (n,) bool, m of them true
-        other: State,  # of those m samples
-    ) -> State:
+        other: "State",  # of those m samples
+    ) -> "State":
         """These samples replaced by others."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         where = place.nonzero().flatten()
@@ -103,7 +101,7 @@ def iterate(
     callback: Callback | None = None,
     progress: bool = False,
 ) -> Reconstruction:
-    """Run ``step`` until every sample has stopped.
+    """Run `step` until every sample has stopped.
 
     Parameters
     ----------

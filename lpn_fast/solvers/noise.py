@@ -9,8 +9,6 @@ It takes fine texture for noise, so it errs upwards, least for measurements that
 projections). It says nothing about measurements that are no images or whose neighbours are unrelated.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 GAUSSIAN_MEDIAN = 0.6744897501960817  # median of |n| for n standard normal
@@ -64,6 +62,6 @@ def haar_level(images: Tensor) -> Tensor:
 
 
 def known_noise(physics, y: Tensor) -> Tensor | None:  # (N,) float64
-    """What an operator with a noise model (``physics.with_noise``) says of the noise in y, or None."""
+    """What an operator with a noise model (`physics.with_noise`) says of the noise in y, or None."""
     level = getattr(getattr(physics, "noise", None), "level", None)
     return level(y) if callable(level) else None

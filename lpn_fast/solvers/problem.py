@@ -5,15 +5,13 @@
 Arguments are checked here, once; the iterations trust them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lpn_fast.per_sample import check_positive, norm
-from lpn_fast.physics import adjoint_mismatch, operator_norm, prox_l2_by_cg
+from ..per_sample import check_positive, norm
+from ..physics import adjoint_mismatch, operator_norm, prox_l2_by_cg
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Problem:
     ----------
     y : Tensor, shape (N, ...)
         Measurements.
-    physics : object with ``A`` and ``A_adjoint``
+    physics : object with `A` and `A_adjoint`
     x0 : Tensor, shape (N, ...)
         Start.
     norm : float or Tensor, shape (N,)
@@ -32,7 +30,7 @@ class Problem:
     norm_certainty : str
         How sure the bound is: "" for a proof, "estimated", or the probability with which it fails.
     adjoint_mismatch : float
-        Measured distance of ``A_adjoint`` from the adjoint of ``A``.
+        Measured distance of `A_adjoint` from the adjoint of `A`.
     """
 
     y: Tensor
@@ -49,7 +47,7 @@ def pose(y: Tensor, physics, *, x0=None, max_iter: int = 1, tol: float = 0.0) ->
     Raises
     ------
     TypeError
-        y or x0 not a float32 or float64 tensor, physics without ``A`` or ``A_adjoint``,
+        y or x0 not a float32 or float64 tensor, physics without `A` or `A_adjoint`,
         max_iter not an integer.
     ValueError
         NaN or infinite measurements or start, an empty batch, shapes that do not belong together,
@@ -91,7 +89,7 @@ def pose(y: Tensor, physics, *, x0=None, max_iter: int = 1, tol: float = 0.0) ->
 
 
 def subset(physics, samples: Tensor):  # (n,) indices or (N,) bool
-    """The operator of these samples: its own ``select`` where samples have operators of their own, else itself."""
+    """The operator of these samples: its own `select` where samples have operators of their own, else itself."""
     own = getattr(physics, "select", None)
     return own(samples) if callable(own) else physics
 
@@ -110,13 +108,13 @@ def relative_change(
 
 
 def data_prox(physics):
-    """The operator's own ``prox_l2``, or conjugate gradients where it has none."""
+    """The operator's own `prox_l2`, or conjugate gradients where it has none."""
     own = getattr(physics, "prox_l2", None)
     return own if callable(own) else lambda z, y, gamma: prox_l2_by_cg(physics, z, y, gamma)
 
 
 def check_tensor(name: str, value) -> None:
-    """Raise unless ``value`` is a finite float32 or float64 tensor (N, ...) with N > 0."""
+    """Raise unless `value` is a finite float32 or float64 tensor (N, ...) with N > 0."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in (torch.float32, torch.float64):

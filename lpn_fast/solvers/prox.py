@@ -9,8 +9,6 @@ On a CPU a single evaluation of a large batch is cut into pieces whose widest ac
 network writes them to memory at all; samples do not see each other, so only the time changes.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from dataclasses import dataclass
@@ -23,20 +21,20 @@ CACHED_BYTES = 16 * 2**20  # of one activation; above 32 MB the allocator asks t
 
 @dataclass(frozen=True)
 class LearnedProx:
-    """``model.prox_and_prior`` with a warm start where the model has one.
+    """`model.prox_and_prior` with a warm start where the model has one.
 
     Attributes
     ----------
-    model : LPN, or any object with ``prox_and_prior(z, strength=, sigma=)``
+    model : LPN, or any object with `prox_and_prior(z, strength=, sigma=)`
     warm : bool
-        Whether it also takes ``start`` and ``return_preimage``.
+        Whether it also takes `start` and `return_preimage`.
     """
 
     model: object
     warm: bool
 
     @classmethod
-    def of(cls, model) -> LearnedProx:
+    def of(cls, model) -> "LearnedProx":
         """Looks once at what the model accepts."""
         accepted = inspect.signature(model.prox_and_prior).parameters
         return cls(model, {"start", "return_preimage"} <= accepted.keys())

@@ -1,13 +1,11 @@
 """What a solver gives back."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from lpn_fast.solvers.automatic import Settings
-from lpn_fast.solvers.conditions import Conditions
+from .automatic import Settings
+from .conditions import Conditions
 
 
 @dataclass(frozen=True)
@@ -22,11 +20,11 @@ class Reconstruction:
         The function being minimised, at the prox output of every iteration. A sample that has
         stopped keeps its last value; NaN where a sample has none yet. On the device of y, as all histories.
     residual : Tensor, shape (iterations run, N), float64
-        The relative change compared with ``tol``, likewise.
+        The relative change compared with `tol`, likewise.
     iterations : Tensor, shape (N,), int64
         Iterations each sample completed.
     converged : Tensor, shape (N,), bool
-        Whether the sample met ``tol``. False after max_iter, a callback's stop, or a NaN.
+        Whether the sample met `tol`. False after max_iter, a callback's stop, or a NaN.
     broken : Tensor, shape (N,), bool
         Whether the sample was stopped because it became NaN or infinite; x is then its last good image.
     conditions : Conditions

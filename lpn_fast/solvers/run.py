@@ -5,21 +5,19 @@ So the weight is found first, per sample, by short runs of the same solver, each
 weight is frozen, and only from there on are objectives recorded: they belong to one function and may be compared.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lpn_fast.per_sample import choose as choose_sample
-from lpn_fast.per_sample import norm
-from lpn_fast.solvers.automatic import SMALLEST_STRENGTH, Settings, calibrated, trained_levels
-from lpn_fast.solvers.conditions import Conditions
-from lpn_fast.solvers.driver import Callback, iterate
-from lpn_fast.solvers.problem import Problem
-from lpn_fast.solvers.reconstruction import Reconstruction
+from ..per_sample import choose as choose_sample
+from ..per_sample import norm
+from .automatic import SMALLEST_STRENGTH, Settings, calibrated, trained_levels
+from .conditions import Conditions
+from .driver import Callback, iterate
+from .problem import Problem
+from .reconstruction import Reconstruction
 
 STAGES, STAGE_ITERATIONS = 6, 12  # short runs, and iterations of each
 FIRST_SLOPE = 0.3  # of log misfit against log of the assumed noise, for photographs and CT slices; then a secant
@@ -43,7 +41,7 @@ def solve(
     callback: Callback | None,
     progress: bool,
 ) -> Reconstruction:
-    """The reconstruction of a problem by a method (an object with ``start(problem, settings)`` and ``step(state)``)."""
+    """The reconstruction of a problem by a method (an object with `start(problem, settings)` and `step(state)`)."""
     if strict:
         conditions.raise_unless_all_hold()
     if settings.rule == "discrepancy":

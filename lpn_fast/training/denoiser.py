@@ -42,7 +42,7 @@ def train_denoiser(
     ----------
     model : LPN
     crops : callable
-        ``crops(count, generator)`` -> (count, C, H, W), see `lpn_fast.data.ImageCrops`, or (count, C, D, H, W).
+        `crops(count, generator)` -> (count, C, H, W), see `lpn_fast.data.ImageCrops`, or (count, C, D, H, W).
     phases : list of Phase
     sigma : float or (float, float)
         Noise level, or the range for a noise-conditional model.

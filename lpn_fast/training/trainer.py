@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..networks import LPN, limit_gain_, save
 from ..optim import ProjectedAdam
-from . import gate, state
+from . import accuracy, state
 from .average import WeightAverage
 from .batches import NoisyBatches, Sampler
 from .distributed import current_group
@@ -43,9 +43,9 @@ class Trainer:
     ----------
     model : LPN
     sampler : callable
-        ``sampler(batch_size, generator)`` gives clean samples, (batch_size, dim), (batch_size, C, H, W) or
+        `sampler(batch_size, generator)` gives clean samples, (batch_size, dim), (batch_size, C, H, W) or
         (batch_size, C, D, H, W); all its randomness comes from `generator`, which lives on the CPU. If it takes a
-        third argument ``rows``, a slice, it may make those of the samples only (for training in several processes).
+        third argument `rows`, a slice, it may make those of the samples only (for training in several processes).
     phases : list of Phase
     sigma : float or (float, float)
         Noise standard deviation, or the range it is drawn from for a noise-conditional model.
@@ -64,11 +64,11 @@ class Trainer:
         Pixels at the sides of a crop that the loss leaves out: there the zeros around a crop decide, which are far
         more of a small crop than of an image. Image models only.
     precision : str
-        "fp32", or "bf16", "fp16", "tf32" for the steps, wherever the gate lets them (gate.py).
+        "fp32", or "bf16", "fp16", "tf32" for the steps, wherever the accuracy check admits them (accuracy.py).
     noise : callable
-        ``noise(shape, generator=..., dtype=...)`` -> standard normal samples; torch.randn unless told otherwise.
+        `noise(shape, generator=..., dtype=...)` -> standard normal samples; torch.randn unless told otherwise.
     gamma_factor : callable, optional
-        ``gamma_factor(y)`` -> (N,), positive: what gamma is multiplied by for each noisy sample.
+        `gamma_factor(y)` -> (N,), positive: what gamma is multiplied by for each noisy sample.
     expansion_weight : float
         Weight of the expansion penalty (training/expansion.py) on a quarter of every batch, its last samples
         of an image model. 0 switches it off.
@@ -78,7 +78,7 @@ class Trainer:
         Folder for `resume.safetensors`, `log.csv`, `train.log` and at the end `model.safetensors`. If it holds a
         resume file of the same configuration the run continues there. None keeps everything in memory.
     validate : callable, optional
-        ``validate(model)`` -> dict of figures, called every `validate_every` steps and at the end.
+        `validate(model)` -> dict of figures, called every `validate_every` steps and at the end.
     checkpoint_seconds : float
         Time between resume files.
     progress : bool
@@ -148,7 +148,7 @@ class Trainer:
         self.step, self.total_steps = 0, sum(phase.steps for phase in self.phases)
         self.rate_factor, self.rollbacks = 1.0, 0
         self._tried = -1  # step of the last state that was to be written
-        self.passed: dict[int, bool] = {}  # index of a phase -> whether its precision passed the gate
+        self.passed: dict[int, bool] = {}  # index of a phase -> whether its precision passed the check
         self.log = RunLog(self.out if self.group.leads else None, self.progress, tensorboard and self.group.leads)
         # the optimizer's step clamps; families with further constraints bring a project_ of their own
         self._own_projection = bool(scales) or type(model).project_ is not LPN.project_
@@ -293,7 +293,7 @@ class Trainer:
             generator = torch.Generator().manual_seed(hash((self.seed, index)) % 2**63)
             x, y, sigma = self.batches.draw(generator, next(self.model.parameters()))
             loss = self._criterion(self.phases[index], y, sigma)
-            report = gate.measure(
+            report = accuracy.measure(
                 self.model, self.precision, y, sigma, lambda pred: loss(self._inside(pred), self._inside(x))
             )
             self.passed[index] = self.group.agree(report.holds, y.device)

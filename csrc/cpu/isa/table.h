@@ -9,9 +9,9 @@
 #include "frame.h"
 #include "frame_second.h"
 #include "mlp_blocks.h"
+#include "narrow.h"
 #include "panels.h"
 #include "projector.h"
-#include "thin.h"
 #include "winograd.h"
 
 namespace lpn {
@@ -23,8 +23,8 @@ constexpr Kernels kernels_named(const char* name) {
           activation_kernels<BFloat16>(),
           panel_product,
           gradient_product,
-          thin_kernels<float>(),
-          thin_kernels<BFloat16>(),
+          narrow_kernels<float>(),
+          narrow_kernels<BFloat16>(),
           winograd_inputs,
           winograd_inputs_adjoint,
           winograd_outputs,

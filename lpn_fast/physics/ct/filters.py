@@ -9,15 +9,13 @@ onto the mean of the image, which then comes out too low. Rows are padded to twi
 nothing wraps around.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 
 import torch
 from torch import Tensor
 
-from lpn_fast.physics.fourier import filter_last_axis
+from ..fourier import filter_last_axis
 
 # Factor on the ramp as a function of frequency / cutoff, in [0, 1].
 WINDOWS = {

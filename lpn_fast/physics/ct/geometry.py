@@ -12,8 +12,6 @@ per column, and interpolates linearly along that line; the samples are p / max(|
     smear     bin position at pixel (r, c) = origin + r per_row + c per_column   (back-projection of FBP)
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -36,7 +34,7 @@ class ParallelBeamGeometry:
     bins : int
         Detector elements, centred on the axis of rotation.
     spacing : float
-        Distance of neighbouring bins, in the unit of ``pixel``.
+        Distance of neighbouring bins, in the unit of `pixel`.
     """
 
     height: int

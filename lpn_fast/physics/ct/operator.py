@@ -11,20 +11,18 @@
 x = 1 gives a bound at once; a few steps x <- A^T A x bring the two within a percent of each other.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lpn_fast.per_sample import check_positive
-from lpn_fast.physics.base import Physics
-from lpn_fast.physics.checks import check_batch, check_count, check_prox, check_size
-from lpn_fast.physics.ct.filters import WINDOWS, filter_rows
-from lpn_fast.physics.ct.geometry import ParallelBeamGeometry
-from lpn_fast.physics.ct.projector import Projector
+from ...per_sample import check_positive
+from ..base import Physics
+from ..checks import check_batch, check_count, check_prox, check_size
+from .filters import WINDOWS, filter_rows
+from .geometry import ParallelBeamGeometry
+from .projector import Projector
 
 NORM_GAP = 0.01  # upper / lower bound - 1 at which norm() is content
 NORM_STEPS = 40
@@ -35,7 +33,7 @@ NORM_ROUNDING = 1 + 1e-6
 class ParallelBeamCT(Physics):
     """Line integrals of images over parallel rays.
 
-    Lengths (``pixel``, ``extent``, the line integrals) are in one unit, the caller's: with ``pixel``
+    Lengths (`pixel`, `extent`, the line integrals) are in one unit, the caller's: with `pixel`
     in mm and an attenuation per mm, measurements are pure numbers.
 
     Parameters
@@ -92,7 +90,7 @@ class ParallelBeamCT(Physics):
         self._norm: float | None = None
 
     @classmethod
-    def published(cls, backend: str = "auto") -> ParallelBeamCT:
+    def published(cls, backend: str = "auto") -> "ParallelBeamCT":
         """The scan of the published experiments (arXiv 2310.14344, code of its authors).
 
         512 x 512 pixels of side 0.5, 200 angles (i + 1/2) pi / 200, 400 bins over +-128 sqrt(2) = +-181.02.

@@ -9,15 +9,13 @@ compiled ones (csrc/cpu/projector.h) and serve every other device. Both write ea
 that one pixel collects, never as scattered additions whose order would depend on the threads.
 """
 
-from __future__ import annotations
-
 import importlib
 import math
 
 import torch
 from torch import Tensor
 
-from lpn_fast.physics.ct.geometry import ParallelBeamGeometry
+from .geometry import ParallelBeamGeometry
 
 try:
     _cpu = importlib.import_module("lpn_fast._cpu")

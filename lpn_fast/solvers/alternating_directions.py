@@ -22,20 +22,18 @@ A box a <= x <= b is a second term, with its own copy w and dual v: the data pro
 and v+ = v + x+ - w, w+ = clip(x+ + v+) run beside u and z, as in the published compressed sensing.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lpn_fast.solvers.automatic import Settings, choose
-from lpn_fast.solvers.conditions import admm_conditions
-from lpn_fast.solvers.driver import Callback, State
-from lpn_fast.solvers.problem import Problem, data_prox, half_square, pose, positive, relative_change
-from lpn_fast.solvers.prox import LearnedProx
-from lpn_fast.solvers.reconstruction import Reconstruction
-from lpn_fast.solvers.run import solve
+from .automatic import Settings, choose
+from .conditions import admm_conditions
+from .driver import Callback, State
+from .problem import Problem, data_prox, half_square, pose, positive, relative_change
+from .prox import LearnedProx
+from .reconstruction import Reconstruction
+from .run import solve
 
 SAFE_FACTOR = 1.05  # default rho over its limit ||A||^2; at the limit itself the proven decrease is zero
 
@@ -49,7 +47,7 @@ ORDERS = {
 
 @dataclass(frozen=True)
 class ADMMState(State):
-    """Adds the other variables; ``image`` is z."""
+    """Adds the other variables; `image` is z."""
 
     data_image: Tensor  # (n, ...) x, output of the data prox
     dual: Tensor  # (n, ...) u, scaled by 1 / rho
@@ -141,16 +139,16 @@ def admm(
 
     Minimises  1/2 ||A x - y||^2 + t rho R(x)  by data prox, dual and learned prox in this order, and
     returns the output of the learned prox. The iterates converge for rho > ||A||^2 and
-    0 < alpha < 1; the published experiments used rho 10 to 70 times smaller, which ``conditions``
-    reports and ``strict`` refuses. A larger t rho weighs the prior more.
+    0 < alpha < 1; the published experiments used rho 10 to 70 times smaller, which `conditions`
+    reports and `strict` refuses. A larger t rho weighs the prior more.
 
     Parameters
     ----------
     y, physics, model, strength, sigma, noise, max_iter, strict, callback, progress
-        As for `pgd`. The model's ``alpha`` is used too. The operator's ``prox_l2(z, y, gamma)`` is used if it has
+        As for `pgd`. The model's `alpha` is used too. The operator's `prox_l2(z, y, gamma)` is used if it has
         one, else conjugate gradients.
     rho : float or Tensor, shape (N,), optional
-        Penalty; None is 1.05 ||A||^2, or more where the network knows no noise as large as ``strength`` asks.
+        Penalty; None is 1.05 ||A||^2, or more where the network knows no noise as large as `strength` asks.
     order : str
         "data-dual-prior" (132 in the published code), "prior-data-dual" (213) or "data-prior-dual" (123). The
         theorem covers the first two.

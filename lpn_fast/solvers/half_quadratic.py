@@ -11,25 +11,23 @@ curvature is rho L / (rho + L) < rho for L = ||A||^2, with step 1 / rho, so
 The objective reported is G at (x, z+).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lpn_fast.solvers.automatic import Settings, choose
-from lpn_fast.solvers.conditions import hqs_conditions
-from lpn_fast.solvers.driver import Callback, State
-from lpn_fast.solvers.problem import Problem, data_prox, half_square, pose, positive, relative_change
-from lpn_fast.solvers.prox import LearnedProx
-from lpn_fast.solvers.reconstruction import Reconstruction
-from lpn_fast.solvers.run import solve
+from .automatic import Settings, choose
+from .conditions import hqs_conditions
+from .driver import Callback, State
+from .problem import Problem, data_prox, half_square, pose, positive, relative_change
+from .prox import LearnedProx
+from .reconstruction import Reconstruction
+from .run import solve
 
 
 @dataclass(frozen=True)
 class HQSState(State):
-    """Adds the data image; ``image`` is z."""
+    """Adds the data image; `image` is z."""
 
     data_image: Tensor  # (n, ...) x
 
@@ -84,9 +82,9 @@ def hqs(
     Parameters
     ----------
     y, physics, model, strength, sigma, noise, max_iter, x0, strict, callback, progress
-        As for `pgd`. The operator's ``prox_l2(z, y, gamma)`` is used if it has one, else conjugate gradients.
+        As for `pgd`. The operator's `prox_l2(z, y, gamma)` is used if it has one, else conjugate gradients.
     rho : float or Tensor, shape (N,), optional
-        Penalty; None is ||A||^2, or more where the network knows no noise as large as ``strength`` asks.
+        Penalty; None is ||A||^2, or more where the network knows no noise as large as `strength` asks.
     tol : float
         A sample has converged when ||z+ - z|| <= tol ||z+||.
 

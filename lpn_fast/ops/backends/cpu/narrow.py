@@ -1,4 +1,4 @@
-"""Correlations of few input channels on the CPU (csrc/cpu/isa/thin.h): skips A_l, and whole first stages.
+"""Correlations of few input channels on the CPU (csrc/cpu/isa/narrow.h): skips A_l, and whole first stages.
 
     stage     z = softplus(W z' + A x + b)  or  dz = (W dz' + A v) s(z), the product never leaving the registers
     adjoint   A^T e
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..algebra.spec import Stage, ceil_div
+from ....algebra.spec import Stage, ceil_div
 from . import memory
 from .winograd import PANEL
 
@@ -31,7 +31,7 @@ def padded(x: Tensor, padding: int) -> Tensor:
     return F.pad(x, (padding,) * 4).permute(0, 2, 3, 1).contiguous()
 
 
-class ThinSkip:
+class NarrowSkip:
     """One skip A.
 
     Parameters
@@ -48,9 +48,9 @@ class ThinSkip:
         self.panels = _panels(rows.T)
         self.adjoint_panels = _panels(rows)
 
-    def product(self, image: Tensor) -> "ThinProduct":
+    def product(self, image: Tensor) -> "NarrowProduct":
         """A x, to be formed where it is used; x as `padded` gives it."""
-        return ThinProduct(self, image)
+        return NarrowProduct(self, image)
 
     def adjoint(self, e: Tensor, size: tuple[int, int]) -> Tensor:
         """A^T e, (N, C, *size) float32, from e (N, H, h, w) channels-last."""
@@ -73,14 +73,14 @@ class ThinSkip:
         """Call csrc's function of that name for tensors of `storage`."""
         suffix = "_bfloat16" if storage == torch.bfloat16 else ""
         addresses = [a.data_ptr() if isinstance(a, Tensor) else 0 if a is None else a for a in arguments]
-        problem = self._cpu.Thin(*shape, self.channels, self.units, self.kernel, self.stride, self.padding)
+        problem = self._cpu.Narrow(*shape, self.channels, self.units, self.kernel, self.stride, self.padding)
         getattr(problem, name + suffix)(*addresses, torch.get_num_threads())
 
 
-class ThinProduct:
+class NarrowProduct:
     """A x that was not formed yet: `epilogues.py`'s operand `rest` for the fused kernels."""
 
-    def __init__(self, skip: ThinSkip, image: Tensor):
+    def __init__(self, skip: NarrowSkip, image: Tensor):
         self.skip, self.image = skip, image
 
     def softplus(self, u: Tensor | None, b: Tensor | None, beta: float, storage: torch.dtype) -> Tensor:

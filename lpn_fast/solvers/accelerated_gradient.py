@@ -11,22 +11,20 @@ objective, which is free. A v is a combination of two A x that are known, hence 
 plain one does, and a rejected one costs the rejected samples a second prox.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lpn_fast.per_sample import column
-from lpn_fast.solvers.automatic import Settings, choose
-from lpn_fast.solvers.conditions import gradient_conditions
-from lpn_fast.solvers.driver import Callback
-from lpn_fast.solvers.pgd import SAFE_FRACTION, PGDState, ProximalGradient, has_decreased
-from lpn_fast.solvers.problem import Problem, pose, positive
-from lpn_fast.solvers.prox import LearnedProx
-from lpn_fast.solvers.reconstruction import Reconstruction
-from lpn_fast.solvers.run import solve
+from ..per_sample import column
+from .automatic import Settings, choose
+from .conditions import gradient_conditions
+from .driver import Callback
+from .problem import Problem, pose, positive
+from .prox import LearnedProx
+from .proximal_gradient import SAFE_FRACTION, PGDState, ProximalGradient, has_decreased
+from .reconstruction import Reconstruction
+from .run import solve
 
 
 @dataclass(frozen=True)

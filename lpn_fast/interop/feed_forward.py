@@ -10,8 +10,6 @@ ops/sweeps.py has the same equations with what makes them fast: work in place, s
 exporters do not know. Weights are projected once, when the module is made.
 """
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Callable

@@ -14,12 +14,13 @@ import math
 import torch
 from torch import Tensor
 
-from ...algebra.parameters import layout
-from ...algebra.spec import Spec, ceil_div
-from .. import frame, registry, thin
-from ..cpu_maps import CpuConvMaps, Transposed
-from ..epilogues import KeptAsItIs
-from .torch import SweepsBackend
+from ....algebra.parameters import layout
+from ....algebra.spec import Spec, ceil_div
+from ... import registry
+from ...epilogues import KeptAsItIs
+from ..torch import SweepsBackend
+from . import frame, narrow
+from .maps import CpuConvMaps, Transposed
 
 try:
     _cpu = importlib.import_module("lpn_fast._cpu")
@@ -135,11 +136,11 @@ class FusedEpilogues(KeptAsItIs):
     """ops/epilogues.py's steps, each one pass over memory.
 
     Tensors are [N, H, h, w], channels-last, float32 or bfloat16; `rest` may be a product that was not formed yet
-    (ops/thin.py), and then u may be None.
+    (ops/narrow.py), and then u may be None.
     """
 
     def softplus(self, u: Tensor, rest: Tensor | None, b: Tensor | None, beta: float, storage: torch.dtype) -> Tensor:
-        if isinstance(rest, thin.ThinProduct):
+        if isinstance(rest, narrow.NarrowProduct):
             return rest.softplus(u, b, beta, storage)
         if u.dtype == torch.float32 != storage:  # a first stage by the library
             return self.softplus(u, rest, b, beta, torch.float32).to(storage)
@@ -159,7 +160,7 @@ class FusedEpilogues(KeptAsItIs):
         return out
 
     def tangent(self, a: Tensor, rest: Tensor | None, z: Tensor, beta: float) -> Tensor:
-        if isinstance(rest, thin.ThinProduct):
+        if isinstance(rest, narrow.NarrowProduct):
             return rest.tangent(a, z, beta)
         if a.dtype == torch.float32 != z.dtype:
             return self.tangent(a, rest, z.float(), beta).to(z.dtype)

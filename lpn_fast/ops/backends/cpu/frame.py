@@ -13,8 +13,8 @@ import importlib
 import torch
 from torch import Tensor
 
-from ..algebra.parameters import StageParameters, layout, unpack
-from ..algebra.spec import Spec, Stage
+from ....algebra.parameters import StageParameters, layout, unpack
+from ....algebra.spec import Spec, Stage
 
 
 def supports(spec: Spec) -> bool:

@@ -21,7 +21,7 @@ namespace lpn {
 namespace {
 
 // Where the patch of output (row, 0) starts; rows are counted through all images.
-inline const float* patches_of(const Thin& op, int64_t row) {
+inline const float* patches_of(const Narrow& op, int64_t row) {
   return op.image + row / op.out_height * op.image_step + row % op.out_height * op.stride * op.line;
 }
 
@@ -31,8 +31,8 @@ inline int64_t filled_lanes(int64_t units, int64_t unit) {
 
 // What becomes of A x in `pixels` x `vectors` vectors from pixel and unit on; four of them hide the latency.
 template <int pixels, int vectors, class Value>
-inline void finish_stage(const Thin& op,
-                         const ThinStage<Value>& stage,
+inline void finish_stage(const Narrow& op,
+                         const NarrowStage<Value>& stage,
                          const SoftplusRates& rates,
                          const float* bias,  // [units] or nullptr
                          int64_t pixel,      // counted through all images
@@ -59,7 +59,7 @@ inline void finish_stage(const Thin& op,
 }
 
 template <class Value>
-void thin_stage(const Thin& op, const ThinStage<Value>& stage, int64_t begin, int64_t end) {
+void narrow_stage(const Narrow& op, const NarrowStage<Value>& stage, int64_t begin, int64_t end) {
   const SoftplusRates rates(stage.beta);
   const int64_t taps = op.kernel * op.channels;
   PanelProduct product{};
@@ -84,9 +84,10 @@ void thin_stage(const Thin& op, const ThinStage<Value>& stage, int64_t begin, in
       for (; i < pixels; ++i)
         finish_stage<1, vectors.value>(op, stage, rates, bias, first + i, unit, sums.at + i);
     };
-    for (int64_t pixel = 0; pixel < op.out_width; pixel += thin_pixels)
+    for (int64_t pixel = 0; pixel < op.out_width; pixel += narrow_pixels)
       product_with_panels(product, pixel,
-                          op.out_width - pixel < thin_pixels ? op.out_width : pixel + thin_pixels, finish);
+                          op.out_width - pixel < narrow_pixels ? op.out_width : pixel + narrow_pixels,
+                          finish);
   }
 }
 
@@ -101,10 +102,10 @@ inline const float* as_floats(const BFloat16* from, int64_t count, float* scratc
 }
 
 template <class Value>
-void thin_adjoint(const Thin& op, const ThinAdjoint<Value>& adjoint, int64_t begin, int64_t end) {
+void narrow_adjoint(const Narrow& op, const NarrowAdjoint<Value>& adjoint, int64_t begin, int64_t end) {
   const int64_t taps = op.kernel * op.channels, height = (end - begin - 1) * op.stride + op.kernel;
   for (int64_t i = 0; i < height * op.line; ++i) adjoint.block[i] = 0.0f;
-  float* parts = adjoint.scratch + thin_pixels * op.units;  // [pixels, columns]
+  float* parts = adjoint.scratch + narrow_pixels * op.units;  // [pixels, columns]
   PanelProduct product{};
   product.row_stride = op.units;
   product.depth_stride = 1;
@@ -117,8 +118,8 @@ void thin_adjoint(const Thin& op, const ThinAdjoint<Value>& adjoint, int64_t beg
   product.out = parts;
   product.out_stride = adjoint.columns;
   for (int64_t row = begin; row < end; ++row)
-    for (int64_t first = 0; first < op.out_width; first += thin_pixels) {
-      const int64_t pixels = op.out_width - first < thin_pixels ? op.out_width - first : thin_pixels;
+    for (int64_t first = 0; first < op.out_width; first += narrow_pixels) {
+      const int64_t pixels = op.out_width - first < narrow_pixels ? op.out_width - first : narrow_pixels;
       const Value* e = adjoint.e + (row * op.out_width + first) * op.units;
       product.a = as_floats(e, pixels * op.units, adjoint.scratch);
       panel_product(product, 0, pixels);
@@ -134,13 +135,13 @@ void thin_adjoint(const Thin& op, const ThinAdjoint<Value>& adjoint, int64_t beg
 }
 
 template <class Value>
-void thin_gradient(const Thin& op, const ThinGradient<Value>& gradient, int64_t begin, int64_t end) {
+void narrow_gradient(const Narrow& op, const ThinGradient<Value>& gradient, int64_t begin, int64_t end) {
   const int64_t taps = op.kernel * op.channels, columns = op.kernel * taps;
   int64_t held = 0;
   const Value* e = gradient.e + begin * op.out_width * op.units;
   const auto multiply = [&] {
     // In order, as the prefetcher likes it: a panel takes a few lines from each row of e.
-    float* rows = gradient.scratch + thin_pixels * columns;  // [pixels, gradient.columns]
+    float* rows = gradient.scratch + narrow_pixels * columns;  // [pixels, gradient.columns]
     for (int64_t pixel = 0; pixel < held; ++pixel)
       for (int64_t i = 0; i < op.units; i += lanes)
         store(rows + pixel * gradient.columns + i, load(e + pixel * op.units + i, filled_lanes(op.units, i)));
@@ -156,14 +157,14 @@ void thin_gradient(const Thin& op, const ThinGradient<Value>& gradient, int64_t 
       float* to = gradient.scratch + held * columns;
       for (int64_t i = 0; i < op.kernel; ++i)
         for (int64_t t = 0; t < taps; ++t) to[i * taps + t] = patch[i * op.line + t];
-      if (++held == thin_pixels) multiply();
+      if (++held == narrow_pixels) multiply();
     }
   if (held) multiply();
 }
 
 template <class Value>
-constexpr ThinKernels<Value> thin_kernels() {
-  return {thin_stage<Value>, thin_adjoint<Value>, thin_gradient<Value>};
+constexpr ThinKernels<Value> narrow_kernels() {
+  return {narrow_stage<Value>, narrow_adjoint<Value>, narrow_gradient<Value>};
 }
 
 }  // namespace

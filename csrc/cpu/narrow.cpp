@@ -1,6 +1,6 @@
 // What is added up by several workers is added up in blocks that depend on the sizes alone, then in order.
 
-#include "thin.h"
+#include "narrow.h"
 
 #include <algorithm>
 #include <memory>
@@ -20,7 +20,7 @@ constexpr int64_t rows_per_block = 16;
 
 constexpr int64_t gradient_parts = 16;
 
-const ThinKernels<float>& kernels_of(float) { return active_kernels().thin_float; }
+const ThinKernels<float>& kernels_of(float) { return active_kernels().narrow_float; }
 const ThinKernels<BFloat16>& kernels_of(BFloat16) { return active_kernels().thin_bfloat16; }
 
 int64_t whole_columns(int64_t count) {
@@ -32,7 +32,7 @@ std::unique_ptr<float[]> floats(int64_t count) { return std::unique_ptr<float[]>
 }  // namespace
 
 template <class Value>
-void thin_stage(const Thin& op, const ThinStage<Value>& stage, int64_t images, int threads) {
+void narrow_stage(const Narrow& op, const NarrowStage<Value>& stage, int64_t images, int threads) {
   const auto run = kernels_of(Value{}).stage;
   const int64_t grain = std::max<int64_t>(1, elements_per_range / (op.out_width * op.units));
   parallel_for(images * op.out_height, grain, threads,
@@ -40,15 +40,15 @@ void thin_stage(const Thin& op, const ThinStage<Value>& stage, int64_t images, i
 }
 
 template <class Value>
-void thin_adjoint(const Thin& op,
-                  const Value* e,
-                  const float* panels,
-                  float* x,
-                  int64_t images,
-                  int64_t height,
-                  int64_t width,
-                  int64_t padding,
-                  int threads) {
+void narrow_adjoint(const Narrow& op,
+                    const Value* e,
+                    const float* panels,
+                    float* x,
+                    int64_t images,
+                    int64_t height,
+                    int64_t width,
+                    int64_t padding,
+                    int threads) {
   const auto run = kernels_of(Value{}).adjoint;
   const int64_t rounded = whole_columns(op.kernel * op.kernel * op.channels);
   const int64_t blocks = (op.out_height + rows_per_block - 1) / rows_per_block,
@@ -58,7 +58,7 @@ void thin_adjoint(const Thin& op,
   const auto parts = floats(images * blocks * block_size);
   std::vector<std::unique_ptr<float[]>> scratch(threads);
   parallel_for(images * blocks, 1, threads, [&](int worker, int64_t begin, int64_t end) {
-    if (!scratch[worker]) scratch[worker] = floats(thin_pixels * (op.units + rounded));
+    if (!scratch[worker]) scratch[worker] = floats(narrow_pixels * (op.units + rounded));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % blocks * rows_per_block;
       run(op, {e + i / blocks * image, panels, rounded, parts.get() + i * block_size, scratch[worker].get()},
@@ -88,7 +88,7 @@ void thin_adjoint(const Thin& op,
 }
 
 template <class Value>
-void thin_gradient(const Thin& op, const Value* e, float* sum, int64_t images, int threads) {
+void narrow_gradient(const Narrow& op, const Value* e, float* sum, int64_t images, int threads) {
   const auto run = kernels_of(Value{}).gradient;
   const int64_t taps = op.kernel * op.kernel * op.channels, columns = whole_columns(op.units),
                 size = taps * columns;
@@ -96,7 +96,7 @@ void thin_gradient(const Thin& op, const Value* e, float* sum, int64_t images, i
   const auto parts = floats(gradient_parts * size);
   std::vector<std::unique_ptr<float[]>> scratch(threads);
   parallel_for(gradient_parts, 1, threads, [&](int worker, int64_t begin, int64_t end) {
-    if (!scratch[worker]) scratch[worker] = floats(thin_pixels * (taps + columns));
+    if (!scratch[worker]) scratch[worker] = floats(narrow_pixels * (taps + columns));
     for (int64_t part = begin; part < end; ++part) {
       float* to = parts.get() + part * size;
       std::fill(to, to + size, 0.0f);
@@ -110,13 +110,13 @@ void thin_gradient(const Thin& op, const Value* e, float* sum, int64_t images, i
         sum[tap * op.units + i] += parts[part * size + tap * columns + i];
 }
 
-template void thin_stage(const Thin&, const ThinStage<float>&, int64_t, int);
-template void thin_stage(const Thin&, const ThinStage<BFloat16>&, int64_t, int);
-template void thin_adjoint(
-    const Thin&, const float*, const float*, float*, int64_t, int64_t, int64_t, int64_t, int);
-template void thin_adjoint(
-    const Thin&, const BFloat16*, const float*, float*, int64_t, int64_t, int64_t, int64_t, int);
-template void thin_gradient(const Thin&, const float*, float*, int64_t, int);
-template void thin_gradient(const Thin&, const BFloat16*, float*, int64_t, int);
+template void narrow_stage(const Narrow&, const NarrowStage<float>&, int64_t, int);
+template void narrow_stage(const Narrow&, const NarrowStage<BFloat16>&, int64_t, int);
+template void narrow_adjoint(
+    const Narrow&, const float*, const float*, float*, int64_t, int64_t, int64_t, int64_t, int);
+template void narrow_adjoint(
+    const Narrow&, const BFloat16*, const float*, float*, int64_t, int64_t, int64_t, int64_t, int);
+template void narrow_gradient(const Narrow&, const float*, float*, int64_t, int);
+template void narrow_gradient(const Narrow&, const BFloat16*, float*, int64_t, int);
 
 }  // namespace lpn

@@ -2,7 +2,7 @@
 
 cores   3 x 3 in float32: minimal filtering (ops/winograd.py) where there are channels enough; else the library's
         convolution, which in bfloat16 runs at the machine's peak
-skips   few taps: ops/thin.py, fused with what follows; else the library's convolution
+skips   few taps: ops/narrow.py, fused with what follows; else the library's convolution
 """
 
 import functools
@@ -11,10 +11,10 @@ import importlib
 import torch
 from torch import Tensor
 
-from ..algebra.parameters import Parameters
-from ..algebra.spec import Spec
-from . import thin, winograd
-from .maps import ConvMaps, SkipsAdjoint
+from ....algebra.parameters import Parameters
+from ....algebra.spec import Spec
+from ...maps import ConvMaps, SkipsAdjoint
+from . import narrow, winograd
 
 # W_2^T e_2 is as large as z_1, the largest tensor there is, and when nobody keeps e_1 it is needed for a moment only.
 # Images go through that moment in slices of so many bytes, which stay in the last cache.
@@ -32,7 +32,7 @@ class CpuConvMaps(ConvMaps):
         isa = importlib.import_module("lpn_fast._cpu").isa()
         self._fast: list[winograd.WinogradCore | None] = []
         self._fast_gradient: list[winograd.WinogradCore | None] = []
-        self._thin: list[thin.ThinSkip | None] = []
+        self._narrow: list[narrow.NarrowSkip | None] = []
         for l, (stage, weights) in enumerate(zip(spec.stages, parameters.stages, strict=True)):
             maps, gradient, skip = None, None, None
             if l and storage == torch.float32:
@@ -43,35 +43,35 @@ class CpuConvMaps(ConvMaps):
                 supports = functools.partial(winograd.supports, stage, channels, self.sizes[l], isa)
                 maps = fast() if supports() else None
                 gradient = (maps or fast()) if supports(gradient=True) else None
-            if thin.supports(stage, spec.channels) and not (spec.square_first and l == 0) and not stage.competing:
-                skip = thin.ThinSkip(weights.skip, stage.skip_stride, stage.skip_padding)
+            if narrow.supports(stage, spec.channels) and not (spec.square_first and l == 0) and not stage.competing:
+                skip = narrow.NarrowSkip(weights.skip, stage.skip_stride, stage.skip_padding)
             self._fast.append(maps)
             self._fast_gradient.append(gradient)
-            self._thin.append(skip)
+            self._narrow.append(skip)
 
     def _skip_form(self, l: int) -> tuple:
-        return ("padded", self._thin[l].padding) if self._thin[l] else super()._skip_form(l)
+        return ("padded", self._narrow[l].padding) if self._narrow[l] else super()._skip_form(l)
 
     def _skip_input(self, l: int, image: Tensor) -> Tensor:
-        return thin.padded(image, self._thin[l].padding) if self._thin[l] else super()._skip_input(l, image)
+        return narrow.padded(image, self._narrow[l].padding) if self._narrow[l] else super()._skip_input(l, image)
 
     def stage(self, l: int, z: Tensor | None, x_l: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """(u, rest) with W_l z + A_l x_l = u + rest; rest may be a ThinProduct, and then u may be None."""
-        if self._thin[l] is None:
+        """(u, rest) with W_l z + A_l x_l = u + rest; rest may be a NarrowProduct, and then u may be None."""
+        if self._narrow[l] is None:
             return super().stage(l, z, x_l)
-        return None if self.cores[l] is None else self._core(l, z), self._thin[l].product(x_l)
+        return None if self.cores[l] is None else self._core(l, z), self._narrow[l].product(x_l)
 
     def skip_gradient(self, l: int, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-        if self._thin[l] is None:
+        if self._narrow[l] is None:
             return super().skip_gradient(l, pairs)
-        first, *others = [self._thin[l].gradient(e, x) for e, x in pairs]
+        first, *others = [self._narrow[l].gradient(e, x) for e, x in pairs]
         return sum(others, start=first)
 
     def _skip_adjoint(self, l: int, e: Tensor) -> tuple[int, Tensor] | None:
-        if self._thin[l] is None:
+        if self._narrow[l] is None:
             return super()._skip_adjoint(l, e)
         factor = self.spec.stages[l].resize
-        return factor, self._thin[l].adjoint(e, self.resized(factor))
+        return factor, self._narrow[l].adjoint(e, self.resized(factor))
 
     def _core(self, l: int, z: Tensor) -> Tensor:
         return self._fast[l].forward(z) if self._fast[l] else super()._core(l, z)
@@ -86,7 +86,7 @@ class CpuConvMaps(ConvMaps):
         return self._fast[l].adjoint(e) if self._fast[l] else super().core_adjoint(l, e, z)
 
     def projects(self, l: int) -> bool:
-        return l == 0 and len(self._thin) > 1 and self._thin[0] is not None
+        return l == 0 and len(self._narrow) > 1 and self._narrow[0] is not None
 
     def skips_adjoint(self, x: Tensor) -> "SlicedSkipsAdjoint":
         return SlicedSkipsAdjoint(self, torch.zeros_like(x))

@@ -12,26 +12,24 @@ SIAM J. Optim. 30, 2020; h is convex, so lambda has no further limit). F itself 
 it is `admm` with rho = 1 / gamma, iterate by iterate: s = z - u. Stationarity as in admm.py.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lpn_fast.solvers.automatic import Settings, choose
-from lpn_fast.solvers.conditions import drs_conditions
-from lpn_fast.solvers.driver import Callback, State
-from lpn_fast.solvers.pgd import SAFE_FRACTION
-from lpn_fast.solvers.problem import Problem, data_prox, half_square, pose, positive, relative_change
-from lpn_fast.solvers.prox import LearnedProx
-from lpn_fast.solvers.reconstruction import Reconstruction
-from lpn_fast.solvers.run import solve
+from .automatic import Settings, choose
+from .conditions import drs_conditions
+from .driver import Callback, State
+from .problem import Problem, data_prox, half_square, pose, positive, relative_change
+from .prox import LearnedProx
+from .proximal_gradient import SAFE_FRACTION
+from .reconstruction import Reconstruction
+from .run import solve
 
 
 @dataclass(frozen=True)
 class DRSState(State):
-    """Adds the two other variables; ``image`` is z."""
+    """Adds the two other variables; `image` is z."""
 
     data_image: Tensor  # (n, ...) x, output of the data prox
     shadow: Tensor  # (n, ...) s
@@ -89,9 +87,9 @@ def drs(
     Parameters
     ----------
     y, physics, model, strength, sigma, noise, callback, progress, strict, max_iter, x0
-        As for `pgd`. The operator's ``prox_l2(z, y, gamma)`` is used if it has one, else conjugate gradients.
+        As for `pgd`. The operator's `prox_l2(z, y, gamma)` is used if it has one, else conjugate gradients.
     step_size : float or Tensor, shape (N,), optional
-        gamma; None is 0.95 / ||A||^2, or less where the network knows no noise as large as ``strength`` asks.
+        gamma; None is 0.95 / ||A||^2, or less where the network knows no noise as large as `strength` asks.
     relaxation : float
         lambda; above 1 it often needs fewer iterations.
     tol : float

@@ -1,4 +1,4 @@
-"""The accuracy gate of mixed precision: a low precision is used only while it computes the same step.
+"""The accuracy check of mixed precision: a low precision is used only while it computes the same step.
 
     prox       |f_low - f| / |f|                  <= PROX_LIMIT
     gradient   |grad_low - grad| / |grad|         <= GRADIENT_LIMIT        (grad of the loss in all parameters)
@@ -21,8 +21,8 @@ GRADIENT_LIMIT = 1e-1
 
 
 @dataclass(frozen=True)
-class GateReport:
-    """What the gate measured."""
+class AccuracyReport:
+    """What the check measured."""
 
     precision: str
     prox_error: float
@@ -43,7 +43,7 @@ class GateReport:
 
 def measure(
     model: LPN, precision: str, y: Tensor, sigma: Tensor | None, loss: Callable[[Tensor], Tensor]
-) -> GateReport:
+) -> AccuracyReport:
     """Compare f(y) and the gradient of loss(f(y)) in `precision` and in fp32; the model's precision is left at fp32.
 
     Parameters
@@ -56,7 +56,7 @@ def measure(
         f(y) -> scalar.
     """
     low, full = (_prox_and_gradient(model, name, y, sigma, loss) for name in (precision, "fp32"))
-    return GateReport(precision, *(_distance(a, b) for a, b in zip(low, full, strict=True)))
+    return AccuracyReport(precision, *(_distance(a, b) for a, b in zip(low, full, strict=True)))
 
 
 def _prox_and_gradient(model: LPN, precision: str, y, sigma, loss) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ def verify(model, sample: Tensor, sigma=None, *, seed: int = 0) -> Report:
     Parameters
     ----------
     model : LPN, nn.Module or callable
-        Called as model(x), or model(x, sigma) where sigma is given. A method ``potential`` of the same
+        Called as model(x), or model(x, sigma) where sigma is given. A method `potential` of the same
         signature is used if there is one; without it the properties that need psi are left out.
     sample : Tensor, shape (N, ...)
         Typical inputs; the first 4 are used. Images should be large enough to show borders and interior.
@@ -61,7 +61,7 @@ def verify(model, sample: Tensor, sigma=None, *, seed: int = 0) -> Report:
     Returns
     -------
     Report
-        ``print(report)`` shows a table; ``report.all_hold``, ``report.failed``, ``report.to_dict()``.
+        `print(report)` shows a table; `report.all_hold`, `report.failed`, `report.to_dict()`.
 
     Raises
     ------

@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..algebra.spec import Stage, ceil_div
+from ....algebra.spec import Stage, ceil_div
 from . import memory
 
 PLANES = {1: 36, 2: 81}

@@ -7,10 +7,11 @@ from cases import relative
 
 import lpn_fast as lf
 from lpn_fast.algebra.spec import Spec, Stage
-from lpn_fast.ops import cpu_maps, thin
+from lpn_fast.ops.backends.cpu import maps as cpu_maps
+from lpn_fast.ops.backends.cpu import narrow
 
-# (kernel, stride, padding, channels, (H, W), units); rows of more than thin_pixels = 96 pixels, blocks of 16 rows, and
-# units that leave a vector partly empty included
+# (kernel, stride, padding, channels, (H, W), units); rows of more than narrow_pixels = 96 pixels, blocks of 16 rows,
+# and units that leave a vector partly empty included
 CASES = [
     (3, 1, 1, 1, (5, 7), 48),
     (3, 2, 1, 3, (9, 8), 48),
@@ -28,7 +29,7 @@ def problem(kernel, stride, padding, channels, size, units=48, images=3):
     torch.manual_seed(kernel + size[0])
     x, weight = torch.randn(images, channels, *size), torch.randn(units, channels, kernel, kernel)
     Ax = F.conv2d(x.double(), weight.double(), stride=stride, padding=padding)
-    return x, weight, Ax, thin.ThinSkip(weight, stride, padding)
+    return x, weight, Ax, narrow.NarrowSkip(weight, stride, padding)
 
 
 def channels_last(t, dtype=torch.float32):
@@ -39,7 +40,7 @@ def channels_last(t, dtype=torch.float32):
 @pytest.mark.parametrize("case", CASES)
 def test_a_stage_is_the_softplus_of_the_whole_sum(isa, case, storage):
     x, _, Ax, skip = problem(*case)
-    product = skip.product(thin.padded(x, case[2]))
+    product = skip.product(narrow.padded(x, case[2]))
     core, bias = channels_last(torch.randn_like(Ax), storage), torch.randn(len(x), case[-1])
     true = F.softplus(Ax + core.double() + bias.double()[..., None, None], 3.0)
     assert relative(product.softplus(core.clone(), bias, 3.0, storage), true) < TOLERANCE[storage]
@@ -55,8 +56,8 @@ def test_softplus_of_a_stage_is_right_to_three_units_in_the_last_place(isa, beta
     """Beside what a rounding of beta and one of beta u make, half a unit each: u s / z times as much in z."""
     u = torch.cat([torch.linspace(-85, 85, 4001), torch.logspace(-30, 2, 1000), -torch.logspace(-30, 1.9, 1000)]) / beta
     core = channels_last(u.expand(1, 33, -1)[:, :, None])  # two vectors and a single lane
-    skip = thin.ThinSkip(torch.zeros(33, 1, 1, 1), 1, 0)
-    z = skip.product(thin.padded(torch.ones(1, 1, 1, len(u)), 0)).softplus(core.clone(), None, beta, torch.float32)
+    skip = narrow.NarrowSkip(torch.zeros(33, 1, 1, 1), 1, 0)
+    z = skip.product(narrow.padded(torch.ones(1, 1, 1, len(u)), 0)).softplus(core.clone(), None, beta, torch.float32)
     t = beta * core.double()
     true = (t.clamp_min(0) + torch.log1p(torch.exp(-t.abs()))) / beta
     carried = (t * torch.sigmoid(t) / (beta * true)).abs()
@@ -68,7 +69,7 @@ def test_softplus_of_a_stage_is_right_to_three_units_in_the_last_place(isa, beta
 @pytest.mark.parametrize("case", CASES)
 def test_a_tangent_is_the_whole_sum_times_the_slope(isa, case, storage):
     x, _, Ax, skip = problem(*case)
-    product = skip.product(thin.padded(x, case[2]))
+    product = skip.product(narrow.padded(x, case[2]))
     core, z = (channels_last(torch.rand_like(Ax), storage) for _ in range(2))
     slope = -torch.expm1(-3.0 * z.double())
     assert relative(product.tangent(core.clone(), z, 3.0), (Ax + core.double()) * slope) < TOLERANCE[storage]
@@ -85,13 +86,13 @@ def test_adjoint_and_gradient_are_those_of_the_direct_one(isa, case, storage):
     loss = (F.conv2d(x64, w64, stride=stride, padding=padding) * e.double()).sum()
     true_adjoint, true_gradient = torch.autograd.grad(loss, [x64, w64])
     assert relative(skip.adjoint(e, size), true_adjoint) < 1e-6  # e is what it is: nothing is rounded to bfloat16
-    assert relative(skip.gradient(e, thin.padded(x, padding)), true_gradient) < 1e-6
+    assert relative(skip.gradient(e, narrow.padded(x, padding)), true_gradient) < 1e-6
 
 
 @pytest.mark.parametrize("threads", [1, 2, 8])
 def test_threads_do_not_change_a_bit(threads):
     x, _, Ax, skip = problem(7, 1, 3, 1, (50, 40), images=2)
-    image, e = thin.padded(x, 3), channels_last(torch.randn_like(Ax))
+    image, e = narrow.padded(x, 3), channels_last(torch.randn_like(Ax))
 
     def all_of_them():
         return (
@@ -111,7 +112,7 @@ def test_threads_do_not_change_a_bit(threads):
 
 def test_an_empty_batch_gives_empty_results():
     x, weight, _, skip = problem(3, 1, 1, 2, (6, 5), images=0)
-    image, e = thin.padded(x, 1), torch.empty(0, 48, 6, 5)
+    image, e = narrow.padded(x, 1), torch.empty(0, 48, 6, 5)
     assert skip.product(image).softplus(None, None, 1.0, torch.float32).shape == (0, 48, 6, 5)
     assert skip.adjoint(e, (6, 5)).shape == x.shape
     assert not skip.gradient(e, image).any() and skip.gradient(e, image).shape == weight.shape
@@ -120,7 +121,7 @@ def test_an_empty_batch_gives_empty_results():
 def test_wide_first_stages_keep_nan_in_its_own_sample():
     x, _, _, skip = problem(7, 1, 3, 1, (12, 12))
     x[1, 0, 5, 5] = torch.nan
-    z = skip.product(thin.padded(x, 3)).softplus(None, None, 1.0, torch.bfloat16)
+    z = skip.product(narrow.padded(x, 3)).softplus(None, None, 1.0, torch.bfloat16)
     assert z[1].isnan().any() and torch.isfinite(z[[0, 2]]).all()
 
 

@@ -8,8 +8,6 @@ found by solving the batch one by one. What is wrong with the job, a full disk o
 error; what was finished is kept.
 """
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections.abc import Iterable
@@ -47,11 +45,11 @@ class Summary:
     skipped : tuple of ItemResult
         Finished by an earlier one.
     failed : tuple of ItemResult
-        Not reconstructed; ``error`` says why.
+        Not reconstructed; `error` says why.
     everything : tuple of ItemResult or None
         All images of the job, of all processes, in the order they were named; None while some are missing.
     incomplete : tuple of str
-        Containers some of whose images failed; the results of the others lie in the folder ``NAME.parts``.
+        Containers some of whose images failed; the results of the others lie in the folder `NAME.parts`.
     """
 
     out: Path
@@ -79,22 +77,22 @@ def reconstruct(
     """Reconstruct image files into a folder.
 
     A result has the file name, format and bit depth of its image; the results of a container file (a .npy stack,
-    .npz, .zip, .h5) make one such file, once they are all there. ``manifest.jsonl`` in the folder gets one
+    .npz, .zip, .h5) make one such file, once they are all there. `manifest.jsonl` in the folder gets one
     line per image. Called again with the same arguments it does what is left; images that failed are tried
     again. Finished results are never overwritten.
 
     Parameters
     ----------
     images : path or iterable of paths
-        Files, folders, glob patterns and ``@`` lists, see `find_images`. Measurements, or truths with
-        ``simulate``.
+        Files, folders, glob patterns and `@` lists, see `find_images`. Measurements, or truths with
+        `simulate`.
     out : path
         Folder for the results, made if need be.
     task : Deblur or Denoise
     model : LPN
         For images in [0, 1]. One with a single channel takes colour images plane by plane.
     simulate : bool
-        Degrade the images first, which are then the truth: the degraded pictures go to ``out/degraded``,
+        Degrade the images first, which are then the truth: the degraded pictures go to `out/degraded`,
         rounded to the bit depth for looking at; the solver gets them unrounded. PSNR and SSIM are recorded.
     seed : int
         Of the simulated noise; each image has its own, whatever its batch.
@@ -102,7 +100,7 @@ def reconstruct(
         Most pixels per network evaluation; None is what fits into memory.
     solvers : int, optional
         Batches that are solved at once on a CPU, each by one thread, if 2 or more; 1 is one at a time by all threads
-        of torch's. None is one per thread, or 1 for a few images. Images larger than ``batch_pixels`` are solved
+        of torch's. None is one per thread, or 1 for a few images. Images larger than `batch_pixels` are solved
         one at a time by all threads.
     intensities : (low, high), optional
         What becomes 0 and 1 of floating-point and DICOM files; None takes the former as they are and chooses
@@ -121,7 +119,7 @@ def reconstruct(
     FileNotFoundError
         A file or folder that is not there, or a pattern that matches nothing.
     ValueError
-        No images; two images of one name; ``out`` is no folder, holds the images themselves, results of
+        No images; two images of one name; `out` is no folder, holds the images themselves, results of
         other settings or files this job did not write, or another job is writing there; task, model and
         sigma do not fit together, or the model is not one of images. Nothing has been written then, except the folder.
     OSError

@@ -16,21 +16,19 @@ which every step below 1 / ||A||^2 does. Accepted steps grow slowly, so that few
 unknown, at the start, ||A (x+ - x)||^2 <= ||x+ - x||^2 / eta takes its place: there the model lies above F at x+.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lpn_fast.per_sample import column
-from lpn_fast.solvers.automatic import Settings, choose
-from lpn_fast.solvers.conditions import gradient_conditions
-from lpn_fast.solvers.driver import Callback, State
-from lpn_fast.solvers.problem import Problem, half_square, pose, positive, relative_change
-from lpn_fast.solvers.prox import LearnedProx
-from lpn_fast.solvers.reconstruction import Reconstruction
-from lpn_fast.solvers.run import solve
+from ..per_sample import column
+from .automatic import Settings, choose
+from .conditions import gradient_conditions
+from .driver import Callback, State
+from .problem import Problem, half_square, pose, positive, relative_change
+from .prox import LearnedProx
+from .reconstruction import Reconstruction
+from .run import solve
 
 SAFE_FRACTION = 0.95  # default step over its limit 1 / ||A||^2; at the limit itself the proven decrease is zero
 GROWTH = 1.1  # of an accepted step: one trial in seven is rejected where the halved step is just right
@@ -76,7 +74,7 @@ class ProximalGradient:
 
 @dataclass(frozen=True)
 class BacktrackedGradient(ProximalGradient):
-    """The iteration with a step of its own for every sample; ``safe_step`` is the least it uses."""
+    """The iteration with a step of its own for every sample; `safe_step` is the least it uses."""
 
     safe_step: Tensor  # (1,) or (N,) of the samples at the start; the least of them is safe for all
 
@@ -135,27 +133,27 @@ def pgd(
     ----------
     y : Tensor, shape (N, ...), float32 or float64
         Measurements.
-    physics : object with ``A`` and ``A_adjoint``
-        Linear operator acting on every sample alone. Its ``norm()`` is used if it has one, else
+    physics : object with `A` and `A_adjoint`
+        Linear operator acting on every sample alone. Its `norm()` is used if it has one, else
         ||A|| is estimated with a margin and the report says so.
     model : LPN
-        Learned prior: ``prox_and_prior(z, strength, sigma)``.
+        Learned prior: `prox_and_prior(z, strength, sigma)`.
     step_size : float or Tensor, shape (N,), optional
         Step eta; None is 0.95 / ||A||^2, or less where the network knows no noise as large as the choice below asks.
     strength : float or Tensor, shape (N,), in (0, 1], "map", "discrepancy", optional
         Weight t of the prior. "map" derives it from the noise in y and the noise the network was trained on,
         "discrepancy" finds, in up to 72 further iterations, the weight at which ||A x - y|| is what the noise makes
-        it. None is "map" for a network conditioned on noise without ``sigma``, and, where ``noise`` or the physics
+        it. None is "map" for a network conditioned on noise without `sigma`, and, where `noise` or the physics
         says how noisy y is, "map" for a network of one known level and "discrepancy" for one of an unknown level;
-        else 1. The result's ``settings`` tell (solvers/automatic.py has the formulas).
+        else 1. The result's `settings` tell (solvers/automatic.py has the formulas).
     sigma : float or Tensor, shape (N,), optional
-        Noise level for a network that is conditioned on it; None is derived with ``strength``.
+        Noise level for a network that is conditioned on it; None is derived with `strength`.
     noise : float or Tensor, shape (N,), optional
         Standard deviation of the noise in y. None asks the physics, and where a choice needs it, y itself
-        (``solvers.estimate_noise``).
+        (`solvers.estimate_noise`).
     backtracking : bool
         Start from the longest step, at fixed weight t / eta, and halve it sample by sample until the objective falls
-        enough. It helps where t < 1: for t = 1 no longer step has the same minimisers. ``settings`` then hold the
+        enough. It helps where t < 1: for t = 1 no longer step has the same minimisers. `settings` then hold the
         weight, and with it step and strength before the first iteration.
     max_iter : int
         Most iterations a sample may take.
@@ -166,7 +164,7 @@ def pgd(
     strict : bool
         Raise before the first iteration if a condition of the theorem does not hold.
     callback : callable, optional
-        Called as ``callback(iteration, x, objective)`` after every iteration, counted from 1, with
+        Called as `callback(iteration, x, objective)` after every iteration, counted from 1, with
         all N images and objectives; returning True stops the run.
     progress : bool
         Show a progress bar.
@@ -179,7 +177,7 @@ def pgd(
     Raises
     ------
     TypeError, ValueError
-        Arguments of the wrong kind or out of range, NaN in y, or with ``strict`` a failing condition.
+        Arguments of the wrong kind or out of range, NaN in y, or with `strict` a failing condition.
 
     Warns
     -----

@@ -36,6 +36,7 @@ from ..algebra.spec import Spec, Stage
 from .families import check_reads_noise, check_side, noise_knots
 from .gain import quadratic_heads, seen_by_one_pixel
 from .lpn import LPN
+from .registry import register
 
 LIMIT = 0.998  # of the gain: at one R would still be bounded below, but coercive no more
 
@@ -46,6 +47,13 @@ BREADTHS = (0.3, 1.0, 2.0, 3.0)  # of the frequencies a gate sees, one breadth p
 SECOND = 0.3  # share of a gate's effect that waits for the gate after it
 
 
+@register(
+    "frame",
+    "a learned frame whose coefficients are gated by energies nearby; R is coercive",
+    {"kernel": "skip_kernel", "gates": "gates", "beta": "beta", "alpha": "alpha"},
+    noise="always",
+    own_start=True,
+)
 class FrameLPN(LPN):
     """Noise-conditional convolutional network: a learned frame whose coefficients are gated by energies nearby.
 

@@ -30,6 +30,7 @@ from ..algebra.spec import Spec, Stage
 from .families import check_reads_noise, check_side, noise_knots
 from .frame import LIMIT, cosine_atoms, hold_orthonormal_, keep_rotations_, sizes_at_start
 from .lpn import LPN
+from .registry import register
 
 # Experts at the start: variances contrast * spectrum(radius) * direction(angle) of the coefficients
 CONTRASTS = (0.1, 1e5)  # in variances of the noise, from the first expert to the last
@@ -45,6 +46,13 @@ LOG_ODDS = 12.0  # of W_mj as a share of its limit, at most: variances of 1e5 an
 LOG_SCALES = {"core": 10.0, "bias": 10.0, "noise": 10.0, "head": 3.0}  # of steps in logarithms
 
 
+@register(
+    "mixture",
+    "experts, as of a mixture of Gaussians, compete for the coefficients of a learned frame; R is coercive",
+    {"kernel": "skip_kernel", "experts": "hidden", "alpha": "alpha"},
+    noise="always",
+    own_start=True,
+)
 class MixtureLPN(LPN):
     """Noise-conditional convolutional network: experts compete for the energies of a learned frame.
 

@@ -23,12 +23,19 @@ import torch
 from ..algebra.spec import Spec, Stage
 from .families import check_side, noise_knots
 from .lpn import LPN
+from .registry import register
 
 LIMIT = 0.995  # of S: one would still be coercive in the limit only
 LEVEL = 0.1  # of thresholds and constants, for images in [0, 1]
 ROUNDING = 1e-6  # of float32 parameters: projecting twice changes nothing
 
 
+@register(
+    "ridge",
+    "one stage of mirrored filters; R is coercive and nearly convex",
+    {"pairs": "hidden", "kernel": "skip_kernel", "beta": "beta", "alpha": "alpha"},
+    noise="optional",
+)
 class RidgeLPN(LPN):
     """Convolutional network of ridge functions whose learned R is coercive and nearly convex.
 

@@ -104,7 +104,7 @@ class InTiles:
                 read = tuple(slice(start, end) for start, end, _ in region)
                 part = x[(slice(n, n + 1), slice(None), *read)].to(self.model.stages[0].skip.device)
                 owned = [cut for _, _, cut in region]
-                if None in owned:  # an overlap along some axis: only its psi is wanted
+                if None in owned:  # an overlap along some axis: only its psi is needed
                     psi[n] += (-1) ** owned.count(None) * self.model.potential(part, level)[0].double()
                     continue
                 if with_value:
@@ -135,7 +135,7 @@ def _view(spec: Spec) -> tuple[int, int]:
     """
     if spec.is_dense or spec.image_size is not None:
         what = "a dense one" if spec.is_dense else f"one of {spec.image_size} pixels"
-        raise ValueError(f"tiles want a convolutional network for images of any size, got {what}")
+        raise ValueError(f"InTiles requires a convolutional network for images of any size, got {what}")
     extent, stride, low, high = max(0, spec.quadratic_kernel - 1), 1, 0, 0
     for index, stage in enumerate(spec.stages):
         views, strides = [], set()

@@ -125,9 +125,9 @@ def direction(means: list[float]) -> str:
     if len(means) < 6:
         return "too few steps to say whether the loss moves"
     third = len(means) // 3
-    early, late = means[:third], means[-third:]
-    a, b = (math.fsum(part) / third for part in (early, late))
-    spread = [math.fsum((v - m) ** 2 for v in part) for part, m in ((early, a), (late, b))]
+    first, last = means[:third], means[-third:]
+    a, b = (math.fsum(part) / third for part in (first, last))
+    spread = [math.fsum((v - m) ** 2 for v in part) for part, m in ((first, a), (last, b))]
     error = math.sqrt(sum(spread) / max(1, 2 * third - 2) * 2 / third)
     word = "does not move" if abs(a - b) <= 2 * error else "falls" if b < a else "RISES"
     return f"the loss {word}: {a:.4g} -> {b:.4g}"

@@ -84,7 +84,7 @@ class Trainer:
     progress : bool
         Show a progress bar, and events.
     tensorboard : bool
-        Figures for TensorBoard in `out`, too; wants the package.
+        Figures for TensorBoard in `out`, too; requires the package.
 
     Raises
     ------
@@ -261,7 +261,7 @@ class Trainer:
 
     @torch.no_grad()
     def _step_optimizer(self) -> None:
-        """One step of Adam, scaled for each parameter as the family wants it, and in its coordinates."""
+        """One step of Adam, scaled for each parameter by the family's `step_scales`, and in its coordinates."""
         if not self._scales:
             self.optimizer.step()
             return

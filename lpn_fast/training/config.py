@@ -81,9 +81,13 @@ def _gate(text: str) -> tuple[int, ...]:
     return side, stride, width
 
 
-def _number_or_name(text: str) -> float | str:
-    """A name as it is, anything else as the number it must be."""
-    return text if text in WINDOWS else float(text)
+def _name_or_unit(text: str) -> str | float:
+    """A name of WINDOWS as it is, Hounsfield units as a number."""
+    try:
+        return text if text in WINDOWS else float(text)
+    except ValueError:
+        known = ", ".join(WINDOWS)
+        raise ValueError(f"a window must be one of {known}, or two numbers, got {text!r}") from None
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class DataConfig:
     validate_split: str | None = option("the same of --validate", None, choices=tuple(SPLITS))
     recursive: bool = option("look into folders within folders", False)
     window: str | tuple[float, float] = option(
-        f"of DICOM files: {', '.join(WINDOWS)}, or two Hounsfield units", "full", metavar="W", parse=_number_or_name
+        f"of DICOM files: {', '.join(WINDOWS)}, or two Hounsfield units", "full", metavar="W", parse=_name_or_unit
     )
     full_scale: float | None = option("intensity of the data that becomes 1 (default: by its type)", None)
     skip_broken: bool = option("leave out files that cannot be read", False)

@@ -75,9 +75,7 @@ def build_model(config: TrainingConfig) -> LPN:
     family = FAMILIES[table.family]
     model = family.build(table, channels, config.sigma) if table.start is None else shipped_or_loaded(table.start)
     if model.spec.is_dense:
-        raise ValueError(
-            f"model must be of images, got one of vectors: {table.start or table.family}; see lpn-fast demo"
-        )
+        raise ValueError(f"model must be a network of images, got one of vectors: {table.start or table.family}")
     if model.spec.ndim != 2:
         raise ValueError(f"model.start must be a network of images, got one of volumes: {table.start}")
     if model.spec.channels != channels:

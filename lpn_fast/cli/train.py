@@ -40,8 +40,6 @@ names as the flags, with _ for -, in the tables [data], [model] and [schedule]; 
 """
 
 HEADINGS = {"": "the run", "data.": "[data]", "model.": "[model]", "schedule.": "[schedule]"}
-
-
 METAVARS = {int: "N", float: "X", str: "NAME"}
 
 

@@ -138,7 +138,7 @@ class ConvLPN(LPN):
             check_side(name, side, 1, 9, odd=True)
         if heads not in ("last", "all"):
             raise ValueError(f"heads must be 'last' or 'all', got {heads!r}")
-        scales = [1, *itertools.accumulate(strides, lambda a, b: a * b)]  # of the image before each stage
+        scales = [1, *itertools.accumulate(strides, lambda a, b: a * b)]  # scale of the image before each stage
         stages = [
             Stage(
                 width=hidden,

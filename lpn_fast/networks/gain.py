@@ -69,7 +69,7 @@ def asymptotic_gain(model: Network) -> float:
     if "squared" in model.spec.stages[0].heads:
         weight = (2 * first.head_squared.clamp(min=0)).sqrt()
         skip = first.skip * weight.view(-1, *(1,) * (first.skip.dim() - 1))
-        # of an exactly mirrored pair a, -a one side is inactive far from zero
+        # one side of an exactly mirrored pair a, -a is inactive far from zero
         operators.append(skip[::2] if _is_mirrored(skip, -1) else skip)
     if model.spec.quadratic:
         operators.append(model.quadratic)

@@ -2,7 +2,7 @@
 
     f(x) = grad psi(x) = prox_R(x),        R(f(u)) = <u, f(u)> - 1/2 |f(u)|^2 - psi(u)
 
-psi is convex for whatever the parameters hold, because non-negative weights are projected where they are
+psi is convex whatever values the parameters hold, because non-negative weights are projected where they are
 packed for evaluation (ops/packing.py). Nothing is stored for autograd unless a gradient is required.
 """
 
@@ -22,7 +22,7 @@ from ..per_sample import dot
 from .gain import largest_strength
 from .initialise import initialise_
 
-# of the equation behind prox of strength below 1: a few units of rounding above what each type can reach
+# tolerance of the equation behind prox of strength below 1: a few units of rounding above what each type can reach
 _PROX_TOL = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
@@ -227,7 +227,7 @@ class LPN(nn.Module):
         start: Tensor | None = None,
         return_preimage: bool = False,
     ) -> tuple[Tensor, ...]:
-        """(x, R(x)): the prox of strength R at z, and the prior there, which comes free.
+        """(x, R(x)): the prox of strength R at z, and the prior there at no extra cost.
 
             x = f(u) with  t u + (1 - t) f(u) = z,     R(x) = <u, x> - 1/2 |x|^2 - psi(u)
 
@@ -343,7 +343,7 @@ class LPN(nn.Module):
             owners = [self._parameters, *(stage._parameters for stage in stages)]
             try:  # `getattr` of a module costs ten times this look-up
                 return [owners[i][name] for i, name in self._places]
-            except KeyError:  # somebody hangs the parameter elsewhere, e.g. torch's parametrizations
+            except KeyError:  # the parameter was moved elsewhere, e.g. by torch's parametrizations
                 pass
         owners = [self, *self.stages]
         return [getattr(owners[i], name) for i, name in self._places]

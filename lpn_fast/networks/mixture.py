@@ -42,8 +42,8 @@ FLOOR = 0.02  # share of energy across the direction
 COLOUR = 0.1  # variance of differences of channels over that of their mean
 
 # While training:
-LOG_ODDS = 12.0  # of W_mj as a share of its limit, at most: variances of 1e5 and, where they vanish, of 1e-5
-LOG_SCALES = {"core": 10.0, "bias": 10.0, "noise": 10.0, "head": 3.0}  # of steps in logarithms
+LOG_ODDS = 12.0  # largest, with W_mj as a share of its limit: variances of 1e5 and, where they vanish, of 1e-5
+LOG_SCALES = {"core": 10.0, "bias": 10.0, "noise": 10.0, "head": 3.0}  # sizes of steps in logarithms
 
 
 @register(

@@ -35,7 +35,7 @@ class InTiles:
     model : LPN
         Convolutional, of any image size.
     side : int, optional
-        Of a tile in pixels, without the halo; rounded up to a multiple of the network's stride. None is 512 for images
+        Pixels per side of a tile without its halo, rounded up to a multiple of the stride. None is 512 for images
         and 64 for volumes.
 
     Attributes

@@ -55,7 +55,7 @@ def option(help: str, default=MISSING, *, flag: str | None = None, choices=None,
     metavar : str or tuple of str, optional
         Stands for the value, or the values, in the help.
     parse : callable, optional
-        Makes a value, or an entry of a tuple, of a word; ValueError says what is wrong. None: the field's type.
+        Converts one word to a value, or to an entry of a tuple; raises ValueError. None: the field's type.
     """
     metadata = {"help": help, "flag": flag, "choices": choices, "metavar": metavar, "parse": parse}
     return field(default=default, metadata=metadata)

@@ -139,7 +139,7 @@ def validation_levels(sigma: float | tuple[float, float]) -> list[float]:
 def denoising_figures(model: LPN, images: Tensor, levels: list[float]) -> dict[str, float]:
     """Mean PSNR and SSIM of f(x + noise) over `images` (M, C, H, W) at each noise level, seeded noise.
 
-    Of volumes (M, C, D, H, W) there is no SSIM.
+    There is no SSIM for volumes (M, C, D, H, W).
     """
     figures = {}
     own = next(model.parameters())

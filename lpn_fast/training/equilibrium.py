@@ -26,8 +26,8 @@ from ..physics import Blur, gaussian_kernel, shake_kernel
 from ..solvers import fista
 
 STEP = 0.98  # eta; the blurs have norm one
-SIDES = (5, 15)  # of the kernels, odd numbers of pixels
-RIM = SIDES[1] // 2  # of a crop, which its image leaves to what the blur spreads
+SIDES = (5, 15)  # smallest and largest kernel, odd numbers of pixels
+RIM = SIDES[1] // 2  # border of a crop, left out of its image for what the blur spreads
 SMALLEST = 2 * SIDES[1] - 1  # crop: its image is as large as a kernel
 FLAT = 1e-3  # curvature of the objective, relative to the strongest, below which a direction is left alone
 
@@ -42,9 +42,9 @@ class Deblurring:
     shakes : float
         Share of camera shakes among the kernels, in [0, 1].
     iterations : int
-        Of the solver, at most.
+        Most iterations of the solver.
     inner : int
-        Of conjugate gradients.
+        Iterations of conjugate gradients.
 
     Raises
     ------

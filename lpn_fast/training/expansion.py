@@ -15,7 +15,7 @@ from torch import Tensor
 from ..per_sample import column
 
 POWER_STEPS = 3
-LONGEST = 1.0  # of d, 2-norm; its energy sits on a few pixels, images in [0, 1]
+LONGEST = 1.0  # largest 2-norm of d; its energy sits on a few pixels, images in [0, 1]
 
 
 def expansion_penalty(model, u: Tensor, f_u: Tensor, sigma: Tensor | None, generator: torch.Generator) -> Tensor:

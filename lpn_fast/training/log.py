@@ -89,7 +89,7 @@ class Pace:
         self.total, self.first = total, first
         self.started = time.monotonic()
         self.recent: deque = deque(maxlen=WINDOW)  # losses of the last steps, as tensors
-        self.means: list[float] = []  # of whole windows of one phase
+        self.means: list[float] = []  # mean losses of whole windows of one phase
 
     def note(self, loss) -> None:
         """The loss of a step."""

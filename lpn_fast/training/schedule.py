@@ -23,7 +23,7 @@ class Phase:
     loss : "l1", "l2", "log" or "matching"
     steps : int
     learning_rate : float
-        Of Adam, at the start of the phase.
+        Learning rate of Adam at the start of the phase.
     final_learning_rate : float, optional
         Reached on a cosine at the end of the phase; None keeps the rate constant.
     gamma : float, optional

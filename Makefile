@@ -2,7 +2,7 @@
 #
 #   make demo    deblur photographs, train the 1-D Laplacian network, write pictures to demo_output/
 #   make test    lint and all tests
-#   make lint    ruff and clang-format, check only;  make format  applies them
+#   make lint    ruff, mypy and clang-format, check only;  make format  applies them
 #   make docs    the pages of lpn_fast/docs as a site in build/docs (installs mkdocs in an environment of its own)
 #   make clean   remove the virtual environment and everything built
 #
@@ -36,6 +36,7 @@ test: setup lint $(INTEROP)/ready
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
 
 format: setup

@@ -49,8 +49,12 @@ class Stage:
     competing: bool = False  # z is the soft maximum over the units, in place of softplus(u); last stage only
 
 
+class _Encoded:
+    encoded: str  # no field of a Spec: it follows from the fields
+
+
 @dataclass(frozen=True, eq=False)
-class Spec:
+class Spec(_Encoded):
     """A whole network. Hashable; its attribute `encoded` is the string that crosses the operator boundary."""
 
     kind: str  # "dense": x is (N, channels); "conv": x is (N, channels, H, W) or (N, channels, D, H, W)
@@ -91,7 +95,7 @@ class Spec:
 
     def stage_sizes(self, *image: int) -> list[tuple[int, ...]]:
         """(H_l, W_l) or (D_l, H_l, W_l) of every z_l for an input of so many pixels per axis (conv only)."""
-        sizes = []
+        sizes: list[tuple[int, ...]] = []
         for index, stage in enumerate(self.stages):
             if stage.skip_kernel:
                 size = tuple(

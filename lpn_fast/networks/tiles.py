@@ -81,7 +81,7 @@ class InTiles:
         """(psi(x), f(x)), shapes (N,) in float64 and x's. Arguments as for `__call__`."""
         return self._evaluate(x, sigma, with_value=True)
 
-    def prox_and_prior(self, z: Tensor, strength: float = 1.0, sigma=None) -> tuple[Tensor, Tensor]:
+    def prox_and_prior(self, z: Tensor, strength: float | Tensor = 1.0, sigma=None) -> tuple[Tensor, Tensor]:
         """x = f(z) and R(x) = <z, x> - 1/2 |x|^2 - psi(z), shapes z's and (N,) in float64."""
         if strength != 1.0:
             raise ValueError(f"strength must be 1 in tiles, got {strength}: below it every pixel depends on all")

@@ -16,6 +16,7 @@ from .inpainting import Inpainting
 from .kernels import gaussian_kernel, load_kernels, shake_kernel
 from .mri import MRI
 from .noise import GaussianNoise, Noisy, PoissonNoise
+from .protocol import LinearOperator, NoiseModel
 
 __all__ = [
     "MRI",
@@ -26,6 +27,8 @@ __all__ = [
     "Downsampling",
     "GaussianNoise",
     "Inpainting",
+    "LinearOperator",
+    "NoiseModel",
     "Noisy",
     "ParallelBeamCT",
     "ParallelBeamGeometry",

@@ -19,6 +19,7 @@ from ..per_sample import broadcast, dot, norm
 from .cg import prox_l2_by_cg
 from .checks import check_count
 from .noise import Noisy
+from .protocol import LinearOperator, NoiseModel
 
 
 class Physics:
@@ -90,7 +91,7 @@ class Physics:
         """
         return self
 
-    def with_noise(self, noise) -> Noisy:
+    def with_noise(self, noise: NoiseModel) -> Noisy:
         """This operator together with a noise model: it can then simulate measurements.
 
         Parameters
@@ -104,14 +105,14 @@ class Physics:
         return Noisy(self, noise)
 
 
-def adjoint_mismatch(physics, x: Tensor, y: Tensor) -> Tensor:
+def adjoint_mismatch(physics: LinearOperator, x: Tensor, y: Tensor) -> Tensor:
     """Distance of `A_adjoint` from the adjoint of `A`, measured at x and y.
 
         |<A x, y> - <x, A^T y>| / (||A x|| ||y||)
 
     Parameters
     ----------
-    physics : object with `A` and `A_adjoint`
+    physics : LinearOperator
     x : Tensor, shape (N, ...)
         Images; random ones make a useful test.
     y : Tensor, shape (N, ...)
@@ -137,7 +138,7 @@ def adjoint_mismatch(physics, x: Tensor, y: Tensor) -> Tensor:
 
 
 def operator_norm(
-    physics,
+    physics: LinearOperator,
     x: Tensor,
     *,
     max_iter: int = 100,
@@ -153,7 +154,7 @@ def operator_norm(
 
     Parameters
     ----------
-    physics : object with `A` and `A_adjoint`
+    physics : LinearOperator
     x : Tensor, shape (N, ...)
         Any image batch: only its shape beyond N, type and device are used.
     max_iter, tol : int, float
@@ -197,7 +198,7 @@ def operator_norm(
 
 
 def operator_norm_bound(
-    physics,
+    physics: LinearOperator,
     image_shape: Sequence[int],
     *,
     failure_probability: float = 1e-9,
@@ -219,7 +220,7 @@ def operator_norm_bound(
 
     Parameters
     ----------
-    physics : object with `A` and `A_adjoint`
+    physics : LinearOperator
         Acting on every sample alike.
     image_shape : (C, H, W), or any shape of one sample
     failure_probability : float in (0, 1)

@@ -150,8 +150,8 @@ class Blur(Physics):
         if self.boundary != "reflective":
             return _filter(y, transfer, grid, image_size)
         before, after = self._margins(*image_size)
-        extended = tuple(low + side + high for low, side, high in zip(before, image_size, after, strict=True))
-        return fold(_filter(y, transfer, grid, extended), before, after)
+        height, width = (low + side + high for low, side, high in zip(before, image_size, after, strict=True))
+        return fold(_filter(y, transfer, grid, (height, width)), before, after)
 
     def norm(self) -> float:
         """Upper bound on ||A||, see the head of this file; attained by a non-negative circular kernel."""
@@ -191,7 +191,7 @@ class Blur(Physics):
         check_prox(z, y, gamma, self.measurement_shape(z.shape))
         if self.boundary != "circular":
             return super().prox_l2(z, y, gamma)
-        size = tuple(z.shape[-2:])
+        size = (z.shape[-2], z.shape[-1])
         transfer = self._transfer(size, z)  # (H, W // 2 + 1) or (N, 1, H, W // 2 + 1)
         weight = broadcast(gamma, z)
         spectrum = rfft2(z, size) + weight * transfer.conj() * rfft2(y, size)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..per_sample import broadcast, check_positive, dot
+from .protocol import LinearOperator
 
 # ||r|| <= tol ||b||. A few units of rounding above what each type can reach on a well-conditioned system.
 DEFAULT_TOL = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -116,7 +117,7 @@ def conjugate_gradient(
 
 
 def prox_l2_by_cg(
-    physics,
+    physics: LinearOperator,
     z: Tensor,
     y: Tensor,
     gamma: float | Tensor,
@@ -128,7 +129,7 @@ def prox_l2_by_cg(
 
     Parameters
     ----------
-    physics : object with `A` and `A_adjoint`
+    physics : LinearOperator
         The operator; the adjoint must be the matched one, or the system is not symmetric.
     z : Tensor, shape (N, ...)
         Points, also the start of the iteration.

@@ -152,7 +152,7 @@ class Downsampling(Physics):
         check_prox(z, y, gamma, self.measurement_shape(z.shape))
         weight = broadcast(gamma, z)
         b = z + weight * self.A_adjoint(y)
-        size = tuple(y.shape[-2:])
+        size = (y.shape[-2], y.shape[-1])
         # A A^T is circular, so its first column is its kernel. Made in the type of z: the same A to rounding.
         delta = z.new_zeros(1, 1, *size)
         delta[..., 0, 0] = 1

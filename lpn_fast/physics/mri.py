@@ -165,7 +165,7 @@ class MRI(Physics):
             return super().prox_l2(z, y, gamma)
         _, _, energy = self._parts(z)
         weight = broadcast(gamma, z)
-        size = tuple(z.shape[-2:])
+        size = (z.shape[-2], z.shape[-1])
         right = rfft2(z + weight * self.A_adjoint(y), size)
         return irfft2(right / (1 + weight * energy), size)
 

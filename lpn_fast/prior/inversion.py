@@ -74,7 +74,7 @@ def invert(
     model: LPN,
     x: Tensor,
     *,
-    sigma=None,
+    sigma: float | Tensor | None = None,
     method: str = "lbfgs",
     tol: float = 1e-5,
     max_iter: int | None = None,
@@ -222,12 +222,15 @@ def _concatenated(pieces: list[EquationSolution]) -> EquationSolution:
     return EquationSolution(**{name: torch.cat([getattr(p, name) for p in pieces]) for name in vars(pieces[0])})
 
 
-def _check(options: SolveOptions, x, x0, dtype, batch_size) -> None:
+def _check(
+    options: SolveOptions, x: Tensor, x0: Tensor | None, dtype: torch.dtype | None, batch_size: int | None
+) -> None:
     if options.method not in EQUATION_METHODS:
         raise ValueError(f"method must be one of {', '.join(EQUATION_METHODS)}, got {options.method!r}")
-    for name, value in (("tol", options.tol), ("radius", options.radius)):
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+    if not options.tol > 0:
+        raise ValueError(f"tol must be positive, got {options.tol}")
+    if options.radius is not None and not options.radius > 0:
+        raise ValueError(f"radius must be positive, got {options.radius}")
     for name, value in (("max_iter", options.max_iter), ("batch_size", batch_size)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from ..per_sample import broadcast
+from ..physics import LinearOperator
 from .automatic import Settings, choose
 from .conditions import gradient_conditions
 from .driver import Callback
 from .problem import InverseProblem, checked_problem, positive
+from .protocol import ProxModel
 from .prox import LearnedProx
-from .proximal_gradient import SAFE_FRACTION, PGDState, ProximalGradient, has_decreased
+from .proximal_gradient import SAFE_FRACTION, GradientStep, PGDState, has_decreased
 from .reconstruction import Reconstruction
 from .run import solve
 
@@ -37,7 +39,7 @@ class FISTAState(PGDState):
 
 
 @dataclass(frozen=True)
-class AcceleratedProximalGradient(ProximalGradient):
+class AcceleratedProximalGradient(GradientStep):
     """The iteration: extrapolate, accept or restart."""
 
     def start(self, problem: InverseProblem, settings: Settings) -> FISTAState:
@@ -67,8 +69,8 @@ class AcceleratedProximalGradient(ProximalGradient):
 @torch.no_grad()
 def fista(
     y: Tensor,
-    physics,
-    model,
+    physics: LinearOperator,
+    model: ProxModel,
     *,
     step_size: float | Tensor | None = None,
     strength: float | Tensor | str | None = None,

@@ -27,10 +27,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..physics import LinearOperator
 from .automatic import Settings, choose
 from .conditions import admm_conditions
 from .driver import Callback, State
 from .problem import InverseProblem, checked_problem, data_prox, half_square, positive, relative_change
+from .protocol import StronglyConvexModel
 from .prox import LearnedProx
 from .reconstruction import Reconstruction
 from .run import solve
@@ -96,21 +98,21 @@ class AlternatingDirections:
 
     def data_update(self, state: ADMMState) -> ADMMState:
         target, gamma = state.image - state.dual, state.step_size  # gamma = 1 / rho
-        if self.box is not None:
+        if state.box_image is not None and state.box_dual is not None:
             # rho/2 |x - a|^2 + rho/2 |x - b|^2 = rho |x - (a + b)/2|^2 + const
             target, gamma = (target + state.box_image - state.box_dual) / 2, gamma / 2
         return replace(state, data_image=data_prox(state.physics)(target, state.y, gamma))
 
     def dual_update(self, state: ADMMState) -> ADMMState:
         state = replace(state, dual=state.dual + state.data_image - state.image)
-        if self.box is None:
+        if state.box_image is None or state.box_dual is None:
             return state
         return replace(state, box_dual=state.box_dual + state.data_image - state.box_image)
 
     def prior_update(self, state: ADMMState) -> ADMMState:
         image, prior, preimage = self.prox(state.data_image + state.dual, state.strength, state.sigma, state.preimage)
         state = replace(state, image=image, prior=prior, preimage=preimage)
-        if self.box is None:
+        if self.box is None or state.box_dual is None:
             return state
         return replace(state, box_image=(state.data_image + state.box_dual).clamp(*self.box))
 
@@ -118,8 +120,8 @@ class AlternatingDirections:
 @torch.no_grad()
 def admm(
     y: Tensor,
-    physics,
-    model,
+    physics: LinearOperator,
+    model: StronglyConvexModel,
     *,
     rho: float | Tensor | None = None,
     strength: float | Tensor | str | None = None,

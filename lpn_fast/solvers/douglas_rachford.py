@@ -17,10 +17,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..physics import LinearOperator
 from .automatic import Settings, choose
 from .conditions import drs_conditions
 from .driver import Callback, State
 from .problem import InverseProblem, checked_problem, data_prox, half_square, positive, relative_change
+from .protocol import ProxModel
 from .prox import LearnedProx
 from .proximal_gradient import SAFE_FRACTION
 from .reconstruction import Reconstruction
@@ -64,8 +66,8 @@ class DouglasRachford:
 @torch.no_grad()
 def drs(
     y: Tensor,
-    physics,
-    model,
+    physics: LinearOperator,
+    model: ProxModel,
     *,
     step_size: float | Tensor | None = None,
     relaxation: float = 1.0,

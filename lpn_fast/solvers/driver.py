@@ -16,18 +16,21 @@ one shape, and a batch of one shape would carry its finished samples to the end.
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ..per_sample import choose, norm
+from ..physics import LinearOperator
 from .automatic import Settings
 from .conditions import Conditions
 from .problem import InverseProblem, subset
 from .reconstruction import Reconstruction
 
 Callback = Callable[[int, Tensor, Tensor], bool | None]
+S = TypeVar("S", bound="State")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class State:
     Solvers add their own variables in a subclass.
     """
 
-    physics: object  # of the active samples
+    physics: LinearOperator  # of the active samples
     y: Tensor  # (n, ...) measurements
     step_size: float | Tensor  # (n,) eta, or 1 / rho
     strength: float | Tensor  # (n,) t
@@ -48,7 +51,7 @@ class State:
     residual: Tensor  # (n,) float64, relative change that led to image
 
     @classmethod
-    def before(cls, problem: InverseProblem, settings: Settings, **own) -> "State":
+    def before(cls, problem: InverseProblem, settings: Settings, **own: Any) -> Self:
         """The state before the first iteration; R of the start is unknown, hence NaN. `own`: a subclass's fields."""
         unknown = torch.full((len(problem.y),), torch.nan, dtype=torch.float64, device=problem.y.device)
         return cls(
@@ -69,21 +72,21 @@ class State:
     def select(
         self,
         keep: Tensor,  # (n,) bool
-    ) -> "State":
+    ) -> Self:
         """The samples to keep, the operator included."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        kept = {name: v[keep] for name, v in values.items() if isinstance(v, Tensor)}
-        return replace(self, physics=subset(self.physics, keep), **kept)
+        kept: dict[str, Any] = {name: v[keep] for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **kept, physics=subset(self.physics, keep))
 
     def merge(
         self,
         place: Tensor,  # (n,) bool, m of them true
-        other: "State",  # of those m samples
-    ) -> "State":
+        other: Self,  # of those m samples
+    ) -> Self:
         """These samples replaced by others."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         where = place.nonzero().flatten()
-        merged = {
+        merged: dict[str, Any] = {
             name: v.index_copy(0, where, getattr(other, name)) for name, v in values.items() if isinstance(v, Tensor)
         }
         return replace(self, **merged)
@@ -91,8 +94,8 @@ class State:
 
 def iterate(
     name: str,
-    step: Callable[[State], State],
-    state: State,
+    step: Callable[[S], S],
+    state: S,
     conditions: Conditions,
     settings: Settings,
     *,

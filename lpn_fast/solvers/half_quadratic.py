@@ -16,10 +16,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..physics import LinearOperator
 from .automatic import Settings, choose
 from .conditions import hqs_conditions
 from .driver import Callback, State
 from .problem import InverseProblem, checked_problem, data_prox, half_square, positive, relative_change
+from .protocol import ProxModel
 from .prox import LearnedProx
 from .reconstruction import Reconstruction
 from .run import solve
@@ -60,8 +62,8 @@ class HalfQuadratic:
 @torch.no_grad()
 def hqs(
     y: Tensor,
-    physics,
-    model,
+    physics: LinearOperator,
+    model: ProxModel,
     *,
     rho: float | Tensor | None = None,
     strength: float | Tensor | str | None = None,

@@ -11,6 +11,8 @@ projections). It says nothing about measurements that are no images or whose nei
 
 from torch import Tensor
 
+from ..physics import LinearOperator
+
 GAUSSIAN_MEDIAN = 0.6744897501960817  # median of |n| for n standard normal
 SMALLEST_SIDE = 8  # pixels: 16 blocks, below which a median means little
 
@@ -61,7 +63,7 @@ def haar_level(images: Tensor) -> Tensor:
     return detail.flatten(1).abs().median(dim=1).values.double() / GAUSSIAN_MEDIAN
 
 
-def known_noise(physics, y: Tensor) -> Tensor | None:  # (N,) float64
+def known_noise(physics: LinearOperator, y: Tensor) -> Tensor | None:  # (N,) float64
     """What an operator with a noise model (`physics.with_noise`) says of the noise in y, or None."""
     level = getattr(getattr(physics, "noise", None), "level", None)
     return level(y) if callable(level) else None

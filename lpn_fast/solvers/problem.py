@@ -5,13 +5,14 @@
 Arguments are checked here, once; the iterations trust them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..per_sample import check_positive, norm
-from ..physics import adjoint_mismatch, operator_norm, prox_l2_by_cg
+from ..physics import LinearOperator, adjoint_mismatch, operator_norm, prox_l2_by_cg
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class InverseProblem:
     ----------
     y : Tensor, shape (N, ...)
         Measurements.
-    physics : object with `A` and `A_adjoint`
+    physics : LinearOperator
     x0 : Tensor, shape (N, ...)
         Start.
     norm : float or Tensor, shape (N,)
@@ -34,14 +35,16 @@ class InverseProblem:
     """
 
     y: Tensor
-    physics: object
+    physics: LinearOperator
     x0: Tensor
     norm: float | Tensor
     norm_certainty: str
     adjoint_mismatch: float
 
 
-def checked_problem(y: Tensor, physics, *, x0=None, max_iter: int = 1, tol: float = 0.0) -> InverseProblem:
+def checked_problem(
+    y: Tensor, physics: LinearOperator, *, x0: Tensor | None = None, max_iter: int = 1, tol: float = 0.0
+) -> InverseProblem:
     """An InverseProblem, once all arguments that solvers share are found good.
 
     Raises
@@ -66,7 +69,7 @@ def checked_problem(y: Tensor, physics, *, x0=None, max_iter: int = 1, tol: floa
         raise ValueError(f"tol must be at least 0, got {tol}")
 
     given = x0 is not None
-    if given:
+    if x0 is not None:
         check_tensor("x0", x0)
         if len(x0) != samples:
             raise ValueError(f"x0 must hold {samples} samples as y does, got shape {tuple(x0.shape)}")
@@ -88,7 +91,10 @@ def checked_problem(y: Tensor, physics, *, x0=None, max_iter: int = 1, tol: floa
     return InverseProblem(y, physics, x0, bound, certainty, _mismatch_at_random(first, x0, y))
 
 
-def subset(physics, samples: Tensor):  # (n,) indices or (N,) bool
+def subset(
+    physics: LinearOperator,
+    samples: Tensor,  # (n,) indices or (N,) bool
+) -> LinearOperator:
     """The operator of these samples: its own `select` where samples have operators of their own, else itself."""
     own = getattr(physics, "select", None)
     return own(samples) if callable(own) else physics
@@ -107,13 +113,13 @@ def relative_change(
     return norm(new - old) / norm(new).clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def data_prox(physics):
+def data_prox(physics: LinearOperator) -> Callable[[Tensor, Tensor, float | Tensor], Tensor]:
     """The operator's own `prox_l2`, or conjugate gradients where it has none."""
     own = getattr(physics, "prox_l2", None)
     return own if callable(own) else lambda z, y, gamma: prox_l2_by_cg(physics, z, y, gamma)
 
 
-def check_tensor(name: str, value) -> None:
+def check_tensor(name: str, value: object) -> None:
     """Raise unless `value` is a finite float32 or float64 tensor (N, ...) with N > 0."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
@@ -146,7 +152,7 @@ def shown(values) -> str:
     return str(values)
 
 
-def _norm(physics, first, x0: Tensor) -> tuple[float | Tensor, str]:
+def _norm(physics: LinearOperator, first: LinearOperator, x0: Tensor) -> tuple[float | Tensor, str]:
     """(bound on ||A||, how sure it is): the operator's `probable_norm` where it has one, else `norm`, else a guess."""
     probable, own = (getattr(physics, name, None) for name in ("probable_norm", "norm"))
     if callable(probable):
@@ -163,7 +169,7 @@ def _norm(physics, first, x0: Tensor) -> tuple[float | Tensor, str]:
     return bound, certainty
 
 
-def _mismatch_at_random(first, x0: Tensor, y: Tensor) -> float:
+def _mismatch_at_random(first: LinearOperator, x0: Tensor, y: Tensor) -> float:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, *x0.shape[1:], generator=generator, dtype=torch.float64).to(x0)
     v = torch.randn(1, *y.shape[1:], generator=generator, dtype=torch.float64).to(y)

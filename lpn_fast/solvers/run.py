@@ -7,6 +7,7 @@ weight is frozen, and only from there on are objectives recorded: they belong to
 
 import math
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +16,9 @@ from ..per_sample import choose as choose_sample
 from ..per_sample import norm
 from .automatic import SMALLEST_STRENGTH, Settings, calibrated, trained_levels
 from .conditions import Conditions
-from .driver import Callback, iterate
+from .driver import Callback, S, iterate
 from .problem import InverseProblem
+from .prox import LearnedProx
 from .reconstruction import Reconstruction
 
 STAGES, STAGE_ITERATIONS = 6, 12  # short runs, and iterations of each
@@ -28,9 +30,20 @@ LARGEST_KAPPA = -0.5 * math.log(SMALLEST_STRENGTH)  # of its logarithm: there t 
 CLOSE_ENOUGH = 0.01  # relative distance from the misfit that is wanted
 
 
+class Method(Protocol[S]):
+    """An iteration, as a map of states."""
+
+    @property
+    def prox(self) -> LearnedProx: ...
+
+    def start(self, problem: InverseProblem, settings: Settings, /) -> S: ...
+
+    def step(self, state: S, /) -> S: ...
+
+
 def solve(
     name: str,
-    method,
+    method: Method[S],
     problem: InverseProblem,
     settings: Settings,
     conditions: Conditions,
@@ -41,7 +54,7 @@ def solve(
     callback: Callback | None,
     progress: bool,
 ) -> Reconstruction:
-    """The reconstruction of a problem by a method (an object with `start(problem, settings)` and `step(state)`)."""
+    """The reconstruction of a problem by a method."""
     if strict:
         conditions.raise_unless_all_hold()
     if settings.rule == "discrepancy":
@@ -52,7 +65,7 @@ def solve(
     )  # fmt: skip
 
 
-def meet_discrepancy(method, problem: InverseProblem, settings: Settings) -> tuple[Settings, InverseProblem]:
+def meet_discrepancy(method: Method[S], problem: InverseProblem, settings: Settings) -> tuple[Settings, InverseProblem]:
     """Settings whose solution has misfit one, as far as strengths in (0, 1] allow, and a warm start.
 
     The weight is that of MAP for an assumed noise kappa s; misfits rise with kappa. The step stays.
@@ -85,9 +98,16 @@ def meet_discrepancy(method, problem: InverseProblem, settings: Settings) -> tup
     return settings, problem
 
 
-def _with_assumed_noise(settings, levels, conditional, kappa, noise, y) -> Settings:
+def _with_assumed_noise(
+    settings: Settings,
+    levels: tuple[float, float] | None,
+    conditional: bool,
+    kappa: Tensor,  # (N,) float64
+    noise: Tensor,  # (N,) float64
+    y: Tensor,  # (N, ...)
+) -> Settings:
     if levels is None:  # t = kappa^2: the only scale there is
         strength = kappa.square().clamp(SMALLEST_STRENGTH, 1).to(y)
         return replace(settings, strength=strength)
-    _, strength, sigma = calibrated(y, levels, kappa * noise, settings.step_size, conditional=conditional)
-    return replace(settings, strength=strength, sigma=sigma if conditional else settings.sigma)
+    _, weaker, sigma = calibrated(y, levels, kappa * noise, settings.step_size, conditional=conditional)
+    return replace(settings, strength=weaker, sigma=sigma if conditional else settings.sigma)

@@ -66,8 +66,8 @@ def restore(
         else:  # the state before the first step
             optimizer.state.pop(parameter, None)
     generator.set_state(snapshot.tensors["generator"].cpu())
-    stored = snapshot.part("average")  # a file sorts by name
-    return {n: torch.empty_like(p).copy_(stored[n]) for n, p in model.named_parameters()} if stored else {}
+    average = snapshot.part("average")  # a file sorts by name
+    return {n: torch.empty_like(p).copy_(average[n]) for n, p in model.named_parameters()} if average else {}
 
 
 def write(path: Path, snapshot: Snapshot) -> None:

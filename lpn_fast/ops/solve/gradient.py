@@ -28,7 +28,7 @@ class AcceleratedGradient:
 
     def __init__(self):
         self.v: Tensor | None = None  # [n, ...]
-        self.slope = self.count = None  # [n] float64, L and k
+        self.slope = self.count = torch.empty(0)  # [n] float64, L and k; with v
 
     def step(self, equation: Equation, point: Point, rho: Tensor) -> tuple[Point, Tensor]:
         """(next point, which samples moved)."""

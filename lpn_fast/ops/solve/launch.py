@@ -4,6 +4,8 @@ Its method is newton.py's, so it stands in for the two methods whose steps use c
 by name for what they are. Samples without a solution go on as after any other method.
 """
 
+from typing import Any
+
 from torch import Tensor
 
 from .. import registry
@@ -24,7 +26,7 @@ def in_one_launch(
     """Solutions by the backend's own solver; None where there is none for this call."""
     if method not in STANDS_IN_FOR or equation.features is not None:
         return None
-    backend = registry.select(equation.spec, equation.z, "fp32")
+    backend: Any = registry.select(equation.spec, equation.z, "fp32")
     if not hasattr(backend, "solve") or not backend.has_room_to_solve(equation.spec, equation.z):
         return None
     fields = backend.solve(

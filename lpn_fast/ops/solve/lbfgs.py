@@ -52,14 +52,14 @@ class LBFGS:
             share = broadcast(torch.where(usable, 1 / ss, 0.0), s)  # steps differ in length by orders of magnitude
             parts = share * s * y, share * s * s
             if self.sums is not None:
-                parts = tuple(FADE * old + part for old, part in zip(self.sums, parts, strict=True))
+                parts = FADE * self.sums[0] + parts[0], FADE * self.sums[1] + parts[1]
             self.sums = parts
         return new, moved
 
     def select(self, rows: Tensor) -> None:
         """Keep the memories of some samples."""
         self.pairs = [(s[rows], y[rows], inverse[rows]) for s, y, inverse in self.pairs]
-        self.sums = None if self.sums is None else tuple(part[rows] for part in self.sums)
+        self.sums = None if self.sums is None else (self.sums[0][rows], self.sums[1][rows])
 
     def _direction(self, residual: Tensor) -> Tensor:  # [n, ...] -> [n, ...]
         q, weights, metric = -residual, [], self._metric()

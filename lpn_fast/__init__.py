@@ -4,9 +4,11 @@ A learned proximal network is f = grad psi with psi an input-convex network, hen
 operator of a learned, possibly non-convex function R, for any weights. See README.md for a start.
 """
 
+from typing import TYPE_CHECKING
+
 import torch as _torch  # noqa: F401  (before the compiled module: it borrows torch's thread pool)
 
-from . import interop, metrics, optim, physics, prior, solvers, training
+from . import data, interop, metrics, optim, physics, solvers, training
 from .networks import (
     LPN,
     MLPLPN,
@@ -29,6 +31,13 @@ from .ops.registry import use_backend
 from .prior import AmortisedPrior, Inversion, PriorValue, Verdict, invert, moreau_envelope, rescaled, verify
 from .training import ProximalMatchingLoss
 
+if TYPE_CHECKING:  # the package `prior` may be called, which a type checker learns from its class only
+    from .prior import CallablePackage
+
+    prior: CallablePackage
+else:
+    from . import prior
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -45,6 +54,7 @@ __all__ = [
     "RidgeLPN",
     "Verdict",
     "asymptotic_gain",
+    "data",
     "lipschitz_bound",
     "explain",
     "from_reference",

@@ -47,7 +47,7 @@ def resize_adjoint(y: Tensor, factor: int, *image: int) -> Tensor:
 
 @functools.cache
 def _pairs(factor: int, axes: int) -> tuple[tuple[tuple, tuple], ...]:
-    """Axis by axis, indices of the two samples per block that D_r reads along it; cached, since every call asks."""
+    """Axis by axis, indices of the two samples per block that D_r reads along it; cached: every call reads them."""
     first, second = _two(factor)
 
     def along(axis: int, place: int) -> tuple:

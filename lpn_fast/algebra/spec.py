@@ -82,7 +82,7 @@ class Spec(_Encoded):
         return isinstance(other, Spec) and self.encoded == other.encoded
 
     def __hash__(self) -> int:
-        return hash(self.encoded)  # a string remembers its hash; caches are asked for it on every call
+        return hash(self.encoded)  # a string remembers its hash; caches read it on every call
 
     @property
     def is_dense(self) -> bool:
@@ -217,6 +217,7 @@ def _check(spec: Spec) -> None:
     first = spec.stages[0]
     need(
         not spec.square_first or (not first.bias and "squared" not in first.heads),
-        f"square_first wants a first stage without bias and squared head, got bias={first.bias}, heads={first.heads}",
+        "square_first requires a first stage without bias and without squared head, "
+        f"got bias={first.bias}, heads={first.heads}",
     )
     need(any(stage.heads for stage in spec.stages), "no stage has a head, so psi would not depend on the stages")

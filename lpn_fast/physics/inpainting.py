@@ -103,11 +103,11 @@ class Inpainting(Physics):
 
     def _check(self, name: str, images: Tensor) -> None:
         check_images(name, images)
-        wanted = ["N", "C", *self.mask.shape[-2:]]
+        expected = ["N", "C", *self.mask.shape[-2:]]
         for axis, size in zip((1, 0), self.mask.shape[-3::-1], strict=False):
             if size != 1 or axis == 0:
-                wanted[axis] = size
-        check_batch(name, images, tuple(wanted))
+                expected[axis] = size
+        check_batch(name, images, tuple(expected))
 
     def _mask(self, like: Tensor) -> Tensor:  # the mask in the type and on the device of `like`
         key = (like.dtype, like.device)

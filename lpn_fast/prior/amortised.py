@@ -62,7 +62,7 @@ class AmortisedPrior:
     Parameters
     ----------
     model : LPN
-        Whose R is meant. Not noise-conditional.
+        The network whose R is approximated. Not noise-conditional.
     network : LPN
         G, taking the same x.
     offset : float

@@ -12,7 +12,7 @@ dtype=torch.float64 the float32 solution is refined in double precision, down to
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -27,10 +27,33 @@ TAPES = 4  # that may exist at once: two points of a line search, and a compacte
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-13}  # relative residuals that are surely reached
 
 
+class ValueEstimate(Protocol):
+    """What a warm start returns when called: at least its estimates of R."""
+
+    @property
+    def value(self) -> Tensor: ...  # (N,) float64
+
+
 class WarmStart(Protocol):
-    """What `AmortisedPrior` offers: a network whose output estimates the preimage."""
+    """What `AmortisedPrior` offers: a network whose output estimates the preimage, and estimates of R."""
 
     network: LPN
+
+    def __call__(self, x: Tensor, /) -> ValueEstimate: ...
+
+
+class InvertOptions(TypedDict, total=False):
+    """The options of `invert`, for functions that pass them on."""
+
+    method: str
+    tol: float
+    max_iter: int | None
+    x0: Tensor | None
+    warm_start: WarmStart | None
+    dtype: torch.dtype | None
+    radius: float
+    homotopy: bool
+    batch_size: int | None
 
 
 @dataclass(frozen=True)
@@ -40,7 +63,7 @@ class Inversion:
     Attributes
     ----------
     preimage : Tensor, shape (N, ...)
-        y with f(y) = x up to `residual`; carries gradients to x and the parameters where these are wanted.
+        y with f(y) = x up to `residual`; carries gradients to x and the parameters where these require them.
     residual : Tensor, shape (N,), float64
         |f(y) - x| / |x|, or |f(y) - x| where x = 0.
     iterations : Tensor, shape (N,), int64
@@ -130,7 +153,7 @@ def invert(
     Notes
     -----
     The preimage is differentiable in x and in the parameters, by the implicit function theorem: the backward
-    pass solves H w = g by conjugate gradients, which wants alpha > 0 or at least a regular H.
+    pass solves H w = g by conjugate gradients, which requires alpha > 0 or at least a regular H.
 
     Examples
     --------

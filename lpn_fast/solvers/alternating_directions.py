@@ -150,7 +150,7 @@ def admm(
         As for `pgd`. The model's `alpha` is used too. The operator's `prox_l2(z, y, gamma)` is used if it has
         one, else conjugate gradients.
     rho : float or Tensor, shape (N,), optional
-        Penalty; None is 1.05 ||A||^2, or more where the network knows no noise as large as `strength` asks.
+        Penalty; None is 1.05 ||A||^2, or more where `strength` requires a noise level above those the network knows.
     order : str
         "data-dual-prior" (132 in the published code), "prior-data-dual" (213) or "data-prior-dual" (123). The
         theorem covers the first two.

@@ -40,7 +40,7 @@ class Settings:
     sigma : None, float or Tensor, shape (N,)
         Noise level handed to a network that is conditioned on it.
     noise : None, float or Tensor, shape (N,)
-        Standard deviation of the measurements; None where nobody asked for it.
+        Standard deviation of the measurements; None where it is unknown and no choice needed it.
     noise_source : str
         "given", "physics", "estimated" or "unknown".
     rule : str

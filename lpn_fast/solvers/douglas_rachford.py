@@ -91,7 +91,7 @@ def drs(
     y, physics, model, strength, sigma, noise, callback, progress, strict, max_iter, x0
         As for `pgd`. The operator's `prox_l2(z, y, gamma)` is used if it has one, else conjugate gradients.
     step_size : float or Tensor, shape (N,), optional
-        gamma; None is 0.95 / ||A||^2, or less where the network knows no noise as large as `strength` asks.
+        gamma; None is 0.95 / ||A||^2, or less where `strength` requires a noise level above those the network knows.
     relaxation : float
         lambda; above 1 it often needs fewer iterations.
     tol : float

@@ -66,7 +66,7 @@ class State:
 
     @property
     def output(self) -> Tensor:  # (n, ...)
-        """What the user gets: the prox output, unless a solver is asked for something else."""
+        """What the user gets: the prox output, unless the caller chose another image."""
         return self.image
 
     def select(

@@ -86,7 +86,7 @@ def hqs(
     y, physics, model, strength, sigma, noise, max_iter, x0, strict, callback, progress
         As for `pgd`. The operator's `prox_l2(z, y, gamma)` is used if it has one, else conjugate gradients.
     rho : float or Tensor, shape (N,), optional
-        Penalty; None is ||A||^2, or more where the network knows no noise as large as `strength` asks.
+        Penalty; None is ||A||^2, or more where `strength` requires a noise level above those the network knows.
     tol : float
         A sample has converged when ||z+ - z|| <= tol ||z+||.
 

@@ -54,7 +54,7 @@ def checked_problem(
         max_iter not an integer.
     ValueError
         NaN or infinite measurements or start, an empty batch, shapes that do not belong together,
-        numbers out of range; the message gives the value seen and the value wanted.
+        numbers out of range; the message gives the value seen and the value expected.
     """
     for method in ("A", "A_adjoint"):
         if not callable(getattr(physics, method, None)):
@@ -78,14 +78,14 @@ def checked_problem(
     else:
         x0 = physics.A_adjoint(y)
     first = subset(physics, torch.zeros(1, dtype=torch.int64, device=y.device))
-    wanted = (samples, *first.A(x0[:1]).shape[1:])
-    if y.shape != wanted:
+    expected = (samples, *first.A(x0[:1]).shape[1:])
+    if y.shape != expected:
         if given:
             raise ValueError(
                 f"x0 must have measurements of the shape of y {tuple(y.shape)}, got {tuple(x0.shape)} "
-                f"which measures as {wanted}"
+                f"which measures as {expected}"
             )
-        raise ValueError(f"y must have the shape that the operator measures, {wanted}, got {tuple(y.shape)}")
+        raise ValueError(f"y must have the shape that the operator measures, {expected}, got {tuple(y.shape)}")
 
     bound, certainty = _norm(physics, first, x0)
     return InverseProblem(y, physics, x0, bound, certainty, _mismatch_at_random(first, x0, y))

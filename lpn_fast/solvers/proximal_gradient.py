@@ -169,13 +169,14 @@ def pgd(
     ----------
     y : Tensor, shape (N, ...), float32 or float64
         Measurements.
-    physics : object with `A` and `A_adjoint`
-        Linear operator acting on every sample alone. Its `norm()` is used if it has one, else
+    physics : LinearOperator
+        Any object with `A` and `A_adjoint`, acting on every sample alone. Its `norm()` is used if it has one, else
         ||A|| is estimated with a margin and the report says so.
-    model : LPN
-        Learned prior: `prox_and_prior(z, strength, sigma)`.
+    model : ProxModel
+        Learned prior: an LPN, or any object with `prox_and_prior(z, strength=, sigma=)`.
     step_size : float or Tensor, shape (N,), optional
-        Step eta; None is 0.95 / ||A||^2, or less where the network knows no noise as large as the choice below asks.
+        Step eta; None is 0.95 / ||A||^2, or less where `strength` requires a noise level above those the network
+        knows.
     strength : float or Tensor, shape (N,), in (0, 1], "map", "discrepancy", optional
         Weight t of the prior. "map" derives it from the noise in y and the noise the network was trained on,
         "discrepancy" finds, in up to 72 further iterations, the weight at which ||A x - y|| is what the noise makes
@@ -185,8 +186,8 @@ def pgd(
     sigma : float or Tensor, shape (N,), optional
         Noise level for a network that is conditioned on it; None is derived with `strength`.
     noise : float or Tensor, shape (N,), optional
-        Standard deviation of the noise in y. None asks the physics, and where a choice needs it, y itself
-        (`solvers.estimate_noise`).
+        Standard deviation of the noise in y. None reads it from the physics, and where a choice needs it,
+        estimates it from y (`solvers.estimate_noise`).
     backtracking : bool
         Start from the longest step, at fixed weight t / eta, and halve it sample by sample until the objective falls
         enough. It helps where t < 1: for t = 1 no longer step has the same minimisers. `settings` then hold the

@@ -1,8 +1,8 @@
 """A posed problem and chosen settings, run to the end: refuse, find the weight, iterate.
 
-The discrepancy principle wants  ||A x - y||^2 = s^2 m  at the solution, which a weight in closed form cannot promise.
-So the weight is found first, per sample, by short runs of the same solver, each warm-started from the last; then the
-weight is frozen, and only from there on are objectives recorded: they belong to one function and may be compared.
+The discrepancy principle requires  ||A x - y||^2 = s^2 m  at the solution, which no weight in closed form can
+promise. So the weight is found first, per sample, by short runs of the same solver, each warm-started from the last;
+then it is frozen, and only from there on are objectives recorded: they belong to one function and may be compared.
 """
 
 import math
@@ -27,7 +27,7 @@ FIRST_SLOPE = 0.3  # of log misfit against log of the assumed noise, for photogr
 SLOPES = (0.05, 2.0)
 LARGEST_MOVE = math.log(2)  # of log of the assumed noise, in one stage
 LARGEST_KAPPA = -0.5 * math.log(SMALLEST_STRENGTH)  # of its logarithm: there t = kappa^2 meets its limit
-CLOSE_ENOUGH = 0.01  # relative distance from the misfit that is wanted
+CLOSE_ENOUGH = 0.01  # relative distance from the required misfit
 
 
 class Method(Protocol[S]):
@@ -84,7 +84,7 @@ def meet_discrepancy(method: Method[S], problem: InverseProblem, settings: Setti
         good = state.objective.isfinite()
         problem = replace(problem, x0=choose_sample(good, state.image, problem.x0))
         misfit = norm(problem.physics.A(problem.x0) - y) / (noise * measurements**0.5)
-        error = misfit.clamp_min(torch.finfo(torch.float64).tiny).log()  # (N,), zero is wanted
+        error = misfit.clamp_min(torch.finfo(torch.float64).tiny).log()  # (N,), to become zero
         if stage == STAGES - 1 or bool((error.abs() <= CLOSE_ENOUGH).all()):
             break
         if previous is not None:

@@ -1,6 +1,6 @@
 """A whole solve in one launch, where the backend that runs the network has a solver of its own.
 
-Its method is newton.py's, so it stands in for the two methods whose steps use curvature; the others were asked for
+Its method is newton.py's, so it stands in for the two methods whose steps use curvature; the others are chosen
 by name for what they are. Samples without a solution go on as after any other method.
 """
 

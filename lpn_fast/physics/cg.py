@@ -154,7 +154,7 @@ def prox_l2_by_cg(
     Warns
     -----
     RuntimeWarning
-        Samples that ran out of steps; they are returned as they are.
+        Samples that did not converge in max_iter steps; they are returned as they are.
 
     Examples
     --------
@@ -172,8 +172,9 @@ def prox_l2_by_cg(
     unconverged = ~result.converged & result.residual.isfinite()
     if bool(unconverged.any()):
         warnings.warn(
-            f"data prox: {int(unconverged.sum())} of {len(z)} samples have relative residual up to "
-            f"{float(result.residual[unconverged].max()):.1e} after {max_iter} conjugate gradient steps",
+            f"data prox: {int(unconverged.sum())} of {len(z)} samples did not converge in {max_iter} "
+            f"conjugate gradient steps; their relative residual is up to "
+            f"{float(result.residual[unconverged].max()):.1e}",
             RuntimeWarning,
             stacklevel=2,
         )

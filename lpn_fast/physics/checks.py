@@ -16,7 +16,7 @@ def check_batch(name: str, value, expected: tuple) -> None:
     Parameters
     ----------
     name : str
-        Of the argument, for the message.
+        The argument's name, for the message.
     value : Tensor
     expected : tuple of int or str
         Size of every axis; a string stands for any size and is its name in the message.

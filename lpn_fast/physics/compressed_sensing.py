@@ -37,7 +37,7 @@ class CompressedSensing(Physics):
     ratio : float in (0, 1]
         M / N; M is rounded down to a whole number. The published ratios are 1/16 and 1/4.
     seed : int
-        Of signs, filter and rows. The same seed gives the same operator on every machine and
+        Seed of signs, filter and rows. The same seed gives the same operator on every machine and
         with every version of torch and NumPy.
     flat : bool
         Unit-modulus spectrum, hence orthonormal rows.

@@ -31,7 +31,7 @@ class MRI(Physics):
         1 where a frequency is sampled, 0 where not; any finite weights. Frequency zero is at [0, 0], as
         `torch.fft.fft2` has it; use `torch.fft.ifftshift` for a mask drawn with zero in the centre.
     sensitivities : Tensor, shape (coils, H, W), complex or real, optional
-        Of the receiving coils; None is one coil that sees everything alike.
+        Sensitivity of the receiving coils; None is one coil that sees everything alike.
 
     Raises
     ------
@@ -77,7 +77,7 @@ class MRI(Physics):
         centre : float in [0, 1]
             Fraction of all columns that are sampled around frequency zero.
         seed : int
-            Of the random columns.
+            Seed of the random columns.
 
         Returns
         -------

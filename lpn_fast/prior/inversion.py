@@ -22,7 +22,7 @@ from ..ops.solve import EQUATION_METHODS, EquationSolution, SolveOptions, Verdic
 from ..per_sample import choose, norm
 
 RADIUS = 1e4  # in units of max(|x|, sqrt(entries)); a trained denoiser has |y - x| below one
-CHUNK_BYTES = 256 * 2**20  # of tapes; bounds memory, and more does not run faster
+CHUNK_BYTES = 256 * 2**20  # for tapes; bounds memory, and more does not run faster
 TAPES = 4  # that may exist at once: two points of a line search, and a compacted copy of each
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-13}  # relative residuals that are surely reached
 
@@ -74,7 +74,7 @@ class Inversion:
         Bound |f(y) - x| / alpha on the distance to the exact preimage; None if alpha = 0, where a small
         residual bounds nothing.
     verdict : Tensor, shape (N,), int64
-        A `Verdict` per sample: CONVERGED 0, ITERATIONS 1 (steps used up), STALLED 2 (the residual no longer
+        A `Verdict` per sample: CONVERGED 0, ITERATIONS 1 (max_iter reached), STALLED 2 (the residual no longer
         falls), OUTSIDE 3 (proved: no preimage within the radius), INVALID 4 (NaN or infinity).
     start_error : Tensor, shape (N,), float64, or None
         With a warm start, its distance from `preimage`, relative to |preimage|.

@@ -25,7 +25,7 @@ Potential = Callable[[Tensor], Tensor]  # (N, ...) -> (N,)
 # Gauss-Legendre with 4 nodes on [-1, 1], weights summing to 2: exact for polynomials of degree 7
 NODES = (-0.8611363115940526, -0.3399810435848563, 0.3399810435848563, 0.8611363115940526)
 WEIGHTS = (0.3478548451374538, 0.6521451548625461, 0.6521451548625461, 0.3478548451374538)
-PIECES = 4  # of an edge; twice as many check the quadrature
+PIECES = 4  # per edge; twice as many check the quadrature
 POWER_STEPS = 20
 TINY = 1e-300
 

@@ -58,7 +58,7 @@ def verify(
     sigma : float or Tensor, shape () or (N,), optional
         Noise level.
     seed : int
-        Of the random directions and competitors.
+        Seed of the random directions and competitors.
 
     Returns
     -------

@@ -10,7 +10,7 @@ With q = s sqrt(eta) the choice is, in this order:
     sigma = smallest level, t < 1     where q lies below every level;
     sigma = largest level, t = 1      where q lies above, with the step reduced to (sigma / s)^2.
 A network of one level has only the last two. Where the network's level is unknown, and on request, the weight is
-found by the discrepancy principle instead: ||A x - y||^2 = s^2 m for m measurements (discrepancy.py).
+found by the discrepancy principle instead: ||A x - y||^2 = s^2 m for m measurements (run.py).
 The step is the solver's default, just inside its theorem, unless given.
 """
 

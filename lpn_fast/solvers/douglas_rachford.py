@@ -9,7 +9,7 @@ The smooth term comes first. Then for gamma < 1 / ||A||^2 and 0 < lambda < 2 the
     D = h(x) + <grad h(x), z+ - x> + 1/(2 gamma) ||z+ - x||^2 + (t / gamma) R(z+)
 falls in every iteration, for any R, and ||z+ - x|| tends to zero if it is bounded below (Themelis, Patrinos,
 SIAM J. Optim. 30, 2020; h is convex, so lambda has no further limit). F itself may rise on the way. With lambda = 1
-it is `admm` with rho = 1 / gamma, iterate by iterate: s = z - u. Stationarity as in admm.py.
+it is `admm` with rho = 1 / gamma, iterate by iterate: s = z - u. Stationarity as in alternating_directions.py.
 """
 
 from dataclasses import dataclass, replace

@@ -4,7 +4,7 @@ A solver is a map from state to state. The loop applies it to the samples that a
 and lets a sample go when
     its residual is at most tol                        converged,
     its objective or residual is not finite            broken, its last good image kept, with a warning,
-    the iterations are used up or the callback says so neither.
+    max_iter is reached or the callback says so        neither.
 A sample that is let go is cut out of the state, so it costs nothing further and cannot influence
 the others. The histories stay on the device; the only thing the CPU waits for in an iteration is
 the answer to "does any sample leave?".
@@ -40,7 +40,7 @@ class State:
     Solvers add their own variables in a subclass.
     """
 
-    physics: LinearOperator  # of the active samples
+    physics: LinearOperator  # as the active samples see it
     y: Tensor  # (n, ...) measurements
     step_size: float | Tensor  # (n,) eta, or 1 / rho
     strength: float | Tensor  # (n,) t
@@ -81,7 +81,7 @@ class State:
     def merge(
         self,
         place: Tensor,  # (n,) bool, m of them true
-        other: Self,  # of those m samples
+        other: Self,  # m samples
     ) -> Self:
         """These samples replaced by others."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

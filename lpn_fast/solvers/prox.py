@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .protocol import ProxModel, WarmStartedModel
 
-CACHED_BYTES = 16 * 2**20  # of one activation; above 32 MB the allocator asks the system for fresh pages every time
+CACHED_BYTES = 16 * 2**20  # for one activation; above 32 MB the allocator requests fresh pages every time
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from .reconstruction import Reconstruction
 from .run import Method, solve
 
 SAFE_FRACTION = 0.95  # default step over its limit 1 / ||A||^2; at the limit itself the proven decrease is zero
-GROWTH = 1.1  # of an accepted step: one trial in seven is rejected where the halved step is just right
+GROWTH = 1.1  # factor on an accepted step: one trial in seven is rejected where the halved step is just right
 SUFFICIENT = 0.02  # delta: below the 1 - SAFE_FRACTION that a safe step is sure to have
 
 

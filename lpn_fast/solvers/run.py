@@ -22,11 +22,11 @@ from .prox import LearnedProx
 from .reconstruction import Reconstruction
 
 STAGES, STAGE_ITERATIONS = 6, 12  # short runs, and iterations of each
-FIRST_SLOPE = 0.3  # of log misfit against log of the assumed noise, for photographs and CT slices; then a secant
+FIRST_SLOPE = 0.3  # slope of log misfit against log of the assumed noise, for photographs and CT slices; then a secant
 # What a secant may claim: a pure denoiser at small t has slope 2; outside, two short runs say more about themselves.
 SLOPES = (0.05, 2.0)
-LARGEST_MOVE = math.log(2)  # of log of the assumed noise, in one stage
-LARGEST_KAPPA = -0.5 * math.log(SMALLEST_STRENGTH)  # of its logarithm: there t = kappa^2 meets its limit
+LARGEST_MOVE = math.log(2)  # change in the log of the assumed noise, in one stage
+LARGEST_KAPPA = -0.5 * math.log(SMALLEST_STRENGTH)  # bound on log kappa: there t = kappa^2 meets its limit
 CLOSE_ENOUGH = 0.01  # relative distance from the required misfit
 
 

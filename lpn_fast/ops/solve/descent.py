@@ -4,7 +4,7 @@ A sample leaves, and is cut out of all arrays, when
     |r(u)| <= tol scale                            CONVERGED      scale = |z|, and max(|z|, |f(z)|) for t > 0
     every root is farther from z than the reach    OUTSIDE        reach = radius max(|z|, sqrt(entries of z))
     its residual no longer falls                   STALLED
-    the steps are used up                          ITERATIONS
+    it has taken max_iter steps                    ITERATIONS
     it is not finite                               INVALID
 r is monotone, so for any root u* and any centre c:  <r(u), u - u*> >= 0, hence
 
@@ -36,7 +36,7 @@ class Verdict(enum.IntEnum):
     """How the search for a solution ended, per sample."""
 
     CONVERGED = 0  # the residual meets the tolerance
-    ITERATIONS = 1  # the steps were used up
+    ITERATIONS = 1  # did not converge in max_iter steps
     STALLED = 2  # the residual no longer falls: rounding, or a solution at infinity
     OUTSIDE = 3  # proved: no solution within the radius; x is outside the range of f, or all but
     INVALID = 4  # NaN or infinity, in the input or met on the way

@@ -40,7 +40,7 @@ class Point:
     residual: Tensor  # [n, ...]  r(u)
     phi: Tensor  # [n] float64
     rounding: Tensor  # [n] float64, how far phi can be trusted
-    tape: list[Tensor]  # of a convolutional network, if `needs_tape`
+    tape: list[Tensor]  # for a convolutional network, if `needs_tape`
 
     def select(self, rows: Tensor) -> "Point":
         """The samples `rows`, bool [n] or indices."""

@@ -27,7 +27,7 @@ from .line_search import line_search
 MEMORY = 10  # pairs; more help little and cost two images each
 FADE = 0.8  # weight of a pair's share of D against that of the next
 FLATTEST, STEEPEST = 1e-2, 4.0  # slopes that D believes
-WEIGHTS = (0.2, 0.6, 0.2)  # of neighbours in the sums, along every axis
+WEIGHTS = (0.2, 0.6, 0.2)  # on neighbours in the sums, along every axis
 
 
 class LBFGS:

@@ -25,7 +25,7 @@ EQUATION_METHODS: dict[str, type[Method]] = {
 
 # t of the equations solved in turn, each from the solution before: u(1) = z, and u(t) is continuous in t.
 HOMOTOPY = (0.5, 0.1, 0.02, 4e-3, 8e-4)
-HOMOTOPY_TOL = 1e-2  # of the intermediate solutions, which are only starts
+HOMOTOPY_TOL = 1e-2  # for the intermediate solutions, which are only starts
 
 
 def solve(
@@ -40,7 +40,7 @@ def solve(
 ) -> EquationSolution:
     """Solutions of  t u + (1 - t) f(u) = z  by a method of EQUATION_METHODS; max_iter None is the method's own.
 
-    With `homotopy`, samples that run out of steps or stall are tried again through decreasing t.
+    With `homotopy`, samples that stall or do not converge in max_iter steps are tried again through decreasing t.
     """
     kind = EQUATION_METHODS[method]
     equation = replace(equation, needs_tape=kind.needs_tape)

@@ -31,7 +31,7 @@ from .problem import InverseProblem, checked_problem, half_square, positive, rel
 from .protocol import ProxModel
 from .prox import LearnedProx
 from .reconstruction import Reconstruction
-from .run import Method, solve
+from .run import Iteration, solve
 
 SAFE_FRACTION = 0.95  # default step over its limit 1 / ||A||^2; at the limit itself the proven decrease is zero
 GROWTH = 1.1  # factor on an accepted step: one trial in seven is rejected where the halved step is just right
@@ -238,7 +238,7 @@ def pgd(
         problem, model, step_size=step_size, default_step=safe, strength=strength, sigma=sigma, noise=noise
     )
     conditions = gradient_conditions(problem, settings.step_size)
-    method: Method[Any] = ProximalGradient(LearnedProx.of(model))
+    method: Iteration[Any] = ProximalGradient(LearnedProx.of(model))
     if backtracking:
         settings = _per_sample(settings, y)
         # A step that is known to be safe is the last resort, even if the one given is longer.

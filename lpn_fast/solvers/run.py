@@ -30,8 +30,8 @@ LARGEST_KAPPA = -0.5 * math.log(SMALLEST_STRENGTH)  # bound on log kappa: there 
 CLOSE_ENOUGH = 0.01  # relative distance from the required misfit
 
 
-class Method(Protocol[S]):
-    """An iteration, as a map of states."""
+class Iteration(Protocol[S]):
+    """A solver, as a map of states: its start and one step."""
 
     @property
     def prox(self) -> LearnedProx: ...
@@ -43,7 +43,7 @@ class Method(Protocol[S]):
 
 def solve(
     name: str,
-    method: Method[S],
+    method: Iteration[S],
     problem: InverseProblem,
     settings: Settings,
     conditions: Conditions,
@@ -65,7 +65,9 @@ def solve(
     )  # fmt: skip
 
 
-def meet_discrepancy(method: Method[S], problem: InverseProblem, settings: Settings) -> tuple[Settings, InverseProblem]:
+def meet_discrepancy(
+    method: Iteration[S], problem: InverseProblem, settings: Settings
+) -> tuple[Settings, InverseProblem]:
     """Settings whose solution has misfit one, as far as strengths in (0, 1] allow, and a warm start.
 
     The weight is that of MAP for an assumed noise kappa s; misfits rise with kappa. The step stays.

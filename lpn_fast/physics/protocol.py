@@ -11,7 +11,7 @@ class LinearOperator(Protocol):
 
     These two methods are enough. What else an operator has, solvers look up by name: `norm()` or `probable_norm()`,
     `prox_l2(z, y, gamma)`, `select(samples)` where samples have operators of their own, and `noise`, a `NoiseModel`.
-    A `Physics` has all but the last; operators of other libraries (deepinv) need no adapter.
+    `Physics` is a base class that provides most of these, and no operator has to derive from it.
     """
 
     def A(self, x: Tensor, /) -> Tensor:  # (N, ...) -> (N, ...)

@@ -10,18 +10,19 @@ PACKAGE = Path(lf.__file__).parent
 
 # cli -> pipeline, training -> solvers, prior -> networks -> ops -> algebra; physics, metrics, data stand alone
 MAY_IMPORT = {
+    "atomic": set(),  # whoever writes files may import it
     "algebra": set(),
     "metrics": set(),
     "per_sample": set(),
     "physics": {"per_sample"},
-    "data": set(),
+    "data": {"atomic"},
     "ops": {"algebra", "per_sample"},
-    "networks": {"algebra", "ops", "per_sample"},
-    "training": {"networks", "metrics", "data", "physics", "solvers", "per_sample"},  # through minimisers
+    "networks": {"atomic", "algebra", "ops", "per_sample"},
+    "training": {"atomic", "networks", "metrics", "data", "physics", "solvers", "per_sample"},  # through minimisers
     "solvers": {"networks", "physics", "per_sample"},
     "prior": {"networks", "ops", "algebra", "per_sample"},
-    "pipeline": {"networks", "physics", "solvers", "prior", "metrics", "data"},
-    "interop": {"algebra", "networks", "ops", "physics", "pipeline", "prior"},
+    "pipeline": {"atomic", "networks", "physics", "solvers", "prior", "metrics", "data"},
+    "interop": {"atomic", "algebra", "networks", "ops", "physics", "prior"},
 }
 
 

@@ -178,12 +178,13 @@ def test_a_bad_file_is_named_with_the_reason(tmp_path, name):
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_failing_write_leaves_nothing_behind(tmp_path):
-    def fail():
+def test_a_failing_write_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fail(descriptor):
         raise OSError("disk full")
 
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_image(tmp_path / "a.png", torch.zeros(1, 8, 8), pipeline.Encoding(".png", "L"), before_rename=fail)
+        write_image(tmp_path / "a.png", torch.zeros(1, 8, 8), pipeline.Encoding(".png", "L"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,13 +6,13 @@ alpha_convention = "alpha/2 |x|^2".
 """
 
 import json
-import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .. import atomic
 from ..algebra.parameters import layout
 from ..algebra.spec import Spec, from_dict, to_dict
 from .families import MLPLPN, ConvLPN
@@ -59,15 +59,11 @@ def save(model: LPN, path: str | Path) -> Path:
         "card": json.dumps(model.card),
     }
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, metadata=header)
-        os.chmod(temporary, 0o644)  # safetensors creates files that only their owner can read
-        os.replace(temporary, path)
+        with atomic.replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=header)
     except SafetensorError as error:  # what the library makes of a full disk
         raise OSError(f"{path} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

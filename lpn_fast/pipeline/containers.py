@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import atomic
 from . import images
-from .files import temporary_name
 from .images import HEADER_LOCK, Image, Range, UnreadableImage, from_array, one_line
 
 SUFFIXES = (".npz", ".zip", ".h5", ".hdf5")
@@ -123,14 +123,8 @@ def pack(source: Path, parts: list[tuple[Member, Path]], out: Path) -> None:
     OSError
         The folder cannot be written to, or is full.
     """
-    temporary = temporary_name(out)
-    try:
+    with atomic.replacing(out, alone=True) as temporary:
         _PACKERS[source.suffix.lower()](parts, temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def remove_parts(folder: Path) -> None:

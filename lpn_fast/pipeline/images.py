@@ -12,7 +12,6 @@ a word, so such files are refused, as are files of several pages.
 
 import io
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,8 +20,8 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from .. import atomic
 from . import dicom, png
-from .files import write_temporary
 
 PILLOW_FORMATS = {
     ".png": "PNG",
@@ -226,9 +225,7 @@ def to_array(pixels: Tensor, encoding: Encoding) -> np.ndarray:
     return values[0] if encoding.is_plane else values
 
 
-def write_image(
-    path: str | Path, pixels: Tensor, encoding: Encoding, before_rename: Callable[[], None] | None = None
-) -> Path:
+def write_image(path: str | Path, pixels: Tensor, encoding: Encoding) -> Path:
     """Write an image so that `path` is either absent or complete, even after a power cut.
 
     Parameters
@@ -238,8 +235,6 @@ def write_image(
     pixels : Tensor, shape (C, H, W)
         Clipped to [0, 1] where integers are stored.
     encoding : Encoding
-    before_rename : callable, optional
-        Called once the file is complete on disk but does not bear its name yet.
 
     Returns
     -------
@@ -257,15 +252,7 @@ def write_image(
     >>> write_image(path, torch.full((1, 8, 8), 0.5), Encoding(".png", "I;16")).name
     'gray.png'
     """
-    path = Path(path)
-    temporary = write_temporary(path, encode(pixels, encoding))
-    try:
-        if before_rename is not None:
-            before_rename()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return atomic.write(Path(path), encode(pixels, encoding))
 
 
 def _read_picture(data: bytes, suffix: str) -> tuple[np.ndarray, Encoding, tuple[str, ...]]:

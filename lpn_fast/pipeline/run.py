@@ -18,14 +18,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import metrics
+from .. import atomic, metrics
 from ..networks import LPN
 from .batches import from_samples, to_samples
-from .files import write_temporary, write_whole
 from .flow import Background, Solvers, in_order
 from .images import LARGEST_PLAUSIBLE, Encoding, Range, UnreadableImage, encode, one_line
 from .manifest import ItemResult, Manifest
-from .memory import Trim
 from .noise import noise_level
 from .sources import Source
 from .tasks import Solution, Task
@@ -76,7 +74,6 @@ class Run:
     solvers: Solvers
     done: list[ItemResult] = field(default_factory=list)
     failed: list[ItemResult] = field(default_factory=list)
-    trim: Trim = field(default_factory=Trim)
     bar_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def advance(self, images: float) -> None:
@@ -172,7 +169,7 @@ def _write(run: Run, batch: list[Work], solution: Solution, computed, seconds: f
                 _keep_degraded(run, work)
             path = work.source.result(run.out)
             path.parent.mkdir(exist_ok=True)
-            ready.append((write_temporary(path, data), path, _result(run, work, solution, own, image, seconds)))
+            ready.append((atomic.stage(path, data), path, _result(run, work, solution, own, image, seconds)))
     finally:
         try:
             run.manifest.append(*(line for _, _, line in ready))
@@ -184,8 +181,6 @@ def _write(run: Run, batch: list[Work], solution: Solution, computed, seconds: f
             os.replace(temporary, path)
             run.done.append(line)
     record_failures(run, *failures)
-    del solution
-    run.trim.batch_done()
 
 
 def _result(run: Run, work: Work, solution: Solution, own: slice, image: Tensor, seconds: float) -> ItemResult:
@@ -220,7 +215,7 @@ def _result(run: Run, work: Work, solution: Solution, own: slice, image: Tensor,
 def _keep_degraded(run: Run, work: Work) -> None:
     path = work.source.result(run.out / DEGRADED_FOLDER)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, encode(work.measured, work.encoding))
+    atomic.write(path, encode(work.measured, work.encoding), alone=True)
 
 
 def _divergence(solution: Solution, own: slice) -> str | None:

@@ -10,13 +10,14 @@ disk) ends no run.
 
 import csv
 import math
-import os
 import time
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
+
+from .. import atomic
 
 EARLY_SECONDS = 60.0
 WINDOW = 20  # steps whose mean loss is shown
@@ -64,14 +65,8 @@ class RunLog:
         kept = rows[:1] + [r for r in rows[1:] if r and r[0].isdigit() and int(r[0]) <= step]
         if kept == rows:
             return
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with suppress(OSError):
-                with open(temporary, "w", newline="") as file:
-                    csv.writer(file).writerows(kept)
-                os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError), atomic.replacing(path) as temporary, open(temporary, "w", newline="") as file:
+            csv.writer(file).writerows(kept)
 
 
 class Pace:

@@ -36,13 +36,7 @@ def network(gain=0.4, **options):
     return model
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Images this small gain nothing from threads and lose much to each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -29,14 +29,7 @@ MONOTONE = pytest.mark.parametrize("solver", [pgd, fista, hqs])
 GRADIENT = pytest.mark.parametrize("solver", [pgd, fista])
 MIXED = torch.tensor([0.1, 0.5, 0.9, 1.0], dtype=torch.float64)  # strengths of a batch of four
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Transforms of 8 x 8 pixels take microseconds; waking a second one on a busy machine, milliseconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rises(objective):

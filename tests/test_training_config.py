@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from training_cases import photographs_in, small_trainer
+from training_cases import small_trainer
 
 import lpn_fast as lf
 from lpn_fast import cli
@@ -14,18 +14,7 @@ from lpn_fast.training.average import WeightAverage
 from lpn_fast.training.config import from_dict, merge, read_config
 from lpn_fast.training.run import build_model
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    return photographs_in(tmp_path / "photographs")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_configuration_file_trains_verifies_and_is_recorded(photographs, tmp_path, capsys):

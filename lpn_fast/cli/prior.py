@@ -60,8 +60,8 @@ HEADER = tuple(field.name for field in fields(Score))
 
 
 @dataclass(frozen=True)
-class Work:
-    """An image on its way."""
+class Unscored:
+    """An image to be scored."""
 
     name: str
     sha256: str
@@ -111,8 +111,8 @@ def run(args) -> int:
     with _open_scores(Path(args.out), settings) as (append, finished):
         left = [path for path in paths if finished.get(str(path)) != _sha256(path)]
         with tqdm(total=len(left), desc="prior", unit="img", disable=None) as bar:
-            work = _read(left, model.spec.channels, failed, bar)
-            for batch in bucketed(work, lambda item: item.samples, args.batch_pixels):
+            unscored = _read(left, model.spec.channels, failed, bar)
+            for batch in bucketed(unscored, lambda item: item.samples, args.batch_pixels):
                 result = prior(model, concatenated([item.samples for item in batch]).to(own), **solver)
                 for score in _scores(batch, result, settings):
                     append(score)
@@ -127,17 +127,17 @@ def run(args) -> int:
     return 1 if failed else 0
 
 
-def _read(paths: list[Path], channels: int, failed: list[str], bar: tqdm) -> Iterator[Work]:
+def _read(paths: list[Path], channels: int, failed: list[str], bar: tqdm) -> Iterator[Unscored]:
     for path in paths:
         try:
             pixels = pipeline.read_image(path).pixels  # (C, H, W)
-            yield Work(str(path), _sha256(path), tuple(pixels.shape), to_samples(pixels, channels))
+            yield Unscored(str(path), _sha256(path), tuple(pixels.shape), to_samples(pixels, channels))
         except ValueError as error:  # unreadable, or of other channels
             failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             bar.update(1)
 
 
-def _scores(batch: list[Work], result, settings: str) -> Iterator[Score]:
+def _scores(batch: list[Unscored], result, settings: str) -> Iterator[Score]:
     start = 0
     for item in batch:
         own = slice(start, start + len(item.samples))

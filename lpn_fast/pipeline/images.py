@@ -21,17 +21,10 @@ import torch
 from torch import Tensor
 
 from .. import atomic
+from ..data.readers import LARGEST_PLAUSIBLE, PICTURE_SUFFIXES
 from . import dicom, png
 
-PILLOW_FORMATS = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-}
-SUFFIXES = (*PILLOW_FORMATS, ".npy", ".dcm")
+IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, ".npy", ".dcm")
 # JPEG is the one lossy format: best quality short of the useless, and colour at full resolution.
 SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}}
 
@@ -39,10 +32,6 @@ SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}}
 GRAY_MODES = {"L": "L", "LA": "L", "1": "L", "I;16": "I;16", "I;16B": "I;16", "I;16L": "I;16", "F": "F"}
 LEVELS = {"L": 255, "RGB": 255, "I;16": 65535, "uint8": 255, "uint16": 65535}
 ORIENTATION = 0x0112  # the one EXIF tag that changes how pixels are shown, so it travels with them
-
-# Noise takes a measurement somewhat outside [0, 1]; beyond this it is on another scale, most often 0..255,
-# and a result is no image any more.
-LARGEST_PLAUSIBLE = 8.0
 
 # numpy reads the header of an array as a Python literal, and the parser of Python 3.11 counts its depth for all threads
 # together: one that is interrupted by another now and then takes a sound header for a broken one.
@@ -72,7 +61,7 @@ class Encoding:
     Attributes
     ----------
     suffix : str
-        File suffix in lower case, one of SUFFIXES.
+        File suffix in lower case, one of IMAGE_SUFFIXES.
     kind : str
         Pillow mode ("L", "I;16", "RGB", "F") or, for .npy, the dtype.
     is_plane : bool
@@ -157,8 +146,8 @@ def decode(data: bytes, path: Path, intensities: Range | None = None) -> Image:
     """
     suffix = path.suffix.lower()
     try:
-        if suffix not in SUFFIXES:
-            raise ValueError(f"suffix must be one of {', '.join(SUFFIXES)}, got {path.suffix!r}")
+        if suffix not in IMAGE_SUFFIXES:
+            raise ValueError(f"suffix must be one of {', '.join(IMAGE_SUFFIXES)}, got {path.suffix!r}")
         if not data:
             raise ValueError("it is empty (0 bytes)")
         if suffix == ".npy":
@@ -283,7 +272,7 @@ def _read_picture(data: bytes, suffix: str) -> tuple[np.ndarray, Encoding, tuple
 
 def _save_picture(file, stored: np.ndarray, encoding: Encoding) -> None:
     planes = stored[0] if stored.shape[0] == 1 else stored.transpose(1, 2, 0)  # (H, W) or (H, W, 3)
-    name = PILLOW_FORMATS[encoding.suffix]
+    name = PIL.Image.registered_extensions()[encoding.suffix]
     exif = PIL.Image.Exif()
     if encoding.orientation:
         exif[ORIENTATION] = encoding.orientation

@@ -60,7 +60,7 @@ def test_cached_pixels_are_the_pixels_and_are_made_once(surfaces, tmp_path, monk
     assert torch.equal(ImageCrops([folder], crop=9, cache=tmp_path / "cache")(20, seeded()), plain)
     (pixels,) = (tmp_path / "cache").glob("*.pixels")
     pixels.write_bytes(b"short")
-    with pytest.raises(ValueError, match="remove it to make it anew"):
+    with pytest.raises(ValueError, match="remove it, and it is made again"):
         ImageCrops([folder], crop=9, cache=tmp_path / "cache")
 
 

@@ -121,7 +121,7 @@ def run(args) -> int:
     for message in failed:
         print(f"failed: {message}")
     if late:
-        print(f"{late} images did not converge; their values are not to be trusted, see `residual` and `verdict`")
+        print(f"{late} images did not converge; do not trust their values, see `residual` and `verdict`")
     earlier = f", {len(paths) - len(left)} finished earlier" if len(left) < len(paths) else ""
     print(f"{len(left) - len(failed)} scored{earlier}, {len(failed)} failed -> {args.out}")
     return 1 if failed else 0

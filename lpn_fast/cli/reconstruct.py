@@ -63,7 +63,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args) -> int:
-    """Do it; the exit code."""
+    """Run the job; the exit code."""
     task = pipeline.Deblur(
         physics=_blur(args),
         noise=args.noise,

@@ -91,8 +91,8 @@ class ImageStore:
         about = json.loads(header.read_text())
         dtype = np.dtype(about["dtype"])
         if pixels.stat().st_size != about["pixels"] * dtype.itemsize:
-            raise ValueError(f"{pixels} must hold {about['pixels']} values of {dtype}; remove it to make it anew")
-        # copy on write: torch wants writable memory, the file stays as it is
+            raise ValueError(f"{pixels} must hold {about['pixels']} values of {dtype}; remove it, and it is made again")
+        # copy on write: torch requires writable memory, the file stays unchanged
         flat = np.memmap(pixels, dtype, mode="c")
         return cls(flat, about["sizes"], about["channels"], full_scale, device)
 

@@ -26,7 +26,7 @@ from . import images
 from .images import HEADER_LOCK, Image, Range, UnreadableImage, from_array, one_line
 
 CONTAINER_SUFFIXES = (".npz", ".zip", ".h5", ".hdf5")
-MAX_MEMBER_BYTES = 2**31  # of a zip member unpacked: more than an image has, less than a bomb
+MAX_MEMBER_BYTES = 2**31  # an unpacked zip member: more than any image needs, less than a zip bomb
 STACK_DIMENSIONS = 4
 
 

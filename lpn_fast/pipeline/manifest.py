@@ -166,7 +166,7 @@ def lock_of(path: Path) -> Path:
 
 
 def read_results(folder: Path) -> dict[str, ItemResult]:
-    """The last word on every item in the manifests of a folder; what is done is done, whoever failed at it.
+    """The last word on every item in the manifests of a folder; one that any process finished counts as done.
 
     Raises
     ------

@@ -15,7 +15,7 @@ import numpy as np
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GRAY, COLOUR = 0, 2  # colour types of the header
 AVERAGE = 3  # the filter
-LEVEL, WINDOW_BITS, MEMORY_LEVEL = 6, 15, 9  # of zlib; the level does not matter to the run-length strategy
+LEVEL, WINDOW_BITS, MEMORY_LEVEL = 6, 15, 9  # zlib's; the run-length strategy ignores the level
 EXIF_MARK = b"Exif\0\0"  # precedes the tags in JPEG, not in PNG
 
 

@@ -111,7 +111,7 @@ def _counts(results: Sequence[ItemResult]) -> str:
     late = sum(result.converged is False for result in done)
     parts = [f"{len(done)} images done", f"{len(results) - len(done)} failed"]
     if late:
-        parts.append(f"{late} used all iterations before they met the tolerance")
+        parts.append(f"{late} did not converge within the iterations allowed")
     return f"<p>{', '.join(parts)}.</p>"
 
 

@@ -4,9 +4,12 @@ A learned proximal network is f = grad psi with psi an input-convex network, hen
 operator of a learned, possibly non-convex function R, for any weights. See README.md for a start.
 """
 
+__version__ = "0.1.0"
+
 import torch as _torch  # noqa: F401  (before the compiled module: it borrows torch's thread pool)
 
-from . import interop, metrics, optim, physics, prior, solvers, training
+# _source_tree comes first: in a checkout it finds what the others import.
+from . import _source_tree, interop, metrics, optim, physics, prior, solvers, training  # noqa: F401
 from .networks import (
     LPN,
     MLPLPN,
@@ -28,8 +31,6 @@ from .networks import (
 from .ops.registry import use_backend
 from .prior import AmortisedPrior, Inversion, PriorValue, Verdict, invert, moreau_envelope, rescaled, verify
 from .training import ProximalMatchingLoss
-
-__version__ = "0.1.0"
 
 __all__ = [
     "LPN",

@@ -260,7 +260,7 @@ def _guarded(session: Session, op, name, provider, precision, call, model, x) ->
 
 
 def _admit(session: Session, model, x, times: dict) -> None:
-    """Write what "auto" may rely on beside the other figures; appended by hand to kernels/triton/admitted.csv."""
+    """Write what "auto" may rely on beside the other figures; appended by hand to kernels/triton/measured.csv."""
     rows = []
     for precision in PRECISIONS:
         if ("triton", precision) in times and ("torch", precision) in times:
@@ -269,7 +269,7 @@ def _admit(session: Session, model, x, times: dict) -> None:
             pixels = x.shape[0] * x.shape[2] * x.shape[3]
             commit = session.commit
             rows.append((torch.cuda.get_device_name(), precision, width, pixels, f"{gain:.2f}", commit))
-    path = session.out / "triton_admitted.csv"
+    path = session.out / "triton_measured.csv"
     session.out.mkdir(parents=True, exist_ok=True)
     with open(path, "a", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)

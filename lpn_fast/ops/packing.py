@@ -95,6 +95,20 @@ def _segments(spec: Spec) -> Tensor:
     return torch.tensor([[slot.size, slot.nonnegative] for slot in layout(spec)], dtype=torch.int64)
 
 
+@functools.cache
+def parameter_table(spec: Spec) -> Tensor:
+    """Where a dense network's compiled kernels find P's entries, int64 (6 L + 2,).
+
+    Per stage its width and the offsets of W, A, b, w and g, then those of c and c0; -1 for what is absent.
+    """
+    offsets = {slot.name: slot.offset for slot in layout(spec)}
+    table = []
+    for index, stage in enumerate(spec.stages):
+        names = (f"stages.{index}.{name}" for name in ("core", "skip", "bias", "head", "head_squared"))
+        table += [stage.width, *(offsets.get(name, -1) for name in names)]
+    return torch.tensor([*table, offsets.get("linear", -1), offsets.get("constant", -1)], dtype=torch.int64)
+
+
 class _ProjectCompiled(torch.autograd.Function):
     """max(P, 0) where the mask is set. Dynamo refuses Functions with a jvp, so this one has none."""
 

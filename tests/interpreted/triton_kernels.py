@@ -330,14 +330,14 @@ def test_half_precision_reaches_below_its_smallest_number(monkeypatch):
     assert all(error < 4e-3 for error in faint_errors())
     # without units everything is lost
     from lpn_fast.kernels.triton import units
-    from lpn_fast.ops.backends import triton as backend
+    from lpn_fast.ops.backends.triton.device import launchers
 
     def plain(cores, heads, squared, scale, square_first):
         ones = torch.ones(3, len(cores), units.WIDE)
         ones[1] /= scale
         return ones
 
-    monkeypatch.setattr(backend._kernels(), "units_of", plain)
+    monkeypatch.setattr(launchers(), "units_of", plain)
     assert max(faint_errors()) > 0.1
 
 
@@ -483,9 +483,9 @@ def test_a_planted_bug_of_products_is_seen_in_both_kernels(bug, tmp_path):
 
 @pytest.mark.parametrize("bug", [("l * WIDE, unit)", "l * WIDE, 2.0 * unit)"), ("WIDE, 1.0 / unit)", "WIDE, 1.0)")])
 def test_a_planted_bug_of_the_units_is_seen(bug, tmp_path, monkeypatch):
-    from lpn_fast.ops.backends import triton as backend
+    from lpn_fast.ops.backends.triton.device import launchers
 
-    monkeypatch.setattr(backend._kernels(), "units_of", mutant(units, *bug, tmp_path).units_of)
+    monkeypatch.setattr(launchers(), "units_of", mutant(units, *bug, tmp_path).units_of)
     assert max(faint_errors()) > 4e-3
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 DENSE = Path(__file__).parent / "cuda" / "measured.csv"
 CONVOLUTIONS = Path(__file__).parent / "triton" / "measured.csv"
 LEAST_GAIN = 1.05  # below this the difference is within the spread of two runs
-LEAST_FRACTION = 0.5  # of the pixels that were measured: less work shows other overheads
+LEAST_FRACTION = 0.5  # relative to the pixels measured: less work shows other overheads
 
 
 @functools.cache

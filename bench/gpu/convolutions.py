@@ -20,7 +20,7 @@ from bench.counters import work
 from lpn_fast.algebra import reference
 
 from .numerics import TOLERANCE, trained_like
-from .part import Session, graphed, milliseconds, run_part
+from .session import Session, graphed, milliseconds, run_part
 
 PRECISIONS = ("fp16", "bf16", "tf32", "fp32")
 
@@ -77,7 +77,7 @@ def measure(session: Session) -> None:
                 continue
             try:
                 step(name, *inputs(name, session.tiny, session.device))
-            except Exception as failure:  # of memory, say: the next case is none the worse
+            except Exception as failure:  # out of memory, say: the next case may still fit
                 session.show(f"---- {name}: {type(failure).__name__}: {failure}".splitlines()[0][:200])
             if session.device == "cuda":
                 torch.cuda.empty_cache()

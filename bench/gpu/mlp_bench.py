@@ -4,7 +4,7 @@
     25 x A;   gradients of the Laplacian training step, 2,000 rows, 20 x A;   inversion of 100,000 rows 20 ms
 
 A and C are bench/baselines.py's; errors are relative, against float64. FOLDER/cuda_measured.csv holds what
-kernels/cuda/measured.csv wants: a line for every prox that was right, with its gain over the torch backend.
+kernels/cuda/measured.csv requires: a line for every prox that was right, with its gain over the torch backend.
 """
 
 import csv
@@ -15,9 +15,9 @@ import lpn_fast as lf
 from lpn_fast.algebra import reference
 
 from ..baselines import Compiled, Eager, why_no_compiler
+from .mlp_network import add_time, captured, error, kernels, name_of, network
 from .mlp_numerics import PROX
-from .mlp_part import add_time, captured, error, kernels, name_of, network
-from .part import Session, milliseconds, run_part
+from .session import Session, milliseconds, run_part
 
 PRECISIONS = ("fp16", "bf16", "tf32", "fp32")
 SAMPLE = 4096  # rows whose error is read

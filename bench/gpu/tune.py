@@ -20,7 +20,7 @@ import os
 import torch
 import torch.nn.functional as F
 
-from .part import Session, milliseconds, run_part
+from .session import Session, milliseconds, run_part
 
 TOLERANCE = {"fp16": 1e-3, "bf16": 6e-3, "tf32": 1e-3}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32}

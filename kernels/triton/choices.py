@@ -17,7 +17,7 @@ from ..measured import LEAST_GAIN, matching
 from .launch import Key
 
 TABLE = Path(__file__).with_name("choices.csv")
-PIXELS = (0.5, 2.0)  # of those that were measured: other sizes have other overheads
+PIXELS = (0.5, 2.0)  # relative to those measured: other sizes have other overheads
 
 
 def loses_digits(role: str, precision: str) -> str | None:

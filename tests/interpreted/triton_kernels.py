@@ -368,7 +368,7 @@ def test_the_hessian_is_symmetric_and_an_empty_batch_is_empty():
 
 
 def test_stages_by_the_library_give_the_same_and_explain_says_so(monkeypatch):
-    from lpn_fast.kernels.triton import choices
+    from lpn_fast.kernels import measured
 
     model = lf.ConvLPN(2, hidden=3, strides=(1, 2), skip_kernel=3, beta=10.0)
     x, v = torch.randn(2, 1, 2, 6, 5)
@@ -376,14 +376,14 @@ def test_stages_by_the_library_give_the_same_and_explain_says_so(monkeypatch):
         assert "stage 1: forward, back, second order: ours, not measured on the interpreter" in lf.explain(model, x)
         ours = model(x), model.hvp(x, v)
         spec = model.spec
-        measured = tuple(
+        rows = tuple(
             {
                 "device": "the interpreter", "role": f"{sweep}_{stage.stride}", "c_in": "3", "c_out": "3",
                 "precision": "fp32", "pixels": "15", "ours_us": "9.0", "library_us": "6.0",
             }
             for stage in spec.stages[1:] for sweep in ("forward", "transposed", "adjoint")
         )  # fmt: skip
-        monkeypatch.setattr(choices, "rows", lambda: measured)
+        monkeypatch.setattr(measured, "rows", lambda table: rows)
         assert "library, the library was measured at 1.50 times our speed" in lf.explain(model, x)
         called = []
         monkeypatch.setattr(F, "conv2d", lambda *a, conv2d=F.conv2d: called.append(1) or conv2d(*a))

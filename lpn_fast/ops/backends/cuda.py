@@ -20,7 +20,7 @@ from ...kernels import measured
 from .. import registry
 from ..packing import parameter_table
 
-NEWTON_STEPS = 100  # of the solver, where the caller names no limit
+NEWTON_STEPS = 100  # the solver's limit where the caller names no limit
 
 
 def register() -> None:

@@ -130,3 +130,10 @@ def test_without_a_compiled_module_of_its_version_torch_runs_and_info_says_why(c
     assert "no installed copy of this version" in section[0]
     backends = report.split("backends, ")[1].split("shipped models")[0]
     assert "torch" in backends
+
+
+def test_every_card_of_shipped_weights_names_their_data_and_licence():
+    for name in lf.list_pretrained():
+        rows = (PACKAGE / "pretrained" / f"{name}.md").read_text().splitlines()
+        assert any(row.startswith("| data | ") for row in rows), name
+        assert any(row.startswith("| licence | weights Apache-2.0") for row in rows), name

@@ -116,9 +116,9 @@ def write_result(model: LPN, out: str | Path) -> None:
     (Path(out) / "card.md").write_text(card_text(model, Path(out).name))
 
 
-def card_text(model: LPN, name: str) -> str:
-    """The model's card as Markdown: what it is, what it saw, what it reached."""
-    card = dict(model.card)
+def card_text(model: LPN, name: str, licence: str | None = None) -> str:
+    """The model's card as Markdown: what it is, what it saw, what it reached; of shipped weights also their licence."""
+    card = dict(model.card) | ({"licence": licence} if licence else {})
     lines = [f"# {name}", "", f"`{model.extra_repr()}`", "", "| | |", "|---|---|"]
     result = card.pop("result", {})
     for key, value in (card | {f"result: {k}": v for k, v in result.items()}).items():

@@ -191,7 +191,7 @@ def test_interruption_says_how_to_go_on(call, monkeypatch):
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lpn_fast.pipeline.job", interrupted)
+    monkeypatch.setattr("lpn_fast.pipeline.reconstruct", interrupted)
     code, _, err = call("denoise", "--sigma", 0.1)
     assert code == 130
     assert_one_line(err, "interrupted", "same command")

@@ -121,7 +121,7 @@ class CudaBackend:
         max_iter: int | None,
         radius: float | None,
     ) -> dict[str, Tensor]:
-        """t u + (1 - t) f(u) = z by truncated Newton steps in one launch; the fields of ops/solve's Solution."""
+        """t u + (1 - t) f(u) = z by truncated Newton steps in one launch; fields of an EquationSolution."""
         packed, z, start, strength = (t.contiguous() for t in (packed, z, start, strength))
         rows = len(z)
         u, f, psi = torch.empty_like(z), torch.empty_like(z), z.new_empty(rows)

@@ -193,7 +193,9 @@ def _table(spec: Spec) -> Tensor:
     table = []
     for index, stage in enumerate(spec.stages):
         table += [stage.width, *(offsets.get(f"stages.{index}.{name}", -1) for name in _ENTRIES)]
-    return torch.tensor([*table, offsets.get("linear", -1), offsets.get("constant", -1)], dtype=torch.int64)
+    return torch.tensor(
+        [*table, offsets.get("linear", -1), offsets.get("constant", -1)], dtype=torch.int64, device="cpu"
+    )
 
 
 def _bytes(like: Tensor, *sizes: int) -> tuple[Tensor | None, ...]:

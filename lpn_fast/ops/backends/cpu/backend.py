@@ -179,7 +179,7 @@ class FusedEpilogues(KeptAsItIs):
 
     def heads(self, z: Tensor, w: Tensor | None, g: Tensor | None, dtype: torch.dtype) -> Tensor:
         rows, channels = _matrix(z)
-        psi = torch.zeros(len(z), dtype=torch.float64)
+        psi = torch.zeros(len(z), dtype=torch.float64, device="cpu")
         pixels = rows // max(1, len(z))
         _entry("heads", z)(_at(z), _at(w), _at(g), _at(psi), len(z), pixels, channels, torch.get_num_threads())
         return psi.to(dtype)
@@ -203,7 +203,9 @@ def _table(spec: Spec) -> Tensor:
     for index, stage in enumerate(spec.stages):
         table.append(stage.width)
         table += [offsets.get(f"stages.{index}.{name}", -1) for name in _ENTRIES]
-    return torch.tensor(table + [offsets.get("linear", -1), offsets.get("constant", -1)], dtype=torch.int64)
+    return torch.tensor(
+        table + [offsets.get("linear", -1), offsets.get("constant", -1)], dtype=torch.int64, device="cpu"
+    )
 
 
 def _tape_shape(spec: Spec, rows: int) -> tuple[int, int, int, int]:

@@ -33,7 +33,6 @@ def launches(monkeypatch):
     """The Triton kernels as recorders: (name, device that was current) of every launch."""
     pytest.importorskip("triton", reason="Triton is not installed")
     from lpn_fast.kernels.triton import assemble, correlate, elementwise, gradient, units
-
     from lpn_fast.ops.backends import triton as backend
 
     found, current = [], ["cuda:0"]

@@ -312,9 +312,9 @@ def test_two_update_orders_are_one_cycle_and_the_third_is_another():
     x0 = physics.A_adjoint(y)
     options = {"rho": 2.0, "tol": 0.0}
     first_prox, _ = NONCONVEX.prox_and_prior(x0)
-    _, prior_first = follow(admm, y, physics, NONCONVEX, order="prior-data-dual", max_iter=6, **options)
+    _, prior_first = follow(admm, y, physics, NONCONVEX, x0=x0, order="prior-data-dual", max_iter=6, **options)
     _, dual_middle = follow(admm, y, physics, NONCONVEX, x0=first_prox, max_iter=5, **options)
-    _, dual_last = follow(admm, y, physics, NONCONVEX, order="data-prior-dual", max_iter=5, **options)
+    _, dual_last = follow(admm, y, physics, NONCONVEX, x0=x0, order="data-prior-dual", max_iter=5, **options)
     assert torch.allclose(prior_first[1:], dual_middle, atol=1e-11)
     assert not torch.allclose(dual_last, dual_middle, atol=1e-3)
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from lpn_fast.kernels.triton import admitted, choices, launch
-from lpn_fast.kernels.triton.launch import Config, Key
 
 import lpn_fast as lf
+from lpn_fast.kernels.triton import admitted, choices, launch
+from lpn_fast.kernels.triton.launch import Config, Key
 from lpn_fast.ops import registry
 
 

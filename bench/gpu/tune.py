@@ -238,7 +238,6 @@ def _compare(session: Session, key, ours: float, side: int) -> None:
     """Time the library's convolution and our step after it, where that is a choice; a line for choices.csv."""
     from lpn_fast.kernels.triton.choices import loses_digits
     from lpn_fast.kernels.triton.elementwise import elementwise
-
     from lpn_fast.ops.maps import correlation_adjoint
 
     if key.role.startswith("gradient") or loses_digits(key.role, key.precision):

@@ -16,6 +16,7 @@ from .inpainting import Inpainting
 from .kernels import gaussian_kernel, load_kernels, shake_kernel
 from .mri import MRI
 from .noise import GaussianNoise, Noisy, PoissonNoise
+from .starts import seen, start
 
 __all__ = [
     "MRI",
@@ -38,5 +39,7 @@ __all__ = [
     "operator_norm",
     "operator_norm_bound",
     "prox_l2_by_cg",
+    "seen",
     "shake_kernel",
+    "start",
 ]

@@ -19,6 +19,7 @@ from ..per_sample import broadcast, dot, norm
 from .cg import prox_l2_by_cg
 from .checks import check_count
 from .noise import Noisy
+from .starts import reached, scaled_adjoint
 
 
 class Physics:
@@ -40,6 +41,8 @@ class Physics:
     >>> Halving().prox_l2(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), gamma=4.0)
     tensor([[[[1.]]]])
     """
+
+    reaches_all = False  # known to have no row of zeros: `seen` need not look
 
     def A(self, x: Tensor) -> Tensor:
         """Measurements of the images x, shape (N, C, H, W), without noise."""
@@ -74,6 +77,14 @@ class Physics:
     def measurement_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of `A(x)` for images of shape `image_shape`, (N, C, H, W)."""
         return (image_shape[0], *self.A(torch.zeros(1, *image_shape[1:])).shape[1:])
+
+    def start(self, y: Tensor) -> Tensor:
+        """A first picture, shape (N, C, H, W), from measurements y: c A^T y (starts.py), or what suits the operator."""
+        return scaled_adjoint(self, y)
+
+    def seen(self, y: Tensor) -> Tensor:
+        """Which entries of y the operator can reach, bool, shape of y; the others say nothing about any image."""
+        return torch.ones_like(y, dtype=torch.bool) if self.reaches_all else reached(self, y)
 
     def select(self, samples: Tensor) -> "Physics":
         """The operator of some samples of a batch.
@@ -205,6 +216,7 @@ def operator_norm_bound(
     starts: int = 4,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float64,
 ) -> float:
     """Upper bound on ||A|| that holds but for a stated probability.
 
@@ -215,7 +227,7 @@ def operator_norm_bound(
         ||A||^2 <= min over q of  (max over starts of ||B^q w|| / tau)^(1 / q)
 
     Near the norm after some tens of steps, whatever the spectrum: of use where `norm()` is loose, as
-    for `CompressedSensing` with few rows. Runs in float64.
+    for `CompressedSensing` with few rows.
 
     Parameters
     ----------
@@ -230,6 +242,8 @@ def operator_norm_bound(
         Independent random images r.
     seed : int
     device : torch.device or str
+    dtype : torch.dtype
+        Of the images, for operators that take one type alone; float32 rounds the bound by 1e-6 of itself.
 
     Returns
     -------
@@ -252,7 +266,7 @@ def operator_norm_bound(
     check_count("starts", starts)
     tau = failure_probability ** (1 / starts) * math.sqrt(math.pi / 2)
     generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(starts, *image_shape, generator=generator, dtype=torch.float64).to(device)  # (r, ...)
+    v = torch.randn(starts, *image_shape, generator=generator, dtype=torch.float64).to(device, dtype)  # (r, ...)
     log_length = torch.zeros(starts, dtype=torch.float64, device=v.device)  # log ||B^q w||, (r,)
     bound = math.inf
     with torch.no_grad():

@@ -54,6 +54,8 @@ class CompressedSensing(Physics):
     torch.Size([2, 1, 64])
     """
 
+    reaches_all = True
+
     def __init__(self, size: int | tuple[int, int], ratio: float = 1 / 16, *, seed: int = 0, flat: bool = False):
         self.height, self.width = check_size("size", size)
         pixels = self.height * self.width

@@ -20,11 +20,17 @@ class Denoising(Physics):
     tensor([[0.7500, 0.7500]])
     """
 
+    reaches_all = True
+
     def A(self, x: Tensor) -> Tensor:
         """The images x themselves, shape (N, ...)."""
         return x
 
     def A_adjoint(self, y: Tensor) -> Tensor:
+        """The measurements y themselves, shape (N, ...)."""
+        return y
+
+    def start(self, y: Tensor) -> Tensor:
         """The measurements y themselves, shape (N, ...)."""
         return y
 

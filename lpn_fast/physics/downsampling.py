@@ -11,11 +11,12 @@ Image Process. 25, 2016, write the same in blocks): with b = z + gamma A^T y and
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..per_sample import broadcast
 from .base import Physics
-from .blur import Blur
+from .blur import LEAST_SUM, Blur
 from .checks import check_count, check_images, check_prox
 from .fourier import irfft2, rfft2
 from .kernels import gaussian_kernel
@@ -42,6 +43,8 @@ class Downsampling(Physics):
     >>> Downsampling.gaussian(4).A(torch.rand(2, 3, 32, 24)).shape
     torch.Size([2, 3, 8, 6])
     """
+
+    reaches_all = True
 
     def __init__(self, factor: int, kernel: Tensor | None = None):
         self.factor = check_count("factor", factor)
@@ -116,6 +119,23 @@ class Downsampling(Physics):
         large = y.new_zeros(*y.shape[:2], y.shape[2] * s, y.shape[3] * s)
         large[..., ::s, ::s] = y
         return self.blur.A_adjoint(large)
+
+    def start(self, y: Tensor) -> Tensor:
+        """Bicubic interpolation, (N, C, H, W), every small pixel where the kernel's centre of mass took it from."""
+        check_images("y", y)
+        kernel = self.blur.kernel
+        total = float(kernel.sum())
+        if abs(total) < LEAST_SUM * float(kernel.abs().sum()):
+            return super().start(y)
+        coordinates = []
+        for axis, side in enumerate(y.shape[-2:]):
+            taps = torch.arange(kernel.shape[axis], dtype=torch.float64)
+            mass = float((kernel.sum(1 - axis) * taps).sum()) / total - kernel.shape[axis] // 2
+            place = (torch.arange(side * self.factor, dtype=torch.float64) + mass) / self.factor  # in small pixels
+            coordinates.append(2 * place / max(1, side - 1) - 1)
+        rows, columns = torch.meshgrid(*coordinates, indexing="ij")
+        grid = torch.stack([columns, rows], -1).to(y).expand(len(y), -1, -1, -1)
+        return F.grid_sample(y, grid, "bicubic", "border", align_corners=True) / total
 
     def norm(self) -> float:
         """Upper bound sqrt(sum_n |r[s n]|) on ||A||, attained by non-negative kernels."""

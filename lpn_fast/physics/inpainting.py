@@ -10,6 +10,7 @@ from torch import Tensor
 from ..per_sample import broadcast
 from .base import Physics
 from .checks import check_batch, check_count, check_images, check_prox, check_size
+from .starts import fill
 
 
 class Inpainting(Physics):
@@ -77,6 +78,17 @@ class Inpainting(Physics):
         """The mask once more, shape (N, C, H, W) as y: a diagonal operator is its own adjoint."""
         self._check("y", y)
         return self._mask(y) * y
+
+    def start(self, y: Tensor) -> Tensor:
+        """Pixels that are seen, divided by their weights, and means of the nearest of them elsewhere, shape of y."""
+        self._check("y", y)
+        mask = self._mask(y).expand_as(y)
+        return fill(y / torch.where(mask == 0, 1.0, mask), mask != 0)
+
+    def seen(self, y: Tensor) -> Tensor:
+        """Where the mask is not zero, bool, shape of y."""
+        self._check("y", y)
+        return (self._mask(y) != 0).expand_as(y)
 
     def norm(self) -> float:
         """||A|| = max |m|."""

@@ -20,6 +20,9 @@ from ..per_sample import broadcast
 from .base import Physics
 from .checks import check_batch, check_count, check_prox, check_size
 from .fourier import irfft2, rfft2, unitary_fft2, unitary_ifft2
+from .starts import fitted
+
+LEAST_POWER = 1e-2  # of the coils together, over the largest: where they hear nothing their quotient is noise
 
 
 class MRI(Physics):
@@ -133,6 +136,14 @@ class MRI(Physics):
         frequencies = torch.view_as_complex(y.movedim(-3, -1).contiguous())
         images = unitary_ifft2(mask * frequencies)
         return images.real if coils is None else (coils.conj() * images).sum(dim=2).real
+
+    def start(self, y: Tensor) -> Tensor:
+        """Coils combined by their sensitivities, missing frequencies zero, scaled to fit y; (N, C, H, W)."""
+        back = self.A_adjoint(y)
+        if self.sensitivities is None:
+            return fitted(self, back, back)
+        power = self.sensitivities.abs().square().sum(0).to(back.device, back.dtype)  # (H, W)
+        return fitted(self, back / power.clamp_min(LEAST_POWER * float(power.max())), back)
 
     def norm(self) -> float:
         """Upper bound max |m| max_pixel sqrt(sum_c |S_c|^2) on ||A||; attained without sensitivities if m is even."""

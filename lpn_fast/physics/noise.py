@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..per_sample import broadcast, check_positive, norm
 from .checks import check_batch
+from .starts import seen
 
 
 class GaussianNoise:
@@ -198,8 +199,10 @@ class Noisy:
         Returns
         -------
         Tensor, shape as `A(x)`
+            Without noise in entries that the operator cannot reach: nothing was measured there.
         """
-        return self.noise.add(self.physics.A(x), generator)
+        clean = self.physics.A(x)
+        return torch.where(seen(self.physics, clean), self.noise.add(clean, generator), clean)
 
     def noise_level(self, y: Tensor) -> Tensor:
         """Root mean square of the noise in each sample of the measurements y, (N,) float64."""

@@ -110,7 +110,7 @@ def choose(
     if rule in ("given", "none"):
         return Settings(step, 1.0 if strength is None else strength, sigma, noise, source, rule)
     if noise is None:
-        noise, source = positive("noise", estimate_noise(y), y), "estimated"
+        noise, source = positive("noise", estimate_noise(y, problem.physics), y), "estimated"
     fixed = strength if isinstance(strength, float | Tensor) else None
     step, strength, sigma = calibrated(y, levels, noise, step, step_is_given, fixed, sigma, conditional)
     return Settings(step, strength, sigma, noise, source, rule)

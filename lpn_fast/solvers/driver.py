@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..per_sample import choose, norm
+from ..per_sample import choose
 from .automatic import Settings
 from .conditions import Conditions
-from .problem import InverseProblem, subset
+from .problem import InverseProblem, relative_misfit, subset
 from .reconstruction import Reconstruction
 
 Callback = Callable[[int, Tensor, Tensor], bool | None]
@@ -161,8 +161,7 @@ def iterate(
         images = images.index_copy(0, active, state.output)
     misfit = None
     if settings.noise is not None:
-        measurements = start.y[0].numel()
-        misfit = norm(start.physics.A(images) - start.y) / (settings.noise * measurements**0.5)
+        misfit = relative_misfit(start.physics, images, start.y, settings.noise)
     return Reconstruction(
         images, objective[: k + 1], residual[: k + 1], iterations, converged, broken, conditions, settings, misfit
     )

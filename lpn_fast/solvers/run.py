@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from ..per_sample import choose as choose_sample
-from ..per_sample import norm
 from .automatic import SMALLEST_STRENGTH, Settings, calibrated, trained_levels
 from .conditions import Conditions
 from .driver import Callback, iterate
-from .problem import InverseProblem
+from .problem import InverseProblem, relative_misfit
 from .reconstruction import Reconstruction
 
 STAGES, STAGE_ITERATIONS = 6, 12  # short runs, and iterations of each
@@ -59,7 +58,7 @@ def meet_discrepancy(method, problem: InverseProblem, settings: Settings) -> tup
     """
     model, y = method.prox.model, problem.y
     levels, conditional = trained_levels(model), settings.sigma is not None
-    samples, measurements = len(y), y[0].numel()
+    samples = len(y)
     noise = torch.as_tensor(settings.noise, dtype=torch.float64, device=y.device).expand(samples)
     log_kappa = torch.zeros(samples, dtype=torch.float64, device=y.device)
     slope = torch.full_like(log_kappa, FIRST_SLOPE)
@@ -70,7 +69,7 @@ def meet_discrepancy(method, problem: InverseProblem, settings: Settings) -> tup
             state = method.step(state)
         good = state.objective.isfinite()
         problem = replace(problem, x0=choose_sample(good, state.image, problem.x0))
-        misfit = norm(problem.physics.A(problem.x0) - y) / (noise * measurements**0.5)
+        misfit = relative_misfit(problem.physics, problem.x0, y, noise)
         error = misfit.clamp_min(torch.finfo(torch.float64).tiny).log()  # (N,), zero is wanted
         if stage == STAGES - 1 or bool((error.abs() <= CLOSE_ENOUGH).all()):
             break

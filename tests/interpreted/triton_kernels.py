@@ -11,12 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import Case, relative
-from lpn_fast.kernels.triton.interpreter import mend
 
 import lpn_fast as lf
 from lpn_fast.algebra import reference
 from lpn_fast.algebra.resize import resize, resize_adjoint
 from lpn_fast.algebra.spec import Spec, Stage
+from lpn_fast.kernels.triton.interpreter import mend
 
 mend()
 from lpn_fast.kernels.triton import activations, assemble, correlate, elementwise, gradient, tiles, units  # noqa: E402
@@ -330,7 +330,6 @@ def test_half_precision_reaches_below_its_smallest_number(monkeypatch):
     assert all(error < 4e-3 for error in faint_errors())
     # without units everything is lost
     from lpn_fast.kernels.triton import units
-
     from lpn_fast.ops.backends import triton as backend
 
     def plain(cores, heads, squared, scale, square_first):

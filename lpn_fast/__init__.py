@@ -27,6 +27,7 @@ from .networks import (
 )
 from .ops.registry import use_backend
 from .prior import AmortisedPrior, Inversion, PriorValue, Verdict, invert, moreau_envelope, rescaled, verify
+from .restoration import reconstruct
 from .training import ProximalMatchingLoss
 
 __version__ = "0.1.0"
@@ -59,6 +60,7 @@ __all__ = [
     "physics",
     "pretrained",
     "prior",
+    "reconstruct",
     "rescaled",
     "save",
     "solvers",

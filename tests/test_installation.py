@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "networks": {"algebra", "ops", "per_sample"},
     "training": {"networks", "metrics", "data", "physics", "solvers", "per_sample"},  # through minimisers
     "solvers": {"networks", "physics", "per_sample"},
+    "restoration": {"networks", "physics", "solvers", "per_sample"},
     "prior": {"networks", "ops", "algebra", "per_sample"},
     "pipeline": {"networks", "physics", "solvers", "prior", "metrics", "data"},
     "interop": {"algebra", "networks", "ops", "physics", "pipeline", "prior"},

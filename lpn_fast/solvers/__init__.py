@@ -13,13 +13,14 @@ from .douglas_rachford import drs
 from .half_quadratic import hqs
 from .noise import estimate_noise
 from .proximal_gradient import pgd
-from .reconstruction import Reconstruction
+from .reconstruction import Reconstruction, Stage
 
 __all__ = [
     "Condition",
     "Conditions",
     "Reconstruction",
     "Settings",
+    "Stage",
     "admm",
     "drs",
     "estimate_noise",

@@ -21,7 +21,7 @@ def norm(a: Tensor) -> Tensor:  # (N, ...) -> (N,) float64
     return torch.linalg.vector_norm(a.flatten(1), dim=1, dtype=torch.float64)
 
 
-def broadcast(value: float | Tensor, like: Tensor) -> float | Tensor:
+def column(value: float | Tensor, like: Tensor) -> float | Tensor:
     """A float as it is; a tensor (N,) as (N, 1, ..., 1) in the type of `like`, to scale its samples."""
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value

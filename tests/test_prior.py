@@ -15,11 +15,11 @@ import lpn_fast as lf
 from lpn_fast.algebra import reference
 from lpn_fast.algebra.spec import Spec, Stage
 from lpn_fast.cli import prior as cli_prior
-from lpn_fast.ops.solve import EQUATION_METHODS, Equation, Verdict, linear
+from lpn_fast.ops.solve import METHODS, Equation, Verdict, linear
 from lpn_fast.ops.solve.linear import conjugate_gradient
 
 # the fixed-point iteration is for well-conditioned equations, and has tests of its own in test_prior_fixed_point.py
-EVERY_METHOD = pytest.mark.parametrize("method", [name for name in EQUATION_METHODS if name != "fixed-point"])
+EVERY_METHOD = pytest.mark.parametrize("method", [name for name in METHODS if name != "fixed-point"])
 BETA = 10.0
 
 

@@ -21,7 +21,7 @@ from lpn_fast.solvers import admm, drs, fista, hqs, pgd
 from lpn_fast.solvers.alternating_directions import ORDERS, AlternatingDirections
 from lpn_fast.solvers.automatic import Settings
 from lpn_fast.solvers.douglas_rachford import DouglasRachford
-from lpn_fast.solvers.problem import checked_problem, half_square
+from lpn_fast.solvers.problem import half_square, pose
 from lpn_fast.solvers.prox import LearnedProx
 
 EVERY_PHYSICS = pytest.mark.parametrize("physics", PHYSICS.values(), ids=PHYSICS)
@@ -253,7 +253,7 @@ def test_backtracking_mends_a_step_that_is_too_long():
 
 
 def posed(y, physics, strength=1.0, step_size=1.0):
-    return checked_problem(y, physics), Settings(step_size, strength, None, None, "unknown", "given")
+    return pose(y, physics), Settings(step_size, strength, None, None, "unknown", "given")
 
 
 @EVERY_PHYSICS

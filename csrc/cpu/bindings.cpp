@@ -16,6 +16,7 @@
 
 #include "adam.h"
 #include "arguments.h"
+#include "deflate.h"
 #include "frame_bindings.h"
 #include "isa.h"
 #include "mlp.h"
@@ -333,6 +334,23 @@ PYBIND11_MODULE(_cpu, module) {
         advise_huge_pages(required<char>(address, "address", bytes), bytes);
       },
       arg("address"), arg("bytes"), "Ask for huge pages; what the memory holds does not change.");
+
+  module.def(
+      "deflate_bound",
+      [](int64_t count) {
+        require_at_least(0, count, "count");
+        return deflate_bound(static_cast<std::size_t>(count));
+      },
+      arg("count"), "Bytes that deflate_bytes may write for so many, at most.");
+  module.def(
+      "deflate_bytes",
+      [](Address data, int64_t count, Address out) {
+        require_at_least(0, count, "count");
+        return deflate_bytes(required<std::uint8_t>(data, "data", count), static_cast<std::size_t>(count),
+                             required<std::uint8_t>(out, "out", 1));
+      },
+      py::call_guard<py::gil_scoped_release>(), arg("data"), arg("count"), arg("out"),
+      "Deflate by Huffman codes alone into out, of deflate_bound(count) bytes; how many it took.");
 
   define_activations<float>(module, "");
   define_activations<BFloat16>(module, "_bfloat16");

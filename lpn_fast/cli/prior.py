@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import pipeline
-from ..ops.solve import EQUATION_METHODS
+from ..ops.solve import METHODS
 from ..pipeline.batches import BATCH_PIXELS, bucketed, concatenated, to_samples
 from ..pipeline.manifest import digest_of
 from ..pipeline.tasks import fingerprint
@@ -79,7 +79,7 @@ def add_parser(subparsers) -> None:
     add("--sigma", type=float, metavar="S", help="noise level, for a noise-conditional model")
     add("--tol", type=float, default=1e-5, help="bound on the residual (default: %(default)g)")
     add("--max-iter", type=int, metavar="N", help="most steps per image (default: the method's)")
-    add("--method", choices=tuple(EQUATION_METHODS), default="lbfgs", help="default: %(default)s")
+    add("--method", choices=tuple(METHODS), default="lbfgs", help="default: %(default)s")
     add("--double", action="store_true", help="refine in double precision, for tolerances below 1e-6")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")

@@ -17,7 +17,7 @@ from ..algebra.spec import Spec
 from ..ops import functions, network, registry
 from ..ops.packing import constrained, pack
 from ..ops.precision import checked as checked_precision
-from ..ops.solve import EquationSolution, SolveOptions, Verdict, differentiable_solution
+from ..ops.solve import Problem, Solution, Verdict, differentiable_solution
 from ..per_sample import dot
 from .gain import largest_strength
 from .initialise import initialise_
@@ -251,7 +251,7 @@ class LPN(nn.Module):
         prior = dot(torch.add(u, x, alpha=-0.5), x) - psi.double()
         return (x, prior, u) if return_preimage else (x, prior)
 
-    def _solve(self, z, unit, strength, packed, features, tol, max_iter, start) -> EquationSolution:
+    def _solve(self, z, unit, strength, packed, features, tol, max_iter, start) -> Solution:
         """The solution of the equation behind `prox`, in noise units where the network has them."""
         strength = self._checked_strength(strength, z)
         if start is not None:
@@ -262,13 +262,13 @@ class LPN(nn.Module):
         if unit is not None:
             z, start = z / unit, None if start is None else start / unit
         tol = _PROX_TOL[z.dtype] if tol is None else tol
-        options = SolveOptions(self.spec, tol=tol, max_iter=max_iter)
-        solution = differentiable_solution(options, z, strength, packed, features, start)
-        unconverged = (solution.verdict != Verdict.CONVERGED) & (solution.verdict != Verdict.INVALID)
-        if bool(unconverged.any()):
+        problem = Problem(self.spec, tol=tol, max_iter=max_iter)
+        solution = differentiable_solution(problem, z, strength, packed, features, start)
+        late = (solution.verdict != Verdict.CONVERGED) & (solution.verdict != Verdict.INVALID)
+        if bool(late.any()):
             warnings.warn(
-                f"prox of strength below 1: {int(unconverged.sum())} of {len(z)} samples have relative residual up to "
-                f"{float(solution.residual[unconverged].max()):.1e}, above tol={tol:g}",
+                f"prox of strength below 1: {int(late.sum())} of {len(z)} samples have relative residual up to "
+                f"{float(solution.residual[late].max()):.1e}, above tol={tol:g}",
                 RuntimeWarning,
                 stacklevel=3,
             )

@@ -19,7 +19,7 @@ from torch.nn import Parameter
 
 from ..algebra.parameters import layout, parameter_count
 from ..algebra.spec import Spec
-from .tracing import is_plain, is_traced
+from .tracing import is_plain
 
 try:
     _cpu = importlib.import_module("lpn_fast._cpu")
@@ -44,11 +44,8 @@ def pack(spec: Spec, parameters: Sequence[Tensor], mask: Tensor) -> Tensor:
             _cpu.pack(addresses, _segments(spec).data_ptr(), packed.data_ptr(), torch.get_num_threads())
             return packed
         return _projected(_flat(parameters), mask)
-    flat = _flat(parameters)
-    if is_traced() and not flat.requires_grad:
-        return _projected(flat, mask)
     function = _ProjectCompiled if torch.compiler.is_compiling() else _Project
-    return function.apply(flat, mask)
+    return function.apply(_flat(parameters), mask)
 
 
 def projected_gradient(spec: Spec, gradient: Tensor, packed: Tensor, mask: Tensor) -> Tensor:
@@ -94,11 +91,8 @@ def _on_cpu(tensors: Sequence[Tensor]) -> bool:
 
 @functools.cache
 def _segments(spec: Spec) -> Tensor:
-    """Size of every slot and whether it must be non-negative, int64 [slots, 2]: csrc's view of the layout.
-
-    On the CPU by name, as all that is cached or read by address: whoever calls first may have another default device.
-    """
-    return torch.tensor([[slot.size, slot.nonnegative] for slot in layout(spec)], dtype=torch.int64, device="cpu")
+    """Size of every slot and whether it must be non-negative, int64 [slots, 2]: csrc's view of the layout."""
+    return torch.tensor([[slot.size, slot.nonnegative] for slot in layout(spec)], dtype=torch.int64)
 
 
 class _ProjectCompiled(torch.autograd.Function):

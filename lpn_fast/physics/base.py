@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..per_sample import broadcast, dot, norm
+from ..per_sample import column, dot, norm
 from .cg import prox_l2_by_cg
 from .checks import check_count
 from .noise import Noisy
@@ -261,7 +261,7 @@ def operator_norm_bound(
             length = norm(v)  # (r,)
             if not bool((length > 0).all()):
                 return 0.0  # a normal random image is mapped to zero by the zero operator only
-            v = v / broadcast(length, v)
+            v = v / column(length, v)
             log_length = log_length + length.log()
             bound = min(bound, math.exp((float(log_length.max()) - math.log(tau)) / (2 * q)))
     return bound

@@ -23,7 +23,7 @@ since it may read a border pixel twice. Hence, with s = the mean of k and its fl
 import torch
 from torch import Tensor
 
-from ..per_sample import broadcast
+from ..per_sample import column
 from .base import Physics
 from .boundaries import fold, reflect
 from .checks import check_images, check_prox
@@ -193,7 +193,7 @@ class Blur(Physics):
             return super().prox_l2(z, y, gamma)
         size = tuple(z.shape[-2:])
         transfer = self._transfer(size, z)  # (H, W // 2 + 1) or (N, 1, H, W // 2 + 1)
-        weight = broadcast(gamma, z)
+        weight = column(gamma, z)
         spectrum = rfft2(z, size) + weight * transfer.conj() * rfft2(y, size)
         spectrum = spectrum / (1 + weight * transfer.abs().square())
         return irfft2(spectrum, size)

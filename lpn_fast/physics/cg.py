@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..per_sample import broadcast, check_positive, dot
+from ..per_sample import check_positive, column, dot
 
 # ||r|| <= tol ||b||. A few units of rounding above what each type can reach on a well-conditioned system.
 DEFAULT_TOL = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -104,10 +104,10 @@ def conjugate_gradient(
             break
         q = apply(p)
         step = torch.where(active, rr / dot(p, q), 0.0)
-        x = x + broadcast(step, x) * p
-        r = r - broadcast(step, x) * q
+        x = x + column(step, x) * p
+        r = r - column(step, x) * q
         rr_next = torch.where(active, dot(r, r), rr)
-        p = r + broadcast(torch.where(active, rr_next / rr, 0.0), x) * p
+        p = r + column(torch.where(active, rr_next / rr, 0.0), x) * p
         rr = rr_next
         iterations += active
 
@@ -163,16 +163,16 @@ def prox_l2_by_cg(
     tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
     check_positive("gamma", gamma, len(z))
-    weight = broadcast(gamma, z)
+    weight = column(gamma, z)
     right = z + weight * physics.A_adjoint(y)  # (N, ...)
     result = conjugate_gradient(
         lambda x: x + weight * physics.A_adjoint(physics.A(x)), right, x0=z, tol=tol, max_iter=max_iter
     )
-    unconverged = ~result.converged & result.residual.isfinite()
-    if bool(unconverged.any()):
+    late = ~result.converged & result.residual.isfinite()
+    if bool(late.any()):
         warnings.warn(
-            f"data prox: {int(unconverged.sum())} of {len(z)} samples have relative residual up to "
-            f"{float(result.residual[unconverged].max()):.1e} after {max_iter} conjugate gradient steps",
+            f"data prox: {int(late.sum())} of {len(z)} samples have relative residual up to "
+            f"{float(result.residual[late].max()):.1e} after {max_iter} conjugate gradient steps",
             RuntimeWarning,
             stacklevel=2,
         )

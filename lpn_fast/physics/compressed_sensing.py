@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..per_sample import broadcast
+from ..per_sample import column
 from .base import Physics, operator_norm_bound
 from .checks import check_batch, check_count, check_prox, check_size
 from .fourier import filter_last_axis
@@ -149,7 +149,7 @@ class CompressedSensing(Physics):
         check_prox(z, y, gamma, self.measurement_shape(z.shape))
         if not self.flat:
             return super().prox_l2(z, y, gamma)
-        weight = broadcast(gamma, z)
+        weight = column(gamma, z)
         return z + weight / (1 + weight) * self.A_adjoint(y - self.A(z))
 
     def measurement_shape(self, image_shape) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ A = I,     argmin_x 1/2 ||x - z||^2 + gamma/2 ||x - y||^2 = (z + gamma y) / (1 +
 
 from torch import Tensor
 
-from ..per_sample import broadcast
+from ..per_sample import column
 from .base import Physics
 from .checks import check_prox
 
@@ -35,7 +35,7 @@ class Denoising(Physics):
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
         """Weighted mean (z + gamma y) / (1 + gamma), shape (N, ...); gamma is a float or (N,)."""
         check_prox(z, y, gamma, z.shape)
-        weight = broadcast(gamma, z)
+        weight = column(gamma, z)
         return (z + weight * y) / (1 + weight)
 
     def measurement_shape(self, image_shape) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ Image Process. 25, 2016, write the same in blocks): with b = z + gamma A^T y and
 import torch
 from torch import Tensor
 
-from ..per_sample import broadcast
+from ..per_sample import column
 from .base import Physics
 from .blur import Blur
 from .checks import check_count, check_images, check_prox
@@ -150,7 +150,7 @@ class Downsampling(Physics):
         """
         self._check_large("z", z)
         check_prox(z, y, gamma, self.measurement_shape(z.shape))
-        weight = broadcast(gamma, z)
+        weight = column(gamma, z)
         b = z + weight * self.A_adjoint(y)
         size = tuple(y.shape[-2:])
         # A A^T is circular, so its first column is its kernel. Made in the type of z: the same A to rounding.

@@ -7,7 +7,7 @@ argmin_x 1/2 ||x - z||^2 + gamma/2 ||m x - y||^2 = (z + gamma m y) / (1 + gamma 
 import torch
 from torch import Tensor
 
-from ..per_sample import broadcast
+from ..per_sample import column
 from .base import Physics
 from .checks import check_batch, check_count, check_images, check_prox, check_size
 
@@ -86,7 +86,7 @@ class Inpainting(Physics):
         """Data prox (z + gamma m y) / (1 + gamma m^2), shape (N, C, H, W); gamma is a float or (N,)."""
         self._check("z", z)
         check_prox(z, y, gamma, z.shape)
-        mask, weight = self._mask(z), broadcast(gamma, z)
+        mask, weight = self._mask(z), column(gamma, z)
         return (z + weight * mask * y) / (1 + weight * mask.square())
 
     def measurement_shape(self, image_shape) -> tuple[int, ...]:

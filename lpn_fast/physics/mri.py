@@ -16,7 +16,7 @@ the same information, and m^2 enters by its mean over the two,  e(k) = (m(k)^2 +
 import torch
 from torch import Tensor
 
-from ..per_sample import broadcast
+from ..per_sample import column
 from .base import Physics
 from .checks import check_batch, check_count, check_prox, check_size
 from .fourier import irfft2, rfft2, unitary_fft2, unitary_ifft2
@@ -164,7 +164,7 @@ class MRI(Physics):
         if self.sensitivities is not None:
             return super().prox_l2(z, y, gamma)
         _, _, energy = self._parts(z)
-        weight = broadcast(gamma, z)
+        weight = column(gamma, z)
         size = tuple(z.shape[-2:])
         right = rfft2(z + weight * self.A_adjoint(y), size)
         return irfft2(right / (1 + weight * energy), size)

@@ -15,7 +15,7 @@ and how large their noise is, so that a solver need not be told.
 import torch
 from torch import Tensor
 
-from ..per_sample import broadcast, check_positive, norm
+from ..per_sample import check_positive, column, norm
 from .checks import check_batch
 
 
@@ -47,7 +47,7 @@ class GaussianNoise:
         """Measurements (N, ...) with noise; a generator or a seed makes them reproducible."""
         _check_clean(clean)
         _check_samples("sigma", self.sigma, clean)
-        return clean + broadcast(self.sigma, clean) * _normal(clean, generator)
+        return clean + column(self.sigma, clean) * _normal(clean, generator)
 
     def level(self, y: Tensor) -> Tensor:
         """Standard deviation of the noise in each sample of y, (N,) float64."""
@@ -60,7 +60,7 @@ class GaussianNoise:
 
     def negative_log_likelihood_gradient(self, predicted: Tensor, y: Tensor) -> Tensor:
         """Gradient in `predicted` = A x, (N, ...); A^T of it is the gradient in x."""
-        return (predicted - y) / broadcast(self.level(y).square(), y)
+        return (predicted - y) / column(self.level(y).square(), y)
 
     def select(self, samples: Tensor) -> "GaussianNoise":
         """The noise of these samples of a batch."""
@@ -113,7 +113,7 @@ class PoissonNoise:
         if not bool((clean >= 0).all()):
             raise ValueError(f"measurements must not be negative or NaN before Poisson noise, got {float(clean.min())}")
         generator = _generator(generator)
-        gain = broadcast(self.gain, clean)
+        gain = column(self.gain, clean)
         home = clean.device if generator is None else generator.device
         events = torch.poisson((clean / gain).to(home, torch.float64), generator=generator).to(clean)
         noisy = gain * events
@@ -148,7 +148,7 @@ class PoissonNoise:
 
     def _shifted(self, predicted: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
         """(m, w, g) in float64."""
-        gain = broadcast(self.gain, y.double())
+        gain = column(self.gain, y.double())
         shift = self.sigma**2 / gain
         return predicted.double() + shift, y.double() + shift, gain
 

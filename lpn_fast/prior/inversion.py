@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..networks import LPN
-from ..ops.solve import EQUATION_METHODS, EquationSolution, SolveOptions, Verdict, differentiable_solution
+from ..ops.solve import METHODS, Problem, Solution, Verdict, differentiable_solution
 from ..per_sample import choose, norm
 
 RADIUS = 1e4  # in units of max(|x|, sqrt(entries)); a trained denoiser has |y - x| below one
@@ -140,8 +140,8 @@ def invert(
     >>> bool(result.converged.all())
     True
     """
-    options = SolveOptions(model.spec, method, tol, max_iter, radius, homotopy)
-    _check(options, x, x0, dtype, batch_size)
+    problem = Problem(model.spec, method, tol, max_iter, radius, homotopy)
+    _check(problem, x, x0, dtype, batch_size)
     if warm_start is not None and x0 is not None:
         raise ValueError("x0 and warm_start are two starts; give one of them")
     x, features, unit = model._checked(x, sigma)
@@ -156,7 +156,7 @@ def invert(
     pieces = []
     for rows in _chunks(model, x, batch_size):
         of_rows = None if features is None else features[rows]
-        pieces.append(_solve(options, target[rows], packed, of_rows, start[rows], dtype))
+        pieces.append(_solve(problem, target[rows], packed, of_rows, start[rows], dtype))
     solution = _concatenated(pieces)
     preimage = solution.u if unit is None else unit * solution.u
 
@@ -181,21 +181,21 @@ def _estimate(warm_start: WarmStart, x: Tensor, batch_size: int | None) -> Tenso
     return choose(finite, start, x)
 
 
-def _solve(options: SolveOptions, x, packed, features, start, dtype) -> EquationSolution:
+def _solve(problem: Problem, x, packed, features, start, dtype) -> Solution:
     if dtype is None or dtype == x.dtype:
-        return _by(options, x, packed, features, start)
-    rough = SolveOptions(**vars(options) | {"tol": max(options.tol, ROUNDING[x.dtype])})
+        return _by(problem, x, packed, features, start)
+    rough = Problem(**vars(problem) | {"tol": max(problem.tol, ROUNDING[x.dtype])})
     with torch.no_grad():
         near = _by(rough, x, packed, features, start.to(x.dtype))
     # whatever stopped the rough solve, the fine one judges again from where it ended
     begin = torch.where(near.u.isfinite(), near.u, x).to(dtype)
     features = None if features is None else features.to(dtype)
-    solution = _by(options, x.to(dtype), packed.to(dtype), features, begin)
-    return EquationSolution(**vars(solution) | {"iterations": solution.iterations + near.iterations})
+    solution = _by(problem, x.to(dtype), packed.to(dtype), features, begin)
+    return Solution(**vars(solution) | {"iterations": solution.iterations + near.iterations})
 
 
-def _by(options: SolveOptions, x, packed, features, start) -> EquationSolution:
-    return differentiable_solution(options, x, x.new_zeros(len(x)), packed, features, start)
+def _by(problem: Problem, x, packed, features, start) -> Solution:
+    return differentiable_solution(problem, x, x.new_zeros(len(x)), packed, features, start)
 
 
 def _chunks(model: LPN, x: Tensor, batch_size: int | None) -> Iterator[slice]:
@@ -216,19 +216,19 @@ def _tape_bytes(model: LPN, x: Tensor) -> int:
     return 2 * units * x.element_size()
 
 
-def _concatenated(pieces: list[EquationSolution]) -> EquationSolution:
+def _concatenated(pieces: list[Solution]) -> Solution:
     if len(pieces) == 1:
         return pieces[0]
-    return EquationSolution(**{name: torch.cat([getattr(p, name) for p in pieces]) for name in vars(pieces[0])})
+    return Solution(**{name: torch.cat([getattr(p, name) for p in pieces]) for name in vars(pieces[0])})
 
 
-def _check(options: SolveOptions, x, x0, dtype, batch_size) -> None:
-    if options.method not in EQUATION_METHODS:
-        raise ValueError(f"method must be one of {', '.join(EQUATION_METHODS)}, got {options.method!r}")
-    for name, value in (("tol", options.tol), ("radius", options.radius)):
+def _check(problem: Problem, x, x0, dtype, batch_size) -> None:
+    if problem.method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {problem.method!r}")
+    for name, value in (("tol", problem.tol), ("radius", problem.radius)):
         if not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")
-    for name, value in (("max_iter", options.max_iter), ("batch_size", batch_size)):
+    for name, value in (("max_iter", problem.max_iter), ("batch_size", batch_size)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
     if dtype not in (None, torch.float32, torch.float64) or (dtype == torch.float32 and x.dtype == torch.float64):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from ..per_sample import broadcast, dot, norm
+from ..per_sample import column, dot, norm
 
 Field = Callable[[Tensor], Tensor]  # (N, ...) -> (N, ...)
 Potential = Callable[[Tensor], Tensor]  # (N, ...) -> (N,)
@@ -70,7 +70,7 @@ def steepest_slope(field: Field, x: Tensor, v: Tensor) -> float:
     """Largest eigenvalue of J over the samples, from below, by power iteration."""
     size = norm(v)
     for _ in range(POWER_STEPS):
-        v = jacobian_transposed(field, x, v / broadcast(norm(v) + TINY, v))
+        v = jacobian_transposed(field, x, v / column(norm(v) + TINY, v))
         size = norm(v)
     return float(size.max())
 

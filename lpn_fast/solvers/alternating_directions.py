@@ -30,7 +30,7 @@ from torch import Tensor
 from .automatic import Settings, choose
 from .conditions import admm_conditions
 from .driver import Callback, State
-from .problem import InverseProblem, checked_problem, data_prox, half_square, positive, relative_change
+from .problem import Problem, data_prox, half_square, pose, positive, relative_change
 from .prox import LearnedProx
 from .reconstruction import Reconstruction
 from .run import solve
@@ -70,7 +70,7 @@ class AlternatingDirections:
     box: tuple[float, float] | None = None
     returns_data: bool = False
 
-    def start(self, problem: InverseProblem, settings: Settings) -> ADMMState:
+    def start(self, problem: Problem, settings: Settings) -> ADMMState:
         """The state before the first iteration, all duals zero."""
         x0, boxed = problem.x0, self.box is not None
         return ADMMState.before(
@@ -187,7 +187,7 @@ def admm(
         raise ValueError(f"returned must be 'prior' or 'data', got {returned!r}")
     if box is not None and not (len(box) == 2 and box[0] < box[1]):
         raise ValueError(f"box must be (least, largest) intensity, got {box!r}")
-    problem = checked_problem(y, physics, x0=x0, max_iter=max_iter, tol=tol)
+    problem = pose(y, physics, x0=x0, max_iter=max_iter, tol=tol)
     settings = choose(
         problem,
         model,

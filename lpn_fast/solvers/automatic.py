@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .noise import estimate_noise, known_noise
-from .problem import InverseProblem, positive, shown
+from .problem import Problem, positive, shown
 
 RULES = ("map", "discrepancy")
 SMALLEST_STRENGTH = 1e-3  # the error of an inner solve grows as 1 / t
@@ -68,7 +68,7 @@ class Settings:
 
 
 def choose(
-    problem: InverseProblem,
+    problem: Problem,
     model,
     *,
     step_size: float | Tensor | None,

@@ -20,7 +20,7 @@ from torch import Tensor
 from .automatic import Settings, choose
 from .conditions import drs_conditions
 from .driver import Callback, State
-from .problem import InverseProblem, checked_problem, data_prox, half_square, positive, relative_change
+from .problem import Problem, data_prox, half_square, pose, positive, relative_change
 from .prox import LearnedProx
 from .proximal_gradient import SAFE_FRACTION
 from .reconstruction import Reconstruction
@@ -42,7 +42,7 @@ class DouglasRachford:
     prox: LearnedProx
     relaxation: float  # lambda
 
-    def start(self, problem: InverseProblem, settings: Settings) -> DRSState:
+    def start(self, problem: Problem, settings: Settings) -> DRSState:
         """The state before the first iteration."""
         return DRSState.before(problem, settings, data_image=problem.x0, shadow=problem.x0)
 
@@ -113,7 +113,7 @@ def drs(
     >>> lf.solvers.drs(y, physics, lf.ConvLPN(1, hidden=8).eval(), max_iter=5).conditions["step size"].holds
     True
     """
-    problem = checked_problem(y, physics, x0=x0, max_iter=max_iter, tol=tol)
+    problem = pose(y, physics, x0=x0, max_iter=max_iter, tol=tol)
     settings = choose(
         problem,
         model,

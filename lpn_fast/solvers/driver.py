@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ..per_sample import choose, norm
 from .automatic import Settings
 from .conditions import Conditions
-from .problem import InverseProblem, subset
+from .problem import Problem, subset
 from .reconstruction import Reconstruction
 
 Callback = Callable[[int, Tensor, Tensor], bool | None]
@@ -48,7 +48,7 @@ class State:
     residual: Tensor  # (n,) float64, relative change that led to image
 
     @classmethod
-    def before(cls, problem: InverseProblem, settings: Settings, **own) -> "State":
+    def before(cls, problem: Problem, settings: Settings, **own) -> "State":
         """The state before the first iteration; R of the start is unknown, hence NaN. `own`: a subclass's fields."""
         unknown = torch.full((len(problem.y),), torch.nan, dtype=torch.float64, device=problem.y.device)
         return cls(

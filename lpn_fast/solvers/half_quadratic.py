@@ -19,7 +19,7 @@ from torch import Tensor
 from .automatic import Settings, choose
 from .conditions import hqs_conditions
 from .driver import Callback, State
-from .problem import InverseProblem, checked_problem, data_prox, half_square, positive, relative_change
+from .problem import Problem, data_prox, half_square, pose, positive, relative_change
 from .prox import LearnedProx
 from .reconstruction import Reconstruction
 from .run import solve
@@ -38,7 +38,7 @@ class HalfQuadratic:
 
     prox: LearnedProx
 
-    def start(self, problem: InverseProblem, settings: Settings) -> HQSState:
+    def start(self, problem: Problem, settings: Settings) -> HQSState:
         """The state before the first iteration."""
         return HQSState.before(problem, settings, data_image=problem.x0)
 
@@ -106,7 +106,7 @@ def hqs(
     >>> lf.solvers.hqs(y, physics, lf.ConvLPN(1, hidden=8).eval(), max_iter=5).x.shape
     torch.Size([2, 1, 16, 16])
     """
-    problem = checked_problem(y, physics, x0=x0, max_iter=max_iter, tol=tol)
+    problem = pose(y, physics, x0=x0, max_iter=max_iter, tol=tol)
     settings = choose(
         problem,
         model,

@@ -15,7 +15,7 @@ from ..physics import adjoint_mismatch, operator_norm, prox_l2_by_cg
 
 
 @dataclass(frozen=True)
-class InverseProblem:
+class Problem:
     """What every solver starts from.
 
     Attributes
@@ -41,8 +41,8 @@ class InverseProblem:
     adjoint_mismatch: float
 
 
-def checked_problem(y: Tensor, physics, *, x0=None, max_iter: int = 1, tol: float = 0.0) -> InverseProblem:
-    """An InverseProblem, once all arguments that solvers share are found good.
+def pose(y: Tensor, physics, *, x0=None, max_iter: int = 1, tol: float = 0.0) -> Problem:
+    """A Problem, once all arguments that solvers share are found good.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def checked_problem(y: Tensor, physics, *, x0=None, max_iter: int = 1, tol: floa
         raise ValueError(f"y must have the shape that the operator measures, {wanted}, got {tuple(y.shape)}")
 
     bound, certainty = _norm(physics, first, x0)
-    return InverseProblem(y, physics, x0, bound, certainty, _mismatch_at_random(first, x0, y))
+    return Problem(y, physics, x0, bound, certainty, _mismatch_at_random(first, x0, y))
 
 
 def subset(physics, samples: Tensor):  # (n,) indices or (N,) bool

@@ -21,11 +21,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..per_sample import broadcast
+from ..per_sample import column
 from .automatic import Settings, choose
 from .conditions import gradient_conditions
 from .driver import Callback, State
-from .problem import InverseProblem, checked_problem, half_square, positive, relative_change
+from .problem import Problem, half_square, pose, positive, relative_change
 from .prox import LearnedProx
 from .reconstruction import Reconstruction
 from .run import solve
@@ -48,7 +48,7 @@ class ProximalGradient:
 
     prox: LearnedProx
 
-    def start(self, problem: InverseProblem, settings: Settings) -> PGDState:
+    def start(self, problem: Problem, settings: Settings) -> PGDState:
         """The state before the first iteration."""
         return PGDState.before(problem, settings, measured=problem.physics.A(problem.x0))
 
@@ -64,7 +64,7 @@ class ProximalGradient:
     ) -> PGDState:
         gradient = state.physics.A_adjoint(measured - state.y)  # (n, ...)
         image, prior, preimage = self.prox(
-            point - broadcast(state.step_size, point) * gradient, state.strength, state.sigma, state.preimage
+            point - column(state.step_size, point) * gradient, state.strength, state.sigma, state.preimage
         )
         measured = state.physics.A(image)
         objective = half_square(measured - state.y) + state.weight * prior
@@ -194,7 +194,7 @@ def pgd(
     >>> result.x.shape, result.conditions.all_hold
     (torch.Size([2, 1, 16, 16]), True)
     """
-    problem = checked_problem(y, physics, x0=x0, max_iter=max_iter, tol=tol)
+    problem = pose(y, physics, x0=x0, max_iter=max_iter, tol=tol)
     step_size = None if step_size is None else positive("step_size", step_size, y)
     safe = SAFE_FRACTION / problem.norm**2
     settings = choose(

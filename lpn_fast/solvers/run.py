@@ -16,7 +16,7 @@ from ..per_sample import norm
 from .automatic import SMALLEST_STRENGTH, Settings, calibrated, trained_levels
 from .conditions import Conditions
 from .driver import Callback, iterate
-from .problem import InverseProblem
+from .problem import Problem
 from .reconstruction import Reconstruction
 
 STAGES, STAGE_ITERATIONS = 6, 12  # short runs, and iterations of each
@@ -31,7 +31,7 @@ CLOSE_ENOUGH = 0.01  # relative distance from the misfit that is wanted
 def solve(
     name: str,
     method,
-    problem: InverseProblem,
+    problem: Problem,
     settings: Settings,
     conditions: Conditions,
     *,
@@ -52,7 +52,7 @@ def solve(
     )  # fmt: skip
 
 
-def meet_discrepancy(method, problem: InverseProblem, settings: Settings) -> tuple[Settings, InverseProblem]:
+def meet_discrepancy(method, problem: Problem, settings: Settings) -> tuple[Settings, Problem]:
     """Settings whose solution has misfit one, as far as strengths in (0, 1] allow, and a warm start.
 
     The weight is that of MAP for an assumed noise kappa s; misfits rise with kappa. The step stays.

@@ -21,7 +21,7 @@ themselves, at the cost of f as a denoiser. f is an exact prox all along: only w
 import torch
 from torch import Tensor
 
-from ..per_sample import broadcast, dot
+from ..per_sample import column, dot
 from ..physics import Blur, gaussian_kernel, shake_kernel
 from ..solvers import fista
 
@@ -144,11 +144,11 @@ def _solved(hessian, damped, v: Tensor, iterations: int) -> Tensor:
         image = d - hessian(damped_d)
         curvature = dot(damped_d, image)
         curved = curved & (curvature > FLAT * dot(damped_d, d)) & (size > 0)
-        length = broadcast(torch.where(curved, size / curvature, 0), v)
+        length = column(torch.where(curved, size / curvature, 0), v)
         q = q + length * d
         r = r - length * image
         damped_r = damped(r)
         before, size = size, dot(r, damped_r)
-        ratio = broadcast(torch.where(curved, size / before, 0), v)
+        ratio = column(torch.where(curved, size / before, 0), v)
         d, damped_d = r + ratio * d, damped_r + ratio * damped_d
     return q

@@ -121,7 +121,7 @@ class CudaBackend:
         max_iter: int | None,
         radius: float | None,
     ) -> dict[str, Tensor]:
-        """t u + (1 - t) f(u) = z by truncated Newton steps in one launch; fields of an EquationSolution."""
+        """t u + (1 - t) f(u) = z by truncated Newton steps in one launch; the fields of ops/solve's Solution."""
         packed, z, start, strength = (t.contiguous() for t in (packed, z, start, strength))
         rows = len(z)
         u, f, psi = torch.empty_like(z), torch.empty_like(z), z.new_empty(rows)
@@ -193,9 +193,7 @@ def _table(spec: Spec) -> Tensor:
     table = []
     for index, stage in enumerate(spec.stages):
         table += [stage.width, *(offsets.get(f"stages.{index}.{name}", -1) for name in _ENTRIES)]
-    return torch.tensor(
-        [*table, offsets.get("linear", -1), offsets.get("constant", -1)], dtype=torch.int64, device="cpu"
-    )
+    return torch.tensor([*table, offsets.get("linear", -1), offsets.get("constant", -1)], dtype=torch.int64)
 
 
 def _bytes(like: Tensor, *sizes: int) -> tuple[Tensor | None, ...]:

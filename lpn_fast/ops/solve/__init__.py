@@ -4,18 +4,18 @@
 step with a verdict for every sample, and `implicit` differentiates the solution.
 """
 
-from .descent import EquationSolution, Verdict
+from .descent import Solution, Verdict
 from .equation import Curvature, Equation, Point
-from .implicit import SolveOptions, differentiable_solution
-from .methods import EQUATION_METHODS, solve
+from .implicit import Problem, differentiable_solution
+from .methods import METHODS, solve
 
 __all__ = [
-    "EQUATION_METHODS",
+    "METHODS",
     "Curvature",
     "Equation",
     "Point",
-    "SolveOptions",
-    "EquationSolution",
+    "Problem",
+    "Solution",
     "Verdict",
     "differentiable_solution",
     "solve",

@@ -58,7 +58,7 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True)
-class EquationSolution:
+class Solution:
     """Per sample: where the search ended, and what is known there."""
 
     u: Tensor  # [N, ...]
@@ -73,7 +73,7 @@ class EquationSolution:
         """[N] bool."""
         return self.verdict == Verdict.CONVERGED
 
-    def put_(self, rows: Tensor, other: "EquationSolution") -> "EquationSolution":
+    def put_(self, rows: Tensor, other: "Solution") -> "Solution":
         """Overwrite the samples `rows` by those of `other`, in place. Returns self."""
         for field in fields(self):
             getattr(self, field.name)[rows] = getattr(other, field.name)
@@ -89,14 +89,14 @@ def descend(
     tol: float,
     max_iter: int,
     radius: float | None,  # None: solutions are known to exist
-) -> EquationSolution:
+) -> Solution:
     """Solve for every sample, each stopped on its own."""
     samples, device = len(start), start.device
     rows = torch.arange(samples, device=device)
     scale = norm(equation.z)  # [n]
     # intensities of order one set the least reach: at x near 0 the gradient of R need not be near 0
     reach = (math.inf if radius is None else radius) * scale.clamp(min=math.sqrt(equation.z[:1].numel()))
-    solution = EquationSolution(
+    solution = Solution(
         start.clone(),
         torch.full_like(start, torch.nan),
         start.new_full((samples,), torch.nan),
@@ -129,7 +129,7 @@ def descend(
             left = rows[leaving]
             gone = point.without_tape().select(leaving)
             count = torch.full_like(left, k)
-            solution.put_(left, EquationSolution(gone.u, gone.f, gone.psi, rho[leaving], count, verdict[leaving]))
+            solution.put_(left, Solution(gone.u, gone.f, gone.psi, rho[leaving], count, verdict[leaving]))
             staying = ~leaving
             rows = rows[staying]
             if len(rows) == 0:

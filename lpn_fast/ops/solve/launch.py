@@ -7,7 +7,7 @@ by name for what they are. Samples without a solution go on as after any other m
 from torch import Tensor
 
 from .. import registry
-from .descent import EquationSolution
+from .descent import Solution
 from .equation import Equation
 
 STANDS_IN_FOR = ("lbfgs", "newton-cg")
@@ -20,7 +20,7 @@ def in_one_launch(
     tol: float,
     max_iter: int | None,
     radius: float | None,
-) -> EquationSolution | None:
+) -> Solution | None:
     """Solutions by the backend's own solver; None where there is none for this call."""
     if method not in STANDS_IN_FOR or equation.features is not None:
         return None
@@ -37,4 +37,4 @@ def in_one_launch(
         max_iter=max_iter,
         radius=radius,
     )
-    return EquationSolution(**fields)
+    return Solution(**fields)

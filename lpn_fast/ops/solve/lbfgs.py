@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...per_sample import broadcast, dot
+from ...per_sample import column, dot
 from .equation import Equation, Point
 from .line_search import line_search
 
@@ -49,7 +49,7 @@ class LBFGS:
         usable = sy > torch.finfo(s.dtype).eps * ss
         self.pairs = [*self.pairs[-MEMORY + 1 :], (s, y, torch.where(usable, 1 / sy, 0.0))]
         if s.dim() > 2:
-            share = broadcast(torch.where(usable, 1 / ss, 0.0), s)  # steps differ in length by orders of magnitude
+            share = column(torch.where(usable, 1 / ss, 0.0), s)  # steps differ in length by orders of magnitude
             parts = share * s * y, share * s * s
             if self.sums is not None:
                 parts = tuple(FADE * old + part for old, part in zip(self.sums, parts, strict=True))
@@ -65,14 +65,14 @@ class LBFGS:
         q, weights, metric = -residual, [], self._metric()
         for s, y, inverse in reversed(self.pairs):
             a = inverse * dot(s, q)  # [n]
-            q = q - broadcast(a, y) * y
+            q = q - column(a, y) * y
             weights.append(a)
         scale = torch.ones_like(dot(q, q))  # 1, else by the newest curvature
         for _, y, inverse in self.pairs:
             scale = torch.where(inverse > 0, 1 / (inverse * dot(y, metric * y)), scale)
-        q = broadcast(scale, q) * (metric * q)
+        q = column(scale, q) * (metric * q)
         for (s, y, inverse), a in zip(self.pairs, reversed(weights), strict=True):
-            q = q + broadcast(a - inverse * dot(y, q), s) * s
+            q = q + column(a - inverse * dot(y, q), s) * s
         return q
 
     def _metric(self) -> Tensor | float:  # [n, C, *image], or 1

@@ -179,7 +179,7 @@ class FusedEpilogues(KeptAsItIs):
 
     def heads(self, z: Tensor, w: Tensor | None, g: Tensor | None, dtype: torch.dtype) -> Tensor:
         rows, channels = _matrix(z)
-        psi = torch.zeros(len(z), dtype=torch.float64, device="cpu")
+        psi = torch.zeros(len(z), dtype=torch.float64)
         pixels = rows // max(1, len(z))
         _entry("heads", z)(_at(z), _at(w), _at(g), _at(psi), len(z), pixels, channels, torch.get_num_threads())
         return psi.to(dtype)
@@ -203,9 +203,7 @@ def _table(spec: Spec) -> Tensor:
     for index, stage in enumerate(spec.stages):
         table.append(stage.width)
         table += [offsets.get(f"stages.{index}.{name}", -1) for name in _ENTRIES]
-    return torch.tensor(
-        table + [offsets.get("linear", -1), offsets.get("constant", -1)], dtype=torch.int64, device="cpu"
-    )
+    return torch.tensor(table + [offsets.get("linear", -1), offsets.get("constant", -1)], dtype=torch.int64)
 
 
 def _tape_shape(spec: Spec, rows: int) -> tuple[int, int, int, int]:

@@ -2,7 +2,8 @@
 #
 #   make demo    deblur photographs, train the 1-D Laplacian network, write pictures to demo_output/
 #   make test    lint and all tests
-#   make lint    ruff and clang-format, check only;  make format  applies them
+#   make lint    ruff, mypy and clang-format, check only;  make format  applies them
+#   make wheel   a wheel without CUDA in dist/, tried in a fresh environment that has no compiler
 #   make docs    the pages of lpn_fast/docs as a site in build/docs (installs mkdocs in an environment of its own)
 #   make clean   remove the virtual environment and everything built
 #
@@ -25,7 +26,7 @@ NATIVE  := CMakeLists.txt pyproject.toml $(shell find csrc kernels -type f -not 
 MODULES := $(VENV)/modules
 CPP     := $(shell find csrc kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint format docs clean setup FORCE
+.PHONY: demo test lint format docs wheel clean setup FORCE
 
 demo: setup
 	$(VENV)/bin/lpn-fast demo -o demo_output
@@ -36,6 +37,7 @@ test: setup lint $(INTEROP)/ready
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
 
 format: setup
@@ -61,8 +63,20 @@ $(INTEROP)/ready: tests/interop.txt | $(VENV)/ready
 		echo 'tests/interop.txt cannot be installed here: tests of deepinv and ONNX will be skipped'; }
 	touch $@
 
+# Built in isolation, hence without torch. The trial finds no compiler: its PATH holds the environment alone. Torch is the
+# system's where there is one, the wheel's other requirements come from the index.
+TRIAL := build/wheel-env
+wheel:
+	rm -rf dist $(TRIAL)
+	CMAKE_ARGS='-DLPN_FAST_CUDA=OFF' $(PYTHON) -m pip --disable-pip-version-check wheel -q --no-deps -w dist .
+	$(PYTHON) -c 'import torch' 2>/dev/null && $(PYTHON) -m venv --system-site-packages $(TRIAL) || $(PYTHON) -m venv $(TRIAL)
+	$(TRIAL)/bin/python -c 'import torch' 2>/dev/null || $(TRIAL)/bin/pip install -q --disable-pip-version-check '$(TORCH)'
+	cd $(TRIAL) && PATH=$(CURDIR)/$(TRIAL)/bin bin/pip install -q --disable-pip-version-check --force-reinstall --no-deps ../../dist/*.whl
+	cd $(TRIAL) && PATH=$(CURDIR)/$(TRIAL)/bin bin/pip install -q --disable-pip-version-check ../../dist/*.whl
+	cd $(TRIAL) && PATH=$(CURDIR)/$(TRIAL)/bin bin/python -I ../../tests/installed_wheel.py
+
 clean:
-	rm -rf $(VENV) build demo_output
+	rm -rf $(VENV) build dist demo_output
 
 setup: $(VENV)/installed
 

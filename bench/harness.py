@@ -26,7 +26,7 @@ class Options:
     threads: int = 1
     rounds: int = 25
     budget: float = 330.0
-    seconds_factor: float = 1.0  # of each row's own measuring time
+    seconds_factor: float = 1.0  # scales each row's own measuring time
     compiled: bool = True
     memory: bool = True
 
@@ -42,8 +42,8 @@ def run(options: Options, show=print, save=lambda measurements: None) -> list[Me
     show(heading())
     measured: dict[Row, list[Measurement]] = {}
     for row in options.rows:
-        late = time.monotonic() - started > options.budget
-        measured[row] = _measure_row(row, options, ceilings, where, late)
+        out_of_time = time.monotonic() - started > options.budget
+        measured[row] = _measure_row(row, options, ceilings, where, out_of_time)
         for line in lines(row.name, measured[row], row.goals):
             show(line)
         save([m for group in measured.values() for m in group])
@@ -60,12 +60,12 @@ def run(options: Options, show=print, save=lambda measurements: None) -> list[Me
     return [m for group in measured.values() for m in group]
 
 
-def _measure_row(row: Row, options: Options, ceilings: Ceilings, where: dict, late: bool) -> list[Measurement]:
+def _measure_row(row: Row, options: Options, ceilings: Ceilings, where: dict, out_of_time: bool) -> list[Measurement]:
     setup = Setup(row)
     work, truth = setup.work(), setup.truth()
-    providers, errors, skipped = _warm(row, setup, truth, options.compiled, late)
+    providers, errors, skipped = _warm(row, setup, truth, options.compiled, out_of_time)
     other = _choose_layout(providers)
-    seconds = 0.0 if late else row.seconds * options.seconds_factor
+    seconds = 0.0 if out_of_time else row.seconds * options.seconds_factor
     times = interleaved({p.name: p.call for p in providers.values()}, options.rounds, seconds)
 
     base = {"op": row.op, "family": row.network, "shape": "x".join(map(str, setup.shape)), "batch": row.batch}
@@ -124,13 +124,13 @@ def _measure_row(row: Row, options: Options, ceilings: Ceilings, where: dict, la
     return out
 
 
-def _warm(row: Row, setup: Setup, truth, compiled: bool, late: bool) -> tuple[dict[str, Provider], dict, dict]:
+def _warm(row: Row, setup: Setup, truth, compiled: bool, out_of_time: bool) -> tuple[dict[str, Provider], dict, dict]:
     """(providers that ran, their errors, reasons of the others)."""
     providers, errors, skipped = {}, {}, {}
     for name in provider_names(row):
         if name == "C":
             reason = None if compiled else "compilation is off in a quick run"
-            reason = reason or ("the run's time budget was used up" if late else None) or why_no_compiler()
+            reason = reason or ("the run's time budget was used up" if out_of_time else None) or why_no_compiler()
             reason = reason or ("an empty batch is not worth a compilation" if not row.batch else None)
             if reason:
                 skipped[name] = reason

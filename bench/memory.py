@@ -31,8 +31,8 @@ def measure(wanted: list[tuple[str, str]], threads: int) -> dict[tuple[str, str]
     try:
         child = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=TIMEOUT)
         output = child.stdout
-    except subprocess.TimeoutExpired as late:
-        output = (late.stdout or b"").decode()
+    except subprocess.TimeoutExpired as expired:
+        output = (expired.stdout or b"").decode()
     found = {}
     for line in output.splitlines():
         row, provider, megabytes = json.loads(line)

@@ -33,7 +33,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16"}  # named precision -> the CSV's
 BASELINES = ("A", "A-cl", "C")
 LEARNING_RATE = 1e-4
 INVERT_TOL = 1e-5
-SIGMA = 1.0  # of noise-conditional networks: baselines.py knows no other
+SIGMA = 1.0  # for noise-conditional networks: baselines.py knows no other
 # prox and hvp: as many suffice
 TRUTH_SAMPLES = {"mlp": 4096, "mlp-strongly-convex": 4096, "mnist": 64, "lpn128": 1, "frame": 1, "mixture": 1}
 TRUTH_CHUNK = {"mlp": 2000, "mnist": 16, "lpn128": 1}  # samples of a gradient that fit in memory together
@@ -50,7 +50,7 @@ class Row:
     op: str  # "prox", "hvp", "step" (a training step), "invert"
     network: str
     batch: int
-    seconds: float  # of measurement, within a full run
+    seconds: float  # measuring, within a full run
     goals: dict[str, float] = field(default_factory=dict, compare=False)
     quick: bool = True  # whether --quick includes it
     precision: str = "fp32"
@@ -134,7 +134,7 @@ class Provider:
     backend: str
     precision: str
     call: Callable[[], object]
-    result: Callable[[object], Tensor]  # of what `call` returned, comparable with Setup.truth
+    result: Callable[[object], Tensor]  # from what `call` returned, comparable with Setup.truth
 
 
 def provider(name: str, setup: Setup) -> Provider:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-MIN_SECONDS = 0.02  # of one measurement
+MIN_SECONDS = 0.02  # per measurement
 MAX_REPEATS = 2000
 
 

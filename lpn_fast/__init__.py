@@ -4,9 +4,14 @@ A learned proximal network is f = grad psi with psi an input-convex network, hen
 operator of a learned, possibly non-convex function R, for any weights. See README.md for a start.
 """
 
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
 import torch as _torch  # noqa: F401  (before the compiled module: it borrows torch's thread pool)
 
-from . import interop, metrics, optim, physics, prior, solvers, training
+# _source_tree comes first: in a checkout it finds what the others import.
+from . import _source_tree, data, interop, metrics, optim, physics, solvers, training  # noqa: F401
 from .networks import (
     LPN,
     MLPLPN,
@@ -29,7 +34,12 @@ from .ops.registry import use_backend
 from .prior import AmortisedPrior, Inversion, PriorValue, Verdict, invert, moreau_envelope, rescaled, verify
 from .training import ProximalMatchingLoss
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:  # the package `prior` may be called, which a type checker learns from its class only
+    from .prior import CallablePackage
+
+    prior: CallablePackage
+else:
+    from . import prior
 
 __all__ = [
     "LPN",
@@ -45,6 +55,7 @@ __all__ = [
     "RidgeLPN",
     "Verdict",
     "asymptotic_gain",
+    "data",
     "lipschitz_bound",
     "explain",
     "from_reference",

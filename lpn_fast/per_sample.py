@@ -6,6 +6,8 @@ Sums are accumulated in float64 whatever the input: a solver compares objectives
 their first five digits, and a sum of 10^5 float32 terms has not many more.
 """
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,11 @@ def norm(a: Tensor) -> Tensor:  # (N, ...) -> (N,) float64
     return torch.linalg.vector_norm(a.flatten(1), dim=1, dtype=torch.float64)
 
 
-def column(value: float | Tensor, like: Tensor) -> float | Tensor:
+@overload
+def broadcast(value: Tensor, like: Tensor) -> Tensor: ...
+@overload
+def broadcast(value: float | Tensor, like: Tensor) -> float | Tensor: ...
+def broadcast(value: float | Tensor, like: Tensor) -> float | Tensor:
     """A float as it is; a tensor (N,) as (N, 1, ..., 1) in the type of `like`, to scale its samples."""
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value

@@ -3,9 +3,12 @@
 import importlib
 import importlib.util
 
+import numpy as np
 import pytest
 import torch
 from cases import FAMILIES, Case
+from PIL import Image
+from training_cases import photographs_in
 
 
 def name_operators_of_torchvision() -> torch.library.Library:
@@ -37,6 +40,37 @@ def isa(request):
     _cpu.set_isa(request.param)
     yield request.param
     _cpu.set_isa(before)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For small networks and images: a second thread costs more than it brings, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def seed_zero():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of three small pictures."""
+    return photographs_in(tmp_path / "photographs")
+
+
+@pytest.fixture
+def surfaces(tmp_path):
+    """A folder with three gray PNGs of different sizes; their pixels."""
+    folder, rng, pixels = tmp_path / "surfaces", np.random.default_rng(0), []
+    folder.mkdir()
+    for index, size in enumerate([(40, 50), (33, 47), (64, 32)]):
+        pixels.append(rng.integers(0, 256, size, dtype=np.uint8))
+        Image.fromarray(pixels[-1]).save(folder / f"{index}.png")
+    return folder, pixels
 
 
 @pytest.fixture(params=FAMILIES)

@@ -92,7 +92,7 @@ class Model:
         return gx, gP
 
     def solve(self, z, start, strength, tol, radius=float("inf"), max_iter=100) -> dict[str, Tensor]:
-        """t u + (1 - t) f(u) = z; the fields of ops.solve.Solution."""
+        """t u + (1 - t) f(u) = z; the fields of ops.solve.EquationSolution."""
         rows = len(z)
         u, f, psi = unwritten(*z.shape), unwritten(*z.shape), unwritten(rows)
         residual = unwritten(rows).double()

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from lpn_fast.per_sample import column, dot
+from lpn_fast.per_sample import broadcast, dot
 from lpn_fast.physics import Blur, Denoising
 from lpn_fast.solvers import admm, drs, fista, hqs, pgd
 from lpn_fast.solvers.problem import half_square
@@ -28,7 +28,7 @@ class QuadraticPrior:
     def prox_and_prior(self, z, strength=1.0, sigma=None):
         self.samples_seen += len(z)
         self.sigmas_seen.append(sigma)
-        t = column(strength, z)
+        t = broadcast(strength, z)
         x = (z + t * self.q * self.mean) / (1 + t * self.q)
         return x, self.q * half_square(x - self.mean)
 
@@ -55,7 +55,7 @@ class SigmoidPrior:
 
     def prox_and_prior(self, z, strength=1.0, sigma=None):
         rotated = z.flatten(1) @ self.rotation.T  # (N, 36)
-        v = self.solve(rotated, column(strength, rotated))
+        v = self.solve(rotated, broadcast(strength, rotated))
         x = self.f(v)
         prior = dot(v, x) - half_square(x) - self.psi(v)
         return (x @ self.rotation).reshape(z.shape), prior

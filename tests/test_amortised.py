@@ -5,14 +5,7 @@ import torch
 
 import lpn_fast as lf
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """These networks are small: a second thread costs more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_model(dim=2, alpha=0.2):

@@ -24,13 +24,7 @@ oscillating = pytest.importorskip("bench.reconstruction.oscillating", reason=REA
 tasks = pytest.importorskip("bench.reconstruction.tasks", reason=REASON)
 throughput = pytest.importorskip("bench.reconstruction.throughput", reason=REASON)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ TINY = torch.finfo(torch.float32).tiny
 ROWS = [0, 1, 7, 129]
 SHAPES = [(1, 50), (3, 16), (4, 16), (18, 33), (64, 64), (3, 100), (2, 256)]  # (dim, width)
 
-
 pytestmark = pytest.mark.usefixtures("isa")
 
 

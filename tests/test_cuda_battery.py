@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from bench.gpu import mlp_bench, mlp_numerics, mlp_sanitizer
-from bench.gpu.mlp_part import error
-from bench.gpu.part import Nothing, Session, run_part
+from bench.gpu.mlp_network import error
+from bench.gpu.session import Nothing, Session, run_part
 
 PARTS = [mlp_numerics, mlp_bench, mlp_sanitizer]
 DRY = ["--dry-run", "--seconds", "5", "--out"]

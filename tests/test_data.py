@@ -15,17 +15,6 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture
-def surfaces(tmp_path):
-    """A folder with three gray PNGs of different sizes; their pixels."""
-    folder, rng, pixels = tmp_path / "surfaces", np.random.default_rng(0), []
-    folder.mkdir()
-    for index, size in enumerate([(40, 50), (33, 47), (64, 32)]):
-        pixels.append(rng.integers(0, 256, size, dtype=np.uint8))
-        Image.fromarray(pixels[-1]).save(folder / f"{index}.png")
-    return folder, pixels
-
-
 # ---- crops
 
 
@@ -71,7 +60,7 @@ def test_cached_pixels_are_the_pixels_and_are_made_once(surfaces, tmp_path, monk
     assert torch.equal(ImageCrops([folder], crop=9, cache=tmp_path / "cache")(20, seeded()), plain)
     (pixels,) = (tmp_path / "cache").glob("*.pixels")
     pixels.write_bytes(b"short")
-    with pytest.raises(ValueError, match="remove it to make it anew"):
+    with pytest.raises(ValueError, match="remove it, and it is made again"):
         ImageCrops([folder], crop=9, cache=tmp_path / "cache")
 
 

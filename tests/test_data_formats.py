@@ -34,17 +34,6 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture
-def surfaces(tmp_path):
-    """A folder with three gray PNGs of different sizes; their pixels."""
-    folder, rng, pixels = tmp_path / "surfaces", np.random.default_rng(0), []
-    folder.mkdir()
-    for index, size in enumerate([(40, 50), (33, 47), (64, 32)]):
-        pixels.append(rng.integers(0, 256, size, dtype=np.uint8))
-        Image.fromarray(pixels[-1]).save(folder / f"{index}.png")
-    return folder, pixels
-
-
 # ---- formats
 
 

@@ -21,13 +21,7 @@ mnist_inversion = pytest.importorskip("bench.experiments.mnist_inversion", reaso
 perturbations = pytest.importorskip("bench.experiments.perturbations", reason=REASON)
 three_losses = pytest.importorskip("bench.experiments.three_losses", reason=REASON)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

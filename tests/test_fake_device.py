@@ -33,8 +33,7 @@ def launches(monkeypatch):
     """The Triton kernels as recorders: (name, device that was current) of every launch."""
     pytest.importorskip("triton", reason="Triton is not installed")
     from lpn_fast.kernels.triton import assemble, correlate, elementwise, gradient, units
-
-    from lpn_fast.ops.backends import triton as backend
+    from lpn_fast.ops.backends.triton import device as device_facts
 
     found, current = [], ["cuda:0"]
 
@@ -61,8 +60,8 @@ def launches(monkeypatch):
         name = module.__name__.rsplit(".", 1)[-1]
         monkeypatch.setattr(module, f"{name}_kernel", Recorder(name))
         monkeypatch.setattr(module, "device_of", device_of)
-    monkeypatch.setattr(backend, "_device_facts", lambda device: (90, 132))
-    monkeypatch.setattr(backend, "_device_name", lambda device: "a device that is not there")
+    monkeypatch.setattr(device_facts, "facts", lambda device: (90, 132))
+    monkeypatch.setattr(device_facts, "name", lambda device: "a device that is not there")
     return found
 
 

@@ -8,7 +8,7 @@ import torch
 import lpn_fast as lf
 from lpn_fast.algebra.spec import Spec, Stage
 from lpn_fast.networks import limit_gain_
-from lpn_fast.networks.gain import OVERSHOOT, largest_strength
+from lpn_fast.networks.gain import GRID, OVERSHOOT, largest_strength, transfer_bound
 
 
 def dense_squared(alpha=0.05):
@@ -61,6 +61,21 @@ def test_convolutional_gain_is_the_norm_of_the_filters(sides, channels):
         with torch.no_grad():
             model.stages[0].skip.copy_(model.stages[0].skip.flip(axis))
         assert lf.asymptotic_gain(model) == pytest.approx(gain, rel=1e-12)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_transfer_bound_holds_between_the_frequencies_it_looks_at(ndim):
+    """A wave that lies midway between two of them on every axis: |A|^2 there against the bound."""
+    side, omega = 9, math.pi / 2 + math.pi / GRID[ndim]
+    phase = omega * torch.arange(side, dtype=torch.float64)
+    axes = "ij" if ndim == 2 else "ijk"
+    waves = torch.polar(torch.ones_like(phase), phase)
+    kernel = torch.einsum(",".join(axes) + "->" + axes, *[waves] * ndim)  # [k, k(, k)]
+    kernels = torch.stack([kernel.real, kernel.imag])[:, None]  # [2, 1, k, ..]
+    peak = torch.einsum("n" + axes + "," + ",".join(axes) + "->n", kernels[:, 0] + 0j, *[waves] * ndim)
+    spec = Spec("conv", 1, (Stage(2, skip_kernel=side, heads=("squared",)),), 1.0, ndim=ndim)
+    bound = transfer_bound(spec, kernels)
+    assert peak.abs().square().sum().item() <= bound <= 1.07 * peak.abs().square().sum().item()
 
 
 def test_limited_gain_makes_the_prior_coercive():

@@ -41,7 +41,7 @@ def test_without_a_device_a_part_says_so():
 
 
 def test_a_measurement_is_kept_even_if_the_part_dies_next(tmp_path):
-    from bench.gpu.part import Session
+    from bench.gpu.session import Session
 
     session = Session("kept", tmp_path, False, 10)
     session.add("op", "provider", 1.5, "ms", precision="fp16")

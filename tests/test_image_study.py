@@ -26,13 +26,7 @@ hits = pytest.importorskip("bench.experiments.hits", reason=REASON)
 image_study = pytest.importorskip("bench.experiments.image_study", reason=REASON)
 tiles = pytest.importorskip("bench.experiments.tiles", reason=REASON)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,15 @@ def test_projection_keeps_frame_means_and_gain_and_is_idempotent(channels, kerne
 
 
 @torch.no_grad()
+def test_projection_limits_the_gain_whatever_was_written_to_the_weights():
+    """Steps of `step_` respect the limit by themselves; other optimizers and plain writes do not."""
+    model = perturbed()
+    model.stages[1].core.fill_(1e3)
+    assert lf.asymptotic_gain(model) > 100
+    assert lf.asymptotic_gain(model.project_()) <= 1
+
+
+@torch.no_grad()
 def test_potential_never_exceeds_the_parabola_by_more_than_a_constant():
     """Nor without the limit would it stay so: with W at three times its limit it grows faster than the parabola."""
     model, sigma = perturbed(experts=5), 0.1

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import Case, relative
+from cases import FAMILIES, Case, relative
 from torch.nn.utils import parametrize
 
 import lpn_fast as lf
@@ -175,3 +175,14 @@ def test_layouts_that_cpp_cannot_read_are_packed_all_the_same():
         assert not model.stages[1].core.is_contiguous() and torch.equal(model.packed(), expected)
         fewer = network.evaluate(model.spec, torch.zeros(2, 3), model._in_order(), model._constrained, None, False)[1]
         assert torch.equal(fewer, model(torch.zeros(2, 3)))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_projection_leaves_nothing_negative_that_must_not_be(name):
+    model = Case(name).model
+    for parameter in model.parameters():
+        parameter.copy_(-parameter.abs() - 1)
+    model.project_()
+    flat = torch.cat([parameter.flatten() for parameter in model._in_order()])
+    assert (flat[model._constrained] >= 0).all()

@@ -85,7 +85,7 @@ def test_sdist_holds_everything_the_build_needs(sdist):
 @pytest.mark.slow
 def test_wheel_holds_the_package_and_no_sources_of_the_module(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert "lpn_fast/__init__.py" in names
+    assert {"lpn_fast/__init__.py", "lpn_fast/py.typed"} <= set(names)
     assert "lpn_fast/kernels/__init__.py" in names
     assert len([name for name in names if name.startswith("lpn_fast/_cpu.")]) == 1
     assert not [name for name in names if "csrc" in name or name.endswith((".cpp", ".cu", ".h"))]

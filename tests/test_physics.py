@@ -240,7 +240,7 @@ def test_a_nan_stays_in_its_sample():
 def test_running_out_of_steps_is_reported():
     blur = make_blur((5, 5), "full")
     z = randn(2, 1, 16, 16)
-    with pytest.warns(RuntimeWarning, match="2 of 2 samples have relative residual"):
+    with pytest.warns(RuntimeWarning, match="2 of 2 samples did not converge in 2 conjugate gradient steps"):
         prox_l2_by_cg(blur, z, blur.A(z) + 1, gamma=100.0, max_iter=2)
 
 

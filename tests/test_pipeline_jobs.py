@@ -21,7 +21,7 @@ import lpn_fast as lf
 from lpn_fast import cli, pipeline
 from lpn_fast.pipeline import Denoise, Share, batches, reconstruct
 from lpn_fast.pipeline.flow import Background, Solvers, ahead_of_time, in_order
-from lpn_fast.pipeline.manifest import open_manifest, read_results
+from lpn_fast.pipeline.manifest import lock_of, open_manifest, read_results
 
 ROOT = Path(lf.__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -124,7 +124,7 @@ def test_a_killed_worker_is_started_again_and_finishes_the_job(tmp_path, checkpo
             assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
             time.sleep(0.005)
             if lines(out / "manifest.1.jsonl") >= some:
-                worker = process_that_locks(out / "manifest.1.jsonl")
+                worker = process_that_locks(lock_of(out / "manifest.1.jsonl"))
         os.kill(worker, signal.SIGKILL)
         output = process.communicate(timeout=100)[0]
     finally:
@@ -231,11 +231,12 @@ def test_a_folder_that_cannot_be_written_to_is_told_in_one_line(tmp_path, model,
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "out"))
 
-    monkeypatch.setattr("lpn_fast.pipeline.files.open", refuse, raising=False)
-    assert cli.main(job_arguments(folder, tmp_path / "out", tmp_path, model)) == 1
+    arguments = job_arguments(folder, tmp_path / "out", tmp_path, model)
+    monkeypatch.setattr("lpn_fast.atomic.open", refuse, raising=False)
+    assert cli.main(arguments) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "Permission denied" in error
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["manifest.jsonl"]
+    assert [p.name for p in (tmp_path / "out").iterdir() if p.suffix != ".lock"] == ["manifest.jsonl"]
 
 
 # ---- threads

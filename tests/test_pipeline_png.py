@@ -8,7 +8,6 @@ import pytest
 import skimage.data
 from PIL import Image as Pillow
 
-from lpn_fast import _cpu
 from lpn_fast.pipeline import png
 
 ORIENTATION = 0x0112
@@ -51,28 +50,6 @@ def test_profile_and_orientation_come_back():
     exif[ORIENTATION] = 6
     picture = opened(png.encode(np.zeros((4, 5), np.uint8), icc_profile=b"profile", exif=exif.tobytes()))
     assert picture.getexif()[ORIENTATION] == 6 and picture.info["icc_profile"] == b"profile"
-
-
-def test_both_compressors_give_back_every_byte(monkeypatch):
-    """Counts of bytes far apart ask for words longer than deflate allows; blocks end between and at a multiple."""
-    generator, sizes = np.random.default_rng(0), (0, 1, 2, 3, 65535, 65536, 65537, 3 * 65536)
-    steep = np.repeat(np.arange(22, dtype=np.uint8), [int(1.6**k) + 1 for k in range(22)])  # 21 bits without a limit
-    generator.shuffle(steep)
-    cases = [steep, *(generator.integers(0, 256, n).astype(np.uint8) for n in sizes)]
-    cases += [generator.integers(0, 2, n).astype(np.uint8) for n in sizes] + [np.zeros(n, np.uint8) for n in sizes]
-    for data in cases:
-        out = np.full(_cpu.deflate_bound(len(data)) + 1, 77, np.uint8)
-        size = _cpu.deflate_bytes(data.ctypes.data, len(data), out.ctypes.data)
-        assert size < len(out) and out[-1] == 77
-        reader = zlib.decompressobj(wbits=-15)
-        assert reader.decompress(out[:size].tobytes()) == data.tobytes() and reader.eof and not reader.unused_data
-    noise, flat = generator.integers(0, 256, (64, 64)).astype(np.uint8), np.full((64, 64), 7, np.uint8)
-    built = [png.encode(picture) for picture in (noise, flat)]
-    monkeypatch.setattr(png, "_cpu", None)
-    plain = [png.encode(picture) for picture in (noise, flat)]
-    assert built[0] != plain[0] and built[1] == plain[1]  # zlib serves pictures with runs
-    for first, second in zip(built, plain, strict=True):
-        assert (np.asarray(opened(first)) == np.asarray(opened(second))).all()
 
 
 def test_every_chunk_has_its_checksum():

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import relative
 
 import lpn_fast as lf
+from lpn_fast.algebra import reference
 from lpn_fast.algebra.spec import Spec, Stage
 from lpn_fast.ops.precision import PRECISIONS
 
@@ -126,3 +128,38 @@ def test_solves_ignore_the_named_precision():
     model.precision = "bf16"
     again = lf.invert(model, conv_model()(z).detach()).preimage
     assert torch.equal(u, again)
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_stage_that_reads_a_whole_image_is_as_exact_as_autograd(backend, seed):
+    """Its units sum 150,000 terms of one sign; published networks end so, with sums that the bias nearly cancels."""
+    torch.manual_seed(seed)
+    side = 48
+    stages = (Stage(64, skip_kernel=3, skip_padding=1), Stage(32, side, skip_kernel=side, heads=("linear",)))
+    model = lf.LPN(Spec("conv", 1, stages, 100.0, 1e-6, image_size=(side, side)))
+    first, last = model.stages
+    x = torch.rand(2, 1, side, side)
+    v = torch.randn_like(x)
+    eps = torch.finfo(torch.float32).eps
+    with torch.no_grad(), lf.use_backend(backend):
+        first.skip.normal_(std=0.3)
+        core = last.core.normal_().exp_()
+        core /= core.sum((1, 2, 3), keepdim=True)
+        sums = model.potential(x)
+        packed = model.packed()
+        exact, plain = (reference.potential(model.spec, x.to(P), P) for P in (packed.double(), packed))
+        assert relative(sums, exact) <= 2 * relative(plain, exact) + 2 * eps
+        z = F.softplus(F.conv2d(x, first.skip, first.bias, padding=1), 100.0)
+        last.bias.copy_(0.02 * torch.randn(32) - F.conv2d(z, core)[0].flatten())
+    packed = model.packed().detach()
+    exact, plain = (
+        (reference.prox(model.spec, y, packed), reference.vjp(model.spec, y, packed, None, None, t)[1])
+        for y, packed, t in ((x.double(), packed.double(), v.double()), (x, packed, v))
+    )
+    with lf.use_backend(backend):
+        f = model(x)
+        (f * v).sum().backward()
+    gradient = torch.cat([parameter.grad.flatten() for parameter in model._in_order()])
+    for ours, theirs, truth in zip((f.detach(), gradient), plain, exact, strict=True):
+        assert relative(ours, truth) <= 2 * relative(theirs, truth) + 2 * eps

@@ -15,26 +15,14 @@ import lpn_fast as lf
 from lpn_fast.algebra import reference
 from lpn_fast.algebra.spec import Spec, Stage
 from lpn_fast.cli import prior as cli_prior
-from lpn_fast.ops.solve import METHODS, Equation, Verdict, linear
+from lpn_fast.ops.solve import EQUATION_METHODS, Equation, Verdict, linear
 from lpn_fast.ops.solve.linear import conjugate_gradient
 
 # the fixed-point iteration is for well-conditioned equations, and has tests of its own in test_prior_fixed_point.py
-EVERY_METHOD = pytest.mark.parametrize("method", [name for name in METHODS if name != "fixed-point"])
+EVERY_METHOD = pytest.mark.parametrize("method", [name for name in EQUATION_METHODS if name != "fixed-point"])
 BETA = 10.0
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """These networks are small: a second thread costs more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("one_thread", "seed_zero")
 
 
 def make_sigmoid(alpha=0.0, dim=1):
@@ -464,10 +452,13 @@ def test_the_command_scores_images_and_resumes(tmp_path, capsys):
     assert "broken.png" in capsys.readouterr().out
     rows = {row["image"].rpartition("/")[2]: row for row in csv.DictReader(out.open())}
     x = torch.from_numpy(pixels[:, None] / np.float32(255))
-    values = lf.prior(model, x).value
+    planes = lf.prior(model, x)
+    values, residuals = planes.value, planes.residual
     assert float(rows["1.png"]["value"]) == pytest.approx(values[1].item(), rel=1e-6)
     assert float(rows["colour.png"]["value"]) == pytest.approx(values.sum().item(), rel=1e-6)
     assert all(row["converged"] == "True" for row in rows.values())
+    worst = float(rows["colour.png"]["residual"])
+    assert residuals.max() > 1.5 * residuals.min() and worst == pytest.approx(residuals.max().item(), rel=0.01)
 
     whole = out.read_text()
     out.write_text(whole[:-20])  # as a kill in the middle of a line leaves it

@@ -8,10 +8,7 @@ from lpn_fast.algebra.spec import Spec, Stage
 from lpn_fast.ops.solve import Equation, Verdict
 from lpn_fast.ops.solve.fixed_point import FixedPoint
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seed_zero")
 
 
 def make_quadratic(slopes):

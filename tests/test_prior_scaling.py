@@ -8,10 +8,7 @@ import torch
 import lpn_fast as lf
 from lpn_fast.algebra.spec import Spec, Stage
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seed_zero")
 
 
 def make(kind):

@@ -21,7 +21,7 @@ from lpn_fast.solvers import admm, drs, fista, hqs, pgd
 from lpn_fast.solvers.alternating_directions import ORDERS, AlternatingDirections
 from lpn_fast.solvers.automatic import Settings
 from lpn_fast.solvers.douglas_rachford import DouglasRachford
-from lpn_fast.solvers.problem import half_square, pose
+from lpn_fast.solvers.problem import checked_problem, half_square
 from lpn_fast.solvers.prox import LearnedProx
 
 EVERY_PHYSICS = pytest.mark.parametrize("physics", PHYSICS.values(), ids=PHYSICS)
@@ -29,14 +29,7 @@ MONOTONE = pytest.mark.parametrize("solver", [pgd, fista, hqs])
 GRADIENT = pytest.mark.parametrize("solver", [pgd, fista])
 MIXED = torch.tensor([0.1, 0.5, 0.9, 1.0], dtype=torch.float64)  # strengths of a batch of four
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Transforms of 8 x 8 pixels take microseconds; waking a second one on a busy machine, milliseconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rises(objective):
@@ -253,7 +246,7 @@ def test_backtracking_mends_a_step_that_is_too_long():
 
 
 def posed(y, physics, strength=1.0, step_size=1.0):
-    return pose(y, physics), Settings(step_size, strength, None, None, "unknown", "given")
+    return checked_problem(y, physics), Settings(step_size, strength, None, None, "unknown", "given")
 
 
 @EVERY_PHYSICS
@@ -312,9 +305,9 @@ def test_two_update_orders_are_one_cycle_and_the_third_is_another():
     x0 = physics.A_adjoint(y)
     options = {"rho": 2.0, "tol": 0.0}
     first_prox, _ = NONCONVEX.prox_and_prior(x0)
-    _, prior_first = follow(admm, y, physics, NONCONVEX, order="prior-data-dual", max_iter=6, **options)
+    _, prior_first = follow(admm, y, physics, NONCONVEX, x0=x0, order="prior-data-dual", max_iter=6, **options)
     _, dual_middle = follow(admm, y, physics, NONCONVEX, x0=first_prox, max_iter=5, **options)
-    _, dual_last = follow(admm, y, physics, NONCONVEX, order="data-prior-dual", max_iter=5, **options)
+    _, dual_last = follow(admm, y, physics, NONCONVEX, x0=x0, order="data-prior-dual", max_iter=5, **options)
     assert torch.allclose(prior_first[1:], dual_middle, atol=1e-11)
     assert not torch.allclose(dual_last, dual_middle, atol=1e-3)
 

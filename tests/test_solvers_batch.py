@@ -13,13 +13,7 @@ from lpn_fast.solvers import Reconstruction, prox
 
 EVERY_SOLVER = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @EVERY_SOLVER
@@ -89,11 +83,11 @@ def test_samples_may_have_operators_of_their_own(solver):
 
     gains = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
     y, model = make_measurements(PHYSICS["identity"], samples=3), QuadraticPrior(q=0.3)
-    result = solver(y, PerSample(gains), model, max_iter=400, tol=1e-10)
+    result = solver(y, PerSample(gains), model, x0=y, max_iter=400, tol=1e-10)  # the default start is scaled alike
     assert len(result.iterations.unique()) > 1 or solver is SOLVERS["hqs"]
     assert result.conditions.all_hold and result.converged.all()
     for i in range(3):
-        alone = solver(y[i : i + 1], PerSample(gains[i : i + 1]), model, max_iter=400, tol=1e-10)
+        alone = solver(y[i : i + 1], PerSample(gains[i : i + 1]), model, x0=y[i : i + 1], max_iter=400, tol=1e-10)
         assert torch.allclose(alone.x[0], result.x[i], rtol=1e-10)
 
 

@@ -103,8 +103,8 @@ def test_an_operator_with_only_two_methods_is_accepted(solver):
     options = {"rho": 2.0} if solver in (admm, hqs) else {"step_size": 0.5}
     rich, bare = (solver(y, p, CONVEX, max_iter=300, tol=1e-8, **options) for p in (blur, Bare(blur)))
     assert torch.allclose(rich.x, bare.x, atol=1e-6)
-    says = "(||A|| estimated)" in str(bare.conditions)
-    assert says is (solver is not hqs) and "estimated" not in str(rich.conditions)
+    says = "(||A|| fails with probability 1e-06)" in str(bare.conditions)
+    assert says is (solver is not hqs) and "probability" not in str(rich.conditions)
 
 
 def test_a_norm_that_holds_but_for_a_probability_is_used_and_says_so():

@@ -7,21 +7,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training_cases import interrupted_at, small_trainer, weights
 
 import lpn_fast as lf
 from lpn_fast.data import ImageCrops, validation_batch
-from lpn_fast.training import Phase, ProximalMatchingLoss, Trainer, l1_loss, l2_loss, published_phases, state
+from lpn_fast.training import Phase, ProximalMatchingLoss, l1_loss, l2_loss, published_phases, state
 from lpn_fast.training.denoiser import train_denoiser
 from lpn_fast.training.laplacian import sample_laplace
 from lpn_fast.training.schedule import locate
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_proximal_matching_is_its_formula_and_saturates():
@@ -59,31 +54,6 @@ def test_laplace_samples_have_the_moments_of_laplace():
     assert abs(x.mean()) < 0.01 and abs(x.abs().mean() - 1) < 0.01 and abs(x.var() - 2) < 0.04
 
 
-def small_trainer(out=None, phases=None, **arguments):
-    torch.manual_seed(3)
-    model = lf.MLPLPN(1, hidden=8, layers=1)
-    phases = phases or [Phase("l1", 30, 1e-2), Phase("matching", 30, 1e-3, 1e-4, gamma=0.3)]
-    return Trainer(model, sample_laplace, phases, sigma=1.0, batch_size=64, out=out, progress=False, **arguments)
-
-
-def weights(trainer):
-    return torch.cat([p.detach().reshape(-1) for p in trainer.model.parameters()])
-
-
-def stop_at(trainer, step):
-    """Run and interrupt before `step`."""
-    original = trainer._one_step
-
-    def one_step():
-        if trainer.step == step:
-            raise KeyboardInterrupt
-        return original()
-
-    trainer._one_step = one_step
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
-
-
 def test_training_lowers_the_loss_and_keeps_weights_non_negative():
     trainer = small_trainer(phases=[Phase("l2", 300, 1e-2)])
     x = sample_laplace(4000, torch.Generator().manual_seed(9))
@@ -98,10 +68,11 @@ def test_resumed_run_ends_in_the_same_weights_bit_for_bit(tmp_path):
     whole = small_trainer(tmp_path / "whole")
     whole.run()
     first = small_trainer(tmp_path / "parts", checkpoint_seconds=0.0)
-    stop_at(first, 47)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_at(first, 47).run()
     second = small_trainer(tmp_path / "parts")
     assert state.read(tmp_path / "parts" / "resume.safetensors").progress["step"] == 40
-    assert second.run()["step"] == 60
+    assert second.run()["step"] == 70
     assert torch.equal(weights(second), weights(whole))
     assert torch.equal(lf.load(tmp_path / "parts" / "model.safetensors").packed(), second.model.packed())
 
@@ -118,7 +89,7 @@ def test_resume_refuses_another_configuration_and_a_broken_file(tmp_path):
 def test_log_has_one_row_per_validation(tmp_path):
     small_trainer(tmp_path, validate=lambda model: {"figure": 1.5}, validate_every=10).run()
     rows = list(csv.DictReader(open(tmp_path / "log.csv")))
-    assert [int(row["step"]) for row in rows] == [10, 20, 30, 40, 50, 60] and rows[0]["figure"] == "1.5"
+    assert [int(row["step"]) for row in rows] == [10, 20, 30, 40, 50, 60, 70] and rows[0]["figure"] == "1.5"
 
 
 @pytest.fixture

@@ -1,31 +1,25 @@
 """Runs described by a file or by flags: what is read, refused, recorded."""
 
+import dataclasses
+import json
+import re
+import typing
 import warnings
 
 import pytest
 import torch
-from training_cases import photographs_in, small_trainer
+from training_cases import small_trainer
 
 import lpn_fast as lf
 from lpn_fast import cli
+from lpn_fast.cli import train as train_command
 from lpn_fast.networks.initialise import SHRINK
 from lpn_fast.training import Phase
 from lpn_fast.training.average import WeightAverage
-from lpn_fast.training.config import from_dict, merge, read_config
+from lpn_fast.training.config import TABLES, choices_of, flag_of, from_dict, merge, read_config
 from lpn_fast.training.run import build_model
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    return photographs_in(tmp_path / "photographs")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_configuration_file_trains_verifies_and_is_recorded(photographs, tmp_path, capsys):
@@ -66,6 +60,8 @@ def test_a_configuration_file_trains_verifies_and_is_recorded(photographs, tmp_p
         ({"model": {"family": "multi-scale"}}, r"did you mean 'multiscale'\?"),
         ({"schedule": {"loss": "l3"}}, "schedule.loss must be one of"),
         ({"data": {"sources": ["x"], "synthetic": "dead-leaves"}}, "either sources"),
+        ({"data": {"sources": ["x"], "channels": 4}}, r"data.channels must be one of \[1, 3\], got 4"),
+        ({"precision": "fp8"}, "precision must be one of .*'bf16'.*got 'fp8'"),
         ({"data": {"synthetic": "dead leaves"}}, r"did you mean 'dead-leaves'\?"),
     ],
 )
@@ -83,6 +79,79 @@ def test_configuration_files_are_toml_or_json(tmp_path):
         read_config(tmp_path / "b.toml")
     with pytest.raises(ValueError, match="'out' must be given"):
         from_dict({"sigma": 0.1, "data": {"sources": ["x"]}})
+
+
+def fields() -> list[tuple[str, dataclasses.Field]]:
+    """(place in a configuration, field) of every entry."""
+    return [
+        (table + f.name, f)
+        for table, cls in TABLES.items()
+        for f in dataclasses.fields(cls)
+        if f.name + "." not in TABLES
+    ]
+
+
+def flags_of(*argv) -> dict:
+    """What the command makes of arguments, as the tables of a configuration."""
+    given = vars(cli._parser().parse_args(["train", *argv]))
+    return train_command._as_tables({k: v for k, v in given.items() if k not in ("run", "command", "config")})
+
+
+def test_every_entry_has_a_flag_of_its_own_and_a_help(capsys):
+    assert cli.main(["train", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    flags = [flag_of(f) for _, f in fields()]
+    assert len(set(flags)) == len(flags) > 50
+    for place, f in fields():
+        assert f.metadata["help"], place
+        assert re.search(rf" {flag_of(f)}[ ,].*{re.escape(f.metadata['help'])}", text), place
+
+
+def test_flags_say_what_a_file_would(tmp_path):
+    """One value of every entry, as a flag and as it is in a file."""
+    words = {
+        "sigma": ("0.05 0.2", [0.05, 0.2]), "data.window": ("-1000 400", [-1000.0, 400.0]),
+        "model.gates": ("1,1,8 3,2,4", [(1, 1, 8), (3, 2, 4)]), "model.strides": ("1 2", [1, 2]),
+        "data.sources": ("a b", ["a", "b"]), "data.validate": ("a b", ["a", "b"]),
+        "data.samples": ("1 3", [1, 3]), "data.validate_samples": ("1 3", [1, 3]),
+    }  # fmt: skip
+    for place, f in fields():
+        hint = typing.get_type_hints(TABLES[place[: -len(f.name)]])[f.name]
+        if bool in (hint, *typing.get_args(hint)):
+            argv, value = ["--no-" + flag_of(f)[2:]], False
+        else:
+            choices = choices_of(f)
+            number = 3 if int in (hint, *typing.get_args(hint)) else 0.5 if "float" in str(hint) else "x"
+            word, value = words.get(
+                place, (str(choices[-1] if choices else number), choices[-1] if choices else number)
+            )
+            argv = [flag_of(f), *word.split()]
+        *table, key = place.split(".")
+        assert flags_of(*argv) == ({table[0]: {key: value}} if table else {key: value}), place
+        data = {} if place == "data.synthetic" else {"sources": ["x"]}
+        config = from_dict(merge({"out": "x", "sigma": 0.1, "data": data}, flags_of(*argv)))
+        stored = config.to_dict()[table[0]][key] if table else config.to_dict()[key]
+        assert stored == json.loads(json.dumps(value)), place
+
+
+def test_one_value_of_a_level_or_a_range_is_the_level():
+    assert flags_of("--sigma", "0.1") == {"sigma": 0.1}
+    assert flags_of("--window", "lung") == {"data": {"window": "lung"}}
+    assert flags_of("--gates") == {"model": {"gates": []}}, "a frame without gates"
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--gates", "1,1"], "argument --gates: a gate must be side,stride,width, e.g. 1,1,64, got '1,1'"),
+        (["--window", "bone"], "argument --window: a window must be one of .*lung.* got 'bone'"),
+        (["--family", "frames"], "argument --family: invalid choice: 'frames'"),
+        (["--sigma", "loud"], "argument --sigma: invalid float value: 'loud'"),
+    ],
+)
+def test_wrong_flags_are_named(argv, message, capsys):
+    assert cli.main(["train", *argv]) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_fine_tuning_goes_on_from_a_model_and_keeps_its_family(photographs, tmp_path):

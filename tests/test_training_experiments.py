@@ -19,13 +19,7 @@ gaussian_mixture = pytest.importorskip("bench.experiments.gaussian_mixture", rea
 laplacian = pytest.importorskip("bench.experiments.laplacian", reason=REASON)
 training_speed = pytest.importorskip("bench.experiments.training_speed", reason=REASON)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from training_cases import interrupted_at, photographs_in, small_trainer, weights
+from training_cases import interrupted_at, small_trainer, weights
 
 import lpn_fast as lf
 from lpn_fast import cli
@@ -21,18 +21,7 @@ from lpn_fast.training import Phase, state
 from lpn_fast.training.laplacian import sample_laplace
 from lpn_fast.training.log import RunLog, direction
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    return photographs_in(tmp_path / "photographs")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---- going back, going on

@@ -10,13 +10,7 @@ import lpn_fast as lf
 from lpn_fast.training import Phase, ProximalMatchingLoss, Trainer, accuracy, published_phases
 from lpn_fast.training.laplacian import sample_laplace
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---- averaging, clipping, rates

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from lpn_fast.kernels.triton import admitted, choices, launch
-from lpn_fast.kernels.triton.launch import Config, Key
 
 import lpn_fast as lf
+from lpn_fast.kernels import measured
+from lpn_fast.kernels.triton import choices, launch
+from lpn_fast.kernels.triton.launch import Config, Key
 from lpn_fast.ops import registry
 
 
@@ -55,22 +56,22 @@ def test_a_sum_is_split_into_few_parts_that_depend_on_shapes_only():
     assert launch.splits(1, 3, 132) == 1
 
 
-def test_only_a_measurement_on_the_same_device_admits_the_backend(monkeypatch):
+def test_only_a_measurement_on_the_same_device_lets_auto_take_triton(monkeypatch):
     row = {"device": "D", "precision": "fp16", "width": "256", "pixels": "1000", "gain": "1.8", "commit": ""}
-    monkeypatch.setattr(admitted, "rows", lambda: (row,))
-    assert admitted.reservation("D", "fp16", 256, 1000) is None
-    assert "not measured on E" in admitted.reservation("E", "fp16", 256, 1000)
-    assert "not measured" in admitted.reservation("D", "bf16", 256, 1000)
-    assert "from 1000 pixels" in admitted.reservation("D", "fp16", 256, 100)
+    monkeypatch.setattr(measured, "rows", lambda table: (row,))
+    assert measured.convolutions_not_faster("D", "fp16", 256, 1000) is None
+    assert "not measured on E" in measured.convolutions_not_faster("E", "fp16", 256, 1000)
+    assert "not measured" in measured.convolutions_not_faster("D", "bf16", 256, 1000)
+    assert "from 1000 pixels" in measured.convolutions_not_faster("D", "fp16", 256, 100)
     row["gain"] = "0.9"
-    assert "0.9 times" in admitted.reservation("D", "fp16", 256, 1000)
+    assert "0.90 times" in measured.convolutions_not_faster("D", "fp16", 256, 1000)
 
 
 def test_the_library_is_taken_only_where_it_was_measured_faster_and_loses_nothing(monkeypatch):
     key = Key("forward_2", 64, 64, "tf32", 90)
     row = {"device": "D", "role": "forward_2", "c_in": "64", "c_out": "64", "precision": "tf32", "pixels": "1000"}
     row |= {"ours_us": "30", "library_us": "20"}
-    monkeypatch.setattr(choices, "rows", lambda: (row,))
+    monkeypatch.setattr(measured, "rows", lambda table: (row,))
     assert choices.choice("D", key, 1500) == (True, "the library was measured at 1.50 times our speed on D")
     assert choices.choice("D", key, 5000) == (False, "not measured on D for 5000 pixels")
     assert choices.choice("E", key, 1000) == (False, "not measured on E")
@@ -83,10 +84,10 @@ def test_the_library_is_taken_only_where_it_was_measured_faster_and_loses_nothin
 
 
 def test_the_table_of_choices_can_be_read():
-    assert all(float(row["library_us"]) > 0 for row in choices.rows())
+    assert all(float(row["library_us"]) > 0 for row in measured.rows(choices.TABLE))
 
 
-class Reserved:
+class Unmeasured:
     """A backend that supports everything and is never measured."""
 
     name = "triton"
@@ -95,18 +96,18 @@ class Reserved:
         return None
 
 
-def test_auto_passes_over_a_reserved_backend_and_explain_says_why(monkeypatch):
+def test_auto_passes_over_an_unmeasured_backend_and_explain_says_why(monkeypatch):
     others = {name: backend for name, backend in registry._backends.items() if name != "triton"}
-    monkeypatch.setattr(registry, "_backends", {"triton": Reserved(), **others})
+    monkeypatch.setattr(registry, "_backends", {"triton": Unmeasured(), **others})
     monkeypatch.setattr(registry, "_absent", {})
-    monkeypatch.setattr(registry, "_reservations", {"triton": lambda *_: "not measured here"})
+    monkeypatch.setattr(registry, "_speed_checks", {"triton": lambda *_: "not measured here"})
     model, x = lf.ConvLPN(1, hidden=3), torch.zeros(1, 1, 8, 8)
     with lf.use_backend("auto"):
         assert registry.select(model.spec, x).name != "triton"
         assert "triton: not measured here" in lf.explain(model, x)
     with lf.use_backend("triton"):
         assert registry.select(model.spec, x).name == "triton"
-    monkeypatch.setattr(registry, "_backends", {"triton": Reserved()})
+    monkeypatch.setattr(registry, "_backends", {"triton": Unmeasured()})
     with lf.use_backend("auto"):
         assert registry.select(model.spec, x).name == "triton"  # nobody else can
 

@@ -14,19 +14,7 @@ import lpn_fast as lf
 from lpn_fast.cli import verify as cli_verify
 from lpn_fast.prior import measures
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """These networks are small: a second thread costs more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("one_thread", "seed_zero")
 
 
 def make_conv(**options):

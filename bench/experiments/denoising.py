@@ -7,7 +7,7 @@
 
 Gray: the flexible DnCNN for all levels; TV and the weakly convex ridges (both minimised to convergence, their weight
 tuned on four training images) and BM3D on --baseline-images of the images, spread over the list, as they are slow;
-`psnr_on_baseline_images` is everybody's mean over those, where all of them were measured.
+`psnr_on_baseline_images` is each method's mean over those, where all of them were measured.
 Colour: the colour DnCNN of each level, where there is one (5, 15, 25). One exact prox, one pass: no
 ensemble of flips. The models: shipped ones by name, or files.
 """

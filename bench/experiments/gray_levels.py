@@ -31,7 +31,7 @@ from .provenance import where, write_csv
 CURVATURE = 0.8
 LEAST = 0.02  # dither, five gray levels
 QUANTILES = 4001  # in the table that samples are drawn from
-UNIT = 0.1 / SIGMA  # of the trained scalars, in image units
+UNIT = 0.1 / SIGMA  # one trained unit, in image units
 IMAGES = ("mnist", "faces", "mayo")
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .figures import axes_row
 
-WIDTHS = (0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.16, 0.32)  # of gamma, in units of sqrt(n)
+WIDTHS = (0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.16, 0.32)  # gamma, in units of sqrt(n)
 SEED = 77
 
 

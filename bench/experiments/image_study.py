@@ -44,7 +44,7 @@ class Setting:
     steps: int
     batch: int
     crop: int  # side of training crops
-    side: int  # of the images, and of those that inverse problems are posed with
+    side: int  # the images', also of those that inverse problems are posed with
     hidden: int | None  # channels of a fully convolutional network; None: the published one
     levels: tuple[float, ...]  # noise: one network for each
     gamma_min: tuple[float, ...]  # last gamma of matching over sqrt(n): a network for each
@@ -105,7 +105,7 @@ def run(args) -> int:
     study: Study = args.study
     torch.set_num_threads(args.threads)
     if args.quick and not args.out:
-        raise ValueError("--quick wants --out DIR: its results are not for bench/results")
+        raise ValueError("--quick requires --out DIR: its results are not for bench/results")
     setting = study.published if args.published else QUICK if args.quick else SHORT
     changes = {"steps": args.steps, "count": args.count, "gamma_min": args.gamma_min and tuple(args.gamma_min)}
     setting = replace(setting, **{name: value for name, value in changes.items() if value is not None})
@@ -256,7 +256,7 @@ def reconstruct(study: Study, setting: Setting, networks, root: Path, out: Path,
         shown = [("truth", instance.x[0]), (task.simple, instance.simple[0])]
         rows.append(_score(task.name, task.simple, "", instance, instance.simple, setting, config))
         for loss in dict.fromkeys(loss for loss, _ in networks):
-            # of the level that is published for the task, else the nearest there is
+            # at the level that is published for the task, else the nearest there is
             sigma = min((s for name, s in networks if name == loss), key=lambda s: abs(s - task.published.sigma))
             for kind, outcome in _solved(task, networks[loss, sigma], instance, setting):
                 rows.append(_score(task.name, loss, kind, instance, outcome.x.cpu(), setting, config, outcome))

@@ -47,7 +47,7 @@ def add_parser(subparsers) -> None:
 def run(args) -> int:
     torch.set_num_threads(args.threads)
     if args.quick and not args.out:
-        raise ValueError("--quick wants --out DIR: its results are not for bench/results")
+        raise ValueError("--quick requires --out DIR: its results are not for bench/results")
     steps, seeds = (QUICK_STEPS, 1) if args.quick else (args.steps, args.seeds)
     if steps < 10 or seeds < 1:
         raise ValueError(f"--steps must be at least 10 and --seeds at least 1, got {steps} and {seeds}")

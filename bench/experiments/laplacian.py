@@ -47,7 +47,7 @@ def prepare(args, name: str) -> tuple[Path, int]:
     """(folder for the results, steps), threads set."""
     torch.set_num_threads(args.threads)
     if args.quick and not args.out:
-        raise ValueError("--quick wants --out DIR: its results are not for bench/results")
+        raise ValueError("--quick requires --out DIR: its results are not for bench/results")
     out = Path(args.out or ROOT / "bench" / "results" / name)
     out.mkdir(parents=True, exist_ok=True)
     return out, QUICK_STEPS if args.quick else args.steps

@@ -49,7 +49,7 @@ def run(args) -> int:
     steps = args.steps or (QUICK["steps"] if args.quick else mnist.STEPS)
     count = args.count or (QUICK["count"] if args.quick else 100)
     if args.quick and not args.out:
-        raise ValueError("--quick wants --out DIR: its results are not for bench/results")
+        raise ValueError("--quick requires --out DIR: its results are not for bench/results")
     out = Path(args.out or ROOT / "bench" / "results" / "mnist_prior")
     out.mkdir(parents=True, exist_ok=True)
 

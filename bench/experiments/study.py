@@ -45,7 +45,7 @@ STEP_LOOKS = (100, 200, 400)  # and after so many steps
 WARMUP = 20  # steps
 SEEDS = 10
 VALIDATION_SIDE = 160
-MARGIN = 8  # of crops, for filters of side 7: what the zeros around a crop reach
+MARGIN = 8  # around crops, for filters of side 7: what the zeros around a crop reach
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 A part is a module bench/gpu/PART.py that ends with
 
     if __name__ == "__main__":
-        raise SystemExit(run_part(__name__, __doc__, measure))          # from .part import run_part
+        raise SystemExit(run_part(__name__, __doc__, measure))          # from .session import run_part
 
 and whose `measure(session: Session)` does the work: it calls `session.add(...)` for each figure (written at once, so
 that a part that dies leaves what it had), `session.check(...)` for each thing that must hold, and looks at
@@ -26,7 +26,7 @@ from typing import NamedTuple
 class Part(NamedTuple):
     """One line of the battery."""
 
-    name: str  # of the module bench/gpu/<name>.py
+    name: str  # the module is bench/gpu/<name>.py
     seconds: int  # what it may take on an H200; the battery stops it at 1.5 times this
     group: str
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from .part import Session, milliseconds, run_part
+from .session import Session, milliseconds, run_part
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 

@@ -20,7 +20,7 @@ from bench.counters import work
 from lpn_fast.algebra import reference
 
 from .numerics import TOLERANCE, trained_like
-from .part import Session, graphed, milliseconds, run_part
+from .session import Session, graphed, milliseconds, run_part
 
 PRECISIONS = ("fp16", "bf16", "tf32", "fp32")
 
@@ -77,7 +77,7 @@ def measure(session: Session) -> None:
                 continue
             try:
                 step(name, *inputs(name, session.tiny, session.device))
-            except Exception as failure:  # of memory, say: the next case is none the worse
+            except Exception as failure:  # out of memory, say: the next case may still fit
                 session.show(f"---- {name}: {type(failure).__name__}: {failure}".splitlines()[0][:200])
             if session.device == "cuda":
                 torch.cuda.empty_cache()
@@ -260,7 +260,7 @@ def _guarded(session: Session, op, name, provider, precision, call, model, x) ->
 
 
 def _admit(session: Session, model, x, times: dict) -> None:
-    """Write what "auto" may rely on beside the other figures; appended by hand to kernels/triton/admitted.csv."""
+    """Write what "auto" may rely on beside the other figures; appended by hand to kernels/triton/measured.csv."""
     rows = []
     for precision in PRECISIONS:
         if ("triton", precision) in times and ("torch", precision) in times:
@@ -269,7 +269,7 @@ def _admit(session: Session, model, x, times: dict) -> None:
             pixels = x.shape[0] * x.shape[2] * x.shape[3]
             commit = session.commit
             rows.append((torch.cuda.get_device_name(), precision, width, pixels, f"{gain:.2f}", commit))
-    path = session.out / "triton_admitted.csv"
+    path = session.out / "triton_measured.csv"
     session.out.mkdir(parents=True, exist_ok=True)
     with open(path, "a", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)

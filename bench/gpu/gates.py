@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .part import Session, run_part
+from .session import Session, run_part
 
 ENTRY = re.compile(
     r"Compiling entry function '(\w+)' for '(sm_\w+)'.*?"

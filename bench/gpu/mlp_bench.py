@@ -3,8 +3,8 @@
     goals on one H200: prox of 1 M rows (d 2, H 64, fp16) 1.8 G samples/s, 10 x A, 4 x C;   2,000 rows in a graph 12 us,
     25 x A;   gradients of the Laplacian training step, 2,000 rows, 20 x A;   inversion of 100,000 rows 20 ms
 
-A and C are bench/baselines.py's; errors are relative, against float64. FOLDER/cuda_admitted.csv holds what
-kernels/cuda/admitted.csv wants: a line for every prox that was right, with its gain over the torch backend.
+A and C are bench/baselines.py's; errors are relative, against float64. FOLDER/cuda_measured.csv holds what
+kernels/cuda/measured.csv requires: a line for every prox that was right, with its gain over the torch backend.
 """
 
 import csv
@@ -15,9 +15,9 @@ import lpn_fast as lf
 from lpn_fast.algebra import reference
 
 from ..baselines import Compiled, Eager, why_no_compiler
+from .mlp_network import add_time, captured, error, kernels, name_of, network
 from .mlp_numerics import PROX
-from .mlp_part import add_time, captured, error, kernels, name_of, network
-from .part import Session, milliseconds, run_part
+from .session import Session, milliseconds, run_part
 
 PRECISIONS = ("fp16", "bf16", "tf32", "fp32")
 SAMPLE = 4096  # rows whose error is read
@@ -91,10 +91,10 @@ def _prox(session: Session, model, rows: int, compiled: bool, graph: bool) -> No
 
 
 def _admit(session: Session, model, rows: int, gain: float) -> None:
-    """A line for kernels/cuda/admitted.csv: device, precision, width, rows, gain, commit."""
+    """A line for kernels/cuda/measured.csv: device, precision, width, rows, gain, commit."""
     width = max(stage.width for stage in model.spec.stages)
     session.out.mkdir(parents=True, exist_ok=True)
-    with open(session.out / "cuda_admitted.csv", "a", newline="") as file:
+    with open(session.out / "cuda_measured.csv", "a", newline="") as file:
         line = (torch.cuda.get_device_name(), model.precision, width, rows, f"{gain:.2f}", session.commit)
         csv.writer(file, lineterminator="\n").writerow(line)
 

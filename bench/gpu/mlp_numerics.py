@@ -8,8 +8,8 @@ import torch
 import lpn_fast as lf
 from lpn_fast.algebra import reference
 
-from .mlp_part import captured, error, kernels, network
-from .part import Session, run_part
+from .mlp_network import captured, error, kernels, network
+from .session import Session, run_part
 
 PROX = {"fp32": 2e-6, "tf32": 1e-3, "fp16": 1e-3, "bf16": 6e-3}  # relative L2 error
 SECOND_ORDER = {"fp32": 1e-5, "tf32": 4e-3, "fp16": 4e-3, "bf16": 2.5e-2}

@@ -9,9 +9,9 @@ import torch
 
 import lpn_fast as lf
 
-from .mlp_part import kernels, network
-from .part import Session, run_part
+from .mlp_network import kernels, network
 from .sanitizer import watch
+from .session import Session, run_part
 
 TOOLS = ("memcheck", "racecheck", "synccheck")
 # dim, hidden, layers, rows: resident and not, spilled, several teams to a block, rows that end inside a tile

@@ -15,7 +15,7 @@ from lpn_fast.algebra.parameters import layout
 from lpn_fast.ops import registry
 from lpn_fast.ops.packing import projected_gradient
 
-from .part import Session, graphed, run_part
+from .session import Session, graphed, run_part
 
 TOLERANCE = {"fp32": (1e-5, 1e-5), "tf32": (1e-3, 4e-3), "fp16": (1e-3, 4e-3), "bf16": (6e-3, 2.5e-2)}
 SYMMETRY = {"fp32": 1e-6, "tf32": 1e-3, "fp16": 1e-3, "bf16": 1e-2}

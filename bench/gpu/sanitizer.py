@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 
-from .part import Nothing, Session, run_part
+from .session import Nothing, Session, run_part
 
 TOOLS = ("memcheck", "racecheck")
 

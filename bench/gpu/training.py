@@ -14,7 +14,7 @@ import torch
 import lpn_fast as lf
 from lpn_fast.training import from_dict, train
 
-from .part import Session, run_part
+from .session import Session, run_part
 
 BATCH = 32
 TRIAL = 60  # steps that tell the rate, a third of them to warm up
@@ -38,7 +38,7 @@ def measure(session: Session) -> None:
             _train(session, name, share)
         except FileNotFoundError as missing:
             session.show(f"---- {name}: {missing}")
-        except Exception as failure:  # of one network
+        except Exception as failure:  # one network's: the others are still trained
             session.check(name, False, f"{type(failure).__name__}: {failure}".splitlines()[0][:200])
 
 

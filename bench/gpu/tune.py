@@ -20,7 +20,7 @@ import os
 import torch
 import torch.nn.functional as F
 
-from .part import Session, milliseconds, run_part
+from .session import Session, milliseconds, run_part
 
 TOLERANCE = {"fp16": 1e-3, "bf16": 6e-3, "tf32": 1e-3}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32}
@@ -238,7 +238,6 @@ def _compare(session: Session, key, ours: float, side: int) -> None:
     """Time the library's convolution and our step after it, where that is a choice; a line for choices.csv."""
     from lpn_fast.kernels.triton.choices import loses_digits
     from lpn_fast.kernels.triton.elementwise import elementwise
-
     from lpn_fast.ops.maps import correlation_adjoint
 
     if key.role.startswith("gradient") or loses_digits(key.role, key.precision):

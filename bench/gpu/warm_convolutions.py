@@ -1,7 +1,7 @@
 """Compiles what the measurements of the convolutions launch, the compiled baselines included, on all cores."""
 
 from .convolutions import PRECISIONS, cases, compile_baseline, compile_for
-from .part import Session, run_part
+from .session import Session, run_part
 from .warming import warm
 
 

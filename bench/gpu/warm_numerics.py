@@ -1,7 +1,7 @@
 """Compiles what the checks of the convolutions launch, on all cores: one process per network and precision."""
 
 from .numerics import TOLERANCE, compile_for, networks
-from .part import Session, run_part
+from .session import Session, run_part
 from .warming import warm
 
 

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 from collections.abc import Callable
 
-from .part import Nothing, Session
+from .session import Nothing, Session
 
 
 def warm(session: Session, work: list[tuple[Callable, tuple]]) -> None:

@@ -102,7 +102,7 @@ def falling(
 class RidgeRegulariser:
     """Gradient of R for images in [0, 1]; the stored network counts noise in 255ths."""
 
-    RANGE, NOISE_RANGE = 0.1, 30.0  # of the splines' knots
+    RANGE, NOISE_RANGE = 0.1, 30.0  # the splines' knots
 
     def __init__(self, root: Path):
         arrays = data.weights(root, "wcrr_repo_WCRR-CNN")

@@ -3,7 +3,7 @@
 natural/bsds500/{train,test,val}/*.jpg, val32.txt      photographs; the 32 of the list are for validation
 faces_lfw/lfw150_train.zip                             4,700 aligned faces in colour; the last 300 are for validation
 ct_mayo/slices.csv, train/*.png                        512 x 512, x = stored / 255; patient p9 is for validation
-kernels/kernels.npz                                    recorded camera shakes
+kernels/kernels.npz                                    recorded camera-shake kernels
 weights/*.npz                                          networks of the baselines, as plain arrays
 """
 

@@ -1,7 +1,7 @@
 """The inverse problems, with the conventions of the published experiments (arXiv 2310.14344 and its code).
 
     deblur    Gaussian of 1 or 2 pixels, full convolution, noise .02 or .04        degraded = its central part
-    motion    recorded camera shakes, one per image, circular, noise .02           degraded = the measurement
+    motion    recorded camera-shake kernels, one per image, circular, noise .02           degraded = the measurement
     ct        200 angles, 400 bins over +-181.02, noise 2 on the sinogram          filtered back-projection
     cs        random-sign circulant, M = N/4 or N/16, noise .001                   least squares by gradient descent
 
@@ -20,7 +20,7 @@ from lpn_fast.physics import Blur, CompressedSensing, GaussianNoise, ParallelBea
 
 from . import data
 
-EXTENT = 128 * math.sqrt(2)  # of the detector and half the diagonal of the field of view, in length units
+EXTENT = 128 * math.sqrt(2)  # the detector and half the diagonal of the field of view, in length units
 
 
 @dataclass(frozen=True)

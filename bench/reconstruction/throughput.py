@@ -20,11 +20,11 @@ from torch import Tensor
 
 import lpn_fast as lf
 from lpn_fast.algebra import reference
-from lpn_fast.per_sample import column
+from lpn_fast.per_sample import broadcast
 from lpn_fast.physics import Blur
 from lpn_fast.solvers.conditions import Conditions
 from lpn_fast.solvers.driver import iterate
-from lpn_fast.solvers.problem import pose, relative_change
+from lpn_fast.solvers.problem import checked_problem, relative_change
 from lpn_fast.solvers.prox import LearnedProx, piece
 from lpn_fast.solvers.proximal_gradient import PGDState, ProximalGradient
 
@@ -87,7 +87,7 @@ class WithoutObjective(ProximalGradient):
 
     def step_from(self, state: PGDState, point: Tensor, measured: Tensor) -> PGDState:
         gradient = state.physics.A_adjoint(measured - state.y)
-        z = point - column(state.step_size, point) * gradient
+        z = point - broadcast(state.step_size, point) * gradient
         image = torch.cat([self.prox.model(part, sigma=state.sigma) for part in z.split(piece(self.prox.model, z))])
         measured = state.physics.A(image)
         residual = relative_change(image, state.image)
@@ -96,7 +96,7 @@ class WithoutObjective(ProximalGradient):
 
 @torch.no_grad()
 def _iterated(method: ProximalGradient, y: Tensor, physics, settings, iterations: int) -> Tensor:
-    problem = pose(y, physics)
+    problem = checked_problem(y, physics)
     state = method.start(problem, settings)
     return iterate("pgd", method.step, state, Conditions("PGD", ()), settings, max_iter=iterations, tol=0.0).x
 

@@ -8,15 +8,12 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "adam.h"
 #include "arguments.h"
-#include "deflate.h"
 #include "frame_bindings.h"
 #include "isa.h"
 #include "mlp.h"
@@ -286,28 +283,6 @@ void bind_project_gradient(Address P, Address gP, Address segments, int64_t coun
                    required<const Segment>(segments, "segments", count), count, threads);
 }
 
-// Entries of one tensor in adam_step's table: parameter, gradient, exp_avg, exp_avg_sq, step, count,
-// nonnegative.
-constexpr size_t adam_entries = 7;
-
-void bind_adam_step(
-    const std::vector<int64_t>& table, double lr, double beta1, double beta2, double eps, int threads) {
-  require_at_least(1, threads, "threads");
-  if (table.size() % adam_entries)
-    throw std::invalid_argument("table must hold 7 entries per tensor, got " + std::to_string(table.size()));
-  std::vector<AdamTensor> tensors;
-  for (size_t at = 0; at < table.size(); at += adam_entries) {
-    const int64_t* entry = table.data() + at;
-    const int64_t count = entry[5];
-    require_at_least(0, count, "count");
-    tensors.push_back(
-        {required<float>(entry[0], "parameter", count), required<float>(entry[1], "gradient", count),
-         required<float>(entry[2], "exp_avg", count), required<float>(entry[3], "exp_avg_sq", count),
-         required<float>(entry[4], "step", 1), count, entry[6] != 0});
-  }
-  adam_step(tensors, {lr, beta1, beta2, eps}, threads);
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
@@ -335,23 +310,6 @@ PYBIND11_MODULE(_cpu, module) {
       },
       arg("address"), arg("bytes"), "Ask for huge pages; what the memory holds does not change.");
 
-  module.def(
-      "deflate_bound",
-      [](int64_t count) {
-        require_at_least(0, count, "count");
-        return deflate_bound(static_cast<std::size_t>(count));
-      },
-      arg("count"), "Bytes that deflate_bytes may write for so many, at most.");
-  module.def(
-      "deflate_bytes",
-      [](Address data, int64_t count, Address out) {
-        require_at_least(0, count, "count");
-        return deflate_bytes(required<std::uint8_t>(data, "data", count), static_cast<std::size_t>(count),
-                             required<std::uint8_t>(out, "out", 1));
-      },
-      py::call_guard<py::gil_scoped_release>(), arg("data"), arg("count"), arg("out"),
-      "Deflate by Huffman codes alone into out, of deflate_bound(count) bytes; how many it took.");
-
   define_activations<float>(module, "");
   define_activations<BFloat16>(module, "_bfloat16");
   define_narrow(module);
@@ -377,12 +335,6 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("project_gradient", &bind_project_gradient, unlocked(), arg("P"), arg("gP"), arg("segments"),
              arg("count"), arg("threads"),
              "gP, zero where a descent step would push a clamped entry of P further below zero.");
-
-  module.def(
-      "adam_step", &bind_adam_step, unlocked(), arg("table"), arg("lr"), arg("beta1"), arg("beta2"),
-      arg("eps"), arg("threads"),
-      "One Adam step, projected; table: per tensor parameter, gradient, exp_avg, exp_avg_sq, step, count, "
-      "nonnegative.");
 
   define_projector(module);
   define_winograd(module);

@@ -315,22 +315,6 @@ struct MlpPartials {
   double* totals;  // [size]
 };
 
-// ---- optimizer --------------------------------------------------------------------------------------------
-
-struct AdamStep {
-  float* parameter;       // [count]
-  const float* gradient;  // [count]
-  float* exp_avg;         // [count]
-  float* exp_avg_sq;      // [count]
-  float rest1;            // 1 - beta1
-  float beta2;
-  float rest2;      // 1 - beta2
-  float step_size;  // -lr / (1 - beta1^t)
-  float root;       // sqrt(1 - beta2^t)
-  float eps;
-  bool nonnegative;  // whether to project onto p >= 0
-};
-
 // ---- the table --------------------------------------------------------------------------------------------
 
 struct Kernels {
@@ -358,8 +342,6 @@ struct Kernels {
   void (*mlp_vjp)(const Mlp&, const MlpBlock&, const MlpVjp&, int64_t first, int64_t count, float* partial);
   // Entries begin <= i < end of the partial gradients.
   void (*mlp_sum_partials)(const MlpPartials&, int64_t begin, int64_t end);
-  // Elements begin <= i < end of one tensor.
-  void (*adam_step)(const AdamStep&, int64_t begin, int64_t end);
   // Rows begin <= r < end of the coefficients of one image, under gates of single pixels.
   void (*frame_prox)(const Frame&, const FrameScratch&, const FrameProx&, int64_t begin, int64_t end);
   void (*frame_second)(const Frame&, const FrameScratch&, const FrameSecond&, int64_t begin, int64_t end);

@@ -1,1 +1,1 @@
-"""CUDA C++ kernels: sources, compiled into lpn_fast._cuda, and where measurements admit them (admitted.py)."""
+"""CUDA C++ kernels: sources, compiled into lpn_fast._cuda, and where they were measured faster (measured.csv)."""

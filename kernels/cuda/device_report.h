@@ -21,7 +21,7 @@ struct DeviceReport {
   std::string reason;  // why no device can be used; empty if one can
 };
 
-// Never throws for want of a GPU and creates no context.
+// Never throws where there is no GPU and creates no context.
 DeviceReport device_report();
 
 }  // namespace lpn

@@ -41,9 +41,9 @@ struct MlpProblem {
   int32_t linear;    // offset of c [d], -1 = absent
   int32_t constant;  // offset of c0
   int32_t parameter_count;
-  int32_t widest;     // of the H_l
-  int32_t tiles;      // of 8 units, all stages padded to the same width; Plan::tiles for a launch
-  int32_t dim_tiles;  // of 8 entries of x
+  int32_t widest;     // largest H_l
+  int32_t tiles;      // 8 units each, all stages padded to the same width; Plan::tiles for a launch
+  int32_t dim_tiles;  // 8 entries of x each
   float beta;
   float alpha;
 };

@@ -23,7 +23,7 @@ struct Fit {
   int teams;  // per block, 0 = none
   int64_t head_bytes;
   int64_t team_bytes;
-  int64_t slot_bytes;  // of all slots of a team
+  int64_t slot_bytes;  // all slots of a team
 
   int warps() const { return teams * shape.team; }
 };

@@ -17,7 +17,7 @@ struct DeviceLimits {
 struct Plan {
   int row_tiles, column_tiles;
   int team;       // warps that own the same rows
-  int tiles;      // of 8 units, to which the stages are padded
+  int tiles;      // 8 units each, to which the stages are padded
   bool resident;  // whether the weights lie in shared memory
   bool spilled;   // whether what the rows keep of every stage lies in device memory
   int warps;      // per block

@@ -26,13 +26,13 @@ constexpr int patience = 12;        // steps without progress that end a row
 constexpr double damping = 1e-2;    // mu = damping min(1, rho) where t = 0
 constexpr double loosest = 0.5;     // eta = min(loosest, sqrt(rho))
 constexpr int most_products = 100;  // with H, per step
-constexpr double overshoot = 0.5;   // of |g(0)| that the slope may have behind the minimum
-constexpr double too_short = 0.9;   // of |g(0)| that the slope keeps after a step that was too short
+constexpr double overshoot = 0.5;   // fraction of |g(0)| that the slope may have behind the minimum
+constexpr double too_short = 0.9;   // fraction of |g(0)| that the slope keeps after a step that was too short
 constexpr double stretch = 10.0;
 constexpr int most_stretches = 4;
 constexpr int most_trials = 12;
 constexpr double float_eps = 1.1920929e-7;
-constexpr double phi_rounding = 8.0 * float_eps;  // of the size of the terms of phi
+constexpr double phi_rounding = 8.0 * float_eps;  // relative to the terms of phi
 
 enum Vector { target, base, point, image, residual, direction, cg_residual, cg_direction, cg_product = base };
 

@@ -60,7 +60,7 @@ struct Gradient {
                         int b_tiles,
                         int j,
                         int b_step) const {
-    constexpr int halves_at_once = Number::k_tiles;  // of 8 rows
+    constexpr int halves_at_once = Number::k_tiles;  // 8 rows each
     for (int team = 0; team < teams(); ++team)
 #pragma unroll
       for (int r = 0; r < K::row_tiles; ++r)

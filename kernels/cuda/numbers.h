@@ -9,8 +9,8 @@
 // so both sweeps multiply by bit-identical weights, and the Hessian stays symmetric. The accumulator of one
 // product has, lane by lane, the words of the next operand: activations never change lanes.
 //
-// 32-bit fragments want k = t and k = t + 4 where a Word has k = 2t and 2t + 1. A sum over k does not mind
-// its order, as long as both factors use the same one.
+// 32-bit fragments require k = t and k = t + 4 where a Word has k = 2t and 2t + 1. A sum over k does not
+// depend on its order, as long as both factors use the same one.
 
 #pragma once
 

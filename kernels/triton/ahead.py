@@ -29,7 +29,7 @@ class Form:
     """What of a launch the launch table does not say."""
 
     kernel: int = 3
-    channels: int = 3  # of the image
+    channels: int = 3  # the image's
     skip_kernel: int = 3
     square_first: bool = False
 

@@ -20,7 +20,7 @@ fp16's smallest normal number) out of the subnormals; `unscale` undoes it in flo
 delta are stored in units of a power of two of their stage (units.py): `product_unit` and `head_unit` bring the terms
 of the step into them.
 
-The first stage's e (or delta) serves nothing but A^T e: where no tape wants it, `projection` forms that product from
+The first stage's e (or delta) serves nothing but A^T e: where no tape keeps it, `projection` forms that product from
 the tile in registers, k k C sums per pixel instead of C_OUT values that another kernel would read back. A block sees
 BN of the channels, so each block of channels leaves its own part of the sum, and assemble.py adds the parts in order.
 """
@@ -191,7 +191,7 @@ def correlate(
     *,
     image: Tensor | None = None,  # [N, C, H, W] float32, any strides
     skip: Tensor | None = None,  # [C k_x^2, C_out], rows (i, j, c)
-    reading: Geometry = Geometry(),  # of the skip  # noqa: B008
+    reading: Geometry = Geometry(),  # the skip's  # noqa: B008
     bias: Tensor | None = None,  # [1 or N, C_out] float32 contiguous
     z: Tensor | None = None,  # like out, as e and dz
     e: Tensor | None = None,

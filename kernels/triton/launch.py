@@ -19,7 +19,7 @@ from pathlib import Path
 
 TABLE = Path(__file__).with_name("table.csv")
 STORAGE_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
-DOT_PRECISION = {"fp32": "tf32x3", "tf32": "tf32", "fp16": "ieee", "bf16": "ieee"}  # of float32 operands
+DOT_PRECISION = {"fp32": "tf32x3", "tf32": "tf32", "fp16": "ieee", "bf16": "ieee"}  # for float32 operands
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # what one block can have
 MOST_PROJECTED = 64  # columns of A that a step projects onto: more leave parts that cost more than e itself
 MIN_SIDE = 16  # least extent of a matrix operand on tensor cores

@@ -100,8 +100,8 @@ class Parameters:
 
 def unpack(spec: Spec, packed: Tensor) -> Parameters:
     """Views of P `packed`, shape (parameter_count,), in the shapes of the layout; no copy."""
-    stages = [{} for _ in spec.stages]
-    rest = {}
+    stages: list[dict[str, Tensor]] = [{} for _ in spec.stages]
+    rest: dict[str, Tensor] = {}
     for slot in layout(spec):
         view = packed[slot.offset : slot.end].view(slot.shape)
         *prefix, name = slot.name.split(".")

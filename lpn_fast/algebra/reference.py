@@ -20,10 +20,10 @@ def potential(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None = N
     p = unpack(spec, packed)
     axes = tuple(range(1, x.dim()))
     psi = 0.5 * spec.alpha * (x * x).sum(axes)  # [N]
-    z = None
+    z: Tensor | None = None
     for stage, weights in zip(spec.stages, p.stages, strict=True):
-        u = 0
-        if weights.core is not None:
+        u = x.new_zeros(())  # [N, H_l, ..]
+        if weights.core is not None and z is not None:
             u = u + _apply(spec, z, weights.core, stage.stride, stage.padding)
         if weights.skip is not None:
             resized = _published_resize(x, stage.resize)
@@ -31,6 +31,8 @@ def potential(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None = N
         if weights.bias is not None:
             u = u + _per_channel(weights.bias[None], x.dim())
         if weights.noise is not None:
+            if features is None:
+                raise ValueError("features must have shape (N, F) for a noise-conditional network, got None")
             u = u + _per_channel(features @ weights.noise.T, x.dim())
         if stage.competing:
             z = (spec.beta * u).logsumexp(1, keepdim=True) / spec.beta

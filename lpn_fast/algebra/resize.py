@@ -47,11 +47,13 @@ def resize_adjoint(y: Tensor, factor: int, *image: int) -> Tensor:
 
 @functools.cache
 def _pairs(factor: int, axes: int) -> tuple[tuple[tuple, tuple], ...]:
-    """Axis by axis, indices of the two samples per block that D_r reads along it; cached, since every call asks."""
-    return tuple(
-        tuple((..., slice(place, None, factor), *(slice(None),) * (axes - 1 - axis)) for place in _two(factor))
-        for axis in range(axes)
-    )
+    """Axis by axis, indices of the two samples per block that D_r reads along it; cached: every call reads them."""
+    first, second = _two(factor)
+
+    def along(axis: int, place: int) -> tuple:
+        return (..., slice(place, None, factor), *(slice(None),) * (axes - 1 - axis))
+
+    return tuple((along(axis, first), along(axis, second)) for axis in range(axes))
 
 
 @functools.cache

@@ -49,8 +49,12 @@ class Stage:
     competing: bool = False  # z is the soft maximum over the units, in place of softplus(u); last stage only
 
 
+class _Encoded:
+    encoded: str  # no field of a Spec: it follows from the fields
+
+
 @dataclass(frozen=True, eq=False)
-class Spec:
+class Spec(_Encoded):
     """A whole network. Hashable; its attribute `encoded` is the string that crosses the operator boundary."""
 
     kind: str  # "dense": x is (N, channels); "conv": x is (N, channels, H, W) or (N, channels, D, H, W)
@@ -78,7 +82,7 @@ class Spec:
         return isinstance(other, Spec) and self.encoded == other.encoded
 
     def __hash__(self) -> int:
-        return hash(self.encoded)  # a string remembers its hash; caches are asked for it on every call
+        return hash(self.encoded)  # a string remembers its hash; caches read it on every call
 
     @property
     def is_dense(self) -> bool:
@@ -91,7 +95,7 @@ class Spec:
 
     def stage_sizes(self, *image: int) -> list[tuple[int, ...]]:
         """(H_l, W_l) or (D_l, H_l, W_l) of every z_l for an input of so many pixels per axis (conv only)."""
-        sizes = []
+        sizes: list[tuple[int, ...]] = []
         for index, stage in enumerate(self.stages):
             if stage.skip_kernel:
                 size = tuple(
@@ -213,6 +217,7 @@ def _check(spec: Spec) -> None:
     first = spec.stages[0]
     need(
         not spec.square_first or (not first.bias and "squared" not in first.heads),
-        f"square_first wants a first stage without bias and squared head, got bias={first.bias}, heads={first.heads}",
+        "square_first requires a first stage without bias and without squared head, "
+        f"got bias={first.bias}, heads={first.heads}",
     )
     need(any(stage.heads for stage in spec.stages), "no stage has a head, so psi would not depend on the stages")

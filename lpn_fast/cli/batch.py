@@ -52,7 +52,7 @@ def prepare(args) -> tuple[LPN, Share]:
 
 
 def run(args, task: Task, model: LPN, share: Share, heading: str, conditions: Conditions | None = None) -> int:
-    """Do the job; the exit code."""
+    """Run the job; the exit code."""
     if share.rank == 0:
         print(heading if conditions is None else f"{heading}\n\n{conditions}", end="\n\n", flush=True)
     summary = pipeline.reconstruct(
@@ -75,7 +75,7 @@ def run(args, task: Task, model: LPN, share: Share, heading: str, conditions: Co
     _print(summary, share, args.simulate)
     if is_last:
         for name in summary.incomplete:
-            print(f"{name} is not put together, some of its images failed; the others lie in {args.out}/{name}.parts")
+            print(f"{name} is incomplete, some of its images failed; the others are in {args.out}/{name}.parts")
         if args.report is not None:
             print(f"report: {args.report}")
     failed = any(result.status != "done" for result in summary.everything or ())
@@ -93,7 +93,7 @@ def _print(summary: Summary, share: Share, simulated: bool) -> None:
             print(f"note: {result.source}: {note}")
     late = sum(result.converged is False for result in finished)
     if late:
-        print(f"{late} images used all iterations before they met the tolerance")
+        print(f"{late} images did not converge within the iterations allowed")
     earlier = f", {len(summary.skipped)} finished earlier" if summary.skipped else ""
     whose = "" if share.is_only else f"process {share.rank} of {share.world}: "
     print(f"{whose}{len(summary.done)} done{earlier}, {len(summary.failed)} failed -> {summary.out}", flush=True)

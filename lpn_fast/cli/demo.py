@@ -66,7 +66,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args) -> int:
-    """Do it; the exit code."""
+    """Run the demo; the exit code."""
     figures = _figures()
     options.set_threads(args.threads)
     extent = QUICK if args.quick else FULL

@@ -6,7 +6,7 @@ from ..interop import export
 from . import options
 
 DESCRIPTION = """\
-Write f, or f and psi, as a plain feed-forward graph: .onnx for onnxruntime and whoever reads that, .pt2 for
+Write f, or f and psi, as a plain feed-forward graph: .onnx for onnxruntime and other ONNX readers, .pt2 for
 torch.export. The file is checked against the model before it gets its name; sizes are free unless they are given."""
 
 EXAMPLES = """\
@@ -27,7 +27,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args) -> int:
-    """Do it; the exit code."""
+    """Write the graph; the exit code."""
     for name, values in (("--size", args.size or ()), ("--batch", (args.batch,) if args.batch is not None else ())):
         if any(value < 1 for value in values):
             raise ValueError(f"{name} must be at least 1, got {' '.join(map(str, values))}")

@@ -96,7 +96,7 @@ def _compiled(name: str) -> tuple[object | None, str]:
     try:
         return importlib.import_module(f"lpn_fast.{name}"), ""
     except ModuleNotFoundError:
-        return None, "not built"
+        return None, "not in the package, and no installed copy of this version has it; `pip install .` builds it"
     except ImportError as error:
         return None, f"built, but cannot be loaded: {error}"
 

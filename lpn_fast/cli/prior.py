@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import pipeline
-from ..ops.solve import METHODS
+from ..ops.solve import EQUATION_METHODS
 from ..pipeline.batches import BATCH_PIXELS, bucketed, concatenated, to_samples
 from ..pipeline.manifest import digest_of
 from ..pipeline.tasks import fingerprint
@@ -60,8 +60,8 @@ HEADER = tuple(field.name for field in fields(Score))
 
 
 @dataclass(frozen=True)
-class Work:
-    """An image on its way."""
+class Unscored:
+    """An image to be scored."""
 
     name: str
     sha256: str
@@ -79,7 +79,7 @@ def add_parser(subparsers) -> None:
     add("--sigma", type=float, metavar="S", help="noise level, for a noise-conditional model")
     add("--tol", type=float, default=1e-5, help="bound on the residual (default: %(default)g)")
     add("--max-iter", type=int, metavar="N", help="most steps per image (default: the method's)")
-    add("--method", choices=tuple(METHODS), default="lbfgs", help="default: %(default)s")
+    add("--method", choices=tuple(EQUATION_METHODS), default="lbfgs", help="default: %(default)s")
     add("--double", action="store_true", help="refine in double precision, for tolerances below 1e-6")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
@@ -111,8 +111,8 @@ def run(args) -> int:
     with _open_scores(Path(args.out), settings) as (append, finished):
         left = [path for path in paths if finished.get(str(path)) != _sha256(path)]
         with tqdm(total=len(left), desc="prior", unit="img", disable=None) as bar:
-            work = _read(left, model.spec.channels, failed, bar)
-            for batch in bucketed(work, lambda item: item.samples, args.batch_pixels):
+            unscored = _read(left, model.spec.channels, failed, bar)
+            for batch in bucketed(unscored, lambda item: item.samples, args.batch_pixels):
                 result = prior(model, concatenated([item.samples for item in batch]).to(own), **solver)
                 for score in _scores(batch, result, settings):
                     append(score)
@@ -121,23 +121,23 @@ def run(args) -> int:
     for message in failed:
         print(f"failed: {message}")
     if late:
-        print(f"{late} images did not converge; their values are not to be trusted, see `residual` and `verdict`")
+        print(f"{late} images did not converge; do not trust their values, see `residual` and `verdict`")
     earlier = f", {len(paths) - len(left)} finished earlier" if len(left) < len(paths) else ""
     print(f"{len(left) - len(failed)} scored{earlier}, {len(failed)} failed -> {args.out}")
     return 1 if failed else 0
 
 
-def _read(paths: list[Path], channels: int, failed: list[str], bar: tqdm) -> Iterator[Work]:
+def _read(paths: list[Path], channels: int, failed: list[str], bar: tqdm) -> Iterator[Unscored]:
     for path in paths:
         try:
             pixels = pipeline.read_image(path).pixels  # (C, H, W)
-            yield Work(str(path), _sha256(path), tuple(pixels.shape), to_samples(pixels, channels))
+            yield Unscored(str(path), _sha256(path), tuple(pixels.shape), to_samples(pixels, channels))
         except ValueError as error:  # unreadable, or of other channels
             failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             bar.update(1)
 
 
-def _scores(batch: list[Work], result, settings: str) -> Iterator[Score]:
+def _scores(batch: list[Unscored], result, settings: str) -> Iterator[Score]:
     start = 0
     for item in batch:
         own = slice(start, start + len(item.samples))

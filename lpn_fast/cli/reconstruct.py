@@ -7,7 +7,7 @@ import torch
 
 from .. import pipeline
 from ..physics import Blur
-from ..pipeline.tasks import METHODS
+from ..pipeline.tasks import SOLVERS
 from . import batch, options
 
 DESCRIPTION = """\
@@ -50,7 +50,7 @@ def add_parser(subparsers) -> None:
         metavar="S",
         help="standard deviation, for images in [0, 1] (default: 0.03)",
     )
-    parser.add_argument("--method", choices=METHODS, default="pgd", help="solver (default: pgd)")
+    parser.add_argument("--method", choices=tuple(SOLVERS), default="pgd", help="solver (default: pgd)")
     parser.add_argument("--iterations", type=int, default=100, metavar="N", help="at most (default: 100)")
     parser.add_argument(
         "--sigma",
@@ -63,7 +63,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args) -> int:
-    """Do it; the exit code."""
+    """Run the job; the exit code."""
     task = pipeline.Deblur(
         physics=_blur(args),
         noise=args.noise,

@@ -41,7 +41,7 @@ class Window:
         return ((hounsfield - low) / (high - low)).clip(0, 1).astype(np.float32)
 
 
-FULL_RANGE = Window()  # of 12-bit scanners
+FULL_RANGE = Window()  # 12-bit scanners
 OWN_RANGE = Window(None, None)
 LUNG = Window(-1350.0, 150.0)
 SOFT_TISSUE = Window(-160.0, 240.0)

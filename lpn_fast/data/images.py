@@ -90,7 +90,7 @@ class ImageCrops:
         if crop is not None and crop < 1:
             raise ValueError(f"crop must be at least 1, got {crop}")
         if augment is not None and contrast != 1:
-            raise ValueError("contrast belongs into augment where that is given")
+            raise ValueError("contrast must be given to augment where augment is used, got both")
         augment = Augment(contrast=contrast) if augment is None else augment
         read = Reader(channels, window)
         items = find_items(sources, exclude, split=split, recursive=recursive)
@@ -112,7 +112,7 @@ class ImageCrops:
                         size = array.shape[1:]
                         raise ValueError(f"{item.name} is {size} pixels, smaller than the crop of {crop}")
                     if array.shape[0] != channels:
-                        raise ValueError(f"{item.name} has {array.shape[0]} channels, wanted {channels}")
+                        raise ValueError(f"{item.name} has {array.shape[0]} channels, must have {channels}")
                 except ValueError as error:
                     if not skip_broken:
                         raise

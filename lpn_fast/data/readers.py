@@ -18,17 +18,18 @@ import PIL.Image
 
 from . import ct
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 ARRAY_SUFFIXES = {".npy"}
 DICOM_SUFFIXES = {".dcm", ".ima"}
-SUFFIXES = IMAGE_SUFFIXES | ARRAY_SUFFIXES | DICOM_SUFFIXES
+SAMPLE_SUFFIXES = {*PICTURE_SUFFIXES, *ARRAY_SUFFIXES, *DICOM_SUFFIXES}
 
 # What decoders raise on damaged bytes; numpy reads the header of an array as a Python literal, hence TokenError.
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, zlib.error, tokenize.TokenError)
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
 WIDE_GRAY = ("I;16", "I;16B", "I;16L", "I;16N")
-LARGEST_PLAUSIBLE = 16.0  # of a floating-point image that should be about [0, 1]
+# Noise takes an image somewhat outside [0, 1]; beyond this it is on another scale, most often 0..255.
+LARGEST_PLAUSIBLE = 8.0
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .readers import BROKEN, SUFFIXES, Reader
+from .readers import BROKEN, SAMPLE_SUFFIXES, Reader
 
 ARCHIVES = {".zip"}
 STACKS = {".npz", ".h5", ".hdf5"}
@@ -77,7 +77,9 @@ def find_items(
             raise ValueError(f"there is no image or folder {source}")
         items += [item for item in _items_of(source, split, recursive) if item.stem not in banned]
     if not items:
-        raise ValueError(f"no images ({', '.join(sorted(SUFFIXES | ARCHIVES | STACKS))}) in {list(map(str, sources))}")
+        raise ValueError(
+            f"no images ({', '.join(sorted(SAMPLE_SUFFIXES | ARCHIVES | STACKS))}) in {list(map(str, sources))}"
+        )
     return items
 
 
@@ -93,7 +95,7 @@ def _items_of(source: Path, split: str | None, recursive: bool) -> Iterator[Item
         files = source.rglob("*") if recursive else source.iterdir()
         for path in sorted(p for p in files if p.is_file() and not p.name.startswith(".")):
             suffix = path.suffix.lower()
-            if suffix in SUFFIXES:
+            if suffix in SAMPLE_SUFFIXES:
                 yield _file(path)
             elif suffix in {".h5", ".hdf5"}:
                 yield from _stack(path)
@@ -115,7 +117,7 @@ def _archive(path: Path, wanted: set[str] | None = None) -> Iterator[Item]:
     archive = _opened(path)
     for info in sorted(archive.infolist(), key=lambda info: info.filename):
         name = info.filename
-        if Path(name).suffix.lower() not in SUFFIXES or (wanted is not None and Path(name).name not in wanted):
+        if Path(name).suffix.lower() not in SAMPLE_SUFFIXES or (wanted is not None and Path(name).name not in wanted):
             continue
         yield Item(f"{path}:{name}", (*_stamp(path), info.CRC), partial(_read_member, archive, path, name))
 

@@ -8,13 +8,14 @@ gathered from the buffer by index, on whatever device it lies.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .. import atomic
 
 FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
 VERSION = 1
@@ -83,14 +84,15 @@ class ImageStore:
         if not (header.exists() and pixels.exists()):
             folder.mkdir(parents=True, exist_ok=True)
             flat, sizes, channels = _joined(arrays())
-            _replace(pixels, lambda file: flat.tofile(file))
+            with atomic.replacing(pixels) as temporary:
+                flat.tofile(temporary)
             about = {"dtype": flat.dtype.name, "sizes": sizes.tolist(), "channels": channels, "pixels": flat.size}
-            _replace(header, lambda file: file.write(json.dumps(about).encode()))
+            atomic.write(header, json.dumps(about).encode())
         about = json.loads(header.read_text())
         dtype = np.dtype(about["dtype"])
         if pixels.stat().st_size != about["pixels"] * dtype.itemsize:
-            raise ValueError(f"{pixels} must hold {about['pixels']} values of {dtype}; remove it to make it anew")
-        # copy on write: torch wants writable memory, the file stays as it is
+            raise ValueError(f"{pixels} must hold {about['pixels']} values of {dtype}; remove it, and it is made again")
+        # copy on write: torch requires writable memory, the file stays unchanged
         flat = np.memmap(pixels, dtype, mode="c")
         return cls(flat, about["sizes"], about["channels"], full_scale, device)
 
@@ -121,15 +123,3 @@ def _joined(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
         arrays = [a.astype(np.float32) / np.float32(FULL_SCALE[a.dtype]) for a in arrays]
     flat = np.concatenate([np.ascontiguousarray(a).reshape(-1) for a in arrays])
     return flat, np.array([a.shape[1:] for a in arrays]), channels.pop()
-
-
-def _replace(path: Path, write: Callable) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import atomic
 from ..algebra.parameters import unpack
 from ..networks import LPN
-from ..pipeline.files import write_whole
 
 SUFFIXES = (".pt2", ".onnx")
 MAX_ERROR = 1e-5  # of an exported file against the model, relative to the largest value
@@ -222,7 +222,7 @@ def export(
         outputs = ["f", "psi"] if potential else ["f"]
         converted = torch.onnx.export(program, input_names=names, output_names=outputs, dynamo=True, verbose=False)
         buffer.write(converted.model_proto.SerializeToString())
-    return write_whole(path, buffer.getvalue())
+    return atomic.write(path, buffer.getvalue())
 
 
 def _exported(model: LPN, size, batch, potential):

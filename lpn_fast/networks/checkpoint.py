@@ -1,29 +1,26 @@
 """Checkpoints: safetensors with a JSON header. Reading one executes no code.
 
-Header entries (safetensors metadata): format = "lpn-fast", version, family (the class, one of FAMILIES), spec (the
-architecture), card (anything known of the model: noise level, value range, data, training),
+Header entries (safetensors metadata): format = "lpn-fast", version, family (the class, see networks/registry.py),
+spec (the architecture), card (anything known of the model: noise level, value range, data, training),
 alpha_convention = "alpha/2 |x|^2".
 """
 
 import json
-import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..algebra.parameters import layout
+from .. import atomic
+from ..algebra.parameters import Slot, layout
 from ..algebra.spec import Spec, from_dict, to_dict
-from .families import MLPLPN, ConvLPN
-from .frame import FrameLPN
 from .lpn import LPN
-from .mixture import MixtureLPN
-from .ridge import RidgeLPN
+from .registry import network_class, stored_name
 
 VERSION = 1
-# what a header may name; any other class is read as LPN, which has the same f and lacks the methods of its own
-FAMILIES = {family.__name__: family for family in (LPN, MLPLPN, ConvLPN, FrameLPN, MixtureLPN, RidgeLPN)}
+OLDEST = "RidgeLPN"  # files without the entry are of this family, or of none
 _ALPHA = "alpha/2 |x|^2"
 
 
@@ -53,26 +50,22 @@ def save(model: LPN, path: str | Path) -> Path:
     header = {
         "format": "lpn-fast",
         "version": str(VERSION),
-        "family": next(cls.__name__ for cls in type(model).__mro__ if cls in FAMILIES.values()),
+        "family": stored_name(type(model)),
         "alpha_convention": _ALPHA,
         "spec": json.dumps(to_dict(model.spec)),
         "card": json.dumps(model.card),
     }
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, metadata=header)
-        os.chmod(temporary, 0o644)  # safetensors creates files that only their owner can read
-        os.replace(temporary, path)
+        with atomic.replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=header)
     except SafetensorError as error:  # what the library makes of a full disk
         raise OSError(f"{path} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> LPN:
-    """Read a model written by `save`, in evaluation mode and of the class it had (one of FAMILIES).
+    """Read a model written by `save`, in evaluation mode and of the class it had if that is a registered family.
 
     Raises
     ------
@@ -108,24 +101,24 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LPN:
 
 
 def _of_family(name: str | None, spec: Spec) -> LPN:
-    """A fresh model of that class; a file without the entry is older than it, and its spec tells enough."""
-    family = FAMILIES.get(name or RidgeLPN.__name__, LPN)
-    if family is RidgeLPN and not RidgeLPN.has_form_of(spec):
+    """A fresh model of that class, or an LPN, which has the same f, where the class is unknown or has no such spec."""
+    family = network_class(name or OLDEST) or LPN
+    if not family.has_form_of(spec):
         family = LPN
     model = family.__new__(family)
     LPN.__init__(model, spec)  # a family's own arguments are in the spec already
     return model
 
 
-def _check_tensors(path: Path, tensors: dict[str, torch.Tensor], slots) -> None:
-    wanted = {slot.name: slot for slot in slots}
-    if set(tensors) != set(wanted):
+def _check_tensors(path: Path, tensors: dict[str, torch.Tensor], slots: Sequence[Slot]) -> None:
+    expected = {slot.name: slot for slot in slots}
+    if set(tensors) != set(expected):
         raise ValueError(
-            f"{path} does not fit its own spec: missing {sorted(set(wanted) - set(tensors))}, "
-            f"unexpected {sorted(set(tensors) - set(wanted))}"
+            f"{path} does not fit its own spec: missing {sorted(set(expected) - set(tensors))}, "
+            f"unexpected {sorted(set(tensors) - set(expected))}"
         )
     for name, tensor in tensors.items():
-        slot = wanted[name]
+        slot = expected[name]
         if tuple(tensor.shape) != slot.shape:
             raise ValueError(f"{path}: {name} must have shape {slot.shape}, got {tuple(tensor.shape)}")
         if not torch.isfinite(tensor).all():

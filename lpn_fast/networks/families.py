@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from ..algebra.spec import Spec, Stage
 from .lpn import LPN
+from .registry import register
 
 # knots of phi(sigma) for noise-conditional networks, image range [0, 1]: five per decade
 NOISE_LEVELS = (0.01, 0.0158, 0.0251, 0.0398, 0.0631, 0.1, 0.158, 0.251)
@@ -22,6 +23,7 @@ def check_reads_noise(sigma_conditional: bool | tuple[float, ...]) -> None:
         raise ValueError("sigma_conditional must be True or a tuple of knots: such a network reads sigma, got False")
 
 
+@register("dense", "for vectors, from Python", None)
 class MLPLPN(LPN):
     """Dense learned proximal network for vectors.
 
@@ -65,6 +67,12 @@ class MLPLPN(LPN):
         super().__init__(Spec("dense", dim, stages, beta, alpha, linear=True, constant=True))
 
 
+@register(
+    "multiscale",
+    "softplus stages at several scales",
+    {name: name for name in ("hidden", "strides", "kernel", "skip_kernel", "heads", "squared_head", "beta", "alpha")},
+    noise="optional",
+)
 class ConvLPN(LPN):
     """Fully convolutional, multi-scale learned proximal network: an exact prox at every image size, or volume size.
 
@@ -130,7 +138,7 @@ class ConvLPN(LPN):
             check_side(name, side, 1, 9, odd=True)
         if heads not in ("last", "all"):
             raise ValueError(f"heads must be 'last' or 'all', got {heads!r}")
-        scales = [1, *itertools.accumulate(strides, lambda a, b: a * b)]  # of the image before each stage
+        scales = [1, *itertools.accumulate(strides, lambda a, b: a * b)]  # scale of the image before each stage
         stages = [
             Stage(
                 width=hidden,

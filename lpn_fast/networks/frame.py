@@ -22,7 +22,7 @@ open passes, and nothing is amplified for good. Then
 
     R(x) = psi*(x) - 1/2 |x|^2 >= <x, x> - psi(x) - 1/2 |x|^2 >= (1 - LIMIT)/2 |x|^2 - const:
 
-R is coercive, and no solver whose objective falls can run away (networks/gain.py has the story).
+R is coercive, and no solver whose objective falls can run away (networks/gain.py says why).
 """
 
 import copy
@@ -36,16 +36,24 @@ from ..algebra.spec import Spec, Stage
 from .families import check_reads_noise, check_side, noise_knots
 from .gain import quadratic_heads, seen_by_one_pixel
 from .lpn import LPN
+from .registry import register
 
-LIMIT = 0.998  # of the gain: at one R would still be bounded below, but coercive no more
+LIMIT = 0.998  # largest gain: at one, R would still be bounded below but no longer coercive
 
 # At the start:
 ALWAYS = 0.05  # multiplier of a coefficient with all gates closed
-THRESHOLD = 2.7  # of a gate that sees one coefficient, in standard deviations of its noise
-BREADTHS = (0.3, 1.0, 2.0, 3.0)  # of the frequencies a gate sees, one breadth per round over the filters
+THRESHOLD = 2.7  # energy that opens a gate of one coefficient, in standard deviations of its noise
+BREADTHS = (0.3, 1.0, 2.0, 3.0)  # range of the frequencies a gate sees, one breadth per round over the filters
 SECOND = 0.3  # share of a gate's effect that waits for the gate after it
 
 
+@register(
+    "frame",
+    "a learned frame whose coefficients are gated by energies nearby; R is coercive",
+    {"kernel": "skip_kernel", "gates": "gates", "beta": "beta", "alpha": "alpha"},
+    noise="always",
+    own_start=True,
+)
 class FrameLPN(LPN):
     """Noise-conditional convolutional network: a learned frame whose coefficients are gated by energies nearby.
 
@@ -226,7 +234,7 @@ def hold_orthonormal_(skip: Tensor) -> None:
 
 @torch.no_grad()
 def keep_rotations_(skip: Tensor) -> None:
-    """Of the gradient of such filters, in place, what rotates them and leaves the means alone."""
+    """Reduce the gradient of such filters, in place, to the part that rotates them and leaves the means alone."""
     if skip.grad is None:
         return
     channels, basis = skip.shape[1], skip.flatten(1) * skip.shape[-1]

@@ -21,24 +21,35 @@ Of a single stage the Lipschitz constant of f is as explicit: with s = sigma', a
 
 import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..algebra.spec import Spec
-
-if TYPE_CHECKING:
-    from .lpn import LPN
 
 # max over t and b <= 0 of  k(t + b) + k(-t + b): bounds one unit (b -> -inf) and a mirrored pair
 OVERSHOOT = 1.06
 GRID = {2: 512, 3: 128}  # frequencies per axis on which transfer functions are sampled, of images and of volumes
 
 
+class Network(Protocol):
+    """What the bounds read of an LPN: its spec and parameters."""
+
+    spec: Spec
+    stages: nn.ModuleList  # with core, skip, bias, noise, head, head_squared, those that the spec has
+    quadratic: Any  # a Tensor, where the spec has it
+
+    @property
+    def alpha(self) -> float: ...
+
+
+AnyNetwork = TypeVar("AnyNetwork", bound=Network)
+
+
 @torch.no_grad()
-def asymptotic_gain(model: "LPN") -> float:
+def asymptotic_gain(model: Network) -> float:
     """Upper bound on the growth of f: limsup |f(x)| / |x| as |x| -> infinity; inf where none is known.
 
     Below one, R is coercive.
@@ -58,7 +69,7 @@ def asymptotic_gain(model: "LPN") -> float:
     if "squared" in model.spec.stages[0].heads:
         weight = (2 * first.head_squared.clamp(min=0)).sqrt()
         skip = first.skip * weight.view(-1, *(1,) * (first.skip.dim() - 1))
-        # of an exactly mirrored pair a, -a one side is inactive far from zero
+        # one side of an exactly mirrored pair a, -a is inactive far from zero
         operators.append(skip[::2] if _is_mirrored(skip, -1) else skip)
     if model.spec.quadratic:
         operators.append(model.quadratic)
@@ -66,7 +77,7 @@ def asymptotic_gain(model: "LPN") -> float:
 
 
 @torch.no_grad()
-def lipschitz_bound(model: "LPN") -> float:
+def lipschitz_bound(model: Network) -> float:
     """Upper bound on the Lipschitz constant of f, for every noise level; inf for networks of several stages.
 
     It bounds the strengths t for which the prox of t R is surely unique: all if it is at most 1, else
@@ -99,7 +110,7 @@ def lipschitz_bound(model: "LPN") -> float:
     return model.alpha + transfer_bound(model.spec, _stacked(operators))
 
 
-def quadratic_heads(model: "LPN") -> Tensor:
+def quadratic_heads(model: Network) -> Tensor:
     """q, [H_1], with psi(x) <= q . z_1 + O(|x|), z_1 = u_1^2: the head of the first stage and all paths to later ones.
 
         q = w_1 + sum over l of  W_2^T .. W_l^T w_l        (of W_l the sum of the taps through which one pixel acts)
@@ -128,7 +139,7 @@ def seen_by_one_pixel(core: Tensor, stride: int) -> Tensor:
     return torch.stack([core[(..., *(slice(i, None, stride) for i in place))].sum(sides) for place in places]).amax(0)
 
 
-def largest_strength(model: "LPN") -> float:
+def largest_strength(model: Network) -> float:
     """Supremum of the strengths t whose prox is surely unique: 1 where no Lipschitz constant is known."""
     bound = lipschitz_bound(model)
     if math.isinf(bound):
@@ -180,7 +191,7 @@ def _transfer_rows(kernels: Tensor, grid: int):
 
 
 @torch.no_grad()
-def limit_gain_(model: "LPN", limit: float) -> "LPN":
+def limit_gain_(model: AnyNetwork, limit: float) -> AnyNetwork:
     """Scale the first squared head and K down in place until the asymptotic gain is at most `limit`. Returns model."""
     if not model.alpha < limit <= 1:
         raise ValueError(f"limit must lie in (alpha, 1] = ({model.alpha:g}, 1], got {limit}")

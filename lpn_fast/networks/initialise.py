@@ -128,7 +128,7 @@ def principled_start_(model: nn.Module, noise: float | None = None) -> nn.Module
         n = core[0].numel()
         spread = 6 * (math.pi - 1) + (n - 1) * (3 * 3**0.5 + 2 * math.pi - 6)
         mean = math.sqrt(6 * math.pi / (n * spread))
-        log_variance = math.log1p(1 / (n * mean**2))  # of a log-normal with that mean and variance 1 / n
+        log_variance = math.log1p(1 / (n * mean**2))  # log-normal with that mean and variance 1 / n
         core.normal_(math.log(mean) - log_variance / 2, log_variance**0.5).exp_()
         if model.spec.stages[index].bias:
             stage.bias.fill_(-n * mean / math.sqrt(2 * math.pi))

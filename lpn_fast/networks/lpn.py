@@ -2,8 +2,8 @@
 
     f(x) = grad psi(x) = prox_R(x),        R(f(u)) = <u, f(u)> - 1/2 |f(u)|^2 - psi(u)
 
-psi is convex for whatever the parameters hold, because non-negative weights are projected where they are
-packed for evaluation (ops/packing.py). Nothing is stored for autograd unless a gradient is wanted.
+psi is convex whatever values the parameters hold, because non-negative weights are projected where they are
+packed for evaluation (ops/packing.py). Nothing is stored for autograd unless a gradient is required.
 """
 
 import warnings
@@ -17,12 +17,12 @@ from ..algebra.spec import Spec
 from ..ops import functions, network, registry
 from ..ops.packing import constrained, pack
 from ..ops.precision import checked as checked_precision
-from ..ops.solve import Problem, Solution, Verdict, differentiable_solution
+from ..ops.solve import EquationSolution, SolveOptions, Verdict, differentiable_solution
 from ..per_sample import dot
 from .gain import largest_strength
 from .initialise import initialise_
 
-# of the equation behind prox of strength below 1: a few units of rounding above what each type can reach
+# tolerance of the equation behind prox of strength below 1: a few units of rounding above what each type can reach
 _PROX_TOL = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
@@ -88,8 +88,13 @@ class LPN(nn.Module):
 
     @property
     def is_noise_conditional(self) -> bool:
-        """Whether the network wants a noise level `sigma` with every call."""
+        """Whether the network requires a noise level `sigma` with every call."""
         return bool(self.spec.noise_levels)
+
+    @staticmethod
+    def has_form_of(spec: Spec) -> bool:
+        """Whether networks of this class have such a spec; checkpoints ask before they make one."""
+        return True
 
     def stores_activations(self, x: Tensor) -> bool:
         """Whether an evaluation on x, as `forward` takes it, writes activations to memory.
@@ -110,12 +115,12 @@ class LPN(nn.Module):
         Returns
         -------
         Tensor, shape of x
-            Differentiable in x and the parameters; no graph is kept where none is wanted.
+            Differentiable in x and the parameters; no graph is kept where none is required.
 
         Raises
         ------
         ValueError, TypeError
-            Wrong shape, dtype, device or sigma; the message says what was seen and what is wanted.
+            Wrong shape, dtype, device or sigma; the message says what was seen and what is required.
 
         Examples
         --------
@@ -142,8 +147,8 @@ class LPN(nn.Module):
         sigma : as for `forward`
         """
         if v.shape != x.shape or v.dtype != x.dtype or v.device != x.device:
-            wanted, seen = ((tuple(t.shape), t.dtype, str(t.device)) for t in (x, v))
-            raise ValueError(f"v must match x in shape, dtype and device {wanted}, got {seen}")
+            required, seen = ((tuple(t.shape), t.dtype, str(t.device)) for t in (x, v))
+            raise ValueError(f"v must match x in shape, dtype and device {required}, got {seen}")
         x, features, unit = self._checked(x, sigma)
         at = x if unit is None else x / unit
         return functions.hvp(self.spec, at, self.packed(), features, v.to(x.dtype).contiguous(), self._precision)
@@ -222,7 +227,7 @@ class LPN(nn.Module):
         start: Tensor | None = None,
         return_preimage: bool = False,
     ) -> tuple[Tensor, ...]:
-        """(x, R(x)): the prox of strength R at z, and the prior there, which comes free.
+        """(x, R(x)): the prox of strength R at z, and the prior there at no extra cost.
 
             x = f(u) with  t u + (1 - t) f(u) = z,     R(x) = <u, x> - 1/2 |x|^2 - psi(u)
 
@@ -251,24 +256,24 @@ class LPN(nn.Module):
         prior = dot(torch.add(u, x, alpha=-0.5), x) - psi.double()
         return (x, prior, u) if return_preimage else (x, prior)
 
-    def _solve(self, z, unit, strength, packed, features, tol, max_iter, start) -> Solution:
+    def _solve(self, z, unit, strength, packed, features, tol, max_iter, start) -> EquationSolution:
         """The solution of the equation behind `prox`, in noise units where the network has them."""
         strength = self._checked_strength(strength, z)
         if start is not None:
             if start.shape != z.shape or start.dtype != z.dtype or start.device != z.device:
-                wanted, seen = ((tuple(t.shape), t.dtype, str(t.device)) for t in (z, start))
-                raise ValueError(f"start must match z in shape, dtype and device {wanted}, got {seen}")
+                required, seen = ((tuple(t.shape), t.dtype, str(t.device)) for t in (z, start))
+                raise ValueError(f"start must match z in shape, dtype and device {required}, got {seen}")
             start = start.detach().contiguous()
         if unit is not None:
             z, start = z / unit, None if start is None else start / unit
         tol = _PROX_TOL[z.dtype] if tol is None else tol
-        problem = Problem(self.spec, tol=tol, max_iter=max_iter)
-        solution = differentiable_solution(problem, z, strength, packed, features, start)
-        late = (solution.verdict != Verdict.CONVERGED) & (solution.verdict != Verdict.INVALID)
-        if bool(late.any()):
+        options = SolveOptions(self.spec, tol=tol, max_iter=max_iter)
+        solution = differentiable_solution(options, z, strength, packed, features, start)
+        unconverged = (solution.verdict != Verdict.CONVERGED) & (solution.verdict != Verdict.INVALID)
+        if bool(unconverged.any()):
             warnings.warn(
-                f"prox of strength below 1: {int(late.sum())} of {len(z)} samples have relative residual up to "
-                f"{float(solution.residual[late].max()):.1e}, above tol={tol:g}",
+                f"prox of strength below 1 did not converge for {int(unconverged.sum())} of {len(z)} samples: "
+                f"relative residual up to {float(solution.residual[unconverged].max()):.1e}, above tol={tol:g}",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -288,16 +293,16 @@ class LPN(nn.Module):
             wrong = ~((strength > 0) & ((strength <= 1) | (strength < limit)))
         if bool(wrong.any()):
             seen = strength[wrong].detach().flatten()[0].item()
-            wanted = "in (0, 1]" if limit == 1 else f"positive and below {limit:g}"
+            allowed = "in (0, 1]" if limit == 1 else f"positive and below {limit:g}"
             raise ValueError(
-                f"strength must be {wanted}, got {seen:g}; beyond that the prox need not be unique, because "
+                f"strength must be {allowed}, got {seen:g}; beyond that the prox need not be unique, because "
                 f"Lip(f) < t / (t - 1) is not known to hold (see lipschitz_bound)"
             )
         return strength.to(z).expand(len(z))
 
     @torch.no_grad()
     def project_(self) -> "LPN":
-        """Clamp the non-negative parameters in place, as optimizers want after a step. Returns self.
+        """Clamp the non-negative parameters in place, as optimizers need after a step. Returns self.
 
         Evaluation projects anyway; this keeps the stored weights where they act.
         """
@@ -310,7 +315,7 @@ class LPN(nn.Module):
         """Project gradients in place onto what `project_` leaves free, in the coordinates of `step_`. Returns self.
 
         Nothing to do here; families with constraints that tie parameters together override it. The step that an
-        optimizer makes of such gradients, times `step_scales`, is what `step_` wants (training/trainer.py).
+        optimizer makes of such gradients, times `step_scales`, is what `step_` takes (training/trainer.py).
         """
         return self
 
@@ -338,7 +343,7 @@ class LPN(nn.Module):
             owners = [self._parameters, *(stage._parameters for stage in stages)]
             try:  # `getattr` of a module costs ten times this look-up
                 return [owners[i][name] for i, name in self._places]
-            except KeyError:  # somebody hangs the parameter elsewhere, e.g. torch's parametrizations
+            except KeyError:  # the parameter was moved elsewhere, e.g. by torch's parametrizations
                 pass
         owners = [self, *self.stages]
         return [getattr(owners[i], name) for i, name in self._places]
@@ -368,9 +373,9 @@ class LPN(nn.Module):
         spec = self.spec
         dims = 2 if spec.is_dense else 2 + spec.ndim
         if x.dim() != dims or x.shape[1] != spec.channels:
-            wanted = ", ".join(("N", str(spec.channels), *spec.axes))
+            shape = ", ".join(("N", str(spec.channels), *spec.axes))
             hint = "; add a batch axis with x[None]" if x.dim() == dims - 1 else ""
-            raise ValueError(f"x must have shape ({wanted}), got {tuple(x.shape)}{hint}")
+            raise ValueError(f"x must have shape ({shape}), got {tuple(x.shape)}{hint}")
         if spec.image_size is not None and tuple(x.shape[2:]) != spec.image_size:
             raise ValueError(f"this network takes images of {spec.image_size} pixels, got {tuple(x.shape[2:])}")
         own = self.stages[0].skip  # there in every network
@@ -426,10 +431,10 @@ def explain(model: LPN, x: Tensor) -> str:
     lines = [f"{runs}: runs this call (chosen by {registry.chosen()!r})"]
     if hasattr(backend, "details"):  # who computes what within it
         lines += [f"  {line}" for line in backend.details(model.spec, x, model.precision)]
-    reserved = registry.reservations(model.spec, x, model.precision)
+    slower = registry.not_measured_faster(model.spec, x, model.precision)
     for name, reason in registry.reasons(model.spec, x, model.precision).items():
         if name != runs:
-            reason = reason or reserved.get(name)
+            reason = reason or slower.get(name)
             lines.append(f"{name}: {reason or 'could run it, others come first'}")
     return "\n".join(lines)
 

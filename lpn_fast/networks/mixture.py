@@ -30,6 +30,7 @@ from ..algebra.spec import Spec, Stage
 from .families import check_reads_noise, check_side, noise_knots
 from .frame import LIMIT, cosine_atoms, hold_orthonormal_, keep_rotations_, sizes_at_start
 from .lpn import LPN
+from .registry import register
 
 # Experts at the start: variances contrast * spectrum(radius) * direction(angle) of the coefficients
 CONTRASTS = (0.1, 1e5)  # in variances of the noise, from the first expert to the last
@@ -41,10 +42,17 @@ FLOOR = 0.02  # share of energy across the direction
 COLOUR = 0.1  # variance of differences of channels over that of their mean
 
 # While training:
-LOG_ODDS = 12.0  # of W_mj as a share of its limit, at most: variances of 1e5 and, where they vanish, of 1e-5
-LOG_SCALES = {"core": 10.0, "bias": 10.0, "noise": 10.0, "head": 3.0}  # of steps in logarithms
+LOG_ODDS = 12.0  # largest, with W_mj as a share of its limit: variances of 1e5 and, where they vanish, of 1e-5
+LOG_SCALES = {"core": 10.0, "bias": 10.0, "noise": 10.0, "head": 3.0}  # sizes of steps in logarithms
 
 
+@register(
+    "mixture",
+    "experts, as of a mixture of Gaussians, compete for the coefficients of a learned frame; R is coercive",
+    {"kernel": "skip_kernel", "experts": "hidden", "alpha": "alpha"},
+    noise="always",
+    own_start=True,
+)
 class MixtureLPN(LPN):
     """Noise-conditional convolutional network: experts compete for the energies of a learned frame.
 

@@ -10,6 +10,7 @@ The published code adds alpha_ref |x|^2 to psi, so alpha = 2 alpha_ref here. Its
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from ..algebra.parameters import layout
 from ..algebra.spec import Spec, Stage
 from .initialise import published_start_
 from .lpn import LPN
+from .registry import Family, add
 
 _PAPER = {
     "laplacian": ("laplacian", {"in_dim": 1, "hidden": 50, "layers": 4, "beta": 10.0, "alpha": 0.0}),
@@ -177,3 +179,7 @@ def _check_tensor(key: str, value: Tensor, slot) -> None:
         raise ValueError(
             f"{key} must be non-negative, got a minimum of {value.min().item():g}; clamp it first, as training does"
         )
+
+
+for _name in NAMES:
+    add(Family(_name, LPN, "a published network", fixed=partial(paper_network, _name)))

@@ -23,12 +23,19 @@ import torch
 from ..algebra.spec import Spec, Stage
 from .families import check_side, noise_knots
 from .lpn import LPN
+from .registry import register
 
-LIMIT = 0.995  # of S: one would still be coercive in the limit only
-LEVEL = 0.1  # of thresholds and constants, for images in [0, 1]
-ROUNDING = 1e-6  # of float32 parameters: projecting twice changes nothing
+LIMIT = 0.995  # largest S: at one, R would be coercive only in the limit
+LEVEL = 0.1  # typical thresholds and constants, for images in [0, 1]
+ROUNDING = 1e-6  # rounding of float32 parameters: projecting twice changes nothing
 
 
+@register(
+    "ridge",
+    "one stage of mirrored filters; R is coercive and nearly convex",
+    {"pairs": "hidden", "kernel": "skip_kernel", "beta": "beta", "alpha": "alpha"},
+    noise="optional",
+)
 class RidgeLPN(LPN):
     """Convolutional network of ridge functions whose learned R is coercive and nearly convex.
 
@@ -106,7 +113,7 @@ class RidgeLPN(LPN):
         k, roots = stage.skip.shape[-1], (2 * stage.head_squared[::2]).sqrt().double()
         filters = stage.skip[::2].flatten(1).double()  # a_j, [pairs, C k^2]
         largest = (LIMIT - self.alpha) ** 0.5 / k
-        _, sizes, v = torch.linalg.svd(roots.unsqueeze(1) * filters, full_matrices=False)  # of M
+        _, sizes, v = torch.linalg.svd(roots.unsqueeze(1) * filters, full_matrices=False)  # svd of M
         if sizes[0] <= largest * (1 + ROUNDING):
             return
         excess = 1 - (largest / sizes).clamp(max=1)

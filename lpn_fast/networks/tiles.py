@@ -35,7 +35,7 @@ class InTiles:
     model : LPN
         Convolutional, of any image size.
     side : int, optional
-        Of a tile in pixels, without the halo; rounded up to a multiple of the network's stride. None is 512 for images
+        Pixels per side of a tile without its halo, rounded up to a multiple of the stride. None is 512 for images
         and 64 for volumes.
 
     Attributes
@@ -81,7 +81,7 @@ class InTiles:
         """(psi(x), f(x)), shapes (N,) in float64 and x's. Arguments as for `__call__`."""
         return self._evaluate(x, sigma, with_value=True)
 
-    def prox_and_prior(self, z: Tensor, strength: float = 1.0, sigma=None) -> tuple[Tensor, Tensor]:
+    def prox_and_prior(self, z: Tensor, strength: float | Tensor = 1.0, sigma=None) -> tuple[Tensor, Tensor]:
         """x = f(z) and R(x) = <z, x> - 1/2 |x|^2 - psi(z), shapes z's and (N,) in float64."""
         if strength != 1.0:
             raise ValueError(f"strength must be 1 in tiles, got {strength}: below it every pixel depends on all")
@@ -104,7 +104,7 @@ class InTiles:
                 read = tuple(slice(start, end) for start, end, _ in region)
                 part = x[(slice(n, n + 1), slice(None), *read)].to(self.model.stages[0].skip.device)
                 owned = [cut for _, _, cut in region]
-                if None in owned:  # an overlap along some axis: only its psi is wanted
+                if None in owned:  # an overlap along some axis: only its psi is needed
                     psi[n] += (-1) ** owned.count(None) * self.model.potential(part, level)[0].double()
                     continue
                 if with_value:
@@ -135,7 +135,7 @@ def _view(spec: Spec) -> tuple[int, int]:
     """
     if spec.is_dense or spec.image_size is not None:
         what = "a dense one" if spec.is_dense else f"one of {spec.image_size} pixels"
-        raise ValueError(f"tiles want a convolutional network for images of any size, got {what}")
+        raise ValueError(f"InTiles requires a convolutional network for images of any size, got {what}")
     extent, stride, low, high = max(0, spec.quadratic_kernel - 1), 1, 0, 0
     for index, stage in enumerate(spec.stages):
         views, strides = [], set()

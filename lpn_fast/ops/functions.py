@@ -14,7 +14,7 @@ from torch import Tensor
 from ..algebra import reference
 from ..algebra.spec import Spec, decode
 from . import backends, schema  # noqa: F401  (importing them registers the operators and what runs them)
-from .tracing import is_plain
+from .tracing import is_plain, is_traced
 
 _ops = torch.ops.lpn_fast
 
@@ -23,9 +23,10 @@ def evaluate(
     spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, with_value: bool, precision: str = "fp32"
 ) -> tuple[Tensor, Tensor]:
     """(psi (N,), f like x), differentiable in x and P; psi is empty without `with_value`."""
-    if is_plain():
+    differentiates = torch.is_grad_enabled() and (x.requires_grad or packed.requires_grad)
+    if is_plain() or (is_traced() and not differentiates):
         return _ops.evaluate.default(x, packed, features, spec.encoded, precision, with_value, False)[:2]
-    needs_tape = torch.is_grad_enabled() and (x.requires_grad or packed.requires_grad) and not spec.is_dense
+    needs_tape = differentiates and not spec.is_dense
     function = _EvaluateCompiled if torch.compiler.is_compiling() else _Evaluate
     return function.apply(x, packed, features, spec.encoded, precision, with_value, needs_tape)[:2]
 

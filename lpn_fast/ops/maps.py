@@ -153,7 +153,9 @@ class ConvMaps:
         """W_l z, [N, H_l, h, w]."""
         stage = self.spec.stages[l]
         if self._whole(l):
-            return (_rows(z) @ _rows(self.cores[l]).T)[(..., *(None,) * self.spec.ndim)]
+            # Line by line: one sum over all entries of z, of one sign, would lose a digit against a convolution's.
+            u = (_lines(z) @ _lines(self.cores[l]).mT).sum(0)
+            return u[(..., *(None,) * self.spec.ndim)]
         return _channels_last(correlation(z, self.cores[l], stage.stride, stage.padding))
 
     def core_adjoint(self, l: int, e: Tensor, z: Tensor) -> Tensor:
@@ -284,6 +286,11 @@ def _channels_last(t: Tensor | None) -> Tensor | None:
 def _rows(t: Tensor) -> Tensor:
     """[N, C, h, w] channels-last as the matrix [N, h w C], without a copy."""
     return t.movedim(1, -1).flatten(1)
+
+
+def _lines(t: Tensor) -> Tensor:
+    """[N, C, h, w] channels-last as the matrices [h, N, w C], without a copy."""
+    return t.movedim(1, -1).flatten(2).movedim(1, 0)
 
 
 def _images(rows: Tensor, shape: torch.Size) -> Tensor:

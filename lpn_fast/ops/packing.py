@@ -19,7 +19,7 @@ from torch.nn import Parameter
 
 from ..algebra.parameters import layout, parameter_count
 from ..algebra.spec import Spec
-from .tracing import is_plain
+from .tracing import is_plain, is_traced
 
 try:
     _cpu = importlib.import_module("lpn_fast._cpu")
@@ -44,8 +44,11 @@ def pack(spec: Spec, parameters: Sequence[Tensor], mask: Tensor) -> Tensor:
             _cpu.pack(addresses, _segments(spec).data_ptr(), packed.data_ptr(), torch.get_num_threads())
             return packed
         return _projected(_flat(parameters), mask)
+    flat = _flat(parameters)
+    if is_traced() and not flat.requires_grad:
+        return _projected(flat, mask)
     function = _ProjectCompiled if torch.compiler.is_compiling() else _Project
-    return function.apply(_flat(parameters), mask)
+    return function.apply(flat, mask)
 
 
 def projected_gradient(spec: Spec, gradient: Tensor, packed: Tensor, mask: Tensor) -> Tensor:
@@ -91,8 +94,27 @@ def _on_cpu(tensors: Sequence[Tensor]) -> bool:
 
 @functools.cache
 def _segments(spec: Spec) -> Tensor:
-    """Size of every slot and whether it must be non-negative, int64 [slots, 2]: csrc's view of the layout."""
-    return torch.tensor([[slot.size, slot.nonnegative] for slot in layout(spec)], dtype=torch.int64)
+    """Size of every slot and whether it must be non-negative, int64 [slots, 2]: csrc's view of the layout.
+
+    On the CPU by name, as all that is cached or read by address: whoever calls first may have another default device.
+    """
+    return torch.tensor([[slot.size, slot.nonnegative] for slot in layout(spec)], dtype=torch.int64, device="cpu")
+
+
+@functools.cache
+def parameter_table(spec: Spec) -> Tensor:
+    """Where a dense network's compiled kernels find P's entries, int64 (6 L + 2,).
+
+    Per stage its width and the offsets of W, A, b, w and g, then those of c and c0; -1 for what is absent.
+    """
+    offsets = {slot.name: slot.offset for slot in layout(spec)}
+    table = []
+    for index, stage in enumerate(spec.stages):
+        names = (f"stages.{index}.{name}" for name in ("core", "skip", "bias", "head", "head_squared"))
+        table += [stage.width, *(offsets.get(name, -1) for name in names)]
+    return torch.tensor(
+        [*table, offsets.get("linear", -1), offsets.get("constant", -1)], dtype=torch.int64, device="cpu"
+    )
 
 
 class _ProjectCompiled(torch.autograd.Function):

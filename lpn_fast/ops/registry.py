@@ -66,23 +66,23 @@ class Backend(Protocol):
 
 
 _backends: dict[str, Backend] = {}  # in order of preference
-_reservations: dict[str, "Reservation"] = {}  # name -> why "auto" passes it over although it could run
+_speed_checks: dict[str, "SpeedCheck"] = {}  # name -> None where it was measured faster, else why "auto" passes it over
 _absent: dict[str, str] = {}  # name -> why it cannot run at all
 _forced: str | None = None  # set by use_backend; None = ask the environment
 
 
-Reservation = Callable[[Spec, Tensor, str], str | None]
+SpeedCheck = Callable[[Spec, Tensor, str], str | None]
 
 
-def register(backend: Backend, reservation: Reservation | None = None) -> None:
+def register(backend: Backend, speed_check: SpeedCheck | None = None) -> None:
     """Add a backend; earlier ones are preferred.
 
-    `reservation(spec, x, precision)` is asked about calls that the backend supports: None, or why "auto" prefers
-    whoever else supports them, because nobody measured that this one is faster there.
+    `speed_check(spec, x, precision)` is asked about calls that the backend supports: None where it was measured
+    faster, else why "auto" prefers another backend that supports them.
     """
     _backends[backend.name] = backend
-    if reservation is not None:
-        _reservations[backend.name] = reservation
+    if speed_check is not None:
+        _speed_checks[backend.name] = speed_check
 
 
 def register_absent(name: str, reason: str) -> None:
@@ -100,12 +100,12 @@ def reasons(spec: Spec, x: Tensor, precision: str = "fp32") -> dict[str, str | N
     return {name: backend.supports(spec, x, precision) for name, backend in _backends.items()} | _absent
 
 
-def reservations(spec: Spec, x: Tensor, precision: str = "fp32") -> dict[str, str]:
-    """Per backend that supports the call: why "auto" prefers another one, for those with such a reason."""
+def not_measured_faster(spec: Spec, x: Tensor, precision: str = "fp32") -> dict[str, str]:
+    """Per backend that supports the call: why "auto" prefers another one, if it was not measured faster."""
     found = {}
-    for name, reservation in _reservations.items():
+    for name, speed_check in _speed_checks.items():
         if _backends[name].supports(spec, x, precision) is None:
-            reason = reservation(spec, x, precision)
+            reason = speed_check(spec, x, precision)
             if reason:
                 found[name] = reason
     return found
@@ -124,8 +124,8 @@ def select(spec: Spec, x: Tensor, precision: str = "fp32") -> Backend:
     passed_over = None
     for name, backend in _backends.items():
         if backend.supports(spec, x, precision) is None:
-            reservation = _reservations.get(name)
-            if reservation is None or not reservation(spec, x, precision):
+            speed_check = _speed_checks.get(name)
+            if speed_check is None or not speed_check(spec, x, precision):
                 return backend
             passed_over = passed_over or backend
     if passed_over is not None:

@@ -58,21 +58,23 @@ def _vjp(x, packed, features, p, v, tape, spec, precision):
     return registry.select(spec, x, precision).vjp(spec, x, packed, features, p, v, tape, precision)
 
 
-def _in_own_type(implementation):
-    """Outside autocast, which would round products of the backends to 16 bits behind the back of their kernels."""
+def _apart(implementation):
+    """Outside autocast, which would round products of the backends to 16 bits behind the back of their kernels, and
+    below autograd: graphs that hold the bare operator call it with parameters that require gradients."""
 
     @functools.wraps(implementation)
     def run(x, *arguments):
-        if not torch.is_autocast_enabled(x.device.type):
-            return implementation(x, *arguments)
-        with torch.autocast(x.device.type, enabled=False):
-            return implementation(x, *arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            if not torch.is_autocast_enabled(x.device.type):
+                return implementation(x, *arguments)
+            with torch.autocast(x.device.type, enabled=False):
+                return implementation(x, *arguments)
 
     return run
 
 
 for _name, _implementation in (("evaluate", _evaluate), ("hvp", _hvp), ("vjp", _vjp)):
-    _library.impl(_name, _in_own_type(_implementation), "CompositeExplicitAutograd")
+    _library.impl(_name, _apart(_implementation), "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("lpn_fast::evaluate", lib=_library)

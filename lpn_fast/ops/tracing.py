@@ -2,18 +2,35 @@
 
 import torch
 from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 
 def is_eager() -> bool:
-    """Whether nobody looks inside: no compiler or tracer, no torch.func transform, no forward mode."""
+    """Whether nobody looks inside: no compiler or tracer, no torch.func transform, no mode, no forward mode.
+
+    Memory written by address is invisible to all of them: whatever they make of the call would lack what was written.
+    """
     return not (
         torch.compiler.is_compiling()
+        or torch._C._is_tracing()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack()
+        or (torch._C._len_torch_function_stack() and _is_watched())
     )
 
 
 def is_plain() -> bool:
     """Whether besides nobody records a graph: values are all that is wanted."""
     return not torch.is_grad_enabled() and is_eager()
+
+
+def is_traced() -> bool:
+    """Whether torch.jit.trace records: it cannot save a Function, so where no gradient is wanted operators serve."""
+    return not torch.compiler.is_compiling() and torch._C._is_tracing()
+
+
+def _is_watched() -> bool:
+    """Whether a mode sees torch's functions, other than the one that is torch's default device."""
+    return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())

@@ -16,6 +16,8 @@ from .inpainting import Inpainting
 from .kernels import gaussian_kernel, load_kernels, shake_kernel
 from .mri import MRI
 from .noise import GaussianNoise, Noisy, PoissonNoise
+from .protocol import LinearOperator, NoiseModel
+from .starts import seen, start
 
 __all__ = [
     "MRI",
@@ -26,6 +28,8 @@ __all__ = [
     "Downsampling",
     "GaussianNoise",
     "Inpainting",
+    "LinearOperator",
+    "NoiseModel",
     "Noisy",
     "ParallelBeamCT",
     "ParallelBeamGeometry",
@@ -38,5 +42,7 @@ __all__ = [
     "operator_norm",
     "operator_norm_bound",
     "prox_l2_by_cg",
+    "seen",
     "shake_kernel",
+    "start",
 ]

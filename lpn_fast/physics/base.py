@@ -15,10 +15,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..per_sample import column, dot, norm
+from ..per_sample import broadcast, dot, norm
 from .cg import prox_l2_by_cg
 from .checks import check_count
 from .noise import Noisy
+from .protocol import LinearOperator, NoiseModel
+from .starts import reached, scaled_adjoint
 
 
 class Physics:
@@ -40,6 +42,8 @@ class Physics:
     >>> Halving().prox_l2(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), gamma=4.0)
     tensor([[[[1.]]]])
     """
+
+    reaches_all = False  # known to have no row of zeros: `seen` need not look
 
     def A(self, x: Tensor) -> Tensor:
         """Measurements of the images x, shape (N, C, H, W), without noise."""
@@ -75,6 +79,14 @@ class Physics:
         """Shape of `A(x)` for images of shape `image_shape`, (N, C, H, W)."""
         return (image_shape[0], *self.A(torch.zeros(1, *image_shape[1:])).shape[1:])
 
+    def start(self, y: Tensor) -> Tensor:
+        """A first picture, shape (N, C, H, W), from measurements y: c A^T y (starts.py), or what suits the operator."""
+        return scaled_adjoint(self, y)
+
+    def seen(self, y: Tensor) -> Tensor:
+        """Which entries of y the operator can reach, bool, shape of y; the others say nothing about any image."""
+        return torch.ones_like(y, dtype=torch.bool) if self.reaches_all else reached(self, y)
+
     def select(self, samples: Tensor) -> "Physics":
         """The operator of some samples of a batch.
 
@@ -90,7 +102,7 @@ class Physics:
         """
         return self
 
-    def with_noise(self, noise) -> Noisy:
+    def with_noise(self, noise: NoiseModel) -> Noisy:
         """This operator together with a noise model: it can then simulate measurements.
 
         Parameters
@@ -104,14 +116,14 @@ class Physics:
         return Noisy(self, noise)
 
 
-def adjoint_mismatch(physics, x: Tensor, y: Tensor) -> Tensor:
+def adjoint_mismatch(physics: LinearOperator, x: Tensor, y: Tensor) -> Tensor:
     """Distance of `A_adjoint` from the adjoint of `A`, measured at x and y.
 
         |<A x, y> - <x, A^T y>| / (||A x|| ||y||)
 
     Parameters
     ----------
-    physics : object with `A` and `A_adjoint`
+    physics : LinearOperator
     x : Tensor, shape (N, ...)
         Images; random ones make a useful test.
     y : Tensor, shape (N, ...)
@@ -137,7 +149,7 @@ def adjoint_mismatch(physics, x: Tensor, y: Tensor) -> Tensor:
 
 
 def operator_norm(
-    physics,
+    physics: LinearOperator,
     x: Tensor,
     *,
     max_iter: int = 100,
@@ -153,7 +165,7 @@ def operator_norm(
 
     Parameters
     ----------
-    physics : object with `A` and `A_adjoint`
+    physics : LinearOperator
     x : Tensor, shape (N, ...)
         Any image batch: only its shape beyond N, type and device are used.
     max_iter, tol : int, float
@@ -197,7 +209,7 @@ def operator_norm(
 
 
 def operator_norm_bound(
-    physics,
+    physics: LinearOperator,
     image_shape: Sequence[int],
     *,
     failure_probability: float = 1e-9,
@@ -205,6 +217,7 @@ def operator_norm_bound(
     starts: int = 4,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float64,
 ) -> float:
     """Upper bound on ||A|| that holds but for a stated probability.
 
@@ -215,11 +228,11 @@ def operator_norm_bound(
         ||A||^2 <= min over q of  (max over starts of ||B^q w|| / tau)^(1 / q)
 
     Near the norm after some tens of steps, whatever the spectrum: of use where `norm()` is loose, as
-    for `CompressedSensing` with few rows. Runs in float64.
+    for `CompressedSensing` with few rows.
 
     Parameters
     ----------
-    physics : object with `A` and `A_adjoint`
+    physics : LinearOperator
         Acting on every sample alike.
     image_shape : (C, H, W), or any shape of one sample
     failure_probability : float in (0, 1)
@@ -230,6 +243,8 @@ def operator_norm_bound(
         Independent random images r.
     seed : int
     device : torch.device or str
+    dtype : torch.dtype
+        Of the images, for operators that take one type alone; float32 rounds the bound by 1e-6 of itself.
 
     Returns
     -------
@@ -252,7 +267,7 @@ def operator_norm_bound(
     check_count("starts", starts)
     tau = failure_probability ** (1 / starts) * math.sqrt(math.pi / 2)
     generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(starts, *image_shape, generator=generator, dtype=torch.float64).to(device)  # (r, ...)
+    v = torch.randn(starts, *image_shape, generator=generator, dtype=torch.float64).to(device, dtype)  # (r, ...)
     log_length = torch.zeros(starts, dtype=torch.float64, device=v.device)  # log ||B^q w||, (r,)
     bound = math.inf
     with torch.no_grad():
@@ -261,7 +276,7 @@ def operator_norm_bound(
             length = norm(v)  # (r,)
             if not bool((length > 0).all()):
                 return 0.0  # a normal random image is mapped to zero by the zero operator only
-            v = v / column(length, v)
+            v = v / broadcast(length, v)
             log_length = log_length + length.log()
             bound = min(bound, math.exp((float(log_length.max()) - math.log(tau)) / (2 * q)))
     return bound

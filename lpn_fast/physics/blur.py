@@ -23,7 +23,7 @@ since it may read a border pixel twice. Hence, with s = the mean of k and its fl
 import torch
 from torch import Tensor
 
-from ..per_sample import column
+from ..per_sample import broadcast
 from .base import Physics
 from .boundaries import fold, reflect
 from .checks import check_images, check_prox
@@ -32,6 +32,8 @@ from .kernels import gaussian_kernel
 
 BOUNDARIES = ("circular", "reflective", "full")
 CACHED_GRIDS = 8  # transfer functions kept: a folder of images of many sizes must not fill the memory
+
+LEAST_SUM = 0.1  # of a kernel over the sum of its magnitudes: below it an edge filter, whose output is no picture
 
 
 class Blur(Physics):
@@ -58,6 +60,8 @@ class Blur(Physics):
     >>> blur.A(torch.rand(2, 1, 28, 28)).shape
     torch.Size([2, 1, 30, 30])
     """
+
+    reaches_all = True
 
     def __init__(self, kernel: Tensor, boundary: str = "circular"):
         kernel = torch.as_tensor(kernel).detach().to("cpu", torch.float64)
@@ -150,8 +154,19 @@ class Blur(Physics):
         if self.boundary != "reflective":
             return _filter(y, transfer, grid, image_size)
         before, after = self._margins(*image_size)
-        extended = tuple(low + side + high for low, side, high in zip(before, image_size, after, strict=True))
-        return fold(_filter(y, transfer, grid, extended), before, after)
+        height, width = (low + side + high for low, side, high in zip(before, image_size, after, strict=True))
+        return fold(_filter(y, transfer, grid, (height, width)), before, after)
+
+    def start(self, y: Tensor) -> Tensor:
+        """The measurements, cut to the image and over the kernel's sum, (N, C, H, W); c A^T y if that is near 0."""
+        check_images("y", y)
+        self._check_samples("y", y)
+        total, size = self.kernel.sum(dim=(-2, -1)), self.kernel.abs().sum(dim=(-2, -1))  # () or (N,)
+        if bool((total.abs() < LEAST_SUM * size).any()):
+            return super().start(y)
+        height, width = self._data_to_image(*y.shape[-2:])
+        top, left = (k // 2 if self.boundary == "full" else 0 for k in self.kernel.shape[-2:])
+        return y[..., top : top + height, left : left + width] / broadcast(total, y)
 
     def norm(self) -> float:
         """Upper bound on ||A||, see the head of this file; attained by a non-negative circular kernel."""
@@ -191,9 +206,9 @@ class Blur(Physics):
         check_prox(z, y, gamma, self.measurement_shape(z.shape))
         if self.boundary != "circular":
             return super().prox_l2(z, y, gamma)
-        size = tuple(z.shape[-2:])
+        size = (z.shape[-2], z.shape[-1])
         transfer = self._transfer(size, z)  # (H, W // 2 + 1) or (N, 1, H, W // 2 + 1)
-        weight = column(gamma, z)
+        weight = broadcast(gamma, z)
         spectrum = rfft2(z, size) + weight * transfer.conj() * rfft2(y, size)
         spectrum = spectrum / (1 + weight * transfer.abs().square())
         return irfft2(spectrum, size)

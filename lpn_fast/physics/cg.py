@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..per_sample import check_positive, column, dot
+from ..per_sample import broadcast, check_positive, dot
+from .protocol import LinearOperator
 
 # ||r|| <= tol ||b||. A few units of rounding above what each type can reach on a well-conditioned system.
 DEFAULT_TOL = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -104,10 +105,10 @@ def conjugate_gradient(
             break
         q = apply(p)
         step = torch.where(active, rr / dot(p, q), 0.0)
-        x = x + column(step, x) * p
-        r = r - column(step, x) * q
+        x = x + broadcast(step, x) * p
+        r = r - broadcast(step, x) * q
         rr_next = torch.where(active, dot(r, r), rr)
-        p = r + column(torch.where(active, rr_next / rr, 0.0), x) * p
+        p = r + broadcast(torch.where(active, rr_next / rr, 0.0), x) * p
         rr = rr_next
         iterations += active
 
@@ -116,7 +117,7 @@ def conjugate_gradient(
 
 
 def prox_l2_by_cg(
-    physics,
+    physics: LinearOperator,
     z: Tensor,
     y: Tensor,
     gamma: float | Tensor,
@@ -128,7 +129,7 @@ def prox_l2_by_cg(
 
     Parameters
     ----------
-    physics : object with `A` and `A_adjoint`
+    physics : LinearOperator
         The operator; the adjoint must be the matched one, or the system is not symmetric.
     z : Tensor, shape (N, ...)
         Points, also the start of the iteration.
@@ -153,7 +154,7 @@ def prox_l2_by_cg(
     Warns
     -----
     RuntimeWarning
-        Samples that ran out of steps; they are returned as they are.
+        Samples that did not converge in max_iter steps; they are returned as they are.
 
     Examples
     --------
@@ -163,16 +164,17 @@ def prox_l2_by_cg(
     tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
     check_positive("gamma", gamma, len(z))
-    weight = column(gamma, z)
+    weight = broadcast(gamma, z)
     right = z + weight * physics.A_adjoint(y)  # (N, ...)
     result = conjugate_gradient(
         lambda x: x + weight * physics.A_adjoint(physics.A(x)), right, x0=z, tol=tol, max_iter=max_iter
     )
-    late = ~result.converged & result.residual.isfinite()
-    if bool(late.any()):
+    unconverged = ~result.converged & result.residual.isfinite()
+    if bool(unconverged.any()):
         warnings.warn(
-            f"data prox: {int(late.sum())} of {len(z)} samples have relative residual up to "
-            f"{float(result.residual[late].max()):.1e} after {max_iter} conjugate gradient steps",
+            f"data prox: {int(unconverged.sum())} of {len(z)} samples did not converge in {max_iter} "
+            f"conjugate gradient steps; their relative residual is up to "
+            f"{float(result.residual[unconverged].max()):.1e}",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""What every operator asks of its arguments: shape, type and device, in one line that names all three."""
+"""What every operator requires of its arguments: shape, type and device, in one line that names all three."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,15 @@ from ..per_sample import check_positive
 DTYPES = (torch.float32, torch.float64)
 
 
-def check_batch(name: str, value, wanted: tuple) -> None:
-    """Raise unless `value` is a float32 or float64 tensor of the wanted shape.
+def check_batch(name: str, value, expected: tuple) -> None:
+    """Raise unless `value` is a float32 or float64 tensor of the expected shape.
 
     Parameters
     ----------
     name : str
-        Of the argument, for the message.
+        The argument's name, for the message.
     value : Tensor
-    wanted : tuple of int or str
+    expected : tuple of int or str
         Size of every axis; a string stands for any size and is its name in the message.
 
     Raises
@@ -32,15 +32,15 @@ def check_batch(name: str, value, wanted: tuple) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in DTYPES:
         raise TypeError(f"{name} must be float32 or float64, got {value.dtype}")
-    fits = value.dim() == len(wanted) and all(
-        isinstance(size, str) or size == got for size, got in zip(wanted, value.shape, strict=True)
+    fits = value.dim() == len(expected) and all(
+        isinstance(size, str) or size == got for size, got in zip(expected, value.shape, strict=True)
     )
     if not fits:
-        without_batch = value.dim() == len(wanted) - 1 and all(
-            isinstance(size, str) or size == got for size, got in zip(wanted[1:], value.shape, strict=True)
+        without_batch = value.dim() == len(expected) - 1 and all(
+            isinstance(size, str) or size == got for size, got in zip(expected[1:], value.shape, strict=True)
         )
         remedy = f"; add a batch axis with {name}[None]" if without_batch else ""
-        raise ValueError(f"{name} must have shape {shape_text(wanted)}, got {tuple(value.shape)}{remedy}")
+        raise ValueError(f"{name} must have shape {shape_text(expected)}, got {tuple(value.shape)}{remedy}")
 
 
 def check_images(name: str, images: Tensor) -> None:
@@ -80,6 +80,6 @@ def check_size(name: str, value) -> tuple[int, int]:
     return height, width
 
 
-def shape_text(wanted: tuple) -> str:
+def shape_text(expected: tuple) -> str:
     """(N, C, 512, 512), as shapes are written in messages."""
-    return "(" + ", ".join(map(str, wanted)) + ("," if len(wanted) == 1 else "") + ")"
+    return "(" + ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "") + ")"

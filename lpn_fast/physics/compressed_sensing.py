@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..per_sample import column
+from ..per_sample import broadcast
 from .base import Physics, operator_norm_bound
 from .checks import check_batch, check_count, check_prox, check_size
 from .fourier import filter_last_axis
@@ -37,7 +37,7 @@ class CompressedSensing(Physics):
     ratio : float in (0, 1]
         M / N; M is rounded down to a whole number. The published ratios are 1/16 and 1/4.
     seed : int
-        Of signs, filter and rows. The same seed gives the same operator on every machine and
+        Seed of signs, filter and rows. The same seed gives the same operator on every machine and
         with every version of torch and NumPy.
     flat : bool
         Unit-modulus spectrum, hence orthonormal rows.
@@ -53,6 +53,8 @@ class CompressedSensing(Physics):
     >>> CompressedSensing(32, ratio=1 / 16).A(torch.rand(2, 1, 32, 32)).shape
     torch.Size([2, 1, 64])
     """
+
+    reaches_all = True
 
     def __init__(self, size: int | tuple[int, int], ratio: float = 1 / 16, *, seed: int = 0, flat: bool = False):
         self.height, self.width = check_size("size", size)
@@ -149,7 +151,7 @@ class CompressedSensing(Physics):
         check_prox(z, y, gamma, self.measurement_shape(z.shape))
         if not self.flat:
             return super().prox_l2(z, y, gamma)
-        weight = column(gamma, z)
+        weight = broadcast(gamma, z)
         return z + weight / (1 + weight) * self.A_adjoint(y - self.A(z))
 
     def measurement_shape(self, image_shape) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ A = I,     argmin_x 1/2 ||x - z||^2 + gamma/2 ||x - y||^2 = (z + gamma y) / (1 +
 
 from torch import Tensor
 
-from ..per_sample import column
+from ..per_sample import broadcast
 from .base import Physics
 from .checks import check_prox
 
@@ -20,11 +20,17 @@ class Denoising(Physics):
     tensor([[0.7500, 0.7500]])
     """
 
+    reaches_all = True
+
     def A(self, x: Tensor) -> Tensor:
         """The images x themselves, shape (N, ...)."""
         return x
 
     def A_adjoint(self, y: Tensor) -> Tensor:
+        """The measurements y themselves, shape (N, ...)."""
+        return y
+
+    def start(self, y: Tensor) -> Tensor:
         """The measurements y themselves, shape (N, ...)."""
         return y
 
@@ -35,7 +41,7 @@ class Denoising(Physics):
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
         """Weighted mean (z + gamma y) / (1 + gamma), shape (N, ...); gamma is a float or (N,)."""
         check_prox(z, y, gamma, z.shape)
-        weight = column(gamma, z)
+        weight = broadcast(gamma, z)
         return (z + weight * y) / (1 + weight)
 
     def measurement_shape(self, image_shape) -> tuple[int, ...]:

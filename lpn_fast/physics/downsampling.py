@@ -11,11 +11,12 @@ Image Process. 25, 2016, write the same in blocks): with b = z + gamma A^T y and
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..per_sample import column
+from ..per_sample import broadcast
 from .base import Physics
-from .blur import Blur
+from .blur import LEAST_SUM, Blur
 from .checks import check_count, check_images, check_prox
 from .fourier import irfft2, rfft2
 from .kernels import gaussian_kernel
@@ -42,6 +43,8 @@ class Downsampling(Physics):
     >>> Downsampling.gaussian(4).A(torch.rand(2, 3, 32, 24)).shape
     torch.Size([2, 3, 8, 6])
     """
+
+    reaches_all = True
 
     def __init__(self, factor: int, kernel: Tensor | None = None):
         self.factor = check_count("factor", factor)
@@ -117,6 +120,23 @@ class Downsampling(Physics):
         large[..., ::s, ::s] = y
         return self.blur.A_adjoint(large)
 
+    def start(self, y: Tensor) -> Tensor:
+        """Bicubic interpolation, (N, C, H, W), every small pixel where the kernel's centre of mass took it from."""
+        check_images("y", y)
+        kernel = self.blur.kernel
+        total = float(kernel.sum())
+        if abs(total) < LEAST_SUM * float(kernel.abs().sum()):
+            return super().start(y)
+        coordinates = []
+        for axis, side in enumerate(y.shape[-2:]):
+            taps = torch.arange(kernel.shape[axis], dtype=torch.float64)
+            mass = float((kernel.sum(1 - axis) * taps).sum()) / total - kernel.shape[axis] // 2
+            place = (torch.arange(side * self.factor, dtype=torch.float64) + mass) / self.factor  # in small pixels
+            coordinates.append(2 * place / max(1, side - 1) - 1)
+        rows, columns = torch.meshgrid(*coordinates, indexing="ij")
+        grid = torch.stack([columns, rows], -1).to(y).expand(len(y), -1, -1, -1)
+        return F.grid_sample(y, grid, "bicubic", "border", align_corners=True) / total
+
     def norm(self) -> float:
         """Upper bound sqrt(sum_n |r[s n]|) on ||A||, attained by non-negative kernels."""
         kernel = self.blur.kernel
@@ -150,9 +170,9 @@ class Downsampling(Physics):
         """
         self._check_large("z", z)
         check_prox(z, y, gamma, self.measurement_shape(z.shape))
-        weight = column(gamma, z)
+        weight = broadcast(gamma, z)
         b = z + weight * self.A_adjoint(y)
-        size = tuple(y.shape[-2:])
+        size = (y.shape[-2], y.shape[-1])
         # A A^T is circular, so its first column is its kernel. Made in the type of z: the same A to rounding.
         delta = z.new_zeros(1, 1, *size)
         delta[..., 0, 0] = 1

@@ -7,9 +7,10 @@ argmin_x 1/2 ||x - z||^2 + gamma/2 ||m x - y||^2 = (z + gamma m y) / (1 + gamma 
 import torch
 from torch import Tensor
 
-from ..per_sample import column
+from ..per_sample import broadcast
 from .base import Physics
 from .checks import check_batch, check_count, check_images, check_prox, check_size
+from .starts import fill
 
 
 class Inpainting(Physics):
@@ -78,6 +79,17 @@ class Inpainting(Physics):
         self._check("y", y)
         return self._mask(y) * y
 
+    def start(self, y: Tensor) -> Tensor:
+        """Pixels that are seen, divided by their weights, and means of the nearest of them elsewhere, shape of y."""
+        self._check("y", y)
+        mask = self._mask(y).expand_as(y)
+        return fill(y / torch.where(mask == 0, 1.0, mask), mask != 0)
+
+    def seen(self, y: Tensor) -> Tensor:
+        """Where the mask is not zero, bool, shape of y."""
+        self._check("y", y)
+        return (self._mask(y) != 0).expand_as(y)
+
     def norm(self) -> float:
         """||A|| = max |m|."""
         return float(self.mask.abs().max())
@@ -86,7 +98,7 @@ class Inpainting(Physics):
         """Data prox (z + gamma m y) / (1 + gamma m^2), shape (N, C, H, W); gamma is a float or (N,)."""
         self._check("z", z)
         check_prox(z, y, gamma, z.shape)
-        mask, weight = self._mask(z), column(gamma, z)
+        mask, weight = self._mask(z), broadcast(gamma, z)
         return (z + weight * mask * y) / (1 + weight * mask.square())
 
     def measurement_shape(self, image_shape) -> tuple[int, ...]:
@@ -103,11 +115,11 @@ class Inpainting(Physics):
 
     def _check(self, name: str, images: Tensor) -> None:
         check_images(name, images)
-        wanted = ["N", "C", *self.mask.shape[-2:]]
+        expected = ["N", "C", *self.mask.shape[-2:]]
         for axis, size in zip((1, 0), self.mask.shape[-3::-1], strict=False):
             if size != 1 or axis == 0:
-                wanted[axis] = size
-        check_batch(name, images, tuple(wanted))
+                expected[axis] = size
+        check_batch(name, images, tuple(expected))
 
     def _mask(self, like: Tensor) -> Tensor:  # the mask in the type and on the device of `like`
         key = (like.dtype, like.device)

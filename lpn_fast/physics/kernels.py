@@ -3,6 +3,7 @@
 k[i, j] = exp(-(i^2 + j^2) / (2 sigma^2)) / sum,     side max(5, int(3 sigma)), plus one if that is even
 """
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -74,11 +75,12 @@ def shake_kernel(side: int, generator: torch.Generator | None = None) -> Tensor:
     """
     if check_count("side", side) < 3:
         raise ValueError(f"side must be at least 3, got {side}")
-    draw = {"generator": generator, "dtype": torch.float64}
-    forgotten = 10 ** (-0.5 - 2.0 * torch.rand((), **draw))  # 1 - rho, in [0.003, 0.3]
-    span = (0.4 + 0.5 * torch.rand((), **draw)) * (side - 1)
-    pushes = torch.randn(PATH, 2, **draw) * (forgotten * (2 - forgotten)).sqrt()
-    velocity, path = torch.randn(2, **draw), [torch.zeros(2, dtype=torch.float64)]
+    uniform = functools.partial(torch.rand, generator=generator, dtype=torch.float64)
+    normal = functools.partial(torch.randn, generator=generator, dtype=torch.float64)
+    forgotten = 10 ** (-0.5 - 2.0 * uniform(()))  # 1 - rho, in [0.003, 0.3]
+    span = (0.4 + 0.5 * uniform(())) * (side - 1)
+    pushes = normal(PATH, 2) * (forgotten * (2 - forgotten)).sqrt()
+    velocity, path = normal(2), [torch.zeros(2, dtype=torch.float64)]
     for push in pushes:
         velocity = (1 - forgotten) * velocity + push
         path.append(path[-1] + velocity)

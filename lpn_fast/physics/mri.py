@@ -16,10 +16,13 @@ the same information, and m^2 enters by its mean over the two,  e(k) = (m(k)^2 +
 import torch
 from torch import Tensor
 
-from ..per_sample import column
+from ..per_sample import broadcast
 from .base import Physics
 from .checks import check_batch, check_count, check_prox, check_size
 from .fourier import irfft2, rfft2, unitary_fft2, unitary_ifft2
+from .starts import fitted
+
+LEAST_POWER = 1e-2  # of the coils together, over the largest: where they hear nothing their quotient is noise
 
 
 class MRI(Physics):
@@ -31,7 +34,7 @@ class MRI(Physics):
         1 where a frequency is sampled, 0 where not; any finite weights. Frequency zero is at [0, 0], as
         `torch.fft.fft2` has it; use `torch.fft.ifftshift` for a mask drawn with zero in the centre.
     sensitivities : Tensor, shape (coils, H, W), complex or real, optional
-        Of the receiving coils; None is one coil that sees everything alike.
+        Sensitivity of the receiving coils; None is one coil that sees everything alike.
 
     Raises
     ------
@@ -77,7 +80,7 @@ class MRI(Physics):
         centre : float in [0, 1]
             Fraction of all columns that are sampled around frequency zero.
         seed : int
-            Of the random columns.
+            Seed of the random columns.
 
         Returns
         -------
@@ -134,6 +137,14 @@ class MRI(Physics):
         images = unitary_ifft2(mask * frequencies)
         return images.real if coils is None else (coils.conj() * images).sum(dim=2).real
 
+    def start(self, y: Tensor) -> Tensor:
+        """Coils combined by their sensitivities, missing frequencies zero, scaled to fit y; (N, C, H, W)."""
+        back = self.A_adjoint(y)
+        if self.sensitivities is None:
+            return fitted(self, back, back)
+        power = self.sensitivities.abs().square().sum(0).to(back.device, back.dtype)  # (H, W)
+        return fitted(self, back / power.clamp_min(LEAST_POWER * float(power.max())), back)
+
     def norm(self) -> float:
         """Upper bound max |m| max_pixel sqrt(sum_c |S_c|^2) on ||A||; attained without sensitivities if m is even."""
         mask = float(self.mask.abs().max())
@@ -164,8 +175,8 @@ class MRI(Physics):
         if self.sensitivities is not None:
             return super().prox_l2(z, y, gamma)
         _, _, energy = self._parts(z)
-        weight = column(gamma, z)
-        size = tuple(z.shape[-2:])
+        weight = broadcast(gamma, z)
+        size = (z.shape[-2], z.shape[-1])
         right = rfft2(z + weight * self.A_adjoint(y), size)
         return irfft2(right / (1 + weight * energy), size)
 

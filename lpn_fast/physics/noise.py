@@ -12,11 +12,15 @@ A physics with a noise model is a `Noisy`: the operator itself, which also knows
 and how large their noise is, so that a solver need not be told.
 """
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor
 
-from ..per_sample import check_positive, column, norm
+from ..per_sample import broadcast, check_positive, norm
 from .checks import check_batch
+from .protocol import LinearOperator, NoiseModel
+from .starts import seen
 
 
 class GaussianNoise:
@@ -47,7 +51,7 @@ class GaussianNoise:
         """Measurements (N, ...) with noise; a generator or a seed makes them reproducible."""
         _check_clean(clean)
         _check_samples("sigma", self.sigma, clean)
-        return clean + column(self.sigma, clean) * _normal(clean, generator)
+        return clean + broadcast(self.sigma, clean) * _normal(clean, generator)
 
     def level(self, y: Tensor) -> Tensor:
         """Standard deviation of the noise in each sample of y, (N,) float64."""
@@ -60,11 +64,11 @@ class GaussianNoise:
 
     def negative_log_likelihood_gradient(self, predicted: Tensor, y: Tensor) -> Tensor:
         """Gradient in `predicted` = A x, (N, ...); A^T of it is the gradient in x."""
-        return (predicted - y) / column(self.level(y).square(), y)
+        return (predicted - y) / broadcast(self.level(y).square(), y)
 
     def select(self, samples: Tensor) -> "GaussianNoise":
         """The noise of these samples of a batch."""
-        return self if _is_common(self.sigma) else GaussianNoise(self.sigma[samples.to(self.sigma.device)])
+        return GaussianNoise(self.sigma[samples.to(self.sigma.device)]) if _is_per_sample(self.sigma) else self
 
     def __repr__(self) -> str:
         return f"GaussianNoise(sigma={_text(self.sigma)})"
@@ -113,7 +117,7 @@ class PoissonNoise:
         if not bool((clean >= 0).all()):
             raise ValueError(f"measurements must not be negative or NaN before Poisson noise, got {float(clean.min())}")
         generator = _generator(generator)
-        gain = column(self.gain, clean)
+        gain = broadcast(self.gain, clean)
         home = clean.device if generator is None else generator.device
         events = torch.poisson((clean / gain).to(home, torch.float64), generator=generator).to(clean)
         noisy = gain * events
@@ -140,7 +144,8 @@ class PoissonNoise:
 
     def select(self, samples: Tensor) -> "PoissonNoise":
         """The noise of these samples of a batch."""
-        return self if _is_common(self.gain) else PoissonNoise(self.gain[samples.to(self.gain.device)], self.sigma)
+        gain = self.gain
+        return PoissonNoise(gain[samples.to(gain.device)], self.sigma) if _is_per_sample(gain) else self
 
     def __repr__(self) -> str:
         sigma = f", sigma={_text(self.sigma)}" if self.sigma else ""
@@ -148,7 +153,7 @@ class PoissonNoise:
 
     def _shifted(self, predicted: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
         """(m, w, g) in float64."""
-        gain = column(self.gain, y.double())
+        gain = broadcast(self.gain, y.double())
         shift = self.sigma**2 / gain
         return predicted.double() + shift, y.double() + shift, gain
 
@@ -161,8 +166,8 @@ class Noisy:
 
     Parameters
     ----------
-    physics : object with `A` and `A_adjoint`
-    noise : GaussianNoise or PoissonNoise, or any object with `add` and `level`
+    physics : LinearOperator
+    noise : GaussianNoise, PoissonNoise or any other NoiseModel
 
     Raises
     ------
@@ -179,7 +184,7 @@ class Noisy:
     tensor([0.0200, 0.0200], dtype=torch.float64)
     """
 
-    def __init__(self, physics, noise):
+    def __init__(self, physics: LinearOperator, noise: NoiseModel):
         _check_methods("physics", physics, ("A", "A_adjoint"))
         _check_methods("noise", noise, ("add", "level"))
         self.physics = physics
@@ -198,8 +203,10 @@ class Noisy:
         Returns
         -------
         Tensor, shape as `A(x)`
+            Without noise in entries that the operator cannot reach: nothing was measured there.
         """
-        return self.noise.add(self.physics.A(x), generator)
+        clean = self.physics.A(x)
+        return torch.where(seen(self.physics, clean), self.noise.add(clean, generator), clean)
 
     def noise_level(self, y: Tensor) -> Tensor:
         """Root mean square of the noise in each sample of the measurements y, (N,) float64."""
@@ -207,8 +214,11 @@ class Noisy:
 
     def select(self, samples: Tensor) -> "Noisy":
         """Operator and noise of these samples of a batch."""
-        parts = (part.select(samples) if hasattr(part, "select") else part for part in (self.physics, self.noise))
-        return Noisy(*parts)
+        physics, noise = self.physics, self.noise
+        return Noisy(
+            physics.select(samples) if hasattr(physics, "select") else physics,
+            noise.select(samples) if hasattr(noise, "select") else noise,
+        )
 
     def __getattr__(self, name: str):
         if name.startswith("__") or name in ("physics", "noise"):  # being copied or unpickled: not there yet
@@ -240,16 +250,16 @@ def _check_clean(clean: Tensor) -> None:
 def _check_level(name: str, value: float | Tensor) -> None:
     if isinstance(value, Tensor) and value.dim() > 1:
         raise ValueError(f"{name} must be a number or have shape (N,), got {tuple(value.shape)}")
-    check_positive(name, value, samples=1 if _is_common(value) else len(value))
+    check_positive(name, value, samples=len(value) if _is_per_sample(value) else 1)
 
 
 def _check_samples(name: str, value: float | Tensor, batch: Tensor) -> None:
-    if not _is_common(value) and len(value) != len(batch):
+    if _is_per_sample(value) and len(value) != len(batch):
         raise ValueError(f"{name} must be a number or have shape ({len(batch)},), got {tuple(value.shape)}")
 
 
-def _is_common(value: float | Tensor) -> bool:
-    return not isinstance(value, Tensor) or value.dim() == 0
+def _is_per_sample(value: float | Tensor) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.dim() > 0
 
 
 def _check_methods(name: str, value, methods: tuple[str, ...]) -> None:
@@ -259,4 +269,4 @@ def _check_methods(name: str, value, methods: tuple[str, ...]) -> None:
 
 
 def _text(value: float | Tensor) -> str:
-    return f"{float(value):.4g}" if _is_common(value) else f"{len(value)} values"
+    return f"{len(value)} values" if _is_per_sample(value) else f"{float(value):.4g}"

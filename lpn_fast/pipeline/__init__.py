@@ -5,7 +5,7 @@ from .job import Summary, reconstruct
 from .manifest import ItemResult
 from .processes import Share
 from .sources import find_images
-from .tasks import Deblur, Denoise, Solution
+from .tasks import Deblur, Denoise, Restoration
 
 __all__ = [
     "Deblur",
@@ -13,8 +13,8 @@ __all__ = [
     "Encoding",
     "Image",
     "ItemResult",
+    "Restoration",
     "Share",
-    "Solution",
     "Summary",
     "UnreadableImage",
     "find_images",

@@ -25,7 +25,7 @@ WAITING_BATCHES = 8  # pixels that may wait in unfinished buckets, in batches: b
 
 IMAGES_PER_SOLVER = 4  # at least, for several solvers
 
-MEMORY_SHARE = 0.25  # of what is free: solvers keep a few images besides, and others use the machine, too
+MEMORY_SHARE = 0.25  # fraction of free memory: solvers keep a few images besides, and other programs run, too
 KEPT = 4  # tensors of a stage's size that an evaluation holds at once, at most: u, z, e and a copy
 
 Job = TypeVar("Job")
@@ -96,7 +96,7 @@ def to_samples(
     Raises
     ------
     ValueError
-        An image that does not have the channels the network wants.
+        The image does not have the number of channels that the network requires.
 
     Examples
     --------

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import atomic
 from . import images
-from .files import temporary_name
 from .images import HEADER_LOCK, Image, Range, UnreadableImage, from_array, one_line
 
-SUFFIXES = (".npz", ".zip", ".h5", ".hdf5")
-MAX_MEMBER_BYTES = 2**31  # of a zip member unpacked: more than an image has, less than a bomb
+CONTAINER_SUFFIXES = (".npz", ".zip", ".h5", ".hdf5")
+MAX_MEMBER_BYTES = 2**31  # an unpacked zip member: more than any image needs, less than a zip bomb
 STACK_DIMENSIONS = 4
 
 
@@ -53,7 +53,7 @@ def is_container(path: Path) -> bool:
     """Whether a file holds images to be listed; the header of a .npy file tells a stack from an image."""
     suffix = path.suffix.lower()
     if suffix != ".npy":
-        return suffix in SUFFIXES
+        return suffix in CONTAINER_SUFFIXES
     try:
         return len(_mapped(path).shape) == STACK_DIMENSIONS
     except (OSError, ValueError, EOFError):
@@ -123,14 +123,8 @@ def pack(source: Path, parts: list[tuple[Member, Path]], out: Path) -> None:
     OSError
         The folder cannot be written to, or is full.
     """
-    temporary = temporary_name(out)
-    try:
+    with atomic.replacing(out, alone=True) as temporary:
         _PACKERS[source.suffix.lower()](parts, temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def remove_parts(folder: Path) -> None:
@@ -175,7 +169,7 @@ def _list_zip(path: Path) -> list[Member]:
     with zipfile.ZipFile(path) as archive:
         names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
     visible = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)]
-    return [Member(name) for name in visible if Path(name).suffix.lower() in images.SUFFIXES]
+    return [Member(name) for name in visible if Path(name).suffix.lower() in images.IMAGE_SUFFIXES]
 
 
 def _list_h5(path: Path) -> list[Member]:

@@ -60,7 +60,7 @@ def encode(pixels: np.ndarray, template: bytes, intensities: tuple[float, float]
 
     content = hashlib.sha256(template).hexdigest()
     series = str(dataset.get("SeriesInstanceUID", content))
-    dataset.PixelData = stored.tobytes() + b"\0" * (stored.nbytes % 2)  # of even length, says the standard
+    dataset.PixelData = stored.tobytes() + b"\0" * (stored.nbytes % 2)  # the standard requires an even length
     dataset["PixelData"].VR = "OB" if stored.itemsize == 1 else "OW"
     dataset.Rows, dataset.Columns = stored.shape
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

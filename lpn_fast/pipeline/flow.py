@@ -19,7 +19,7 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-POLL_SECONDS = 0.1  # how soon a thread that waits for room in a queue notices that nobody wants it any more
+POLL_SECONDS = 0.1  # how soon a thread waiting for room in a queue notices that its consumer has gone
 
 
 def settle_thread_pool() -> None:
@@ -82,7 +82,7 @@ def ahead_of_time(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
                     break
             else:
                 put((None, StopIteration()))
-        except BaseException as error:  # handed to the caller, whatever it is
+        except BaseException as error:  # handed on to the caller
             put((None, error))
         finally:
             if hasattr(iterator, "close"):
@@ -135,7 +135,7 @@ class Solvers:
         if self.count == 1:
             return self
         self._threads, turn, all_here = torch.get_num_threads(), threading.Lock(), threading.Barrier(self.count)
-        torch.set_num_threads(1)  # of this thread, and of those that are yet to come
+        torch.set_num_threads(1)  # for this thread and those started later
 
         def begin() -> None:
             with turn:

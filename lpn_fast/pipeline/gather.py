@@ -1,19 +1,13 @@
 """The end of a job: container files are put together, and what became of all images is known."""
 
-import contextlib
-import os
-from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock
 
 from . import containers
 from .images import UnreadableImage
-from .manifest import ItemResult, read_results
+from .manifest import ItemResult, lock_of, read_results
 from .sources import PARTS, Source
-
-try:
-    import fcntl
-except ImportError:  # Windows: processes may then pack the same container twice, with the same outcome
-    fcntl = None
 
 
 def gather(
@@ -23,7 +17,7 @@ def gather(
 
     Every process does this after its share, one at a time, so the last one finds everything.
     """
-    with _alone(out):
+    with FileLock(lock_of(out / "gather")):
         results = read_results(out)
         items = [source.item for source in sources] + [error.path.name for error in broken]
         by_container: dict[Path, list[Source]] = {}
@@ -42,17 +36,3 @@ def gather(
         if not all(item in results for item in items):
             return None, tuple(incomplete)
         return tuple(results[item] for item in items), tuple(incomplete)
-
-
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """While other processes of the job wait; the lock is on the folder itself."""
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

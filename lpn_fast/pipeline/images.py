@@ -12,7 +12,6 @@ a word, so such files are refused, as are files of several pages.
 
 import io
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,18 +20,11 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from .. import atomic
+from ..data.readers import LARGEST_PLAUSIBLE, PICTURE_SUFFIXES
 from . import dicom, png
-from .files import write_temporary
 
-PILLOW_FORMATS = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-}
-SUFFIXES = (*PILLOW_FORMATS, ".npy", ".dcm")
+IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, ".npy", ".dcm")
 # JPEG is the one lossy format: best quality short of the useless, and colour at full resolution.
 SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}}
 
@@ -40,10 +32,6 @@ SAVE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}}
 GRAY_MODES = {"L": "L", "LA": "L", "1": "L", "I;16": "I;16", "I;16B": "I;16", "I;16L": "I;16", "F": "F"}
 LEVELS = {"L": 255, "RGB": 255, "I;16": 65535, "uint8": 255, "uint16": 65535}
 ORIENTATION = 0x0112  # the one EXIF tag that changes how pixels are shown, so it travels with them
-
-# Noise takes a measurement somewhat outside [0, 1]; beyond this it is on another scale, most often 0..255,
-# and a result is no image any more.
-LARGEST_PLAUSIBLE = 8.0
 
 # numpy reads the header of an array as a Python literal, and the parser of Python 3.11 counts its depth for all threads
 # together: one that is interrupted by another now and then takes a sound header for a broken one.
@@ -73,7 +61,7 @@ class Encoding:
     Attributes
     ----------
     suffix : str
-        File suffix in lower case, one of SUFFIXES.
+        File suffix in lower case, one of IMAGE_SUFFIXES.
     kind : str
         Pillow mode ("L", "I;16", "RGB", "F") or, for .npy, the dtype.
     is_plane : bool
@@ -158,8 +146,8 @@ def decode(data: bytes, path: Path, intensities: Range | None = None) -> Image:
     """
     suffix = path.suffix.lower()
     try:
-        if suffix not in SUFFIXES:
-            raise ValueError(f"suffix must be one of {', '.join(SUFFIXES)}, got {path.suffix!r}")
+        if suffix not in IMAGE_SUFFIXES:
+            raise ValueError(f"suffix must be one of {', '.join(IMAGE_SUFFIXES)}, got {path.suffix!r}")
         if not data:
             raise ValueError("it is empty (0 bytes)")
         if suffix == ".npy":
@@ -226,9 +214,7 @@ def to_array(pixels: Tensor, encoding: Encoding) -> np.ndarray:
     return values[0] if encoding.is_plane else values
 
 
-def write_image(
-    path: str | Path, pixels: Tensor, encoding: Encoding, before_rename: Callable[[], None] | None = None
-) -> Path:
+def write_image(path: str | Path, pixels: Tensor, encoding: Encoding) -> Path:
     """Write an image so that `path` is either absent or complete, even after a power cut.
 
     Parameters
@@ -238,8 +224,6 @@ def write_image(
     pixels : Tensor, shape (C, H, W)
         Clipped to [0, 1] where integers are stored.
     encoding : Encoding
-    before_rename : callable, optional
-        Called once the file is complete on disk but does not bear its name yet.
 
     Returns
     -------
@@ -257,15 +241,7 @@ def write_image(
     >>> write_image(path, torch.full((1, 8, 8), 0.5), Encoding(".png", "I;16")).name
     'gray.png'
     """
-    path = Path(path)
-    temporary = write_temporary(path, encode(pixels, encoding))
-    try:
-        if before_rename is not None:
-            before_rename()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return atomic.write(Path(path), encode(pixels, encoding))
 
 
 def _read_picture(data: bytes, suffix: str) -> tuple[np.ndarray, Encoding, tuple[str, ...]]:
@@ -296,7 +272,7 @@ def _read_picture(data: bytes, suffix: str) -> tuple[np.ndarray, Encoding, tuple
 
 def _save_picture(file, stored: np.ndarray, encoding: Encoding) -> None:
     planes = stored[0] if stored.shape[0] == 1 else stored.transpose(1, 2, 0)  # (H, W) or (H, W, 3)
-    name = PILLOW_FORMATS[encoding.suffix]
+    name = PIL.Image.registered_extensions()[encoding.suffix]
     exif = PIL.Image.Exif()
     if encoding.orientation:
         exif[ORIENTATION] = encoding.orientation

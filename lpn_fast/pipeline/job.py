@@ -191,8 +191,8 @@ def reconstruct(
             )
             for error in broken if share.rank == 0 else ():
                 record_failures(run, Failure(Source(error.path), error.reason))
-            batches = bucketed(usable(run, left), lambda work: work.samples, batch_pixels)
-            uploaded = ((batch, *transfer.upload([work.samples for work in batch])) for batch in batches)
+            batches = bucketed(usable(run, left), lambda loaded: loaded.samples, batch_pixels)
+            uploaded = ((batch, *transfer.upload([loaded.samples for loaded in batch])) for batch in batches)
             with contextlib.closing(ahead_of_time(uploaded)) as stream:
                 for batch, y, event in stream:
                     start = team.submit if y.numel() <= batch_pixels else team.alone

@@ -19,13 +19,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from .files import append_whole
-from .processes import Share
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
-try:
-    import fcntl
-except ImportError:  # Windows: two jobs in one folder are then not told apart
-    fcntl = None
+from .. import atomic
+from .processes import Share
 
 NAME = "manifest.jsonl"
 
@@ -118,7 +115,7 @@ class Manifest:
     def append(self, *results: ItemResult) -> None:
         """Record results; they are on disk when this returns, or, after an OSError, none of them is."""
         with self._lock:
-            append_whole(self._descriptor, "".join(result.to_line() for result in results).encode())
+            atomic.append(self._descriptor, "".join(result.to_line() for result in results).encode())
             self.results.update((result.item, result) for result in results)
 
 
@@ -147,15 +144,15 @@ def open_manifest(folder: Path, share: Share | None = None) -> Iterator[Manifest
     path = folder / manifest_name(share.rank)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        _lock(descriptor, folder)
-        _refuse_processes_beyond(folder, share)
-        text = path.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
-        if len(whole) < len(text):
-            os.ftruncate(descriptor, len(whole))
-        yield Manifest(path, descriptor, read_results(folder))
+        with _locked(path):  # a kill releases it
+            _refuse_processes_beyond(folder, share)
+            text = path.read_bytes()
+            whole = text[: text.rfind(b"\n") + 1]
+            if len(whole) < len(text):
+                os.ftruncate(descriptor, len(whole))
+            yield Manifest(path, descriptor, read_results(folder))
     finally:
-        os.close(descriptor)  # releases the lock, as a kill does
+        os.close(descriptor)
 
 
 def manifest_name(rank: int) -> str:
@@ -163,8 +160,13 @@ def manifest_name(rank: int) -> str:
     return NAME if rank == 0 else NAME.replace(".", f".{rank}.", 1)
 
 
+def lock_of(path: Path) -> Path:
+    """The file that is locked for another one: locking may truncate."""
+    return path.with_name(f".{path.name}.lock")
+
+
 def read_results(folder: Path) -> dict[str, ItemResult]:
-    """The last word on every item in the manifests of a folder; what is done is done, whoever failed at it.
+    """The last word on every item in the manifests of a folder; one that any process finished counts as done.
 
     Raises
     ------
@@ -202,20 +204,16 @@ def _refuse_processes_beyond(folder: Path, share: Share) -> None:
     """A job of more processes that still runs would do the same images."""
     for path in _manifests(folder):
         if _rank_of(path) >= share.world:
-            descriptor = os.open(path, os.O_RDWR)
-            try:
-                _lock(descriptor, folder)
-            finally:
-                os.close(descriptor)
+            with _locked(path):
+                pass
 
 
-def _lock(descriptor: int, folder: Path) -> None:
-    if fcntl is None:
-        return
+def _locked(path: Path) -> AcquireReturnProxy:
+    """The lock of a manifest, held from now to the end of `with`."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(f"another job writes to {folder}; wait for it or choose another folder") from error
+        return FileLock(lock_of(path)).acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"another job writes to {path.parent}; wait for it or choose another folder") from error
 
 
 def _parsed(path: Path, text: bytes, settings: dict[str, dict]) -> dict[str, ItemResult]:

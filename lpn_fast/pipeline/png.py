@@ -1,11 +1,10 @@
 """PNG files, written in a fraction of the time that a general writer takes.
 
-    stored row of bytes = x - floor((left + above) / 2)   mod 256,      then Huffman's code of the bytes
+    stored row of bytes = x - floor((left + above) / 2)   mod 256,      then zlib's Z_RLE code of the bytes
 
 A general writer tries five filters per row, searches for strings, which photographs do not repeat, and keeps Python's
-lock meanwhile, so that the solver waits. One filter and a code of single bytes (csrc/cpu/deflate.h), or zlib's
-run-length strategy for pictures that have runs, make files of the same size within a few per cent
-(tests/test_pipeline_png.py), and let other threads run.
+lock meanwhile, so that the solver waits. One filter and zlib's run-length strategy, which codes everything but runs as
+single bytes, make files of the same size within a few per cent (tests/test_pipeline_png.py), and let other threads run.
 """
 
 import struct
@@ -13,17 +12,10 @@ import zlib
 
 import numpy as np
 
-try:
-    from .. import _cpu
-except ImportError:  # a source tree that was never built: zlib serves
-    _cpu = None
-
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-ZLIB_HEADER = b"\x78\x01"  # a window of 32 KiB, the fastest level
 GRAY, COLOUR = 0, 2  # colour types of the header
 AVERAGE = 3  # the filter
-LEVEL, WINDOW_BITS, MEMORY_LEVEL = 6, 15, 9  # of zlib; the level does not matter to the run-length strategy
-RUN, FEW_RUNS = 4, 1 / 16  # bytes that are equal; share of the bytes that begin so many
+LEVEL, WINDOW_BITS, MEMORY_LEVEL = 6, 15, 9  # zlib's; the run-length strategy ignores the level
 EXIF_MARK = b"Exif\0\0"  # precedes the tags in JPEG, not in PNG
 
 
@@ -54,16 +46,8 @@ def encode(stored: np.ndarray, icc_profile: bytes | None = None, exif: bytes | N
 
 
 def _compressed(data: np.ndarray) -> bytes:
-    """The bytes of an array in zlib's format."""
-    data = data.reshape(-1)
-    equal = data[1:] == data[:-1]
-    begin = equal[: 2 - RUN] & equal[1 : 3 - RUN] & equal[RUN - 2 :]  # equal to the three that follow
-    if _cpu is None or np.count_nonzero(begin) > FEW_RUNS * len(data):
-        deflate = zlib.compressobj(LEVEL, zlib.DEFLATED, WINDOW_BITS, MEMORY_LEVEL, zlib.Z_RLE)
-        return deflate.compress(data) + deflate.flush()
-    out = np.empty(_cpu.deflate_bound(len(data)), np.uint8)
-    size = _cpu.deflate_bytes(data.ctypes.data, len(data), out.ctypes.data)
-    return ZLIB_HEADER + out[:size].tobytes() + struct.pack(">I", zlib.adler32(data))
+    deflate = zlib.compressobj(LEVEL, zlib.DEFLATED, WINDOW_BITS, MEMORY_LEVEL, zlib.Z_RLE)
+    return deflate.compress(data) + deflate.flush()
 
 
 def _filtered(stored: np.ndarray) -> np.ndarray:

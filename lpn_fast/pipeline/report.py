@@ -16,8 +16,8 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from .. import atomic
 from ..solvers import Conditions
-from .files import write_whole
 from .images import UnreadableImage
 from .manifest import ItemResult
 from .run import DEGRADED_FOLDER
@@ -103,7 +103,7 @@ def write_report(
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_text(title)}</title>\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
     )
-    return write_whole(Path(path), page.encode())
+    return atomic.write(Path(path), page.encode())
 
 
 def _counts(results: Sequence[ItemResult]) -> str:
@@ -111,7 +111,7 @@ def _counts(results: Sequence[ItemResult]) -> str:
     late = sum(result.converged is False for result in done)
     parts = [f"{len(done)} images done", f"{len(results) - len(done)} failed"]
     if late:
-        parts.append(f"{late} used all iterations before they met the tolerance")
+        parts.append(f"{late} did not converge within the iterations allowed")
     return f"<p>{', '.join(parts)}.</p>"
 
 

@@ -1,6 +1,6 @@
 """What happens to the images of a job: read, solve, write. `reconstruct` runs these in its threads.
 
-What the reading and the writing thread do with a whole image is numpy's work: torch would start a team of threads for
+What the reading and the writing thread do with a whole image is numpy's loaded: torch would start a team of threads for
 each of them, which wait busily for the next operation on the cores that the solver needs.
 """
 
@@ -18,17 +18,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import metrics
+from .. import atomic, metrics
+from ..data.readers import LARGEST_PLAUSIBLE
 from ..networks import LPN
 from .batches import from_samples, to_samples
-from .files import write_temporary, write_whole
 from .flow import Background, Solvers, in_order
-from .images import LARGEST_PLAUSIBLE, Encoding, Range, UnreadableImage, encode, one_line
+from .images import Encoding, Range, UnreadableImage, encode, one_line
 from .manifest import ItemResult, Manifest
-from .memory import Trim
 from .noise import noise_level
 from .sources import Source
-from .tasks import Solution, Task
+from .tasks import Restoration, Task
 from .transfer import Transfer
 
 DEGRADED_FOLDER = "degraded"  # inside the output folder
@@ -37,8 +36,8 @@ READ_AHEAD = 8  # images
 
 
 @dataclass(frozen=True)
-class Work:
-    """One image on its way. Tensors lie on the CPU."""
+class LoadedImage:
+    """One image, ready to be solved. Tensors lie on the CPU."""
 
     source: Source
     source_sha256: str
@@ -76,7 +75,6 @@ class Run:
     solvers: Solvers
     done: list[ItemResult] = field(default_factory=list)
     failed: list[ItemResult] = field(default_factory=list)
-    trim: Trim = field(default_factory=Trim)
     bar_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def advance(self, images: float) -> None:
@@ -85,18 +83,18 @@ class Run:
             self.bar.update(images)
 
 
-def usable(run: Run, sources: list[Source]) -> Iterator[Work]:
-    """The images as work, read ahead of time; those that cannot be used are recorded as failed and left out."""
+def usable(run: Run, sources: list[Source]) -> Iterator[LoadedImage]:
+    """The images, read ahead of time; those that cannot be used are recorded as failed and left out."""
     with contextlib.closing(in_order(lambda source: _read(run, source), sources, READERS, READ_AHEAD)) as read:
-        for work in read:
-            if isinstance(work, Work):
-                yield work
+        for loaded in read:
+            if isinstance(loaded, LoadedImage):
+                yield loaded
             else:
-                record_failures(run, work)
+                record_failures(run, loaded)
                 run.advance(1)
 
 
-def _read(run: Run, source: Source) -> Work | Failure:
+def _read(run: Run, source: Source) -> LoadedImage | Failure:
     try:
         image, digest = source.read(run.intensities)
         truth = image.pixels if run.simulate else None
@@ -106,12 +104,12 @@ def _read(run: Run, source: Source) -> Work | Failure:
         return Failure(source, error.reason)
     except ValueError as error:
         return Failure(source, one_line(error))
-    return Work(source, digest, image.encoding, truth, measured, samples, image.notes)
+    return LoadedImage(source, digest, image.encoding, truth, measured, samples, image.notes)
 
 
 def solve(
     run: Run,
-    batch: list[Work],
+    batch: list[LoadedImage],
     y: Tensor,  # (sum n, c, H', W'), on the device
 ) -> None:
     """Solve a batch and have it written; if it fails as a whole, one by one to find who is to blame."""
@@ -137,15 +135,15 @@ def solve(
             run.writer.submit(record_failures, run, Failure(batch[0].source, one_line(error)))
             show(1)
         else:
-            for work, samples in zip(batch, y.split([len(work.samples) for work in batch]), strict=True):
-                solve(run, [work], samples)
+            for loaded, samples in zip(batch, y.split([len(loaded.samples) for loaded in batch]), strict=True):
+                solve(run, [loaded], samples)
         return
     seconds = (time.monotonic() - started) / len(batch)
     run.writer.submit(_write, run, batch, solution, computed, seconds)
     show(len(batch))
 
 
-def _write(run: Run, batch: list[Work], solution: Solution, computed, seconds: float) -> None:
+def _write(run: Run, batch: list[LoadedImage], solution: Restoration, computed, seconds: float) -> None:
     """Result files and manifest lines of a batch: files under temporary names, lines, names, in this order.
 
     Lines are forced to disk once per batch. If the disk fills up, what is complete by then is kept.
@@ -155,24 +153,24 @@ def _write(run: Run, batch: list[Work], solution: Solution, computed, seconds: f
     failures: list[Failure] = []
     start = 0
     try:
-        for work in batch:
-            own = slice(start, start + len(work.samples))
+        for loaded in batch:
+            own = slice(start, start + len(loaded.samples))
             start = own.stop
             reason = _divergence(solution, own)
             if reason is None:
                 image = from_samples(solution.x[own]).float()  # (C, H, W)
                 try:
-                    data = encode(image, work.encoding)
+                    data = encode(image, loaded.encoding)
                 except Exception as error:  # a format with limits of its own, say on the size
-                    reason = f"its result cannot be stored as {work.encoding.suffix}: {one_line(error)}"
+                    reason = f"its result cannot be stored as {loaded.encoding.suffix}: {one_line(error)}"
             if reason is not None:
-                failures.append(Failure(work.source, reason))
+                failures.append(Failure(loaded.source, reason))
                 continue
-            if work.truth is not None:
-                _keep_degraded(run, work)
-            path = work.source.result(run.out)
+            if loaded.truth is not None:
+                _keep_degraded(run, loaded)
+            path = loaded.source.result(run.out)
             path.parent.mkdir(exist_ok=True)
-            ready.append((write_temporary(path, data), path, _result(run, work, solution, own, image, seconds)))
+            ready.append((atomic.stage(path, data), path, _result(run, loaded, solution, own, image, seconds)))
     finally:
         try:
             run.manifest.append(*(line for _, _, line in ready))
@@ -184,22 +182,22 @@ def _write(run: Run, batch: list[Work], solution: Solution, computed, seconds: f
             os.replace(temporary, path)
             run.done.append(line)
     record_failures(run, *failures)
-    del solution
-    run.trim.batch_done()
 
 
-def _result(run: Run, work: Work, solution: Solution, own: slice, image: Tensor, seconds: float) -> ItemResult:
+def _result(
+    run: Run, loaded: LoadedImage, solution: Restoration, own: slice, image: Tensor, seconds: float
+) -> ItemResult:
     objective = solution.objective[:, own].sum(dim=1)  # (iterations,)
     quality = {}
-    if work.truth is not None:
-        before = run.task.cropped(work.measured, tuple(work.truth.shape[-2:]))
-        quality["psnr_before"], quality["ssim_before"] = _quality(before, work.truth)
-        quality["psnr"], quality["ssim"] = _quality(image, work.truth)
+    if loaded.truth is not None:
+        before = run.task.cropped(loaded.measured, tuple(loaded.truth.shape[-2:]))
+        quality["psnr_before"], quality["ssim_before"] = _quality(before, loaded.truth)
+        quality["psnr"], quality["ssim"] = _quality(image, loaded.truth)
     return ItemResult(
-        item=work.source.item,
+        item=loaded.source.item,
         status="done",
-        source=str(work.source),
-        source_sha256=work.source_sha256,
+        source=str(loaded.source),
+        source_sha256=loaded.source_sha256,
         settings=run.settings,
         digest=run.digest,
         height=image.shape[1],
@@ -211,19 +209,19 @@ def _result(run: Run, work: Work, solution: Solution, own: slice, image: Tensor,
         iterations=int(solution.iterations[own].max()),
         converged=bool(solution.converged[own].all()),
         seconds=round(seconds, 4),
-        noise_estimate=noise_level(work.measured),
-        notes=work.notes,
+        noise_estimate=noise_level(loaded.measured),
+        notes=loaded.notes,
         **quality,
     )
 
 
-def _keep_degraded(run: Run, work: Work) -> None:
-    path = work.source.result(run.out / DEGRADED_FOLDER)
+def _keep_degraded(run: Run, loaded: LoadedImage) -> None:
+    path = loaded.source.result(run.out / DEGRADED_FOLDER)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, encode(work.measured, work.encoding))
+    atomic.write(path, encode(loaded.measured, loaded.encoding), alone=True)
 
 
-def _divergence(solution: Solution, own: slice) -> str | None:
+def _divergence(solution: Restoration, own: slice) -> str | None:
     """Why the result is no image, or None.
 
     The theorem promises that the objective falls, not that it is bounded below: where the blur hides a

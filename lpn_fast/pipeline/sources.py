@@ -11,7 +11,7 @@ from . import containers, images
 from .containers import Member
 from .images import Image, Range, UnreadableImage
 
-SUFFIXES = (*images.SUFFIXES, *containers.SUFFIXES)
+SOURCE_SUFFIXES = (*images.IMAGE_SUFFIXES, *containers.CONTAINER_SUFFIXES)
 LIST_MARK = "@"  # before the name of a text file that lists images, one per line
 PARTS = ".parts"  # added to a container's name: the folder of its results while some are missing
 HASH_BLOCK = 2**20
@@ -157,9 +157,9 @@ def _matches(pattern: Path) -> list[Path]:
         return [pattern]
     if pattern.is_dir():
         visible = (path for path in pattern.iterdir() if not path.name.startswith("."))
-        files = sorted(path for path in visible if path.suffix.lower() in SUFFIXES)
+        files = sorted(path for path in visible if path.suffix.lower() in SOURCE_SUFFIXES)
         if not files:
-            raise ValueError(f"{pattern} must hold images ({', '.join(SUFFIXES)}), found none")
+            raise ValueError(f"{pattern} must hold images ({', '.join(SOURCE_SUFFIXES)}), found none")
         return files
     if not glob.has_magic(str(pattern)):
         raise FileNotFoundError(f"there is no file or folder {pattern}")

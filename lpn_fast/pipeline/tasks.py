@@ -23,7 +23,7 @@ from ..physics import Blur, Denoising
 from ..solvers.alternating_directions import SAFE_FACTOR
 from ..solvers.proximal_gradient import SAFE_FRACTION
 
-METHODS = ("pgd", "admm")
+SOLVERS = {"pgd": solvers.pgd, "admm": solvers.admm}
 PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model and sigma fit together
 LEVEL_TOLERANCE = 0.1  # relative distance of the noise from the level that a one-level network knows
 
@@ -31,7 +31,7 @@ OnIteration = Callable[[int], None]  # called with the number of iterations done
 
 
 @dataclass(frozen=True)
-class Solution:
+class Restoration:
     """Solved samples.
 
     Attributes
@@ -103,8 +103,8 @@ class Deblur:
     def __post_init__(self):
         if not 0 <= self.noise < math.inf:
             raise ValueError(f"noise must be at least 0 and finite, got {self.noise:g}")
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.method not in SOLVERS:
+            raise ValueError(f"method must be one of {', '.join(SOLVERS)}, got {self.method!r}")
         if self.iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {self.iterations}")
         _check_sigma(self.sigma)
@@ -164,17 +164,16 @@ class Deblur:
         top, left = (side // 2 for side in self.physics.kernel.shape)
         return measured[:, top : top + size[0], left : left + size[1]]
 
-    def solve(self, y: Tensor, model: LPN, on_iteration: OnIteration | None = None) -> Solution:
+    def solve(self, y: Tensor, model: LPN, on_iteration: OnIteration | None = None) -> Restoration:
         """Reconstructions of the samples y, (N, c, h, w); see lpn_fast.solvers."""
         callback = None if on_iteration is None else lambda iteration, x, objective: on_iteration(iteration)
         result = self._run(y, model, self.iterations, callback)
         # Whoever ran neither to the last iteration nor to the tolerance was let go for NaN or infinity.
         broken = ~result.converged & (result.iterations < len(result.objective))
-        return Solution(result.x, result.objective, result.residual[-1], result.iterations, result.converged, broken)
+        return Restoration(result.x, result.objective, result.residual[-1], result.iterations, result.converged, broken)
 
     def _run(self, y: Tensor, model: LPN, max_iter: int, callback) -> solvers.Reconstruction:
-        solver = solvers.pgd if self.method == "pgd" else solvers.admm
-        return solver(
+        return SOLVERS[self.method](
             y,
             self.physics,
             model,
@@ -255,7 +254,7 @@ class Denoise:
         return measured
 
     @torch.no_grad()
-    def solve(self, y: Tensor, model: LPN, on_iteration: OnIteration | None = None) -> Solution:
+    def solve(self, y: Tensor, model: LPN, on_iteration: OnIteration | None = None) -> Restoration:
         """Denoised samples y, (N, c, h, w); the objective is 1/2 ||x - y||^2 + R(x)."""
         x, prior = model.prox_and_prior(y, sigma=self.network_sigma(model))
         objective = 0.5 * (x - y).double().square().sum(dim=(1, 2, 3)) + prior  # (N,)
@@ -263,7 +262,7 @@ class Denoise:
             on_iteration(1)
         finite = objective.isfinite() & x.flatten(1).isfinite().all(dim=1)
         once = torch.ones(len(y), dtype=torch.int64, device=y.device)
-        return Solution(x, objective[None], torch.zeros_like(objective), once, finite, broken=~finite)
+        return Restoration(x, objective[None], torch.zeros_like(objective), once, finite, broken=~finite)
 
     @property
     def iterations(self) -> int:

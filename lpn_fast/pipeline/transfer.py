@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .batches import concatenated
-from .tasks import Solution
+from .tasks import Restoration
 
 
 class Transfer:
@@ -43,7 +43,7 @@ class Transfer:
         """Mark the point after which a solution can be copied; for `download`."""
         return torch.cuda.current_stream(self.device).record_event() if self._is_cuda else None
 
-    def download(self, solution: Solution, event) -> Solution:
+    def download(self, solution: Restoration, event) -> Restoration:
         """The solution on the CPU; blocks the calling thread, not the device."""
         if event is None:
             return solution

@@ -5,13 +5,14 @@
 
 import sys
 import types
+from typing import Unpack
 
 from torch import Tensor
 
 from ..networks import LPN
 from .amortised import AmortisedPrior, AmortisedValue
 from .envelope import moreau_envelope
-from .inversion import Inversion, Verdict, invert
+from .inversion import Inversion, InvertOptions, Verdict, invert
 from .scaling import rescaled
 from .value import PriorValue, prior
 from .verification import Property, Report, verify
@@ -20,6 +21,7 @@ __all__ = [
     "AmortisedPrior",
     "AmortisedValue",
     "Inversion",
+    "InvertOptions",
     "PriorValue",
     "Property",
     "Report",
@@ -32,12 +34,14 @@ __all__ = [
 ]
 
 
-class _CallablePackage(types.ModuleType):
+class CallablePackage(types.ModuleType):
     """A package that may be called: without it the function would hide the package, or the other way round."""
 
-    def __call__(self, model: LPN, x: Tensor, *, sigma=None, **options) -> PriorValue:
+    def __call__(
+        self, model: LPN, x: Tensor, *, sigma: float | Tensor | None = None, **options: Unpack[InvertOptions]
+    ) -> PriorValue:
         """R(x) of every sample: `lpn_fast.prior.prior`."""
         return prior(model, x, sigma=sigma, **options)
 
 
-sys.modules[__name__].__class__ = _CallablePackage
+sys.modules[__name__].__class__ = CallablePackage

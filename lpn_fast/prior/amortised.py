@@ -62,7 +62,7 @@ class AmortisedPrior:
     Parameters
     ----------
     model : LPN
-        Whose R is meant. Not noise-conditional.
+        The network whose R is approximated. Not noise-conditional.
     network : LPN
         G, taking the same x.
     offset : float
@@ -151,9 +151,9 @@ class AmortisedPrior:
         network : LPN, optional
             G to train, in place; None is a new one of the model's architecture.
         steps, batch_size, learning_rate : int, int, float
-            Of Adam; the rate falls on a cosine.
+            Settings of Adam; the rate falls on a cosine.
         seed : int
-            Of the points.
+            Seed of the points.
 
         Raises
         ------

@@ -19,7 +19,7 @@ class Envelope(NamedTuple):
     gradient: Tensor
 
 
-def moreau_envelope(model: LPN, u: Tensor, *, sigma=None) -> Envelope:
+def moreau_envelope(model: LPN, u: Tensor, *, sigma: float | Tensor | None = None) -> Envelope:
     """Value and gradient of the Moreau envelope of R, from one evaluation of the network.
 
     Parameters

@@ -12,25 +12,48 @@ dtype=torch.float64 the float32 solution is refined in double precision, down to
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import torch
 from torch import Tensor
 
 from ..networks import LPN
-from ..ops.solve import METHODS, Problem, Solution, Verdict, differentiable_solution
+from ..ops.solve import EQUATION_METHODS, EquationSolution, SolveOptions, Verdict, differentiable_solution
 from ..per_sample import choose, norm
 
 RADIUS = 1e4  # in units of max(|x|, sqrt(entries)); a trained denoiser has |y - x| below one
-CHUNK_BYTES = 256 * 2**20  # of tapes; bounds memory, and more does not run faster
+CHUNK_BYTES = 256 * 2**20  # for tapes; bounds memory, and more does not run faster
 TAPES = 4  # that may exist at once: two points of a line search, and a compacted copy of each
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-13}  # relative residuals that are surely reached
 
 
+class ValueEstimate(Protocol):
+    """What a warm start returns when called: at least its estimates of R."""
+
+    @property
+    def value(self) -> Tensor: ...  # (N,) float64
+
+
 class WarmStart(Protocol):
-    """What `AmortisedPrior` offers: a network whose output estimates the preimage."""
+    """What `AmortisedPrior` offers: a network whose output estimates the preimage, and estimates of R."""
 
     network: LPN
+
+    def __call__(self, x: Tensor, /) -> ValueEstimate: ...
+
+
+class InvertOptions(TypedDict, total=False):
+    """The options of `invert`, for functions that pass them on."""
+
+    method: str
+    tol: float
+    max_iter: int | None
+    x0: Tensor | None
+    warm_start: WarmStart | None
+    dtype: torch.dtype | None
+    radius: float
+    homotopy: bool
+    batch_size: int | None
 
 
 @dataclass(frozen=True)
@@ -40,7 +63,7 @@ class Inversion:
     Attributes
     ----------
     preimage : Tensor, shape (N, ...)
-        y with f(y) = x up to `residual`; carries gradients to x and the parameters where these are wanted.
+        y with f(y) = x up to `residual`; carries gradients to x and the parameters where these require them.
     residual : Tensor, shape (N,), float64
         |f(y) - x| / |x|, or |f(y) - x| where x = 0.
     iterations : Tensor, shape (N,), int64
@@ -51,7 +74,7 @@ class Inversion:
         Bound |f(y) - x| / alpha on the distance to the exact preimage; None if alpha = 0, where a small
         residual bounds nothing.
     verdict : Tensor, shape (N,), int64
-        A `Verdict` per sample: CONVERGED 0, ITERATIONS 1 (steps used up), STALLED 2 (the residual no longer
+        A `Verdict` per sample: CONVERGED 0, ITERATIONS 1 (max_iter reached), STALLED 2 (the residual no longer
         falls), OUTSIDE 3 (proved: no preimage within the radius), INVALID 4 (NaN or infinity).
     start_error : Tensor, shape (N,), float64, or None
         With a warm start, its distance from `preimage`, relative to |preimage|.
@@ -74,7 +97,7 @@ def invert(
     model: LPN,
     x: Tensor,
     *,
-    sigma=None,
+    sigma: float | Tensor | None = None,
     method: str = "lbfgs",
     tol: float = 1e-5,
     max_iter: int | None = None,
@@ -130,7 +153,7 @@ def invert(
     Notes
     -----
     The preimage is differentiable in x and in the parameters, by the implicit function theorem: the backward
-    pass solves H w = g by conjugate gradients, which wants alpha > 0 or at least a regular H.
+    pass solves H w = g by conjugate gradients, which requires alpha > 0 or at least a regular H.
 
     Examples
     --------
@@ -140,8 +163,8 @@ def invert(
     >>> bool(result.converged.all())
     True
     """
-    problem = Problem(model.spec, method, tol, max_iter, radius, homotopy)
-    _check(problem, x, x0, dtype, batch_size)
+    options = SolveOptions(model.spec, method, tol, max_iter, radius, homotopy)
+    _check(options, x, x0, dtype, batch_size)
     if warm_start is not None and x0 is not None:
         raise ValueError("x0 and warm_start are two starts; give one of them")
     x, features, unit = model._checked(x, sigma)
@@ -156,7 +179,7 @@ def invert(
     pieces = []
     for rows in _chunks(model, x, batch_size):
         of_rows = None if features is None else features[rows]
-        pieces.append(_solve(problem, target[rows], packed, of_rows, start[rows], dtype))
+        pieces.append(_solve(options, target[rows], packed, of_rows, start[rows], dtype))
     solution = _concatenated(pieces)
     preimage = solution.u if unit is None else unit * solution.u
 
@@ -181,21 +204,21 @@ def _estimate(warm_start: WarmStart, x: Tensor, batch_size: int | None) -> Tenso
     return choose(finite, start, x)
 
 
-def _solve(problem: Problem, x, packed, features, start, dtype) -> Solution:
+def _solve(options: SolveOptions, x, packed, features, start, dtype) -> EquationSolution:
     if dtype is None or dtype == x.dtype:
-        return _by(problem, x, packed, features, start)
-    rough = Problem(**vars(problem) | {"tol": max(problem.tol, ROUNDING[x.dtype])})
+        return _by(options, x, packed, features, start)
+    rough = SolveOptions(**vars(options) | {"tol": max(options.tol, ROUNDING[x.dtype])})
     with torch.no_grad():
         near = _by(rough, x, packed, features, start.to(x.dtype))
     # whatever stopped the rough solve, the fine one judges again from where it ended
     begin = torch.where(near.u.isfinite(), near.u, x).to(dtype)
     features = None if features is None else features.to(dtype)
-    solution = _by(problem, x.to(dtype), packed.to(dtype), features, begin)
-    return Solution(**vars(solution) | {"iterations": solution.iterations + near.iterations})
+    solution = _by(options, x.to(dtype), packed.to(dtype), features, begin)
+    return EquationSolution(**vars(solution) | {"iterations": solution.iterations + near.iterations})
 
 
-def _by(problem: Problem, x, packed, features, start) -> Solution:
-    return differentiable_solution(problem, x, x.new_zeros(len(x)), packed, features, start)
+def _by(options: SolveOptions, x, packed, features, start) -> EquationSolution:
+    return differentiable_solution(options, x, x.new_zeros(len(x)), packed, features, start)
 
 
 def _chunks(model: LPN, x: Tensor, batch_size: int | None) -> Iterator[slice]:
@@ -216,19 +239,22 @@ def _tape_bytes(model: LPN, x: Tensor) -> int:
     return 2 * units * x.element_size()
 
 
-def _concatenated(pieces: list[Solution]) -> Solution:
+def _concatenated(pieces: list[EquationSolution]) -> EquationSolution:
     if len(pieces) == 1:
         return pieces[0]
-    return Solution(**{name: torch.cat([getattr(p, name) for p in pieces]) for name in vars(pieces[0])})
+    return EquationSolution(**{name: torch.cat([getattr(p, name) for p in pieces]) for name in vars(pieces[0])})
 
 
-def _check(problem: Problem, x, x0, dtype, batch_size) -> None:
-    if problem.method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {problem.method!r}")
-    for name, value in (("tol", problem.tol), ("radius", problem.radius)):
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
-    for name, value in (("max_iter", problem.max_iter), ("batch_size", batch_size)):
+def _check(
+    options: SolveOptions, x: Tensor, x0: Tensor | None, dtype: torch.dtype | None, batch_size: int | None
+) -> None:
+    if options.method not in EQUATION_METHODS:
+        raise ValueError(f"method must be one of {', '.join(EQUATION_METHODS)}, got {options.method!r}")
+    if not options.tol > 0:
+        raise ValueError(f"tol must be positive, got {options.tol}")
+    if options.radius is not None and not options.radius > 0:
+        raise ValueError(f"radius must be positive, got {options.radius}")
+    for name, value in (("max_iter", options.max_iter), ("batch_size", batch_size)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
     if dtype not in (None, torch.float32, torch.float64) or (dtype == torch.float32 and x.dtype == torch.float64):

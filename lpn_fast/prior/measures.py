@@ -12,11 +12,12 @@ Every function returns its worst relative violation as one float. Functions of a
 """
 
 from collections.abc import Callable, Iterable
+from types import EllipsisType
 
 import torch
 from torch import Tensor
 
-from ..per_sample import column, dot, norm
+from ..per_sample import broadcast, dot, norm
 
 Field = Callable[[Tensor], Tensor]  # (N, ...) -> (N, ...)
 Potential = Callable[[Tensor], Tensor]  # (N, ...) -> (N,)
@@ -24,7 +25,7 @@ Potential = Callable[[Tensor], Tensor]  # (N, ...) -> (N,)
 # Gauss-Legendre with 4 nodes on [-1, 1], weights summing to 2: exact for polynomials of degree 7
 NODES = (-0.8611363115940526, -0.3399810435848563, 0.3399810435848563, 0.8611363115940526)
 WEIGHTS = (0.3478548451374538, 0.6521451548625461, 0.6521451548625461, 0.3478548451374538)
-PIECES = 4  # of an edge; twice as many check the quadrature
+PIECES = 4  # per edge; twice as many check the quadrature
 POWER_STEPS = 20
 TINY = 1e-300
 
@@ -53,7 +54,8 @@ def border_asymmetry(field: Field, x: Tensor, noise: Tensor) -> float:
     found, width = [], 1
     while 2 * width < min(x.shape[2:]):
         inside = torch.zeros_like(x)
-        inside[(..., *(slice(width, side - width) for side in x.shape[2:]))] = 1
+        interior: tuple[EllipsisType | slice, ...] = (..., *(slice(width, side - width) for side in x.shape[2:]))
+        inside[interior] = 1
         v, w = noise * (1 - inside), noise.flip(-1) * inside
         found.append(asymmetry(field, x, v, w))
         width *= 2
@@ -70,7 +72,7 @@ def steepest_slope(field: Field, x: Tensor, v: Tensor) -> float:
     """Largest eigenvalue of J over the samples, from below, by power iteration."""
     size = norm(v)
     for _ in range(POWER_STEPS):
-        v = jacobian_transposed(field, x, v / column(norm(v) + TINY, v))
+        v = jacobian_transposed(field, x, v / broadcast(norm(v) + TINY, v))
         size = norm(v)
     return float(size.max())
 
@@ -83,7 +85,7 @@ def non_monotony(field: Field, a: Tensor, b: Tensor) -> float:
 
 def circulation(field: Field, a: Tensor, b: Tensor, c: Tensor) -> tuple[float, float]:
     """|Integral of f around the triangle a b c| over that of |<f, dx>|, and the quadrature error in the same unit."""
-    coarse, fine, length = 0.0, 0.0, 0.0
+    coarse = fine = length = torch.zeros(len(a), dtype=torch.float64, device=a.device)
     for start, end in ((a, b), (b, c), (c, a)):
         coarse = coarse + _line_integral(field, start, end, PIECES)[0]
         along, absolute = _line_integral(field, start, end, 2 * PIECES)
@@ -136,7 +138,8 @@ def _difference_of_pairings(v: Tensor, w: Tensor, jv: Tensor, jw: Tensor) -> Ten
 
 def _line_integral(field: Field, start: Tensor, end: Tensor, pieces: int) -> tuple[Tensor, Tensor]:
     """(integral of <f, dx>, integral of its absolute value) along a segment, [N] each."""
-    run, along, absolute = end - start, 0.0, 0.0
+    run = end - start
+    along = absolute = torch.zeros(len(run), dtype=torch.float64, device=run.device)
     for piece in range(pieces):
         for node, weight in zip(NODES, WEIGHTS, strict=True):
             rate = dot(field(start + (piece + (1 + node) / 2) / pieces * run), run)

@@ -34,7 +34,7 @@ def rescaled(model: LPN, scale: float) -> LPN:
     Returns
     -------
     LPN
-        Of the same dtype and device. Noise levels, of calls and in the card, are in the new units.
+        On the same device, in the same dtype. Noise levels, of calls and in the card, are in the new units.
 
     Raises
     ------

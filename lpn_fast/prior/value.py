@@ -9,6 +9,7 @@ image of 128 pixels a side, so psi and f are evaluated once more in float64 at t
 """
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from ..networks import LPN
 from ..ops import functions
-from .inversion import Inversion, _chunks, invert
+from .inversion import Inversion, InvertOptions, _chunks, invert
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class PriorValue:
     residual : Tensor, shape (N,), float64
         |f(y) - x| / |x|, evaluated in float64.
     converged : Tensor, shape (N,), bool
-        Whether the inversion met its tolerance. Values of samples that did not are to be distrusted.
+        Whether the inversion met its tolerance. Do not trust the values of samples that did not.
     gradient : Tensor, shape (N, ...)
         grad R(x) = y - x.
     value_bound : Tensor, shape (N,), float64, or None
@@ -54,7 +55,9 @@ class PriorValue:
     amortised_error: Tensor | None = None
 
 
-def prior(model: LPN, x: Tensor, *, sigma=None, **options) -> PriorValue:
+def prior(
+    model: LPN, x: Tensor, *, sigma: float | Tensor | None = None, **options: Unpack[InvertOptions]
+) -> PriorValue:
     """R(x) for every sample, by inversion of f.
 
     Parameters
@@ -90,8 +93,8 @@ def prior(model: LPN, x: Tensor, *, sigma=None, **options) -> PriorValue:
     value, absolute = _lower_bound(model, x, inversion.preimage, features, unit, options.get("batch_size"))
     size = x.detach().double().flatten(1).norm(dim=1)
     amortised_error = None
-    if options.get("warm_start") is not None:
-        amortised_error = options["warm_start"](x.detach()).value - value.detach()
+    if (warm_start := options.get("warm_start")) is not None:
+        amortised_error = warm_start(x.detach()).value - value.detach()
     return PriorValue(
         value=value,
         preimage=inversion.preimage,
@@ -104,7 +107,14 @@ def prior(model: LPN, x: Tensor, *, sigma=None, **options) -> PriorValue:
     )
 
 
-def _lower_bound(model: LPN, x: Tensor, y: Tensor, features=None, unit=None, batch_size: int | None = None):
+def _lower_bound(
+    model: LPN,
+    x: Tensor,  # (N, ...)
+    y: Tensor,  # (N, ...)
+    features: Tensor | None = None,  # (N, F)
+    unit: Tensor | None = None,  # (N, 1, ...)
+    batch_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """(<y, x> - 1/2 |x|^2 - psi(y), |f(y) - x|), both (N,) float64 and evaluated in float64, at any y."""
     packed = model.packed().double()
     features = None if features is None else features.double()

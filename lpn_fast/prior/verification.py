@@ -43,7 +43,9 @@ class Subject:
         return TOLERANCE[self.sample.dtype]
 
 
-def verify(model, sample: Tensor, sigma=None, *, seed: int = 0) -> Report:
+def verify(
+    model: Callable[..., Tensor], sample: Tensor, sigma: float | Tensor | None = None, *, seed: int = 0
+) -> Report:
     """Test that a network, or any map, is an exact proximal operator.
 
     Parameters
@@ -56,7 +58,7 @@ def verify(model, sample: Tensor, sigma=None, *, seed: int = 0) -> Report:
     sigma : float or Tensor, shape () or (N,), optional
         Noise level.
     seed : int
-        Of the random directions and competitors.
+        Seed of the random directions and competitors.
 
     Returns
     -------
@@ -99,7 +101,7 @@ def _structure(model: LPN) -> Iterator[Property]:
     if spec.alpha > 0:
         detail = "psi is strongly convex: f is onto and has an inverse"
     else:
-        detail = "psi is convex, not strongly: f need not be onto, and ADMM's theorem asks for alpha > 0"
+        detail = "psi is convex, not strongly: f need not be onto, and ADMM's theorem requires alpha > 0"
     yield Property("alpha", 0 <= spec.alpha < 1, spec.alpha, "in [0, 1)", detail)
 
 

@@ -12,12 +12,15 @@ from .conditions import Condition, Conditions
 from .douglas_rachford import drs
 from .half_quadratic import hqs
 from .noise import estimate_noise
+from .protocol import ProxModel, StronglyConvexModel
 from .proximal_gradient import pgd
 from .reconstruction import Reconstruction
 
 __all__ = [
     "Condition",
     "Conditions",
+    "ProxModel",
+    "StronglyConvexModel",
     "Reconstruction",
     "Settings",
     "admm",

@@ -16,13 +16,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..per_sample import column
+from ..per_sample import broadcast
+from ..physics import LinearOperator
 from .automatic import Settings, choose
 from .conditions import gradient_conditions
 from .driver import Callback
-from .problem import Problem, pose, positive
+from .problem import InverseProblem, checked_problem, positive
+from .protocol import ProxModel
 from .prox import LearnedProx
-from .proximal_gradient import SAFE_FRACTION, PGDState, ProximalGradient, has_decreased
+from .proximal_gradient import SAFE_FRACTION, GradientStep, PGDState, has_decreased
 from .reconstruction import Reconstruction
 from .run import solve
 
@@ -37,10 +39,10 @@ class FISTAState(PGDState):
 
 
 @dataclass(frozen=True)
-class AcceleratedGradient(ProximalGradient):
+class AcceleratedProximalGradient(GradientStep):
     """The iteration: extrapolate, accept or restart."""
 
-    def start(self, problem: Problem, settings: Settings) -> FISTAState:
+    def start(self, problem: InverseProblem, settings: Settings) -> FISTAState:
         """The state before the first iteration, at rest."""
         x0, measured = problem.x0, problem.physics.A(problem.x0)
         theta = torch.ones(len(x0), dtype=torch.float64, device=x0.device)
@@ -52,8 +54,8 @@ class AcceleratedGradient(ProximalGradient):
         """One iteration."""
         theta = (1 + (1 + 4 * state.theta.square()).sqrt()) / 2  # (n,)
         momentum = (state.theta - 1) / theta
-        point = state.image + column(momentum, state.image) * (state.image - state.previous)
-        measured = state.measured + column(momentum, state.measured) * (state.measured - state.previous_measured)
+        point = state.image + broadcast(momentum, state.image) * (state.image - state.previous)
+        measured = state.measured + broadcast(momentum, state.measured) * (state.measured - state.previous_measured)
         new = replace(self.step_from(state, point, measured), theta=theta)
         # A sample without momentum has made the plain step already.
         rejected = ~has_decreased(new, state) & (momentum > 0)
@@ -67,8 +69,8 @@ class AcceleratedGradient(ProximalGradient):
 @torch.no_grad()
 def fista(
     y: Tensor,
-    physics,
-    model,
+    physics: LinearOperator,
+    model: ProxModel,
     *,
     step_size: float | Tensor | None = None,
     strength: float | Tensor | str | None = None,
@@ -109,7 +111,7 @@ def fista(
     >>> lf.solvers.fista(y, physics, lf.ConvLPN(1, hidden=8).eval(), max_iter=5).objective.shape
     torch.Size([5, 2])
     """
-    problem = pose(y, physics, x0=x0, max_iter=max_iter, tol=tol)
+    problem = checked_problem(y, physics, x0=x0, max_iter=max_iter, tol=tol)
     settings = choose(
         problem,
         model,
@@ -120,7 +122,7 @@ def fista(
         noise=noise,
     )
     return solve(
-        "fista", AcceleratedGradient(LearnedProx.of(model)), problem, settings,
+        "fista", AcceleratedProximalGradient(LearnedProx.of(model)), problem, settings,
         gradient_conditions(problem, settings.step_size, "FISTA"),
         max_iter=max_iter, tol=tol, strict=strict, callback=callback, progress=progress,
     )  # fmt: skip

@@ -27,10 +27,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..physics import LinearOperator
 from .automatic import Settings, choose
 from .conditions import admm_conditions
 from .driver import Callback, State
-from .problem import Problem, data_prox, half_square, pose, positive, relative_change
+from .problem import InverseProblem, checked_problem, data_prox, half_square, positive, relative_change
+from .protocol import StronglyConvexModel
 from .prox import LearnedProx
 from .reconstruction import Reconstruction
 from .run import solve
@@ -70,7 +72,7 @@ class AlternatingDirections:
     box: tuple[float, float] | None = None
     returns_data: bool = False
 
-    def start(self, problem: Problem, settings: Settings) -> ADMMState:
+    def start(self, problem: InverseProblem, settings: Settings) -> ADMMState:
         """The state before the first iteration, all duals zero."""
         x0, boxed = problem.x0, self.box is not None
         return ADMMState.before(
@@ -96,21 +98,21 @@ class AlternatingDirections:
 
     def data_update(self, state: ADMMState) -> ADMMState:
         target, gamma = state.image - state.dual, state.step_size  # gamma = 1 / rho
-        if self.box is not None:
+        if state.box_image is not None and state.box_dual is not None:
             # rho/2 |x - a|^2 + rho/2 |x - b|^2 = rho |x - (a + b)/2|^2 + const
             target, gamma = (target + state.box_image - state.box_dual) / 2, gamma / 2
         return replace(state, data_image=data_prox(state.physics)(target, state.y, gamma))
 
     def dual_update(self, state: ADMMState) -> ADMMState:
         state = replace(state, dual=state.dual + state.data_image - state.image)
-        if self.box is None:
+        if state.box_image is None or state.box_dual is None:
             return state
         return replace(state, box_dual=state.box_dual + state.data_image - state.box_image)
 
     def prior_update(self, state: ADMMState) -> ADMMState:
         image, prior, preimage = self.prox(state.data_image + state.dual, state.strength, state.sigma, state.preimage)
         state = replace(state, image=image, prior=prior, preimage=preimage)
-        if self.box is None:
+        if self.box is None or state.box_dual is None:
             return state
         return replace(state, box_image=(state.data_image + state.box_dual).clamp(*self.box))
 
@@ -118,8 +120,8 @@ class AlternatingDirections:
 @torch.no_grad()
 def admm(
     y: Tensor,
-    physics,
-    model,
+    physics: LinearOperator,
+    model: StronglyConvexModel,
     *,
     rho: float | Tensor | None = None,
     strength: float | Tensor | str | None = None,
@@ -148,7 +150,7 @@ def admm(
         As for `pgd`. The model's `alpha` is used too. The operator's `prox_l2(z, y, gamma)` is used if it has
         one, else conjugate gradients.
     rho : float or Tensor, shape (N,), optional
-        Penalty; None is 1.05 ||A||^2, or more where the network knows no noise as large as `strength` asks.
+        Penalty; None is 1.05 ||A||^2, or more where `strength` requires a noise level above those the network knows.
     order : str
         "data-dual-prior" (132 in the published code), "prior-data-dual" (213) or "data-prior-dual" (123). The
         theorem covers the first two.
@@ -187,7 +189,7 @@ def admm(
         raise ValueError(f"returned must be 'prior' or 'data', got {returned!r}")
     if box is not None and not (len(box) == 2 and box[0] < box[1]):
         raise ValueError(f"box must be (least, largest) intensity, got {box!r}")
-    problem = pose(y, physics, x0=x0, max_iter=max_iter, tol=tol)
+    problem = checked_problem(y, physics, x0=x0, max_iter=max_iter, tol=tol)
     settings = choose(
         problem,
         model,

@@ -10,7 +10,7 @@ With q = s sqrt(eta) the choice is, in this order:
     sigma = smallest level, t < 1     where q lies below every level;
     sigma = largest level, t = 1      where q lies above, with the step reduced to (sigma / s)^2.
 A network of one level has only the last two. Where the network's level is unknown, and on request, the weight is
-found by the discrepancy principle instead: ||A x - y||^2 = s^2 m for m measurements (discrepancy.py).
+found by the discrepancy principle instead: ||A x - y||^2 = s^2 m for m measurements (run.py).
 The step is the solver's default, just inside its theorem, unless given.
 """
 
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from .noise import estimate_noise, known_noise
-from .problem import Problem, positive, shown
+from .problem import InverseProblem, positive, shown
+from .protocol import ProxModel
 
 RULES = ("map", "discrepancy")
 SMALLEST_STRENGTH = 1e-3  # the error of an inner solve grows as 1 / t
@@ -39,7 +40,7 @@ class Settings:
     sigma : None, float or Tensor, shape (N,)
         Noise level handed to a network that is conditioned on it.
     noise : None, float or Tensor, shape (N,)
-        Standard deviation of the measurements; None where nobody asked for it.
+        Standard deviation of the measurements; None where it is unknown and no choice needed it.
     noise_source : str
         "given", "physics", "estimated" or "unknown".
     rule : str
@@ -68,8 +69,8 @@ class Settings:
 
 
 def choose(
-    problem: Problem,
-    model,
+    problem: InverseProblem,
+    model: ProxModel,
     *,
     step_size: float | Tensor | None,
     default_step: float | Tensor,
@@ -86,19 +87,17 @@ def choose(
         be estimated and cannot be.
     """
     y = problem.y
-    step_is_given = step_size is not None
-    step = step_size if step_is_given else default_step
+    step = default_step if step_size is None else step_size
     if isinstance(strength, str) and strength not in RULES:
         raise ValueError(f"strength must be a number, a tensor or one of {', '.join(RULES)}, got {strength!r}")
-    if strength is not None and not isinstance(strength, str):
-        strength = positive("strength", strength, y)
-        if (strength > 1) if isinstance(strength, float) else bool((strength > 1).any()):
-            raise ValueError(f"strength must lie in (0, 1], got {shown(strength)}")
+    fixed = None if strength is None or isinstance(strength, str) else positive("strength", strength, y)
+    if fixed is not None and float(fixed.max() if isinstance(fixed, Tensor) else fixed) > 1:
+        raise ValueError(f"strength must lie in (0, 1], got {shown(fixed)}")
     sigma = None if sigma is None else positive("sigma", sigma, y)
     source = "unknown" if noise is None else "given"
     noise = None if noise is None else positive("noise", noise, y)
-    if noise is None and (noise := known_noise(problem.physics, y)) is not None:
-        noise, source = _one_or_many(positive("noise of the physics", noise, y), y), "physics"
+    if noise is None and (known := known_noise(problem.physics, y)) is not None:
+        noise, source = _one_or_many(torch.as_tensor(positive("noise of the physics", known, y)), y), "physics"
 
     levels, conditional = trained_levels(model), bool(getattr(model, "is_noise_conditional", False))
     rule = _rule(strength, sigma, noise, levels, conditional)
@@ -108,12 +107,11 @@ def choose(
             "that does not; use strength='discrepancy'"
         )
     if rule in ("given", "none"):
-        return Settings(step, 1.0 if strength is None else strength, sigma, noise, source, rule)
+        return Settings(step, 1.0 if fixed is None else fixed, sigma, noise, source, rule)
     if noise is None:
-        noise, source = positive("noise", estimate_noise(y), y), "estimated"
-    fixed = strength if isinstance(strength, float | Tensor) else None
-    step, strength, sigma = calibrated(y, levels, noise, step, step_is_given, fixed, sigma, conditional)
-    return Settings(step, strength, sigma, noise, source, rule)
+        noise, source = positive("noise", estimate_noise(y, problem.physics), y), "estimated"
+    step, fixed, sigma = calibrated(y, levels, noise, step, step_size is not None, fixed, sigma, conditional)
+    return Settings(step, fixed, sigma, noise, source, rule)
 
 
 def calibrated(
@@ -144,13 +142,13 @@ def calibrated(
             eta = torch.minimum(eta, (own / s).square())
             q = s * eta.sqrt()
         t = (q / own).square().clamp(SMALLEST_STRENGTH, 1)
-    if conditional and sigma is None:
+    if conditional and sigma is None and own is not None:
         sigma = _one_or_many(own, y)
     strength = _one_or_many(t, y) if strength is None else strength
     return (step if step_is_given else _one_or_many(eta, y)), strength, sigma
 
 
-def trained_levels(model) -> tuple[float, float] | None:
+def trained_levels(model: ProxModel) -> tuple[float, float] | None:
     """Smallest and largest noise level the network was trained on, or None where that is unknown."""
     known = getattr(model, "card", {}).get("sigma")
     if known is None:
@@ -162,7 +160,13 @@ def trained_levels(model) -> tuple[float, float] | None:
     return float(min(known)), float(max(known))
 
 
-def _rule(strength, sigma, noise, levels, conditional: bool) -> str:
+def _rule(
+    strength: float | Tensor | str | None,
+    sigma: float | Tensor | None,
+    noise: float | Tensor | None,
+    levels: tuple[float, float] | None,
+    conditional: bool,
+) -> str:
     if isinstance(strength, str):
         return strength
     if conditional and sigma is None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .problem import Problem
+from .problem import InverseProblem
 
 # Rounding leaves 1e-8 (float32) or less of a matched pair at image size; an unmatched projector shows 1e-2.
 ADJOINT_TOL = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -107,13 +107,13 @@ class Conditions:
         )
 
 
-def gradient_conditions(problem: Problem, step_size: float | Tensor, theorem: str = "PGD") -> Conditions:
+def gradient_conditions(problem: InverseProblem, step_size: float | Tensor, theorem: str = "PGD") -> Conditions:
     """The hypotheses of sufficient decrease for proximal gradient descent, plain or accelerated."""
     row = _step("step size", "eta", problem, step_size)
     return Conditions(theorem, (row, _adjoint(problem)))
 
 
-def admm_conditions(problem: Problem, rho: float | Tensor, alpha: float, order: str, terms: int) -> Conditions:
+def admm_conditions(problem: InverseProblem, rho: float | Tensor, alpha: float, order: str, terms: int) -> Conditions:
     """The hypotheses of convergence to a fixed point for ADMM."""
     excess, rho, curvature = _worst(problem.norm**2 / rho, rho, problem.norm**2)
     holds = excess < 1
@@ -133,19 +133,19 @@ def admm_conditions(problem: Problem, rho: float | Tensor, alpha: float, order: 
     return Conditions("ADMM", tuple(rows))
 
 
-def drs_conditions(problem: Problem, step_size: float | Tensor, relaxation: float) -> Conditions:
+def drs_conditions(problem: InverseProblem, step_size: float | Tensor, relaxation: float) -> Conditions:
     """The hypotheses of envelope decrease for Douglas-Rachford splitting."""
     relaxed = Condition("relaxation", "0 < lambda < 2", f"{relaxation:.4g}", 0 < relaxation < 2)
     return Conditions("DRS", (_step("step size", "gamma", problem, step_size), relaxed, _adjoint(problem)))
 
 
-def hqs_conditions(problem: Problem, rho: float | Tensor) -> Conditions:
+def hqs_conditions(problem: InverseProblem, rho: float | Tensor) -> Conditions:
     """The hypotheses of decrease for half-quadratic splitting."""
     smallest = float(rho.min()) if isinstance(rho, Tensor) else rho
     return Conditions("HQS", (Condition("penalty", "rho > 0", f"{smallest:.4g}", smallest > 0), _adjoint(problem)))
 
 
-def _step(name: str, symbol: str, problem: Problem, step_size: float | Tensor) -> Condition:
+def _step(name: str, symbol: str, problem: InverseProblem, step_size: float | Tensor) -> Condition:
     excess, step, limit = _worst(step_size * problem.norm**2, step_size, 1 / problem.norm**2)
     holds = 0 < step and excess < 1
     return Condition(
@@ -165,11 +165,11 @@ def _worst(excess: float | Tensor, *values: float | Tensor) -> tuple[float, ...]
     return (float(excess[worst]), *(float(v[worst]) if isinstance(v, Tensor) else float(v) for v in values))
 
 
-def _provenance(problem: Problem) -> str:
+def _provenance(problem: InverseProblem) -> str:
     return f" ({problem.norm_certainty})" if problem.norm_certainty else ""
 
 
-def _adjoint(problem: Problem) -> Condition:
+def _adjoint(problem: InverseProblem) -> Condition:
     allowed = ADJOINT_TOL[problem.x0.dtype]
     mismatch = problem.adjoint_mismatch
     return Condition("matched adjoint", f"mismatch <= {allowed:.0e}", f"{mismatch:.1e}", mismatch <= allowed)

@@ -9,7 +9,7 @@ The smooth term comes first. Then for gamma < 1 / ||A||^2 and 0 < lambda < 2 the
     D = h(x) + <grad h(x), z+ - x> + 1/(2 gamma) ||z+ - x||^2 + (t / gamma) R(z+)
 falls in every iteration, for any R, and ||z+ - x|| tends to zero if it is bounded below (Themelis, Patrinos,
 SIAM J. Optim. 30, 2020; h is convex, so lambda has no further limit). F itself may rise on the way. With lambda = 1
-it is `admm` with rho = 1 / gamma, iterate by iterate: s = z - u. Stationarity as in admm.py.
+it is `admm` with rho = 1 / gamma, iterate by iterate: s = z - u. Stationarity as in alternating_directions.py.
 """
 
 from dataclasses import dataclass, replace
@@ -17,10 +17,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..physics import LinearOperator
 from .automatic import Settings, choose
 from .conditions import drs_conditions
 from .driver import Callback, State
-from .problem import Problem, data_prox, half_square, pose, positive, relative_change
+from .problem import InverseProblem, checked_problem, data_prox, half_square, positive, relative_change
+from .protocol import ProxModel
 from .prox import LearnedProx
 from .proximal_gradient import SAFE_FRACTION
 from .reconstruction import Reconstruction
@@ -42,7 +44,7 @@ class DouglasRachford:
     prox: LearnedProx
     relaxation: float  # lambda
 
-    def start(self, problem: Problem, settings: Settings) -> DRSState:
+    def start(self, problem: InverseProblem, settings: Settings) -> DRSState:
         """The state before the first iteration."""
         return DRSState.before(problem, settings, data_image=problem.x0, shadow=problem.x0)
 
@@ -64,8 +66,8 @@ class DouglasRachford:
 @torch.no_grad()
 def drs(
     y: Tensor,
-    physics,
-    model,
+    physics: LinearOperator,
+    model: ProxModel,
     *,
     step_size: float | Tensor | None = None,
     relaxation: float = 1.0,
@@ -89,7 +91,7 @@ def drs(
     y, physics, model, strength, sigma, noise, callback, progress, strict, max_iter, x0
         As for `pgd`. The operator's `prox_l2(z, y, gamma)` is used if it has one, else conjugate gradients.
     step_size : float or Tensor, shape (N,), optional
-        gamma; None is 0.95 / ||A||^2, or less where the network knows no noise as large as `strength` asks.
+        gamma; None is 0.95 / ||A||^2, or less where `strength` requires a noise level above those the network knows.
     relaxation : float
         lambda; above 1 it often needs fewer iterations.
     tol : float
@@ -113,7 +115,7 @@ def drs(
     >>> lf.solvers.drs(y, physics, lf.ConvLPN(1, hidden=8).eval(), max_iter=5).conditions["step size"].holds
     True
     """
-    problem = pose(y, physics, x0=x0, max_iter=max_iter, tol=tol)
+    problem = checked_problem(y, physics, x0=x0, max_iter=max_iter, tol=tol)
     settings = choose(
         problem,
         model,

@@ -4,7 +4,7 @@ A solver is a map from state to state. The loop applies it to the samples that a
 and lets a sample go when
     its residual is at most tol                        converged,
     its objective or residual is not finite            broken, its last good image kept, with a warning,
-    the iterations are used up or the callback says so neither.
+    max_iter is reached or the callback says so        neither.
 A sample that is let go is cut out of the state, so it costs nothing further and cannot influence
 the others. The histories stay on the device; the only thing the CPU waits for in an iteration is
 the answer to "does any sample leave?".
@@ -16,18 +16,21 @@ one shape, and a batch of one shape would carry its finished samples to the end.
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..per_sample import choose, norm
+from ..per_sample import choose
+from ..physics import LinearOperator
 from .automatic import Settings
 from .conditions import Conditions
-from .problem import Problem, subset
+from .problem import InverseProblem, relative_misfit, subset
 from .reconstruction import Reconstruction
 
 Callback = Callable[[int, Tensor, Tensor], bool | None]
+S = TypeVar("S", bound="State")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class State:
     Solvers add their own variables in a subclass.
     """
 
-    physics: object  # of the active samples
+    physics: LinearOperator  # as the active samples see it
     y: Tensor  # (n, ...) measurements
     step_size: float | Tensor  # (n,) eta, or 1 / rho
     strength: float | Tensor  # (n,) t
@@ -48,7 +51,7 @@ class State:
     residual: Tensor  # (n,) float64, relative change that led to image
 
     @classmethod
-    def before(cls, problem: Problem, settings: Settings, **own) -> "State":
+    def before(cls, problem: InverseProblem, settings: Settings, **own: Any) -> Self:
         """The state before the first iteration; R of the start is unknown, hence NaN. `own`: a subclass's fields."""
         unknown = torch.full((len(problem.y),), torch.nan, dtype=torch.float64, device=problem.y.device)
         return cls(
@@ -63,27 +66,27 @@ class State:
 
     @property
     def output(self) -> Tensor:  # (n, ...)
-        """What the user gets: the prox output, unless a solver is asked for something else."""
+        """What the user gets: the prox output, unless the caller chose another image."""
         return self.image
 
     def select(
         self,
         keep: Tensor,  # (n,) bool
-    ) -> "State":
+    ) -> Self:
         """The samples to keep, the operator included."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        kept = {name: v[keep] for name, v in values.items() if isinstance(v, Tensor)}
-        return replace(self, physics=subset(self.physics, keep), **kept)
+        kept: dict[str, Any] = {name: v[keep] for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **kept, physics=subset(self.physics, keep))
 
     def merge(
         self,
         place: Tensor,  # (n,) bool, m of them true
-        other: "State",  # of those m samples
-    ) -> "State":
+        other: Self,  # m samples
+    ) -> Self:
         """These samples replaced by others."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         where = place.nonzero().flatten()
-        merged = {
+        merged: dict[str, Any] = {
             name: v.index_copy(0, where, getattr(other, name)) for name, v in values.items() if isinstance(v, Tensor)
         }
         return replace(self, **merged)
@@ -91,8 +94,8 @@ class State:
 
 def iterate(
     name: str,
-    step: Callable[[State], State],
-    state: State,
+    step: Callable[[S], S],
+    state: S,
     conditions: Conditions,
     settings: Settings,
     *,
@@ -161,8 +164,7 @@ def iterate(
         images = images.index_copy(0, active, state.output)
     misfit = None
     if settings.noise is not None:
-        measurements = start.y[0].numel()
-        misfit = norm(start.physics.A(images) - start.y) / (settings.noise * measurements**0.5)
+        misfit = relative_misfit(start.physics, images, start.y, settings.noise)
     return Reconstruction(
         images, objective[: k + 1], residual[: k + 1], iterations, converged, broken, conditions, settings, misfit
     )

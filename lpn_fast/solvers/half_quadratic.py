@@ -16,10 +16,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..physics import LinearOperator
 from .automatic import Settings, choose
 from .conditions import hqs_conditions
 from .driver import Callback, State
-from .problem import Problem, data_prox, half_square, pose, positive, relative_change
+from .problem import InverseProblem, checked_problem, data_prox, half_square, positive, relative_change
+from .protocol import ProxModel
 from .prox import LearnedProx
 from .reconstruction import Reconstruction
 from .run import solve
@@ -38,7 +40,7 @@ class HalfQuadratic:
 
     prox: LearnedProx
 
-    def start(self, problem: Problem, settings: Settings) -> HQSState:
+    def start(self, problem: InverseProblem, settings: Settings) -> HQSState:
         """The state before the first iteration."""
         return HQSState.before(problem, settings, data_image=problem.x0)
 
@@ -60,8 +62,8 @@ class HalfQuadratic:
 @torch.no_grad()
 def hqs(
     y: Tensor,
-    physics,
-    model,
+    physics: LinearOperator,
+    model: ProxModel,
     *,
     rho: float | Tensor | None = None,
     strength: float | Tensor | str | None = None,
@@ -84,7 +86,7 @@ def hqs(
     y, physics, model, strength, sigma, noise, max_iter, x0, strict, callback, progress
         As for `pgd`. The operator's `prox_l2(z, y, gamma)` is used if it has one, else conjugate gradients.
     rho : float or Tensor, shape (N,), optional
-        Penalty; None is ||A||^2, or more where the network knows no noise as large as `strength` asks.
+        Penalty; None is ||A||^2, or more where `strength` requires a noise level above those the network knows.
     tol : float
         A sample has converged when ||z+ - z|| <= tol ||z+||.
 
@@ -106,7 +108,7 @@ def hqs(
     >>> lf.solvers.hqs(y, physics, lf.ConvLPN(1, hidden=8).eval(), max_iter=5).x.shape
     torch.Size([2, 1, 16, 16])
     """
-    problem = pose(y, physics, x0=x0, max_iter=max_iter, tol=tol)
+    problem = checked_problem(y, physics, x0=x0, max_iter=max_iter, tol=tol)
     settings = choose(
         problem,
         model,

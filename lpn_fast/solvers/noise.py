@@ -9,19 +9,26 @@ It takes fine texture for noise, so it errs upwards, least for measurements that
 projections). It says nothing about measurements that are no images or whose neighbours are unrelated.
 """
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from ..physics import LinearOperator, seen
 
 GAUSSIAN_MEDIAN = 0.6744897501960817  # median of |n| for n standard normal
 SMALLEST_SIDE = 8  # pixels: 16 blocks, below which a median means little
+FEWEST_BLOCKS = (SMALLEST_SIDE // 2) ** 2
 
 
-def estimate_noise(y: Tensor) -> Tensor:
+def estimate_noise(y: Tensor, physics: LinearOperator | None = None) -> Tensor:
     """Standard deviation of the noise in images, by the median absolute diagonal Haar detail.
 
     Parameters
     ----------
     y : Tensor, shape (N, C, H, W)
         Measurements with white noise, sides at least 8.
+    physics : object with `A` and `A_adjoint`, optional
+        Where given, blocks with an entry that it cannot reach do not count.
 
     Returns
     -------
@@ -45,23 +52,29 @@ def estimate_noise(y: Tensor) -> Tensor:
             f"noise can only be estimated from measurements of shape (N, C, H, W) with sides of at least "
             f"{SMALLEST_SIDE}, got {tuple(y.shape)}{remedy}"
         )
-    level = haar_level(y)
+    level = haar_level(y, None if physics is None else seen(physics, y))
     if not bool((level > 0).all()):
         blank = (level <= 0).nonzero().flatten().tolist()
         raise ValueError(f"noise cannot be estimated from y: samples {blank} show none{remedy}")
     return level
 
 
-def haar_level(images: Tensor) -> Tensor:
+def haar_level(images: Tensor, reached: Tensor | None = None) -> Tensor:
     """The estimate itself, (N,) float64, of images (N, C, H, W) with sides of at least 2; zero where there is none."""
     height, width = (side // 2 * 2 for side in images.shape[-2:])
     blocks = images[..., :height, :width]
     top, bottom = blocks[..., ::2, :], blocks[..., 1::2, :]
     detail = (top[..., ::2] - top[..., 1::2] - bottom[..., ::2] + bottom[..., 1::2]) / 2  # (N, C, H/2, W/2)
-    return detail.flatten(1).abs().median(dim=1).values.double() / GAUSSIAN_MEDIAN
+    size = detail.flatten(1).abs()
+    if reached is not None and not bool(reached.all()):
+        whole = -F.max_pool2d(-reached.to(images), 2)[..., : height // 2, : width // 2].flatten(1)  # least of a block
+        size = torch.where(whole > 0, size, torch.nan)
+        enough = (whole > 0).sum(1) >= FEWEST_BLOCKS
+        return torch.where(enough, size.nanmedian(dim=1).values.double().nan_to_num(0.0) / GAUSSIAN_MEDIAN, 0.0)
+    return size.median(dim=1).values.double() / GAUSSIAN_MEDIAN
 
 
-def known_noise(physics, y: Tensor) -> Tensor | None:  # (N,) float64
+def known_noise(physics: LinearOperator, y: Tensor) -> Tensor | None:  # (N,) float64
     """What an operator with a noise model (`physics.with_noise`) says of the noise in y, or None."""
     level = getattr(getattr(physics, "noise", None), "level", None)
     return level(y) if callable(level) else None

@@ -12,11 +12,14 @@ network writes them to memory at all; samples do not see each other, so only the
 import inspect
 import math
 from dataclasses import dataclass
+from typing import Self, cast
 
 import torch
 from torch import Tensor
 
-CACHED_BYTES = 16 * 2**20  # of one activation; above 32 MB the allocator asks the system for fresh pages every time
+from .protocol import ProxModel, WarmStartedModel
+
+CACHED_BYTES = 16 * 2**20  # for one activation; above 32 MB the allocator requests fresh pages every time
 
 
 @dataclass(frozen=True)
@@ -25,16 +28,16 @@ class LearnedProx:
 
     Attributes
     ----------
-    model : LPN, or any object with `prox_and_prior(z, strength=, sigma=)`
+    model : ProxModel
     warm : bool
-        Whether it also takes `start` and `return_preimage`.
+        Whether it is a `WarmStartedModel`, which takes `start` and `return_preimage`.
     """
 
-    model: object
+    model: ProxModel
     warm: bool
 
     @classmethod
-    def of(cls, model) -> "LearnedProx":
+    def of(cls, model: ProxModel) -> Self:
         """Looks once at what the model accepts."""
         accepted = inspect.signature(model.prox_and_prior).parameters
         return cls(model, {"start", "return_preimage"} <= accepted.keys())
@@ -47,12 +50,15 @@ class LearnedProx:
         preimage: Tensor | None,  # (n, ...) of the previous call
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # x (n, ...), R(x) (n,) float64, u (n, ...) or None
         if not self.warm or (isinstance(strength, float) and strength == 1):
-            return *self._in_pieces(z, strength, sigma), None
-        return self.model.prox_and_prior(z, strength=strength, sigma=sigma, start=preimage, return_preimage=True)
+            x, prior = self._in_pieces(z, strength, sigma)
+            return x, prior, None
+        model = cast(WarmStartedModel, self.model)
+        x, prior, u = model.prox_and_prior(z, strength=strength, sigma=sigma, start=preimage, return_preimage=True)
+        return x, prior, u
 
     def _in_pieces(
         self, z: Tensor, strength: float | Tensor, sigma: float | Tensor | None
-    ) -> tuple[Tensor, Tensor]:  # as prox_and_prior
+    ) -> tuple[Tensor, ...]:  # as prox_and_prior
         """One evaluation, of a few samples at a time where a batch would leave the cache."""
         size = piece(self.model, z)
         if size >= len(z) or isinstance(strength, Tensor):
@@ -66,7 +72,7 @@ class LearnedProx:
         return torch.cat(images), torch.cat(priors)
 
 
-def piece(model, z: Tensor) -> int:  # z (n, ...)
+def piece(model: ProxModel, z: Tensor) -> int:  # z (n, ...)
     """How many samples to evaluate together; all of them unless on a CPU and of a network of known width."""
     stages = getattr(getattr(model, "spec", None), "stages", ())
     if z.device.type != "cpu" or z.dim() < 4 or not stages:

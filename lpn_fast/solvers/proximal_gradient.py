@@ -17,21 +17,24 @@ unknown, at the start, ||A (x+ - x)||^2 <= ||x+ - x||^2 / eta takes its place: t
 """
 
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..per_sample import column
+from ..per_sample import broadcast
+from ..physics import LinearOperator
 from .automatic import Settings, choose
 from .conditions import gradient_conditions
 from .driver import Callback, State
-from .problem import Problem, half_square, pose, positive, relative_change
+from .problem import InverseProblem, checked_problem, half_square, positive, relative_change
+from .protocol import ProxModel
 from .prox import LearnedProx
 from .reconstruction import Reconstruction
-from .run import solve
+from .run import Iteration, solve
 
 SAFE_FRACTION = 0.95  # default step over its limit 1 / ||A||^2; at the limit itself the proven decrease is zero
-GROWTH = 1.1  # of an accepted step: one trial in seven is rejected where the halved step is just right
+GROWTH = 1.1  # factor on an accepted step: one trial in seven is rejected where the halved step is just right
 SUFFICIENT = 0.02  # delta: below the 1 - SAFE_FRACTION that a safe step is sure to have
 
 
@@ -42,29 +45,25 @@ class PGDState(State):
     measured: Tensor  # (n, ...) A image
 
 
+P = TypeVar("P", bound=PGDState)
+
+
 @dataclass(frozen=True)
-class ProximalGradient:
-    """The iteration with a fixed step."""
+class GradientStep:
+    """What the iterations of PGD and FISTA have in common."""
 
     prox: LearnedProx
 
-    def start(self, problem: Problem, settings: Settings) -> PGDState:
-        """The state before the first iteration."""
-        return PGDState.before(problem, settings, measured=problem.physics.A(problem.x0))
-
-    def step(self, state: PGDState) -> PGDState:
-        """One iteration."""
-        return self.step_from(state, state.image, state.measured)
-
     def step_from(
         self,
-        state: PGDState,
+        state: P,
         point: Tensor,  # (n, ...) where the gradient is taken
         measured: Tensor,  # (n, ...) A point
-    ) -> PGDState:
+    ) -> P:
+        """The state after a gradient step from a point and the prox of what that gives."""
         gradient = state.physics.A_adjoint(measured - state.y)  # (n, ...)
         image, prior, preimage = self.prox(
-            point - column(state.step_size, point) * gradient, state.strength, state.sigma, state.preimage
+            point - broadcast(state.step_size, point) * gradient, state.strength, state.sigma, state.preimage
         )
         measured = state.physics.A(image)
         objective = half_square(measured - state.y) + state.weight * prior
@@ -73,24 +72,65 @@ class ProximalGradient:
 
 
 @dataclass(frozen=True)
-class BacktrackedGradient(ProximalGradient):
+class ProximalGradient(GradientStep):
+    """The iteration with a fixed step."""
+
+    def start(self, problem: InverseProblem, settings: Settings) -> PGDState:
+        """The state before the first iteration."""
+        return PGDState.before(problem, settings, measured=problem.physics.A(problem.x0))
+
+    def step(self, state: PGDState) -> PGDState:
+        """One iteration."""
+        return self.step_from(state, state.image, state.measured)
+
+
+@dataclass(frozen=True)
+class BacktrackedState(PGDState):
+    """Every sample has a step of its own, and with it a strength."""
+
+    step_size: Tensor  # (n,)
+    strength: Tensor  # (n,)
+
+    @property
+    def weight(self) -> Tensor:  # (n,)
+        return self.strength / self.step_size
+
+
+@dataclass(frozen=True)
+class BacktrackedGradient(GradientStep):
     """The iteration with a step of its own for every sample; `safe_step` is the least it uses."""
 
     safe_step: Tensor  # (1,) or (N,) of the samples at the start; the least of them is safe for all
 
-    def step(self, state: PGDState) -> PGDState:
+    def start(self, problem: InverseProblem, settings: Settings) -> BacktrackedState:
+        """The state before the first iteration."""
+        return BacktrackedState.before(
+            problem, _per_sample(settings, problem.y), measured=problem.physics.A(problem.x0)
+        )
+
+    def step(self, state: BacktrackedState) -> BacktrackedState:
         """One iteration: trial steps until every sample has its decrease."""
         weight = state.weight  # (n,)
         floor = torch.minimum(self.safe_step.min().to(weight), 1 / weight)
         longest = torch.where(state.objective.isnan(), 1 / weight, GROWTH * state.step_size)
-        new = super().step(_with_step(state, torch.minimum(longest, 1 / weight), weight))
+        new = self.try_step(state, torch.minimum(longest, 1 / weight), weight)
         pending = ~has_decreased(new, state) & (new.step_size > floor)  # (n,)
         while bool(pending.any()):
             shorter = torch.maximum(new.step_size / 2, floor)[pending]
-            retried = super().step(_with_step(state.select(pending), shorter, weight[pending]))
+            retried = self.try_step(state.select(pending), shorter, weight[pending])
             new = new.merge(pending, retried)
             pending = pending & ~has_decreased(new, state) & (new.step_size > floor)
         return new
+
+    def try_step(self, state: BacktrackedState, step_size: Tensor, weight: Tensor) -> BacktrackedState:
+        """The state after a plain iteration at this step, (n,), and this weight, (n,)."""
+        tried = replace(state, step_size=step_size, strength=(weight * step_size).clamp(max=1))
+        return self.step_from(tried, tried.image, tried.measured)
+
+
+def _per_sample(settings: Settings, y: Tensor) -> Settings:
+    everyone = torch.ones(len(y), dtype=torch.float64, device=y.device)
+    return replace(settings, step_size=settings.step_size * everyone, strength=settings.strength * everyone)
 
 
 def has_decreased(new: PGDState, old: PGDState) -> Tensor:  # (n,) bool
@@ -101,15 +141,11 @@ def has_decreased(new: PGDState, old: PGDState) -> Tensor:  # (n,) bool
     return torch.where(old.objective.isnan(), bounded, fell)
 
 
-def _with_step(state: PGDState, step_size: Tensor, weight: Tensor) -> PGDState:
-    return replace(state, step_size=step_size, strength=(weight * step_size).clamp(max=1))
-
-
 @torch.no_grad()
 def pgd(
     y: Tensor,
-    physics,
-    model,
+    physics: LinearOperator,
+    model: ProxModel,
     *,
     step_size: float | Tensor | None = None,
     strength: float | Tensor | str | None = None,
@@ -133,13 +169,14 @@ def pgd(
     ----------
     y : Tensor, shape (N, ...), float32 or float64
         Measurements.
-    physics : object with `A` and `A_adjoint`
-        Linear operator acting on every sample alone. Its `norm()` is used if it has one, else
+    physics : LinearOperator
+        Any object with `A` and `A_adjoint`, acting on every sample alone. Its `norm()` is used if it has one, else
         ||A|| is estimated with a margin and the report says so.
-    model : LPN
-        Learned prior: `prox_and_prior(z, strength, sigma)`.
+    model : ProxModel
+        Learned prior: an LPN, or any object with `prox_and_prior(z, strength=, sigma=)`.
     step_size : float or Tensor, shape (N,), optional
-        Step eta; None is 0.95 / ||A||^2, or less where the network knows no noise as large as the choice below asks.
+        Step eta; None is 0.95 / ||A||^2, or less where `strength` requires a noise level above those the network
+        knows.
     strength : float or Tensor, shape (N,), in (0, 1], "map", "discrepancy", optional
         Weight t of the prior. "map" derives it from the noise in y and the noise the network was trained on,
         "discrepancy" finds, in up to 72 further iterations, the weight at which ||A x - y|| is what the noise makes
@@ -149,8 +186,8 @@ def pgd(
     sigma : float or Tensor, shape (N,), optional
         Noise level for a network that is conditioned on it; None is derived with `strength`.
     noise : float or Tensor, shape (N,), optional
-        Standard deviation of the noise in y. None asks the physics, and where a choice needs it, y itself
-        (`solvers.estimate_noise`).
+        Standard deviation of the noise in y. None reads it from the physics, and where a choice needs it,
+        estimates it from y (`solvers.estimate_noise`).
     backtracking : bool
         Start from the longest step, at fixed weight t / eta, and halve it sample by sample until the objective falls
         enough. It helps where t < 1: for t = 1 no longer step has the same minimisers. `settings` then hold the
@@ -194,17 +231,16 @@ def pgd(
     >>> result.x.shape, result.conditions.all_hold
     (torch.Size([2, 1, 16, 16]), True)
     """
-    problem = pose(y, physics, x0=x0, max_iter=max_iter, tol=tol)
+    problem = checked_problem(y, physics, x0=x0, max_iter=max_iter, tol=tol)
     step_size = None if step_size is None else positive("step_size", step_size, y)
     safe = SAFE_FRACTION / problem.norm**2
     settings = choose(
         problem, model, step_size=step_size, default_step=safe, strength=strength, sigma=sigma, noise=noise
     )
     conditions = gradient_conditions(problem, settings.step_size)
-    method = ProximalGradient(LearnedProx.of(model))
+    method: Iteration[Any] = ProximalGradient(LearnedProx.of(model))
     if backtracking:
-        everyone = torch.ones(len(y), dtype=torch.float64, device=y.device)
-        settings = replace(settings, step_size=settings.step_size * everyone, strength=settings.strength * everyone)
+        settings = _per_sample(settings, y)
         # A step that is known to be safe is the last resort, even if the one given is longer.
         method = BacktrackedGradient(LearnedProx.of(model), torch.as_tensor(safe, device=y.device).reshape(-1))
         conditions = gradient_conditions(problem, safe)

@@ -1,37 +1,49 @@
 """A posed problem and chosen settings, run to the end: refuse, find the weight, iterate.
 
-The discrepancy principle wants  ||A x - y||^2 = s^2 m  at the solution, which a weight in closed form cannot promise.
-So the weight is found first, per sample, by short runs of the same solver, each warm-started from the last; then the
-weight is frozen, and only from there on are objectives recorded: they belong to one function and may be compared.
+The discrepancy principle requires  ||A x - y||^2 = s^2 m  at the solution, which no weight in closed form can
+promise. So the weight is found first, per sample, by short runs of the same solver, each warm-started from the last;
+then it is frozen, and only from there on are objectives recorded: they belong to one function and may be compared.
 """
 
 import math
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..per_sample import choose as choose_sample
-from ..per_sample import norm
 from .automatic import SMALLEST_STRENGTH, Settings, calibrated, trained_levels
 from .conditions import Conditions
-from .driver import Callback, iterate
-from .problem import Problem
+from .driver import Callback, S, iterate
+from .problem import InverseProblem, relative_misfit
+from .prox import LearnedProx
 from .reconstruction import Reconstruction
 
 STAGES, STAGE_ITERATIONS = 6, 12  # short runs, and iterations of each
-FIRST_SLOPE = 0.3  # of log misfit against log of the assumed noise, for photographs and CT slices; then a secant
+FIRST_SLOPE = 0.3  # slope of log misfit against log of the assumed noise, for photographs and CT slices; then a secant
 # What a secant may claim: a pure denoiser at small t has slope 2; outside, two short runs say more about themselves.
 SLOPES = (0.05, 2.0)
-LARGEST_MOVE = math.log(2)  # of log of the assumed noise, in one stage
-LARGEST_KAPPA = -0.5 * math.log(SMALLEST_STRENGTH)  # of its logarithm: there t = kappa^2 meets its limit
-CLOSE_ENOUGH = 0.01  # relative distance from the misfit that is wanted
+LARGEST_MOVE = math.log(2)  # change in the log of the assumed noise, in one stage
+LARGEST_KAPPA = -0.5 * math.log(SMALLEST_STRENGTH)  # bound on log kappa: there t = kappa^2 meets its limit
+CLOSE_ENOUGH = 0.01  # relative distance from the required misfit
+
+
+class Iteration(Protocol[S]):
+    """A solver, as a map of states: its start and one step."""
+
+    @property
+    def prox(self) -> LearnedProx: ...
+
+    def start(self, problem: InverseProblem, settings: Settings, /) -> S: ...
+
+    def step(self, state: S, /) -> S: ...
 
 
 def solve(
     name: str,
-    method,
-    problem: Problem,
+    method: Iteration[S],
+    problem: InverseProblem,
     settings: Settings,
     conditions: Conditions,
     *,
@@ -41,7 +53,7 @@ def solve(
     callback: Callback | None,
     progress: bool,
 ) -> Reconstruction:
-    """The reconstruction of a problem by a method (an object with `start(problem, settings)` and `step(state)`)."""
+    """The reconstruction of a problem by a method."""
     if strict:
         conditions.raise_unless_all_hold()
     if settings.rule == "discrepancy":
@@ -52,14 +64,16 @@ def solve(
     )  # fmt: skip
 
 
-def meet_discrepancy(method, problem: Problem, settings: Settings) -> tuple[Settings, Problem]:
+def meet_discrepancy(
+    method: Iteration[S], problem: InverseProblem, settings: Settings
+) -> tuple[Settings, InverseProblem]:
     """Settings whose solution has misfit one, as far as strengths in (0, 1] allow, and a warm start.
 
     The weight is that of MAP for an assumed noise kappa s; misfits rise with kappa. The step stays.
     """
     model, y = method.prox.model, problem.y
     levels, conditional = trained_levels(model), settings.sigma is not None
-    samples, measurements = len(y), y[0].numel()
+    samples = len(y)
     noise = torch.as_tensor(settings.noise, dtype=torch.float64, device=y.device).expand(samples)
     log_kappa = torch.zeros(samples, dtype=torch.float64, device=y.device)
     slope = torch.full_like(log_kappa, FIRST_SLOPE)
@@ -70,8 +84,8 @@ def meet_discrepancy(method, problem: Problem, settings: Settings) -> tuple[Sett
             state = method.step(state)
         good = state.objective.isfinite()
         problem = replace(problem, x0=choose_sample(good, state.image, problem.x0))
-        misfit = norm(problem.physics.A(problem.x0) - y) / (noise * measurements**0.5)
-        error = misfit.clamp_min(torch.finfo(torch.float64).tiny).log()  # (N,), zero is wanted
+        misfit = relative_misfit(problem.physics, problem.x0, y, noise)
+        error = misfit.clamp_min(torch.finfo(torch.float64).tiny).log()  # (N,), to become zero
         if stage == STAGES - 1 or bool((error.abs() <= CLOSE_ENOUGH).all()):
             break
         if previous is not None:
@@ -85,9 +99,16 @@ def meet_discrepancy(method, problem: Problem, settings: Settings) -> tuple[Sett
     return settings, problem
 
 
-def _with_assumed_noise(settings, levels, conditional, kappa, noise, y) -> Settings:
+def _with_assumed_noise(
+    settings: Settings,
+    levels: tuple[float, float] | None,
+    conditional: bool,
+    kappa: Tensor,  # (N,) float64
+    noise: Tensor,  # (N,) float64
+    y: Tensor,  # (N, ...)
+) -> Settings:
     if levels is None:  # t = kappa^2: the only scale there is
         strength = kappa.square().clamp(SMALLEST_STRENGTH, 1).to(y)
         return replace(settings, strength=strength)
-    _, strength, sigma = calibrated(y, levels, kappa * noise, settings.step_size, conditional=conditional)
-    return replace(settings, strength=strength, sigma=sigma if conditional else settings.sigma)
+    _, weaker, sigma = calibrated(y, levels, kappa * noise, settings.step_size, conditional=conditional)
+    return replace(settings, strength=weaker, sigma=sigma if conditional else settings.sigma)

@@ -15,8 +15,9 @@
     loss = "matching"
     steps = 40000
 
-Every key has a default, listed in the classes below; JSON files hold the same. Unknown keys and values of the
-wrong type are refused, with the nearest known name.
+The classes below declare every key once: its type, default, help and flag. `lpn-fast train` makes its flags of them
+(cli/train.py). JSON files hold the same as TOML. Unknown keys and values of the wrong type are refused, with the
+nearest known name.
 """
 
 import dataclasses
@@ -25,48 +26,105 @@ import json
 import tomllib
 import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field
 from pathlib import Path
 
 from ..data.augment import SYMMETRIES, Augment
 from ..data.ct import WINDOWS, Window
+from ..data.sources import SPLITS
 from ..data.synthetic import KINDS
 from ..networks.initialise import STARTS
+from ..networks.registry import trainable
+from ..ops.precision import PRECISIONS
 from .schedule import GAMMA_MIN, Phase, published_phases
 
-FAMILIES = ("multiscale", "frame", "mixture", "ridge", "laplacian", "mnist", "celeba", "mayoct")
+
+def option(help: str, default=MISSING, *, flag: str | None = None, choices=None, metavar=None, parse=None):
+    """A field of a configuration, with all that `lpn-fast train` shows of it.
+
+    Parameters
+    ----------
+    help : str
+        What it is; the default is added where it is not None.
+    default : object
+        None where something else decides, and the help says what. Left out: must be given.
+    flag : str, optional
+        On the command line; None is the field's name.
+    choices : tuple or callable that gives one, optional
+        Values other than None; others are refused, in files as well.
+    metavar : str or tuple of str, optional
+        Stands for the value, or the values, in the help.
+    parse : callable, optional
+        Converts one word to a value, or to an entry of a tuple; raises ValueError. None: the field's type.
+    """
+    metadata = {"help": help, "flag": flag, "choices": choices, "metavar": metavar, "parse": parse}
+    return field(default=default, metadata=metadata)
+
+
+def flag_of(f: Field) -> str:
+    """The field's flag, e.g. --batch-size."""
+    return "--" + (f.metadata["flag"] or f.name.replace("_", "-"))
+
+
+def choices_of(f: Field) -> tuple | None:
+    """Values that the field may have, or None."""
+    choices = f.metadata.get("choices")
+    return choices() if callable(choices) else choices
+
+
+def _gate(text: str) -> tuple[int, ...]:
+    """1,1,64 -> (1, 1, 64)."""
+    try:
+        side, stride, width = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"a gate must be side,stride,width, e.g. 1,1,64, got {text!r}") from None
+    return side, stride, width
+
+
+def _name_or_unit(text: str) -> str | float:
+    """A name of WINDOWS as it is, Hounsfield units as a number."""
+    try:
+        return text if text in WINDOWS else float(text)
+    except ValueError:
+        known = ", ".join(WINDOWS)
+        raise ValueError(f"a window must be one of {known}, or two numbers, got {text!r}") from None
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """[data]: what is trained on. Names as in `lpn_fast.data.ImageCrops` and `Augment`."""
 
-    sources: tuple[str, ...] = ()  # files, folders, archives
-    synthetic: str | None = None  # or images made up: "dead-leaves", "ellipses", "phantoms"
-    validate: tuple[str, ...] = ()  # files, folders, archives for the validation PSNR and SSIM
-    validate_side: int = 160  # pixels of their centres
-    channels: int = 1  # 1 = gray, 3 = colour
-    crop: int | None = 64  # side in pixels; a family of one image size brings its own
-    centre: int | None = None
-    exclude: str | None = None  # text file of image names never to train on, one a line
-    samples: tuple[int, int] | None = None
-    validate_samples: tuple[int, int] | None = None
-    split: str | None = None
-    validate_split: str | None = None
-    recursive: bool = False
-    window: str | tuple[float, float] = "full"  # of DICOM files: a name of WINDOWS or two Hounsfield units
-    full_scale: float | None = None
-    skip_broken: bool = False
-    cache: str | None = None
-    symmetries: str = "all"
-    degrees: float = 0.0
-    zoom: float = 1.0
-    probability: float = 1.0
-    contrast: float = 1.5
+    sources: tuple[str, ...] = option(
+        "images, .npy, DICOM, zip, npz, idx, HDF5, or folders of them", (), flag="data", metavar="PATH"
+    )
+    synthetic: str | None = option("instead: images made up", None, choices=KINDS)
+    validate: tuple[str, ...] = option("as --data, for the validation PSNR and SSIM", (), metavar="PATH")
+    validate_side: int = option("pixels of the centres of validation images", 160)
+    channels: int = option("1 = gray, 3 = colour", 1, choices=(1, 3))
+    crop: int | None = option("side of the training crops in pixels; networks of one image size bring their own", 64)
+    centre: int | None = option("use only the centre of every image, a square of so many pixels", None, metavar="SIDE")
+    exclude: str | None = option("text file of image names never to train on, one a line", None, metavar="FILE")
+    samples: tuple[int, int] | None = option(
+        "only these of the samples; LAST is left out", None, metavar=("FIRST", "LAST")
+    )
+    validate_samples: tuple[int, int] | None = option("the same of --validate", None, metavar=("FIRST", "LAST"))
+    split: str | None = option("of sources that are split into several", None, choices=tuple(SPLITS))
+    validate_split: str | None = option("the same of --validate", None, choices=tuple(SPLITS))
+    recursive: bool = option("look into folders within folders", False)
+    window: str | tuple[float, float] = option(
+        f"of DICOM files: {', '.join(WINDOWS)}, or two Hounsfield units", "full", metavar="W", parse=_name_or_unit
+    )
+    full_scale: float | None = option("intensity of the data that becomes 1 (default: by its type)", None)
+    skip_broken: bool = option("leave out files that cannot be read", False)
+    cache: str | None = option("keep decoded images there, mapped into memory", None, metavar="DIR")
+    symmetries: str = option("reflections and quarter turns of the crops", "all", choices=SYMMETRIES)
+    degrees: float = option("crops are rotated up to this angle", 0.0)
+    zoom: float = option("crops are zoomed up to this factor", 1.0)
+    probability: float = option("share of the crops that are rotated and zoomed", 1.0)
+    contrast: float = option("contrast of the crops varies up to this factor; 1 = never", 1.5)
 
     def __post_init__(self):
-        _one_of("data.synthetic", self.synthetic, (*KINDS, None))
-        _one_of("data.symmetries", self.symmetries, SYMMETRIES)
+        _check_choices(self, "data.")
         if bool(self.sources) == (self.synthetic is not None):
             raise ValueError("data must have either sources (--data) or synthetic, got both or none")
         if isinstance(self.window, str):
@@ -85,42 +143,48 @@ class DataConfig:
 class ModelConfig:
     """[model]: the architecture, or a trained model to go on from, which brings its own."""
 
-    family: str = "multiscale"  # "ridge": R is convex, see RidgeLPN; the last are the published networks
-    hidden: int = 48  # channels per stage; ridge: pairs of filters; mixture: experts
-    strides: tuple[int, ...] = (1, 2, 1, 2, 1)
-    kernel: int = 3
-    skip_kernel: int = 5
-    heads: str = "all"
-    squared_head: bool = True
-    gates: tuple[tuple[int, int, int], ...] | None = None  # frame: (side, stride, width) of its stages
-    beta: float | None = None  # None: 100; frame: 1, in units of the noise; mixture: has none
-    alpha: float | None = None  # None: 1e-3; frame, mixture: 1e-4
-    initialise: str | None = None  # one of STARTS; None: best_start; frame and mixture have their own
-    start: str | None = None  # a model file to fine-tune
+    family: str = option("see families below", "multiscale", choices=trainable)
+    hidden: int = option("width: channels per stage, pairs of filters or experts", 48)
+    strides: tuple[int, ...] = option("stride of each stage", (1, 2, 1, 2, 1))
+    kernel: int = option("side of the core kernels", 3)
+    skip_kernel: int = option("side of the skip kernels, or of the frame", 5)
+    heads: str = option("stages that enter the potential", "all", choices=("last", "all"))
+    squared_head: bool = option("first stage: head on z^2 too", True)
+    gates: tuple[tuple[int, int, int], ...] | None = option(
+        "side, stride, width of each gate (default: two per filter)", None, metavar="K,S,W", parse=_gate
+    )
+    beta: float | None = option("sharpness of the softplus (default: see families below)", None)
+    alpha: float | None = option("strong convexity alpha/2 |x|^2 (default: see families below)", None)
+    initialise: str | None = option("start of the weights (default: what suits the family)", None, choices=STARTS)
+    start: str | None = option("go on from a shipped model or a file of one", None, metavar="MODEL")
 
     def __post_init__(self):
-        _one_of("model.family", self.family, FAMILIES)
-        _one_of("model.initialise", self.initialise, (*STARTS, None))
+        _check_choices(self, "model.")
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     """[schedule]: the loss, and how long. None takes what suits the loss."""
 
-    loss: str = "l2"  # "l1", "l2", "log", or "matching" = pre-training, then proximal matching
-    steps: int = 20_000
-    pretrain: str = "l1"  # for matching: "l1", "l2", or "none" to fine-tune
-    learning_rate: float | None = None  # l1, l2: 2e-3; pre-training: 1e-3
-    matching_rate: float = 1e-4
-    decay: float | None = None  # fraction the rate falls to on a cosine; l1, l2: 0.01; matching: 1
-    warmup: int = 0
-    gamma_min: float = GAMMA_MIN  # last gamma in units of sqrt(n), n entries per sample; or of sqrt(n) sigma
-    halvings: int = 3
-    gamma_unit: str = "absolute"  # "sigma": every sample's gamma is a multiple of its own noise level
+    loss: str = option(
+        "log = of each image's error; matching = l1, then proximal matching, as published",
+        "l2",
+        choices=("l2", "l1", "log", "matching"),
+    )
+    steps: int = option("of all phases together", 20_000)
+    pretrain: str = option("before matching; none = fine-tune", "l1", choices=("l1", "l2", "none"))
+    learning_rate: float | None = option("of Adam (default 2e-3; before matching 1e-3)", None)
+    matching_rate: float = option("of Adam during proximal matching", 1e-4)
+    decay: float | None = option("share that the rate falls to on a cosine (default 0.01; matching: 1)", None)
+    warmup: int = option("the rate rises over so many steps", 0, metavar="STEPS")
+    gamma_min: float = option("last gamma of matching in units of sqrt(n), n entries per sample", GAMMA_MIN)
+    halvings: int = option("of gamma during matching", 3)
+    gamma_unit: str = option(
+        "sigma: gamma is a multiple of the noise level of each sample", "absolute", choices=("absolute", "sigma")
+    )
 
     def __post_init__(self):
-        _one_of("schedule.loss", self.loss, ("l1", "l2", "log", "matching"))
-        _one_of("schedule.pretrain", self.pretrain, ("l1", "l2", "none"))
+        _check_choices(self, "schedule.")
 
     def phases(self, entries: int) -> list[Phase]:
         """The phases for samples of `entries` numbers."""
@@ -146,33 +210,37 @@ class ScheduleConfig:
 class TrainingConfig:
     """A run. Names as in `Trainer`."""
 
-    out: str
-    sigma: float | tuple[float, float]  # noise level, or the range for a noise-conditional network
     data: DataConfig
+    out: str = option("folder for model, card, log and resume file", metavar="DIR")
+    sigma: float | tuple[float, float] = option("noise level, or lowest and highest", metavar="S")
     model: ModelConfig = field(default_factory=ModelConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    batch_size: int = 16
-    seed: int = 0
-    gain_limit: float | None = None
-    clip_norm: float | None = None
-    ema_decay: float | None = None
-    margin: int = 0  # pixels at the sides of a crop that the loss leaves out
-    precision: str = "fp32"
-    expansion_weight: float = 0.0
-    task: str = "denoise"  # or "deblur": through the minimiser of deblurring problems (equilibrium.py)
-    validate_every: int = 500
-    checkpoint_seconds: float = 60.0
-    device: str = "cpu"
-    threads: int | None = None
-    tensorboard: bool = False
-    verify: bool = True
+    batch_size: int = option("crops per step", 16)
+    seed: int = option("of the start, the data and the noise", 0)
+    gain_limit: float | None = option("bound the growth of f; below 1 the prior is surely coercive", None, metavar="G")
+    clip_norm: float | None = option("scale longer gradients down to this 2-norm", None, metavar="C")
+    ema_decay: float | None = option("average the weights, e.g. 0.999", None, metavar="D")
+    margin: int = option("pixels at the sides of a crop that the loss leaves out", 0, metavar="M")
+    precision: str = option("of the steps, behind an accuracy gate", "fp32", choices=PRECISIONS)
+    expansion_weight: float = option("price on |f(u + d) - f(u)| > |d|", 0.0, metavar="W")
+    task: str = option("deblur: train the minimisers that the solvers find", "denoise", choices=("denoise", "deblur"))
+    validate_every: int = option("steps between validations", 500, metavar="STEPS")
+    checkpoint_seconds: float = option("between resume files", 60.0, metavar="SECONDS")
+    device: str = option("cpu or cuda", "cpu")
+    threads: int | None = option("CPU threads (default: torch's choice)", None)
+    tensorboard: bool = option("figures for TensorBoard, too", False)
+    verify: bool = option("check in the end that the result is an exact prox", True)
 
     def __post_init__(self):
-        _one_of("task", self.task, ("denoise", "deblur"))
+        _check_choices(self, "")
 
     def to_dict(self) -> dict:
         """JSON-ready; `from_dict` reads it."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+# prefix of a table's keys -> its class
+TABLES = {"": TrainingConfig, "data.": DataConfig, "model.": ModelConfig, "schedule.": ScheduleConfig}
 
 
 def from_dict(data: dict) -> TrainingConfig:
@@ -216,7 +284,7 @@ def _build(cls, data: dict, table: str):
             raise ValueError(f"unknown key {table + key!r}{hint}")
         values[key] = _converted(value, hints[key], table + key)
     for f in dataclasses.fields(cls):
-        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+        if f.name not in values and f.default is MISSING and f.default_factory is MISSING:
             if dataclasses.is_dataclass(hints[f.name]):
                 values[f.name] = _build(hints[f.name], {}, f"{table}{f.name}.")
             else:
@@ -224,13 +292,13 @@ def _build(cls, data: dict, table: str):
     return cls(**values)
 
 
-def _converted(value, wanted, name: str):
-    """`value` as the annotation has it: lists become tuples, whole numbers floats; ValueError otherwise."""
-    if dataclasses.is_dataclass(wanted):
+def _converted(value, annotation, name: str):
+    """`value` as the annotation says: lists become tuples, whole numbers floats; ValueError otherwise."""
+    if dataclasses.is_dataclass(annotation):
         if not isinstance(value, dict):
             raise ValueError(f"{name!r} must be a table, got {value!r}")
-        return _build(wanted, value, name + ".")
-    options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
+        return _build(annotation, value, name + ".")
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     for option in options:
         if option is type(None) and value is None:
             return None
@@ -242,25 +310,32 @@ def _converted(value, wanted, name: str):
             kinds = typing.get_args(option)
             if kinds[-1] is ... or len(kinds) == len(value):
                 return tuple(_converted(v, kinds[0], name) for v in value)
-    raise ValueError(f"{name!r} must be {_described(wanted)}, got {value!r}")
+    raise ValueError(f"{name!r} must be {_described(annotation)}, got {value!r}")
 
 
-def _described(wanted) -> str:
-    return str(getattr(wanted, "__name__", wanted) if isinstance(wanted, type) else wanted).replace("NoneType", "None")
+def _described(annotation) -> str:
+    return (annotation.__name__ if isinstance(annotation, type) else str(annotation)).replace("NoneType", "None")
 
 
 def _everything() -> dict[str, str]:
     """Every key -> its table."""
-    tables = {"": TrainingConfig, "data.": DataConfig, "model.": ModelConfig, "schedule.": ScheduleConfig}
-    return {f.name: table for table, cls in tables.items() for f in dataclasses.fields(cls)}
+    return {f.name: table for table, cls in TABLES.items() for f in dataclasses.fields(cls)}
 
 
 def _place(key: str, cls, table: str) -> str:
     return table + key if key in {f.name for f in dataclasses.fields(cls)} else _everything()[key] + key
 
 
+def _check_choices(config, table: str) -> None:
+    """ValueError where a field is none of its choices."""
+    for f in dataclasses.fields(config):
+        value, choices = getattr(config, f.name), choices_of(f)
+        if choices is not None and not (value is None and f.default is None):
+            _one_of(table + f.name, value, choices)
+
+
 def _one_of(name: str, value, allowed: tuple) -> None:
     if value not in allowed:
-        near = difflib.get_close_matches(str(value), [a for a in allowed if a], 1)
+        near = difflib.get_close_matches(str(value), [str(a) for a in allowed], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name} must be one of {[a for a in allowed if a is not None]}, got {value!r}{hint}")
+        raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}{hint}")

@@ -116,9 +116,9 @@ def write_result(model: LPN, out: str | Path) -> None:
     (Path(out) / "card.md").write_text(card_text(model, Path(out).name))
 
 
-def card_text(model: LPN, name: str) -> str:
-    """The model's card as Markdown: what it is, what it saw, what it reached."""
-    card = dict(model.card)
+def card_text(model: LPN, name: str, licence: str | None = None) -> str:
+    """The model's card as Markdown: what it is, what it saw, what it reached; of shipped weights also their licence."""
+    card = dict(model.card) | ({"licence": licence} if licence else {})
     lines = [f"# {name}", "", f"`{model.extra_repr()}`", "", "| | |", "|---|---|"]
     result = card.pop("result", {})
     for key, value in (card | {f"result: {k}": v for k, v in result.items()}).items():
@@ -139,7 +139,7 @@ def validation_levels(sigma: float | tuple[float, float]) -> list[float]:
 def denoising_figures(model: LPN, images: Tensor, levels: list[float]) -> dict[str, float]:
     """Mean PSNR and SSIM of f(x + noise) over `images` (M, C, H, W) at each noise level, seeded noise.
 
-    Of volumes (M, C, D, H, W) there is no SSIM.
+    There is no SSIM for volumes (M, C, D, H, W).
     """
     figures = {}
     own = next(model.parameters())

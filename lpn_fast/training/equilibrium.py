@@ -21,13 +21,13 @@ themselves, at the cost of f as a denoiser. f is an exact prox all along: only w
 import torch
 from torch import Tensor
 
-from ..per_sample import column, dot
+from ..per_sample import broadcast, dot
 from ..physics import Blur, gaussian_kernel, shake_kernel
 from ..solvers import fista
 
 STEP = 0.98  # eta; the blurs have norm one
-SIDES = (5, 15)  # of the kernels, odd numbers of pixels
-RIM = SIDES[1] // 2  # of a crop, which its image leaves to what the blur spreads
+SIDES = (5, 15)  # smallest and largest kernel, odd numbers of pixels
+RIM = SIDES[1] // 2  # border of a crop, left out of its image for what the blur spreads
 SMALLEST = 2 * SIDES[1] - 1  # crop: its image is as large as a kernel
 FLAT = 1e-3  # curvature of the objective, relative to the strongest, below which a direction is left alone
 
@@ -42,9 +42,9 @@ class Deblurring:
     shakes : float
         Share of camera shakes among the kernels, in [0, 1].
     iterations : int
-        Of the solver, at most.
+        Most iterations of the solver.
     inner : int
-        Of conjugate gradients.
+        Iterations of conjugate gradients.
 
     Raises
     ------
@@ -144,11 +144,11 @@ def _solved(hessian, damped, v: Tensor, iterations: int) -> Tensor:
         image = d - hessian(damped_d)
         curvature = dot(damped_d, image)
         curved = curved & (curvature > FLAT * dot(damped_d, d)) & (size > 0)
-        length = column(torch.where(curved, size / curvature, 0), v)
+        length = broadcast(torch.where(curved, size / curvature, 0), v)
         q = q + length * d
         r = r - length * image
         damped_r = damped(r)
         before, size = size, dot(r, damped_r)
-        ratio = column(torch.where(curved, size / before, 0), v)
+        ratio = broadcast(torch.where(curved, size / before, 0), v)
         d, damped_d = r + ratio * d, damped_r + ratio * damped_d
     return q

@@ -12,10 +12,10 @@ Compare the spectral penalties of arXiv 2201.13256 (Prox-PnP), which act on the 
 import torch
 from torch import Tensor
 
-from ..per_sample import column
+from ..per_sample import broadcast
 
 POWER_STEPS = 3
-LONGEST = 1.0  # of d, 2-norm; its energy sits on a few pixels, images in [0, 1]
+LONGEST = 1.0  # largest 2-norm of d; its energy sits on a few pixels, images in [0, 1]
 
 
 def expansion_penalty(model, u: Tensor, f_u: Tensor, sigma: Tensor | None, generator: torch.Generator) -> Tensor:
@@ -36,7 +36,7 @@ def expansion_penalty(model, u: Tensor, f_u: Tensor, sigma: Tensor | None, gener
         for _ in range(POWER_STEPS):
             d = _normalised(model.hvp(u, _normalised(d), sigma))
         length = LONGEST * (0.1 + 0.9 * torch.rand(len(u), generator=generator, dtype=u.dtype)).to(u.device)
-        d = d * column(length, d)
+        d = d * broadcast(length, d)
     ratio = _square(model(u + d, sigma) - f_u) / length.square()
     return (ratio - 1).clamp(min=0).mean()
 
@@ -48,4 +48,4 @@ def _square(t: Tensor) -> Tensor:
 
 def _normalised(t: Tensor) -> Tensor:
     """t_n / |t_n|; zero stays zero."""
-    return t / column(_square(t).sqrt().clamp_min(torch.finfo(t.dtype).tiny), t)
+    return t / broadcast(_square(t).sqrt().clamp_min(torch.finfo(t.dtype).tiny), t)

@@ -10,13 +10,14 @@ disk) ends no run.
 
 import csv
 import math
-import os
 import time
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
+
+from .. import atomic
 
 EARLY_SECONDS = 60.0
 WINDOW = 20  # steps whose mean loss is shown
@@ -64,14 +65,8 @@ class RunLog:
         kept = rows[:1] + [r for r in rows[1:] if r and r[0].isdigit() and int(r[0]) <= step]
         if kept == rows:
             return
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with suppress(OSError):
-                with open(temporary, "w", newline="") as file:
-                    csv.writer(file).writerows(kept)
-                os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError), atomic.replacing(path) as temporary, open(temporary, "w", newline="") as file:
+            csv.writer(file).writerows(kept)
 
 
 class Pace:
@@ -89,7 +84,7 @@ class Pace:
         self.total, self.first = total, first
         self.started = time.monotonic()
         self.recent: deque = deque(maxlen=WINDOW)  # losses of the last steps, as tensors
-        self.means: list[float] = []  # of whole windows of one phase
+        self.means: list[float] = []  # mean losses of whole windows of one phase
 
     def note(self, loss) -> None:
         """The loss of a step."""
@@ -125,9 +120,9 @@ def direction(means: list[float]) -> str:
     if len(means) < 6:
         return "too few steps to say whether the loss moves"
     third = len(means) // 3
-    early, late = means[:third], means[-third:]
-    a, b = (math.fsum(part) / third for part in (early, late))
-    spread = [math.fsum((v - m) ** 2 for v in part) for part, m in ((early, a), (late, b))]
+    first, last = means[:third], means[-third:]
+    a, b = (math.fsum(part) / third for part in (first, last))
+    spread = [math.fsum((v - m) ** 2 for v in part) for part, m in ((first, a), (last, b))]
     error = math.sqrt(sum(spread) / max(1, 2 * third - 2) * 2 / third)
     word = "does not move" if abs(a - b) <= 2 * error else "falls" if b < a else "RISES"
     return f"the loss {word}: {a:.4g} -> {b:.4g}"

@@ -63,7 +63,7 @@ class ProximalMatchingLoss(nn.Module):
             # values on another device are not looked at: that would wait for it
             if gamma.device.type == "cpu" and not (gamma.isfinite() & (gamma > 0)).all():
                 raise ValueError(f"gamma must be positive, got {gamma.tolist()}")
-            self.gamma = gamma
+            self.gamma: float | Tensor = gamma
         elif not (math.isfinite(gamma) and gamma > 0):
             raise ValueError(f"gamma must be positive, got {gamma}")
         else:

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 
 from ..data import ImageCrops, synthetic_crops, validation_batch
-from ..networks import LPN, ConvLPN, FrameLPN, MixtureLPN, RidgeLPN, paper_network, shipped_or_loaded
+from ..networks import LPN, shipped_or_loaded
 from ..networks.initialise import best_start, initialise_as_
+from ..networks.registry import FAMILIES
 from .config import DataConfig, TrainingConfig
 from .denoiser import train_denoiser
 from .distributed import current_group
@@ -14,7 +15,6 @@ from .equilibrium import Deblurring
 
 SYNTHETIC_POOL = 64
 SYNTHETIC_SIDE = 256
-OWN_START = ("frame", "mixture")  # families that begin as their constructors say
 
 
 def train(config: TrainingConfig, progress: bool = True) -> LPN:
@@ -71,44 +71,17 @@ def train(config: TrainingConfig, progress: bool = True) -> LPN:
 
 def build_model(config: TrainingConfig) -> LPN:
     """The network, freshly drawn from torch's generator, or the one to go on from."""
-    table, conditional = config.model, not isinstance(config.sigma, float | int)
-    if table.start is not None:
-        model = shipped_or_loaded(table.start)
-        if model.is_noise_conditional != conditional:
-            levels = "a range" if model.is_noise_conditional else "one number"
-            raise ValueError(f"sigma must be {levels} for {table.start}, got {config.sigma}")
-    elif table.family in ("multiscale", "ridge", "frame", "mixture"):
-        shared = {"sigma_conditional": conditional}
-        shared |= {name: value for name in ("beta", "alpha") if (value := getattr(table, name)) is not None}
-        if table.family == "frame":
-            model = FrameLPN(config.data.channels, table.skip_kernel, table.gates, **shared)
-        elif table.family == "mixture":
-            if shared.pop("beta", None) is not None:
-                raise ValueError(f"model.beta means nothing for the family 'mixture', got {table.beta:g}")
-            model = MixtureLPN(config.data.channels, table.skip_kernel, table.hidden, **shared)
-        elif table.family == "ridge":
-            model = RidgeLPN(config.data.channels, pairs=table.hidden, kernel=table.skip_kernel, **shared)
-        else:
-            model = ConvLPN(
-                config.data.channels,
-                hidden=table.hidden,
-                strides=table.strides,
-                kernel=table.kernel,
-                skip_kernel=table.skip_kernel,
-                heads=table.heads,
-                squared_head=table.squared_head,
-                **shared,
-            )
-    else:
-        model = paper_network(table.family)
-        if model.spec.is_dense:
-            raise ValueError("model.family 'laplacian' takes numbers, not images: see lpn-fast demo")
+    table, channels = config.model, config.data.channels
+    family = FAMILIES[table.family]
+    model = family.build(table, channels, config.sigma) if table.start is None else shipped_or_loaded(table.start)
+    if model.spec.is_dense:
+        raise ValueError(f"model must be a network of images, got one of vectors: {table.start or table.family}")
     if model.spec.ndim != 2:
         raise ValueError(f"model.start must be a network of images, got one of volumes: {table.start}")
-    if model.spec.channels != config.data.channels:
-        raise ValueError(f"data.channels must be {model.spec.channels} for this model, got {config.data.channels}")
-    if table.start is None and (table.initialise or table.family not in OWN_START):
-        noise = None if conditional else config.sigma
+    if model.spec.channels != channels:
+        raise ValueError(f"data.channels must be {model.spec.channels} for this model, got {channels}")
+    if table.start is None and (table.initialise or not family.own_start):
+        noise = None if model.is_noise_conditional else config.sigma
         initialise_as_(model, table.initialise or best_start(model), noise).project_()
     return model.train()
 

@@ -23,7 +23,7 @@ class Phase:
     loss : "l1", "l2", "log" or "matching"
     steps : int
     learning_rate : float
-        Of Adam, at the start of the phase.
+        Learning rate of Adam at the start of the phase.
     final_learning_rate : float, optional
         Reached on a cosine at the end of the phase; None keeps the rate constant.
     gamma : float, optional
@@ -89,7 +89,7 @@ class Phase:
             gamma = self.gamma if gamma_factor is None else self.gamma * gamma_factor
             if self.gamma_unit == "sigma":
                 if sigma is None:
-                    raise ValueError("gamma_unit='sigma' wants the noise levels of the samples, got none")
+                    raise ValueError("gamma_unit='sigma' requires the noise levels of the samples, got none")
                 gamma, weight = gamma * sigma, None
             return partial(ProximalMatchingLoss(gamma), weight=weight)
         return partial({"l1": l1_loss, "l2": l2_loss}[self.loss], weight=weight)
@@ -117,7 +117,7 @@ def published_phases(
     steps : int
         Total steps.
     pretrain : "l1", "l2" or None
-        None spends all steps on proximal matching: what fine-tuning a trained denoiser wants.
+        None spends all steps on proximal matching: as suits fine-tuning a trained denoiser.
     gamma_min : float
         Last gamma in units of sqrt(n). The stages use 2^halvings, ..., 2 and 1 times it.
     halvings : int

@@ -6,7 +6,6 @@ a temporary file, synced and renamed: a kill or a full disk at any moment leaves
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from .. import atomic
 
 FORMAT = "lpn-fast-training"
 
@@ -66,23 +67,18 @@ def restore(
         else:  # the state before the first step
             optimizer.state.pop(parameter, None)
     generator.set_state(snapshot.tensors["generator"].cpu())
-    stored = snapshot.part("average")  # a file sorts by name
-    return {n: torch.empty_like(p).copy_(stored[n]) for n, p in model.named_parameters()} if stored else {}
+    average = snapshot.part("average")  # a file sorts by name
+    return {n: torch.empty_like(p).copy_(average[n]) for n, p in model.named_parameters()} if average else {}
 
 
 def write(path: Path, snapshot: Snapshot) -> None:
     """Write a snapshot; OSError if that fails, and what lay at `path` still lies there."""
     tensors = {name: t.cpu().contiguous() for name, t in snapshot.tensors.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, metadata={"format": FORMAT, "progress": json.dumps(snapshot.progress)})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with atomic.replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": FORMAT, "progress": json.dumps(snapshot.progress)})
     except SafetensorError as error:  # what a full disk becomes on its way through safetensors
         raise OSError(f"{path} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Snapshot:

@@ -52,10 +52,10 @@ class Trainer:
     batch_size : int
         Samples per step, of all processes together.
     seed : int
-        Of the data, the noise and the drawn sigmas. (The model's start is the caller's.)
+        Seed of the data, the noise and the drawn sigmas. (The model's start is the caller's.)
     gain_limit : float, optional
         Keep the asymptotic gain of f at most this after every step; below 1 the learned R is coercive and
-        solvers cannot run away (networks/gain.py). None lets it be.
+        solvers cannot run away (networks/gain.py). None sets no bound.
     clip_norm : float, optional
         Gradients with a larger 2-norm are scaled down to it. None leaves them.
     ema_decay : float, optional
@@ -84,7 +84,7 @@ class Trainer:
     progress : bool
         Show a progress bar, and events.
     tensorboard : bool
-        Figures for TensorBoard in `out`, too; wants the package.
+        Figures for TensorBoard in `out`, too; requires the package.
 
     Raises
     ------
@@ -261,7 +261,7 @@ class Trainer:
 
     @torch.no_grad()
     def _step_optimizer(self) -> None:
-        """One step of Adam, scaled for each parameter as the family wants it, and in its coordinates."""
+        """One step of Adam, scaled for each parameter by the family's `step_scales`, and in its coordinates."""
         if not self._scales:
             self.optimizer.step()
             return
@@ -353,7 +353,7 @@ class Trainer:
     # ---- files
 
     def _checkpoint(self) -> None:
-        """Write the last state that was looked at; a failure is said and the older file stays."""
+        """Write the last state that was looked at; a failure is logged and the older file kept."""
         step = self._good.progress["step"]
         if self.out is None or not self.group.leads or step == self._tried:
             return
@@ -439,5 +439,5 @@ class Trainer:
                     f"{self.precision!r}"
                 )
         before = self.model.precision
-        self.model.precision = self.precision  # names what is wrong with it, if anything is
+        self.model.precision = self.precision  # the setter raises if it is not available
         self.model.precision = before

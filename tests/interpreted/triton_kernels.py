@@ -11,12 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import Case, relative
-from lpn_fast.kernels.triton.interpreter import mend
 
 import lpn_fast as lf
 from lpn_fast.algebra import reference
 from lpn_fast.algebra.resize import resize, resize_adjoint
 from lpn_fast.algebra.spec import Spec, Stage
+from lpn_fast.kernels.triton.interpreter import mend
 
 mend()
 from lpn_fast.kernels.triton import activations, assemble, correlate, elementwise, gradient, tiles, units  # noqa: E402
@@ -330,15 +330,14 @@ def test_half_precision_reaches_below_its_smallest_number(monkeypatch):
     assert all(error < 4e-3 for error in faint_errors())
     # without units everything is lost
     from lpn_fast.kernels.triton import units
-
-    from lpn_fast.ops.backends import triton as backend
+    from lpn_fast.ops.backends.triton.device import launchers
 
     def plain(cores, heads, squared, scale, square_first):
         ones = torch.ones(3, len(cores), units.WIDE)
         ones[1] /= scale
         return ones
 
-    monkeypatch.setattr(backend._kernels(), "units_of", plain)
+    monkeypatch.setattr(launchers(), "units_of", plain)
     assert max(faint_errors()) > 0.1
 
 
@@ -369,7 +368,7 @@ def test_the_hessian_is_symmetric_and_an_empty_batch_is_empty():
 
 
 def test_stages_by_the_library_give_the_same_and_explain_says_so(monkeypatch):
-    from lpn_fast.kernels.triton import choices
+    from lpn_fast.kernels import measured
 
     model = lf.ConvLPN(2, hidden=3, strides=(1, 2), skip_kernel=3, beta=10.0)
     x, v = torch.randn(2, 1, 2, 6, 5)
@@ -377,14 +376,14 @@ def test_stages_by_the_library_give_the_same_and_explain_says_so(monkeypatch):
         assert "stage 1: forward, back, second order: ours, not measured on the interpreter" in lf.explain(model, x)
         ours = model(x), model.hvp(x, v)
         spec = model.spec
-        measured = tuple(
+        rows = tuple(
             {
                 "device": "the interpreter", "role": f"{sweep}_{stage.stride}", "c_in": "3", "c_out": "3",
                 "precision": "fp32", "pixels": "15", "ours_us": "9.0", "library_us": "6.0",
             }
             for stage in spec.stages[1:] for sweep in ("forward", "transposed", "adjoint")
         )  # fmt: skip
-        monkeypatch.setattr(choices, "rows", lambda: measured)
+        monkeypatch.setattr(measured, "rows", lambda table: rows)
         assert "library, the library was measured at 1.50 times our speed" in lf.explain(model, x)
         called = []
         monkeypatch.setattr(F, "conv2d", lambda *a, conv2d=F.conv2d: called.append(1) or conv2d(*a))
@@ -484,9 +483,9 @@ def test_a_planted_bug_of_products_is_seen_in_both_kernels(bug, tmp_path):
 
 @pytest.mark.parametrize("bug", [("l * WIDE, unit)", "l * WIDE, 2.0 * unit)"), ("WIDE, 1.0 / unit)", "WIDE, 1.0)")])
 def test_a_planted_bug_of_the_units_is_seen(bug, tmp_path, monkeypatch):
-    from lpn_fast.ops.backends import triton as backend
+    from lpn_fast.ops.backends.triton.device import launchers
 
-    monkeypatch.setattr(backend._kernels(), "units_of", mutant(units, *bug, tmp_path).units_of)
+    monkeypatch.setattr(launchers(), "units_of", mutant(units, *bug, tmp_path).units_of)
     assert max(faint_errors()) > 4e-3
 
 

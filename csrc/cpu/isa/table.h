@@ -5,7 +5,6 @@
 
 #include "../kernels.h"
 #include "activations.h"
-#include "adam.h"
 #include "frame.h"
 #include "frame_second.h"
 #include "mlp_blocks.h"
@@ -35,7 +34,6 @@ constexpr Kernels kernels_named(const char* name) {
           mlp_hvp_block,
           mlp_vjp_any,
           sum_partials,
-          adam_step_range,
           frame_prox,
           frame_second,
           resample_kernels<float>(),

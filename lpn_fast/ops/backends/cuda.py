@@ -14,13 +14,13 @@ import importlib
 import torch
 from torch import Tensor
 
-from ...algebra.parameters import layout, parameter_count
+from ...algebra.parameters import parameter_count
 from ...algebra.spec import Spec
+from ...kernels import measured
 from .. import registry
+from ..packing import parameter_table
 
-_ENTRIES = ("core", "skip", "bias", "head", "head_squared")  # after the width, in the kernels' table
-
-NEWTON_STEPS = 100  # of the solver, where the caller names no limit
+NEWTON_STEPS = 100  # the solver's limit where the caller names no limit
 
 
 def register() -> None:
@@ -30,15 +30,13 @@ def register() -> None:
     except ImportError as error:
         registry.register_absent("cuda", f"the compiled CUDA module could not be imported ({error})")
     else:
-        registry.register(CudaBackend(module), reservation)
+        registry.register(CudaBackend(module), not_measured_faster)
 
 
-def reservation(spec: Spec, x: Tensor, precision: str) -> str | None:
-    """Why "auto" does not take these kernels for a call they support: nobody measured that they are faster there."""
-    from ...kernels.cuda import admitted
-
+def not_measured_faster(spec: Spec, x: Tensor, precision: str) -> str | None:
+    """Why "auto" passes these kernels over although they could run, or None where they were measured faster."""
     width = max(stage.width for stage in spec.stages)
-    return admitted.reservation(torch.cuda.get_device_name(x.device), precision, width)
+    return measured.dense_not_faster(torch.cuda.get_device_name(x.device), precision, width)
 
 
 class CudaBackend:
@@ -121,7 +119,7 @@ class CudaBackend:
         max_iter: int | None,
         radius: float | None,
     ) -> dict[str, Tensor]:
-        """t u + (1 - t) f(u) = z by truncated Newton steps in one launch; the fields of ops/solve's Solution."""
+        """t u + (1 - t) f(u) = z by truncated Newton steps in one launch; fields of an EquationSolution."""
         packed, z, start, strength = (t.contiguous() for t in (packed, z, start, strength))
         rows = len(z)
         u, f, psi = torch.empty_like(z), torch.empty_like(z), z.new_empty(rows)
@@ -165,7 +163,7 @@ class CudaBackend:
         return self._module.mlp_limits(device)
 
     def _network(self, spec: Spec):
-        table = _table(spec)
+        table = parameter_table(spec)
         return self._module.MlpNetwork(
             _at(table), spec.channels, len(spec.stages), parameter_count(spec), spec.beta, spec.alpha
         )
@@ -185,15 +183,6 @@ class CudaBackend:
             return str(error)
         self._fit.add((spec, precision, device))
         return None
-
-
-def _table(spec: Spec) -> Tensor:
-    """P's layout, int64 [6 stages + 2]: width and offsets per stage, then c and c0; -1 = absent."""
-    offsets = {slot.name: slot.offset for slot in layout(spec)}
-    table = []
-    for index, stage in enumerate(spec.stages):
-        table += [stage.width, *(offsets.get(f"stages.{index}.{name}", -1) for name in _ENTRIES)]
-    return torch.tensor([*table, offsets.get("linear", -1), offsets.get("constant", -1)], dtype=torch.int64)
 
 
 def _bytes(like: Tensor, *sizes: int) -> tuple[Tensor | None, ...]:

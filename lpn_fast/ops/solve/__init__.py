@@ -4,18 +4,18 @@
 step with a verdict for every sample, and `implicit` differentiates the solution.
 """
 
-from .descent import Solution, Verdict
+from .descent import EquationSolution, Verdict
 from .equation import Curvature, Equation, Point
-from .implicit import Problem, differentiable_solution
-from .methods import METHODS, solve
+from .implicit import SolveOptions, differentiable_solution
+from .methods import EQUATION_METHODS, solve
 
 __all__ = [
-    "METHODS",
+    "EQUATION_METHODS",
     "Curvature",
     "Equation",
     "Point",
-    "Problem",
-    "Solution",
+    "SolveOptions",
+    "EquationSolution",
     "Verdict",
     "differentiable_solution",
     "solve",

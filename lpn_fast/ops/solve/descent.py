@@ -4,7 +4,7 @@ A sample leaves, and is cut out of all arrays, when
     |r(u)| <= tol scale                            CONVERGED      scale = |z|, and max(|z|, |f(z)|) for t > 0
     every root is farther from z than the reach    OUTSIDE        reach = radius max(|z|, sqrt(entries of z))
     its residual no longer falls                   STALLED
-    the steps are used up                          ITERATIONS
+    it has taken max_iter steps                    ITERATIONS
     it is not finite                               INVALID
 r is monotone, so for any root u* and any centre c:  <r(u), u - u*> >= 0, hence
 
@@ -36,7 +36,7 @@ class Verdict(enum.IntEnum):
     """How the search for a solution ended, per sample."""
 
     CONVERGED = 0  # the residual meets the tolerance
-    ITERATIONS = 1  # the steps were used up
+    ITERATIONS = 1  # did not converge in max_iter steps
     STALLED = 2  # the residual no longer falls: rounding, or a solution at infinity
     OUTSIDE = 3  # proved: no solution within the radius; x is outside the range of f, or all but
     INVALID = 4  # NaN or infinity, in the input or met on the way
@@ -58,7 +58,7 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True)
-class Solution:
+class EquationSolution:
     """Per sample: where the search ended, and what is known there."""
 
     u: Tensor  # [N, ...]
@@ -73,7 +73,7 @@ class Solution:
         """[N] bool."""
         return self.verdict == Verdict.CONVERGED
 
-    def put_(self, rows: Tensor, other: "Solution") -> "Solution":
+    def put_(self, rows: Tensor, other: "EquationSolution") -> "EquationSolution":
         """Overwrite the samples `rows` by those of `other`, in place. Returns self."""
         for field in fields(self):
             getattr(self, field.name)[rows] = getattr(other, field.name)
@@ -89,14 +89,14 @@ def descend(
     tol: float,
     max_iter: int,
     radius: float | None,  # None: solutions are known to exist
-) -> Solution:
+) -> EquationSolution:
     """Solve for every sample, each stopped on its own."""
     samples, device = len(start), start.device
     rows = torch.arange(samples, device=device)
     scale = norm(equation.z)  # [n]
     # intensities of order one set the least reach: at x near 0 the gradient of R need not be near 0
     reach = (math.inf if radius is None else radius) * scale.clamp(min=math.sqrt(equation.z[:1].numel()))
-    solution = Solution(
+    solution = EquationSolution(
         start.clone(),
         torch.full_like(start, torch.nan),
         start.new_full((samples,), torch.nan),
@@ -129,7 +129,7 @@ def descend(
             left = rows[leaving]
             gone = point.without_tape().select(leaving)
             count = torch.full_like(left, k)
-            solution.put_(left, Solution(gone.u, gone.f, gone.psi, rho[leaving], count, verdict[leaving]))
+            solution.put_(left, EquationSolution(gone.u, gone.f, gone.psi, rho[leaving], count, verdict[leaving]))
             staying = ~leaving
             rows = rows[staying]
             if len(rows) == 0:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ...algebra.spec import Spec
-from ...per_sample import column, dot
+from ...per_sample import broadcast, dot
 from .. import backends, schema  # noqa: F401  (importing them registers the operators and what runs them)
 
 _ops = torch.ops.lpn_fast
@@ -40,7 +40,7 @@ class Point:
     residual: Tensor  # [n, ...]  r(u)
     phi: Tensor  # [n] float64
     rounding: Tensor  # [n] float64, how far phi can be trusted
-    tape: list[Tensor]  # of a convolutional network, if it was asked for
+    tape: list[Tensor]  # for a convolutional network, if `needs_tape`
 
     def select(self, rows: Tensor) -> "Point":
         """The samples `rows`, bool [n] or indices."""
@@ -79,7 +79,7 @@ class Equation:
         psi, f, tape = _ops.evaluate.default(
             u, self.packed, self.features, self.spec.encoded, "fp32", True, self.needs_tape and not self.spec.is_dense
         )
-        t = column(self.strength, u)
+        t = broadcast(self.strength, u)
         t64, psi64 = self.strength.double(), psi.double()
         terms = torch.stack([0.5 * t64 * dot(u, u), (1 - t64) * psi64, -dot(self.z, u)])  # [3, n]
         rounding = PHI_ROUNDING * torch.finfo(u.dtype).eps * terms.abs().sum(0)
@@ -112,7 +112,7 @@ class Curvature:
 
     def __call__(self, v: Tensor) -> Tensor:  # [n, ...] -> [n, ...]
         hv = _ops.hvp.default(self.u, self.packed, self.features, v, self.tape, self.spec.encoded, "fp32")
-        return column(self.shift, v) * v + column(self.scale, v) * hv
+        return broadcast(self.shift, v) * v + broadcast(self.scale, v) * hv
 
     def select(self, rows: Tensor) -> "Curvature":
         """The samples `rows`, bool [n] or indices."""

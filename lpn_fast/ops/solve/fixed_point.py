@@ -12,7 +12,7 @@ remembered but s: least memory, most steps.
 import torch
 from torch import Tensor
 
-from ...per_sample import column, norm
+from ...per_sample import broadcast, norm
 from .equation import Equation, Point
 
 # Near its floor |r| moves up and down by rounding, which proves nothing.
@@ -34,7 +34,7 @@ class FixedPoint:
         """(next point, which samples may go on)."""
         if self.s is None:
             self.s = torch.ones_like(rho)
-        new = equation.at(point.u - column(self.s, point.u) * point.residual)
+        new = equation.at(point.u - broadcast(self.s, point.u) * point.residual)
         # NaN compares false, so a step that met infinity goes back too
         fine = (norm(new.residual) <= (1 + ROUNDING) * norm(point.residual)) & new.phi.isfinite()
         self.s = torch.where(fine, self.s, 0.5 * self.s)

@@ -12,7 +12,7 @@ where phi is not finite, or where the slope exceeds RETRY L, is not used: the sa
 import torch
 from torch import Tensor
 
-from ...per_sample import choose, column, dot, norm
+from ...per_sample import broadcast, choose, dot, norm
 from .equation import Equation, Point
 
 RETRY = 2.0
@@ -28,19 +28,19 @@ class AcceleratedGradient:
 
     def __init__(self):
         self.v: Tensor | None = None  # [n, ...]
-        self.slope = self.count = None  # [n] float64, L and k
+        self.slope = self.count = torch.empty(0)  # [n] float64, L and k; with v
 
     def step(self, equation: Equation, point: Point, rho: Tensor) -> tuple[Point, Tensor]:
         """(next point, which samples moved)."""
         if self.v is None:
             self.v, self.slope, self.count = point.u, torch.ones_like(rho), torch.zeros_like(rho)
-        v = point.u - column(1 / self.slope, point.u) * point.residual
+        v = point.u - broadcast(1 / self.slope, point.u) * point.residual
         uphill = dot(point.residual, v - self.v) > 0
         count = torch.where(uphill, 0.0, self.count + 1)
         t = equation.strength.double()
         root = ((t + (1 - t) * equation.spec.alpha) / self.slope).sqrt().clamp(max=1.0)
         momentum = torch.minimum(count / (count + 3), (1 - root) / (1 + root))  # [n]
-        new = equation.at(v + column(momentum, v) * (v - self.v))
+        new = equation.at(v + broadcast(momentum, v) * (v - self.v))
 
         seen = norm(new.residual - point.residual) / norm(new.u - point.u)
         finite = new.phi.isfinite() & seen.isfinite()

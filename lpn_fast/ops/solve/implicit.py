@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...algebra.spec import Spec
-from ...per_sample import column, dot
-from .descent import Solution
+from ...per_sample import broadcast, dot
+from .descent import EquationSolution
 from .equation import Equation
 from .linear import conjugate_gradient
 from .methods import solve
@@ -26,7 +26,7 @@ BACKWARD_ITERATIONS = 1000
 
 
 @dataclass(frozen=True)
-class Problem:
+class SolveOptions:
     """How to solve: the arguments of `solve` that are not tensors to differentiate."""
 
     spec: Spec
@@ -38,38 +38,38 @@ class Problem:
 
 
 def differentiable_solution(
-    problem: Problem,
+    options: SolveOptions,
     z: Tensor,  # [N, ...]
     strength: Tensor,  # [N]
     packed: Tensor,  # [P]
     features: Tensor | None,  # [N, F]
     start: Tensor | None = None,  # [N, ...]; None is z
-) -> Solution:
-    """A Solution whose u carries gradients to z, strength and packed; its other fields are numbers."""
-    return Solution(*_Solve.apply(z, strength, packed, features, start, problem))
+) -> EquationSolution:
+    """An EquationSolution whose u carries gradients to z, strength and packed; its other fields are numbers."""
+    return EquationSolution(*_Solve.apply(z, strength, packed, features, start, options))
 
 
 class _Solve(torch.autograd.Function):
     @staticmethod
-    def forward(z, strength, packed, features, start, problem):
-        equation = Equation(problem.spec, packed, features, z, strength)
+    def forward(z, strength, packed, features, start, options):
+        equation = Equation(options.spec, packed, features, z, strength)
         start = z if start is None else start
         solution = solve(
             equation,
             start,
-            method=problem.method,
-            tol=problem.tol,
-            max_iter=problem.max_iter,
-            radius=problem.radius,
-            homotopy=problem.homotopy,
+            method=options.method,
+            tol=options.tol,
+            max_iter=options.max_iter,
+            radius=options.radius,
+            homotopy=options.homotopy,
         )
         return tuple(vars(solution).values())
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        z, strength, packed, features, _, problem = inputs
+        z, strength, packed, features, _, options = inputs
         u, f, *rest = output
-        ctx.spec = problem.spec
+        ctx.spec = options.spec
         ctx.save_for_backward(strength, packed, features, u, f)
         ctx.mark_non_differentiable(f, *rest)
         ctx.set_materialize_grads(False)
@@ -87,6 +87,6 @@ class _Solve(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             gt = -dot(w, u - f).to(strength.dtype)
         if ctx.needs_input_grad[2]:
-            scaled = column(strength - 1, w) * w
+            scaled = broadcast(strength - 1, w) * w
             gP = torch.ops.lpn_fast.vjp.default(u, packed, features, None, scaled, [], ctx.spec.encoded, "fp32")[1]
         return w, gt, gP, None, None, None

@@ -1,13 +1,15 @@
 """A whole solve in one launch, where the backend that runs the network has a solver of its own.
 
-Its method is newton.py's, so it stands in for the two methods whose steps use curvature; the others were asked for
+Its method is newton.py's, so it stands in for the two methods whose steps use curvature; the others are chosen
 by name for what they are. Samples without a solution go on as after any other method.
 """
+
+from typing import Any
 
 from torch import Tensor
 
 from .. import registry
-from .descent import Solution
+from .descent import EquationSolution
 from .equation import Equation
 
 STANDS_IN_FOR = ("lbfgs", "newton-cg")
@@ -20,11 +22,11 @@ def in_one_launch(
     tol: float,
     max_iter: int | None,
     radius: float | None,
-) -> Solution | None:
+) -> EquationSolution | None:
     """Solutions by the backend's own solver; None where there is none for this call."""
     if method not in STANDS_IN_FOR or equation.features is not None:
         return None
-    backend = registry.select(equation.spec, equation.z, "fp32")
+    backend: Any = registry.select(equation.spec, equation.z, "fp32")
     if not hasattr(backend, "solve") or not backend.has_room_to_solve(equation.spec, equation.z):
         return None
     fields = backend.solve(
@@ -37,4 +39,4 @@ def in_one_launch(
         max_iter=max_iter,
         radius=radius,
     )
-    return Solution(**fields)
+    return EquationSolution(**fields)

@@ -20,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...per_sample import column, dot
+from ...per_sample import broadcast, dot
 from .equation import Equation, Point
 from .line_search import line_search
 
 MEMORY = 10  # pairs; more help little and cost two images each
 FADE = 0.8  # weight of a pair's share of D against that of the next
 FLATTEST, STEEPEST = 1e-2, 4.0  # slopes that D believes
-WEIGHTS = (0.2, 0.6, 0.2)  # of neighbours in the sums, along every axis
+WEIGHTS = (0.2, 0.6, 0.2)  # on neighbours in the sums, along every axis
 
 
 class LBFGS:
@@ -49,30 +49,30 @@ class LBFGS:
         usable = sy > torch.finfo(s.dtype).eps * ss
         self.pairs = [*self.pairs[-MEMORY + 1 :], (s, y, torch.where(usable, 1 / sy, 0.0))]
         if s.dim() > 2:
-            share = column(torch.where(usable, 1 / ss, 0.0), s)  # steps differ in length by orders of magnitude
+            share = broadcast(torch.where(usable, 1 / ss, 0.0), s)  # steps differ in length by orders of magnitude
             parts = share * s * y, share * s * s
             if self.sums is not None:
-                parts = tuple(FADE * old + part for old, part in zip(self.sums, parts, strict=True))
+                parts = FADE * self.sums[0] + parts[0], FADE * self.sums[1] + parts[1]
             self.sums = parts
         return new, moved
 
     def select(self, rows: Tensor) -> None:
         """Keep the memories of some samples."""
         self.pairs = [(s[rows], y[rows], inverse[rows]) for s, y, inverse in self.pairs]
-        self.sums = None if self.sums is None else tuple(part[rows] for part in self.sums)
+        self.sums = None if self.sums is None else (self.sums[0][rows], self.sums[1][rows])
 
     def _direction(self, residual: Tensor) -> Tensor:  # [n, ...] -> [n, ...]
         q, weights, metric = -residual, [], self._metric()
         for s, y, inverse in reversed(self.pairs):
             a = inverse * dot(s, q)  # [n]
-            q = q - column(a, y) * y
+            q = q - broadcast(a, y) * y
             weights.append(a)
         scale = torch.ones_like(dot(q, q))  # 1, else by the newest curvature
         for _, y, inverse in self.pairs:
             scale = torch.where(inverse > 0, 1 / (inverse * dot(y, metric * y)), scale)
-        q = column(scale, q) * (metric * q)
+        q = broadcast(scale, q) * (metric * q)
         for (s, y, inverse), a in zip(self.pairs, reversed(weights), strict=True):
-            q = q + column(a - inverse * dot(y, q), s) * s
+            q = q + broadcast(a - inverse * dot(y, q), s) * s
         return q
 
     def _metric(self) -> Tensor | float:  # [n, C, *image], or 1

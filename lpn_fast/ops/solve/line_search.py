@@ -15,7 +15,7 @@ Each sample has its own s; only those that are still searching are evaluated aga
 import torch
 from torch import Tensor
 
-from ...per_sample import column, dot
+from ...per_sample import broadcast, dot
 from .equation import Equation, Point
 
 OVERSHOOT = 0.5  # of |g(0)| that the slope may have behind the minimum
@@ -32,7 +32,7 @@ def line_search(
     """(point reached, which samples moved [n] bool); a sample without an acceptable step stays."""
     slope = dot(point.residual, direction)  # [n]
     downhill = (slope < 0) & direction.flatten(1).isfinite().all(1)
-    direction = torch.where(column(downhill, direction).bool(), direction, -point.residual)
+    direction = torch.where(broadcast(downhill, direction).bool(), direction, -point.residual)
     slope = torch.where(downhill, slope, -dot(point.residual, point.residual))
 
     before = point.without_tape()
@@ -75,7 +75,7 @@ def _shrink(equation, before, reached, direction, slope, slope_there, rows) -> T
         secant = (g0 / (g0 - g1)).nan_to_num(nan=0.1, posinf=0.1, neginf=0.1)  # NaN: too far to evaluate
         step[searching] = step[searching] * secant.clamp(0.1, 0.5)
         origin, d = before.select(some), direction[some]
-        trial = equation.select(some).at(origin.u + column(step[searching], d) * d)
+        trial = equation.select(some).at(origin.u + broadcast(step[searching], d) * d)
         slope_there[searching], good = _judge(origin, trial, d, g0)
         reached.put_(some, trial)
         found[searching] = good

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...per_sample import column, dot
+from ...per_sample import broadcast, dot
 
 # Asking which samples are left makes a GPU wait. Idle steps change nothing, so ask every fourth time,
 COMPACT_EVERY = 4
@@ -62,10 +62,10 @@ def conjugate_gradient(
         curvature = dot(p, q)
         active = active & (curvature > floor * dot(p, p))
         step = torch.where(active, rr / curvature, 0.0)
-        d = d + column(step, d) * p
-        r = r - column(step, r) * q
+        d = d + broadcast(step, d) * p
+        r = r - broadcast(step, r) * q
         rr_next = torch.where(active, dot(r, r), rr)
-        p = r + column(torch.where(active, rr_next / rr, 0.0), p) * p
+        p = r + broadcast(torch.where(active, rr_next / rr, 0.0), p) * p
         rr = rr_next
         active = active & (rr > target)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from ...per_sample import check_positive
 from ..base import Physics
 from ..checks import check_batch, check_count, check_prox, check_size
+from ..starts import fitted
 from .filters import WINDOWS, filter_rows
 from .geometry import ParallelBeamGeometry
 from .projector import Projector
@@ -162,6 +163,11 @@ class ParallelBeamCT(Physics):
         if not bool(y.isfinite().all()):
             raise ValueError("y must be finite, got NaN or infinite values")
         return self._projector.backproject(filter_rows(y, self.geometry.spacing, window, cutoff))
+
+    def start(self, y: Tensor) -> Tensor:
+        """Filtered back-projection of the sinograms y, shape (N, C, H, W), scaled to fit them best."""
+        image = self.fbp(y)
+        return fitted(self, image, self.A_adjoint(y))
 
     def norm(self) -> float:
         """Upper bound on ||A||, proved and within 1 % of the norm (see the head of this file)."""

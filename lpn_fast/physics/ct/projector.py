@@ -11,12 +11,14 @@ that one pixel collects, never as scattered additions whose order would depend o
 
 import importlib
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .geometry import ParallelBeamGeometry
 
+_cpu: Any  # the compiled module, or None
 try:
     _cpu = importlib.import_module("lpn_fast._cpu")
     _why = None if hasattr(_cpu, "ct_project") else "the compiled module is older than the projector; build it again"

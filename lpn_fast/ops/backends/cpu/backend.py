@@ -7,17 +7,16 @@ float32; convolutional networks in bfloat16 too, where the CPU multiplies it. Th
 module borrows it and starts none.
 """
 
-import functools
 import importlib
 import math
 
 import torch
 from torch import Tensor
 
-from ....algebra.parameters import layout
 from ....algebra.spec import Spec, ceil_div
 from ... import registry
 from ...epilogues import KeptAsItIs
+from ...packing import parameter_table
 from ..torch import SweepsBackend
 from . import frame, narrow
 from .maps import CpuConvMaps, Transposed
@@ -31,8 +30,6 @@ except ImportError as error:  # a source tree that was never built, or an unusab
 # Of a dense network's tape. Within the caches reading z and e is cheaper than computing them again, 2F; from memory it
 # is not, and large batches shall not need memory for what they do not gain.
 TAPE_BYTES = 16 << 20
-
-_ENTRIES = ("core", "skip", "bias", "head", "head_squared")  # after the width, in csrc's table
 
 
 def register() -> None:
@@ -179,7 +176,7 @@ class FusedEpilogues(KeptAsItIs):
 
     def heads(self, z: Tensor, w: Tensor | None, g: Tensor | None, dtype: torch.dtype) -> Tensor:
         rows, channels = _matrix(z)
-        psi = torch.zeros(len(z), dtype=torch.float64)
+        psi = torch.zeros(len(z), dtype=torch.float64, device="cpu")
         pixels = rows // max(1, len(z))
         _entry("heads", z)(_at(z), _at(w), _at(g), _at(psi), len(z), pixels, channels, torch.get_num_threads())
         return psi.to(dtype)
@@ -195,17 +192,6 @@ class _ConvCpu(SweepsBackend):
     maps_for = _FusedMaps
 
 
-@functools.cache
-def _table(spec: Spec) -> Tensor:
-    """csrc's parameter table, int64 [6 L + 2]: width and offsets per stage, then c and c0; -1 = absent."""
-    offsets = {slot.name: slot.offset for slot in layout(spec)}
-    table = []
-    for index, stage in enumerate(spec.stages):
-        table.append(stage.width)
-        table += [offsets.get(f"stages.{index}.{name}", -1) for name in _ENTRIES]
-    return torch.tensor(table + [offsets.get("linear", -1), offsets.get("constant", -1)], dtype=torch.int64)
-
-
 def _tape_shape(spec: Spec, rows: int) -> tuple[int, int, int, int]:
     units = sum(stage.width for stage in spec.stages)
     return 2, ceil_div(rows, _cpu.mlp_block_rows), units, _cpu.mlp_block_rows
@@ -213,7 +199,7 @@ def _tape_shape(spec: Spec, rows: int) -> tuple[int, int, int, int]:
 
 def _problem(spec: Spec, x: Tensor) -> tuple:
     """(table, rows, dim, stages, beta, alpha) as every mlp function takes them."""
-    return _at(_table(spec)), x.shape[0], spec.channels, len(spec.stages), spec.beta, spec.alpha
+    return _at(parameter_table(spec)), x.shape[0], spec.channels, len(spec.stages), spec.beta, spec.alpha
 
 
 def _entry(name: str, z: Tensor):

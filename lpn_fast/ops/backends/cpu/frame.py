@@ -37,7 +37,7 @@ def value_prox(
     """(psi (N,) or None, f like x), for x (N, C, H, W), P (P,), noise features (N, F) or None."""
     x, packed = x.contiguous(), packed.contiguous()
     biases = _biases(_gates(spec, packed), features)
-    psi = torch.empty(len(x), dtype=torch.float64) if with_value else None
+    psi = torch.empty(len(x), dtype=torch.float64, device="cpu") if with_value else None
     f = torch.empty_like(x)
     _problem(spec, x, packed, biases).value_prox(x.data_ptr(), _at(psi), f.data_ptr(), torch.get_num_threads())
     return None if psi is None else psi.to(x.dtype), f
@@ -86,7 +86,7 @@ def _biases(gates: tuple[StageParameters, ...], features: Tensor | None) -> Tens
     """b_l + B_l phi(sigma) of all stages side by side, (N, gates) or, without a noise level, (1, gates)."""
     parts = [g.bias[None] if g.noise is None else torch.addmm(g.bias, features, g.noise.T) for g in gates]
     if not parts:
-        return torch.empty(1, 0)
+        return torch.empty(1, 0, device="cpu")
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
@@ -111,7 +111,7 @@ def _table(spec: Spec) -> tuple[Tensor, int]:
         reads = (-1, core) if index == 1 else (core, -1)  # core and skip: the first stage reads its input
         table += [stage.width, *reads, bias, head, -1]
     table += [offsets.get("stages.0.head", -1), -1]
-    return torch.tensor(table, dtype=torch.int64), offsets["stages.0.skip"]
+    return torch.tensor(table, dtype=torch.int64, device="cpu"), offsets["stages.0.skip"]
 
 
 def _cpu():

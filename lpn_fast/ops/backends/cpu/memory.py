@@ -15,7 +15,7 @@ LARGE = 4 << 20  # bytes: two huge pages
 def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = False) -> Tensor:
     """Uninitialised CPU tensor of `shape`, (N, C, h, w) where channels-last."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    out = torch.empty(shape, dtype=dtype, memory_format=layout)
+    out = torch.empty(shape, dtype=dtype, memory_format=layout, device="cpu")
     if out.nbytes >= LARGE:
         importlib.import_module("lpn_fast._cpu").advise_huge_pages(out.data_ptr(), out.nbytes)
     return out

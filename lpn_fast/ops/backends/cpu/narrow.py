@@ -54,13 +54,13 @@ class NarrowSkip:
 
     def adjoint(self, e: Tensor, size: tuple[int, int]) -> Tensor:
         """A^T e, (N, C, *size) float32, from e (N, H, h, w) channels-last."""
-        x = torch.empty(len(e), self.channels, *size)
+        x = torch.empty(len(e), self.channels, *size, device=e.device)
         self.run("adjoint", e.dtype, e, self.adjoint_panels, x, shape=(len(e), *size))
         return x
 
     def gradient(self, e: Tensor, image: Tensor) -> Tensor:
         """e (x) x summed over batch and pixels, (H, C, k, k); e (N, H, h, w) channels-last, x as `padded` gives it."""
-        total = torch.zeros(self.kernel, self.kernel, self.channels, self.units)
+        total = torch.zeros(self.kernel, self.kernel, self.channels, self.units, device=e.device)
         self.run("gradient", e.dtype, image, e, total, shape=self.inner_shape(image))
         return total.permute(3, 2, 0, 1)
 

@@ -22,16 +22,16 @@ class Nothing(Exception):
 class Session:
     """Figures and checks of one part."""
 
-    def __init__(self, part: str, out: Path, tiny: bool, seconds: float):
+    def __init__(self, name: str, out: Path, tiny: bool, seconds: float):
         from bench.report import surroundings
 
-        self.part, self.out, self.tiny = part, out, tiny
+        self.name, self.out, self.tiny = name, out, tiny
         self.failed: list[str] = []
         self.lines: list[str] = []
         self._measurements = []
         self._deadline = time.monotonic() + seconds
         self._where = surroundings(1) | device_facts()
-        self._where["commit"] = os.environ.get("LPN_FAST_COMMIT", self._where["commit"])  # of a battery run elsewhere
+        self._where["commit"] = os.environ.get("LPN_FAST_COMMIT", self._where["commit"])  # set where there is no git
 
     @property
     def device(self) -> str:
@@ -51,7 +51,7 @@ class Session:
     @property
     def file(self) -> Path:
         name = re.sub(r"[^a-z0-9]+", "_", self._where["device"].lower().removeprefix("nvidia ")).strip("_")
-        return self.out / f"{name}_{self.part}.csv"
+        return self.out / f"{name}_{self.name}.csv"
 
     def add(self, op: str, provider: str, p50: float, unit: str, *, line: str | None = None, **columns) -> None:
         """One measurement; written at once. Columns as in bench/report.py; `config` is a dict."""
@@ -82,43 +82,43 @@ class Session:
 
 def run_part(module: str, doc: str, measure, arguments: list[str] | None = None, needs_device: bool = True) -> int:
     """The command line of a part; the exit code."""
-    part = Path(__import__("sys").modules[module].__file__).stem
+    name = Path(__import__("sys").modules[module].__file__).stem
     parser = argparse.ArgumentParser(
-        prog=f"python -m bench.gpu.{part}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m bench.gpu.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="where the CSV goes")
     parser.add_argument("--dry-run", action="store_true", help="smallest sizes, any machine, nothing written")
-    parser.add_argument("--seconds", type=float, default=budget(part), help="no new work is begun after this long")
+    parser.add_argument("--seconds", type=float, default=budget(name), help="no new work is begun after this long")
     args = parser.parse_args(arguments)
     import torch
 
     if args.dry_run and not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
     if needs_device and not args.dry_run and not torch.cuda.is_available():
-        print(f"{part}: there is no CUDA device here; --dry-run checks the code without one")
+        print(f"{name}: there is no CUDA device here; --dry-run checks the code without one")
         return NOTHING_HERE
     torch.manual_seed(0)
-    session = Session(part, args.out, args.dry_run, args.seconds)
+    session = Session(name, args.out, args.dry_run, args.seconds)
     try:
         measure(session)
     except Nothing as reason:
         if not session.failed and not session.lines:
-            print(f"{part}: {reason}")
+            print(f"{name}: {reason}")
             return NOTHING_HERE
         session.show(f"---- {reason}")
     except Exception as failure:  # what was found before it counts
         traceback.print_exc()
-        session.check(part, False, f"{type(failure).__name__}: {failure}".splitlines()[0][:200])
+        session.check(name, False, f"{type(failure).__name__}: {failure}".splitlines()[0][:200])
     for failure in session.failed:
         print(f"FAILED {failure}")
     return 1 if session.failed else 0
 
 
-def budget(part: str) -> int:
+def budget(name: str) -> int:
     """Seconds of a part, from PARTS; 60 for one that is not listed."""
     from . import PARTS
 
-    return next((p.seconds for p in PARTS if p.name == part), 60)
+    return next((part.seconds for part in PARTS if part.name == name), 60)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What the parts about dense networks share beside part.py: the network, its backend, errors, captured calls."""
+"""What the parts about dense networks share beside session.py: the network, its backend, errors, captured calls."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -8,7 +8,7 @@ from torch import Tensor
 
 import lpn_fast as lf
 
-from .part import Session, graphed
+from .session import Session, graphed
 
 
 def kernels(session: Session) -> AbstractContextManager:

@@ -1,0 +1,104 @@
+"""Which calls the Triton kernels take, and how they run: TritonBackend."""
+
+import functools
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from ....algebra.spec import Spec
+from ....kernels import measured
+from ....kernels.triton.interpreter import interpreted
+from ... import registry
+from ...precision import storage
+from ...sweeps import Sweeps
+from ..torch import SweepsBackend
+from .choice import choice
+from .epilogues import TritonEpilogues, TritonSquareEpilogues
+from .maps import TritonMaps
+
+LEAST_CAPABILITY = (8, 0)  # bf16 and TF32 products, asynchronous copies
+
+
+def register() -> None:
+    """Offer this backend, or record why it cannot run. Triton itself is imported at the first call."""
+    if importlib.util.find_spec("triton") is None:
+        registry.register_absent("triton", "Triton is not installed; torch brings it on Linux with CUDA")
+    else:
+        registry.register(TritonBackend(), not_measured_faster)
+
+
+class TritonBackend(SweepsBackend):
+    """Convolutional networks on CUDA tensors; on CPU tensors under Triton's interpreter (TRITON_INTERPRET=1)."""
+
+    name = "triton"
+
+    def supports(self, spec: Spec, x: Tensor, precision: str) -> str | None:
+        if spec.is_dense:
+            return "dense networks are not covered, these kernels are convolutions"
+        if spec.ndim == 3:
+            return "volumes are not covered"
+        if spec.stages[-1].competing:
+            return "networks whose last units compete are not covered"
+        if x.dtype != torch.float32:
+            return f"x is {x.dtype}, this backend takes float32 (and rounds inside, as the precision says)"
+        if x.device.type == "cuda":
+            capability = torch.cuda.get_device_capability(x.device)
+            if capability < LEAST_CAPABILITY:
+                return f"the device has compute capability {capability}, {LEAST_CAPABILITY} is needed"
+        elif not interpreted():
+            return f"x is on {x.device}, this backend runs on CUDA"
+        elif precision == "bf16":
+            return "Triton's interpreter does not round to bfloat16 correctly"
+        return None
+
+    def vjp(self, spec, x, packed, features, p: Tensor | None, v: Tensor | None, tape: list[Tensor], precision):
+        if precision != "fp16":
+            return super().vjp(spec, x, packed, features, p, v, tape, precision)
+        # Cotangents of a mean are tiny and the result is linear in them: bring the largest to [1, 2), exactly.
+        scale = power_of_two([t for t in (p, v) if t is not None])
+        p, v = (None if t is None else t * scale for t in (p, v))
+        gx, gradient = super().vjp(spec, x, packed, features, p, v, tape, precision)
+        return gx.div_(scale), gradient.div_(scale)
+
+    def hvp(self, spec, x, packed, features, v: Tensor, tape: list[Tensor], precision):
+        if precision != "fp16":
+            return super().hvp(spec, x, packed, features, v, tape, precision)
+        scale = power_of_two([v])
+        return super().hvp(spec, x, packed, features, v * scale, tape, precision).div_(scale)
+
+    def details(self, spec: Spec, x: Tensor, precision: str) -> list[str]:
+        """Who computes the products of each stage, and why; for explain."""
+        sizes, lines = spec.stage_sizes(*x.shape[2:]), []
+        for l in range(1, len(spec.stages)):
+            chosen = {}
+            for what, role in (("forward", "forward"), ("back", "transposed"), ("second order", "adjoint")):
+                library, why = choice(spec, l, sizes, x, precision, role)
+                chosen.setdefault(f"{'library' if library else 'ours'}, {why}", []).append(what)
+            lines.append(f"stage {l}: " + "; ".join(f"{', '.join(names)}: {who}" for who, names in chosen.items()))
+        return lines
+
+    def _sweeps(self, spec: Spec, x, packed, features, precision: str) -> Sweeps:
+        maps_for = functools.partial(TritonMaps, precision=precision)
+        sweeps = Sweeps(spec, x, packed, features, TritonEpilogues(), storage(precision, x.dtype), maps_for)
+        last = len(spec.stages) - 1
+        sweeps.epilogues = [TritonEpilogues(sweeps.maps.head_unit(last))] * len(spec.stages)
+        if spec.square_first:
+            sweeps.epilogues[0] = TritonSquareEpilogues(sweeps.maps.head_unit(last))
+        return sweeps
+
+
+def not_measured_faster(spec: Spec, x: Tensor, precision: str) -> str | None:
+    """Why "auto" passes this backend over although it could run, or None where it was measured faster."""
+    if x.device.type != "cuda":
+        return "runs under the interpreter here; force it with LPN_FAST_BACKEND=triton"
+    width = max(stage.width for stage in spec.stages)
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    return measured.convolutions_not_faster(torch.cuda.get_device_name(x.device), precision, width, pixels)
+
+
+def power_of_two(tensors: list[Tensor]) -> Tensor:
+    """A power of two, on the device, that brings the largest entry to [1, 2); 1 for zeros."""
+    largest = torch.stack([t.abs().amax() if t.numel() else t.new_zeros(()) for t in tensors]).amax()
+    _, exponent = torch.frexp(torch.where(largest > 0, largest, 2.0))
+    return torch.ldexp(torch.ones_like(largest), 1 - exponent)

@@ -32,6 +32,7 @@ from .networks import (
 )
 from .ops.registry import use_backend
 from .prior import AmortisedPrior, Inversion, PriorValue, Verdict, invert, moreau_envelope, rescaled, verify
+from .restoration import reconstruct
 from .training import ProximalMatchingLoss
 
 if TYPE_CHECKING:  # the package `prior` may be called, which a type checker learns from its class only
@@ -70,6 +71,7 @@ __all__ = [
     "physics",
     "pretrained",
     "prior",
+    "reconstruct",
     "rescaled",
     "save",
     "solvers",

@@ -30,8 +30,18 @@ MAY_IMPORT = {
     "data": {"atomic"},
     "ops": {"algebra", "per_sample"},
     "networks": {"atomic", "algebra", "ops", "per_sample"},
-    "training": {"atomic", "networks", "metrics", "data", "physics", "solvers", "per_sample"},  # through minimisers
+    "training": {
+        "atomic",
+        "ops",
+        "networks",
+        "metrics",
+        "data",
+        "physics",
+        "solvers",
+        "per_sample",
+    },  # through minimisers
     "solvers": {"networks", "physics", "per_sample"},
+    "restoration": {"networks", "physics", "solvers", "per_sample"},
     "prior": {"networks", "ops", "algebra", "per_sample"},
     "pipeline": {"atomic", "networks", "physics", "solvers", "prior", "metrics", "data"},
     "interop": {"atomic", "algebra", "networks", "ops", "physics", "prior"},
@@ -69,7 +79,8 @@ def test_dependence_runs_one_way():
 def every_module():
     """Names of all modules of the package, compiled ones and those of the kernels left to their own tests."""
     found = [lf.__name__]
-    folders = [(lf.__path__, f"{lf.__name__}.")]
+    # not lf.__path__: an editable installation has the whole checkout in it, where the kernels are
+    folders = [([str(PACKAGE)], f"{lf.__name__}."), ([str(KERNELS)], "lpn_fast.kernels.")]
     while folders:
         for module in pkgutil.iter_modules(*folders.pop()):
             if module.name.split(".")[1] not in ("_cpu", "_cuda") and not module.name.endswith("__main__"):

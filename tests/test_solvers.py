@@ -17,12 +17,15 @@ from solver_cases import (
 
 import lpn_fast as lf
 from lpn_fast.per_sample import dot
+from lpn_fast.physics import Denoising
 from lpn_fast.solvers import admm, drs, fista, hqs, pgd
 from lpn_fast.solvers.alternating_directions import ORDERS, AlternatingDirections
 from lpn_fast.solvers.automatic import Settings
 from lpn_fast.solvers.douglas_rachford import DouglasRachford
+from lpn_fast.solvers.driver import INVISIBLE
 from lpn_fast.solvers.problem import checked_problem, half_square
 from lpn_fast.solvers.prox import LearnedProx
+from lpn_fast.solvers.proximal_gradient import ProximalGradient
 
 EVERY_PHYSICS = pytest.mark.parametrize("physics", PHYSICS.values(), ids=PHYSICS)
 MONOTONE = pytest.mark.parametrize("solver", [pgd, fista, hqs])
@@ -166,12 +169,46 @@ def test_the_objective_of_every_sample_of_a_mixed_batch_falls_for_200_iterations
     assert ((result.objective[1:] - result.objective[:-1]) <= band * scale).all()
 
 
-def test_outside_the_theorem_the_objective_of_pgd_rises():
-    """So the tests above can fail: a step of 1.9 / ||A||^2 on the steep prior."""
+def test_outside_the_theorem_the_objective_of_pgd_rises(monkeypatch):
+    """So the tests above can fail: a step of 1.9 / ||A||^2 on the steep prior, were it not halved."""
     physics = PHYSICS["identity"]
     y = make_measurements(physics)
-    result = pgd(y, physics, NONCONVEX, step_size=2.5, max_iter=60, tol=0.0)
+    monkeypatch.setattr(ProximalGradient, "with_safe_steps", lambda self, new, old: new)
+    with pytest.warns(RuntimeWarning, match="outside its convergence theorem"):
+        result = pgd(y, physics, NONCONVEX, step_size=2.5, max_iter=60, tol=0.0)
     assert rises(result.objective) > 1e-3
+
+
+@pytest.mark.parametrize("solver", [pgd, fista])
+def test_a_step_with_which_the_objective_rose_is_halved_and_its_condition_is_no(solver):
+    """The operator says a norm that is a tenth of its own; nothing else could tell."""
+
+    class Understated(Denoising):
+        def norm(self):
+            return 0.1
+
+    physics = Understated()
+    y = make_measurements(physics)
+    with pytest.warns(RuntimeWarning, match="objective rose in 4 of 4 samples, step halved up to"):
+        result = solver(y, physics, QuadraticPrior(q=0.1), max_iter=300, tol=0.0)
+    assert not result.conditions["step size"].holds
+    assert rises(result.objective) <= 1e-12
+    expected = (y + result.settings.weight * 0.1 * 0.3) / (1 + result.settings.weight * 0.1)
+    assert torch.allclose(result.x, expected, atol=1e-6)
+
+
+def test_the_default_ends_when_what_is_left_to_come_is_small():
+    """Against the limit, for contraction rates from 0.5 to 0.99, where one tolerance on a single change cannot do."""
+    for q in (1.0, 0.1, 0.01):
+        physics = PHYSICS["identity"]
+        y = make_measurements(physics)
+        options = {"step_size": 0.5 if q == 1.0 else q, "strength": 1.0}
+        prior = QuadraticPrior(q=1e-3)
+        limit = pgd(y, physics, prior, max_iter=20000, tol=1e-14, **options).x
+        result = pgd(y, physics, prior, x0=torch.zeros_like(y), max_iter=5000, **options)
+        assert result.converged.all()
+        left = (result.x - limit).flatten(1).norm(dim=1) / limit.flatten(1).norm(dim=1)
+        assert (left <= 1.1 * INVISIBLE).all() and (left >= 0.2 * INVISIBLE).any()
 
 
 @MONOTONE

@@ -104,7 +104,7 @@ def _iterated(method: ProximalGradient, y: Tensor, physics, settings, iterations
 def _one_at_a_time(model, physics, y: Tensor, eta: float, sigma: float, iterations: int) -> Tensor:
     _, features, unit = model._checked(y, sigma)
     unit = 1.0 if unit is None else unit
-    image = physics.A_adjoint(y).numpy()
+    image = lf.physics.start(physics, y).numpy()
     for _ in range(iterations):
         x = torch.from_numpy(image.copy())
         with torch.no_grad():

@@ -17,7 +17,7 @@ from .kernels import gaussian_kernel, load_kernels, shake_kernel
 from .mri import MRI
 from .noise import GaussianNoise, Noisy, PoissonNoise
 from .protocol import LinearOperator, NoiseModel
-from .starts import seen, start
+from .starts import has_start, seen, start
 
 __all__ = [
     "MRI",
@@ -42,6 +42,7 @@ __all__ = [
     "operator_norm",
     "operator_norm_bound",
     "prox_l2_by_cg",
+    "has_start",
     "seen",
     "shake_kernel",
     "start",

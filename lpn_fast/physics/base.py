@@ -83,6 +83,8 @@ class Physics:
         """A first picture, shape (N, C, H, W), from measurements y: c A^T y (starts.py), or what suits the operator."""
         return scaled_adjoint(self, y)
 
+    start.is_scaled_adjoint = True  # type: ignore[attr-defined]
+
     def seen(self, y: Tensor) -> Tensor:
         """Which entries of y the operator can reach, bool, shape of y; the others say nothing about any image."""
         return torch.ones_like(y, dtype=torch.bool) if self.reaches_all else reached(self, y)

@@ -165,6 +165,8 @@ class Blur(Physics):
         if bool((total.abs() < LEAST_SUM * size).any()):
             return super().start(y)
         height, width = self._data_to_image(*y.shape[-2:])
+        if min(height, width) < 1:
+            raise ValueError(f"y must be at least as large as the {self._size()} kernel, got {tuple(y.shape)}")
         top, left = (k // 2 if self.boundary == "full" else 0 for k in self.kernel.shape[-2:])
         return y[..., top : top + height, left : left + width] / broadcast(total, y)
 

@@ -25,6 +25,12 @@ def start(physics, y: Tensor) -> Tensor:
     return own(y) if callable(own) else scaled_adjoint(physics, y)
 
 
+def has_start(physics) -> bool:
+    """Whether the operator has a start of its own, better than c A^T y."""
+    own = getattr(type(physics), "start", None)
+    return callable(own) and not getattr(own, "is_scaled_adjoint", False)
+
+
 def scaled_adjoint(physics, y: Tensor) -> Tensor:
     """c A^T y with the Cauchy factor c of every sample, (N, ...); zero where A^T y is."""
     back = physics.A_adjoint(y)

@@ -63,6 +63,7 @@ class AcceleratedProximalGradient(GradientStep):
             old = state.select(rejected)
             plain = replace(self.step_from(old, old.image, old.measured), theta=torch.ones_like(old.theta))
             new = new.merge(rejected, plain)
+        new = self.with_safe_steps(new, state)
         return replace(new, previous=state.image, previous_measured=state.measured)
 
 
@@ -76,8 +77,8 @@ def fista(
     strength: float | Tensor | str | None = None,
     sigma: float | Tensor | None = None,
     noise: float | Tensor | None = None,
-    max_iter: int = 100,
-    tol: float = 1e-5,
+    max_iter: int = 200,
+    tol: float | None = None,
     x0: Tensor | None = None,
     strict: bool = False,
     callback: Callback | None = None,

@@ -130,8 +130,8 @@ def admm(
     order: str = "data-dual-prior",
     box: tuple[float, float] | None = None,
     returned: str = "prior",
-    max_iter: int = 50,
-    tol: float = 1e-5,
+    max_iter: int = 200,
+    tol: float | None = None,
     x0: Tensor | None = None,
     strict: bool = False,
     callback: Callback | None = None,
@@ -159,10 +159,11 @@ def admm(
     returned : "prior" or "data"
         Which image to return: the learned prox's, where the objective is known, or the data prox's, as the
         published code does.
-    tol : float
-        A sample has converged when ||z+ - x+|| and ||z+ - z|| are at most tol ||z+||.
+    tol : float, optional
+        A sample has converged when ||z+ - x+|| and ||z+ - z|| are at most tol ||z+||. None: when what is left
+        to come can no longer be seen (2e-3 of the norm, from the rate at which changes shrink).
     x0 : Tensor, shape (N, ...), optional
-        Start of z, the dual starts at zero; None is A^T y.
+        Start of z, the dual starts at zero; None is the operator's own (`physics.start`).
 
     Returns
     -------

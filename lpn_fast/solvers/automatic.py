@@ -160,6 +160,11 @@ def trained_levels(model: ProxModel) -> tuple[float, float] | None:
     return float(min(known)), float(max(known))
 
 
+def white_level(model: ProxModel) -> float:
+    """Largest intensity of the images that the network was trained on; 1 where that is unknown."""
+    return float(getattr(model, "card", {}).get("value_range", (0.0, 1.0))[-1])
+
+
 def _rule(
     strength: float | Tensor | str | None,
     sigma: float | Tensor | None,

@@ -19,13 +19,15 @@ own steps or operators, the row shows the sample that is worst off.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .problem import InverseProblem
 
+# Relative rise that cancellation between data term and prior can leave of an objective that stayed where it was.
+ROUNDING_OF_OBJECTIVE = 1e-3
 # Rounding leaves 1e-8 (float32) or less of a matched pair at image size; an unmatched projector shows 1e-2.
 ADJOINT_TOL = {torch.float32: 1e-5, torch.float64: 1e-10}
 
@@ -77,6 +79,27 @@ class Conditions:
     def all_hold(self) -> bool:
         """Whether the theorem applies to the run."""
         return all(row.holds for row in self.rows)
+
+    def after(
+        self,
+        objective: Tensor,  # (K, N) float64
+        halvings: Tensor,  # (N,) int64
+    ) -> "Conditions":
+        """What is known after a run: steps that had to be halved, and objectives that ended above their start."""
+        rows = self.rows
+        if bool((halvings > 0).any()):
+            count, most = int((halvings > 0).sum()), int(halvings.max())
+            found = f"objective rose in {count} of {len(halvings)} samples, step halved up to {most} times"
+            rows = tuple(
+                replace(row, holds=False, actual=f"{row.actual}; {found}") if row.name == "step size" else row
+                for row in rows
+            )
+        first, last = objective[0], objective[-1]  # (N,)
+        risen = last - first > ROUNDING_OF_OBJECTIVE * torch.maximum(first.abs(), last.abs())
+        if bool(risen.any()):
+            found = f"above it in {int(risen.sum())} of {len(risen)} samples"
+            rows = (*rows, Condition("objective", "ends at most where it was", found, False))
+        return replace(self, rows=rows)
 
     def raise_unless_all_hold(self) -> None:
         """Raise a ValueError that names every condition that does not hold, and by how much."""

@@ -74,8 +74,8 @@ def drs(
     strength: float | Tensor | str | None = None,
     sigma: float | Tensor | None = None,
     noise: float | Tensor | None = None,
-    max_iter: int = 50,
-    tol: float = 1e-5,
+    max_iter: int = 200,
+    tol: float | None = None,
     x0: Tensor | None = None,
     strict: bool = False,
     callback: Callback | None = None,
@@ -94,8 +94,9 @@ def drs(
         gamma; None is 0.95 / ||A||^2, or less where `strength` requires a noise level above those the network knows.
     relaxation : float
         lambda; above 1 it often needs fewer iterations.
-    tol : float
-        A sample has converged when ||z+ - x|| and ||z+ - z|| are at most tol ||z+||.
+    tol : float, optional
+        A sample has converged when ||z+ - x|| and ||z+ - z|| are at most tol ||z+||. None: when what is left
+        to come can no longer be seen (2e-3 of the norm, from the rate at which changes shrink).
 
     Returns
     -------

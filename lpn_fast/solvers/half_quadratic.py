@@ -69,8 +69,8 @@ def hqs(
     strength: float | Tensor | str | None = None,
     sigma: float | Tensor | None = None,
     noise: float | Tensor | None = None,
-    max_iter: int = 50,
-    tol: float = 1e-5,
+    max_iter: int = 200,
+    tol: float | None = None,
     x0: Tensor | None = None,
     strict: bool = False,
     callback: Callback | None = None,
@@ -87,8 +87,9 @@ def hqs(
         As for `pgd`. The operator's `prox_l2(z, y, gamma)` is used if it has one, else conjugate gradients.
     rho : float or Tensor, shape (N,), optional
         Penalty; None is ||A||^2, or more where `strength` requires a noise level above those the network knows.
-    tol : float
-        A sample has converged when ||z+ - z|| <= tol ||z+||.
+    tol : float, optional
+        A sample has converged when ||z+ - z|| <= tol ||z+||. None: when what is left
+        to come can no longer be seen (2e-3 of the norm, from the rate at which changes shrink).
 
     Returns
     -------

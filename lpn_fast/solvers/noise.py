@@ -74,6 +74,19 @@ def haar_level(images: Tensor, reached: Tensor | None = None) -> Tensor:
     return size.median(dim=1).values.double() / GAUSSIAN_MEDIAN
 
 
+def noise_level(physics: LinearOperator, y: Tensor, given: float | Tensor | None) -> Tensor:  # (N,) float64
+    """Standard deviation of the noise in every sample: given, else the physics', else estimated."""
+    known = known_noise(physics, y) if given is None else given
+    if known is None:
+        return estimate_noise(y, physics)
+    level = torch.as_tensor(known, dtype=torch.float64, device=y.device)
+    if level.dim() > 1 or (level.dim() == 1 and len(level) != len(y)):
+        raise ValueError(f"noise must be a number or have shape ({len(y)},), got shape {tuple(level.shape)}")
+    if not bool(((level >= 0) & level.isfinite()).all()):
+        raise ValueError(f"noise must be at least 0, got {level.tolist()}")
+    return level.expand(len(y))
+
+
 def known_noise(physics: LinearOperator, y: Tensor) -> Tensor | None:  # (N,) float64
     """What an operator with a noise model (`physics.with_noise`) says of the noise in y, or None."""
     level = getattr(getattr(physics, "noise", None), "level", None)

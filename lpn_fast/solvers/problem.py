@@ -47,7 +47,7 @@ class InverseProblem:
 
 
 def checked_problem(
-    y: Tensor, physics: LinearOperator, *, x0: Tensor | None = None, max_iter: int = 1, tol: float = 0.0
+    y: Tensor, physics: LinearOperator, *, x0: Tensor | None = None, max_iter: int = 1, tol: float | None = None
 ) -> InverseProblem:
     """An InverseProblem, once all arguments that solvers share are found good.
 
@@ -69,8 +69,8 @@ def checked_problem(
         raise TypeError(f"max_iter must be an integer, got {max_iter!r}")
     if max_iter < 1:
         raise ValueError(f"max_iter must be at least 1, got {max_iter}")
-    if not 0 <= tol < float("inf"):
-        raise ValueError(f"tol must be at least 0, got {tol}")
+    if tol is not None and not 0 <= tol < float("inf"):
+        raise ValueError(f"tol must be at least 0, or None for the visible change, got {tol}")
 
     given = x0 is not None
     if x0 is not None:

@@ -5,6 +5,9 @@
 For t = 1 the preimage u is z. For t < 1 the equation is solved by iteration, and u moves little from one solver
 iteration to the next: the last u is where a model that takes a start begins.
 
+A network of one channel on images of several is applied to each of them, and R is the sum: the prox of a sum of
+functions of separate variables is made of their proxes. Complex images, as real and imaginary part, are of this kind.
+
 On a CPU a single evaluation of a large batch is cut into pieces whose widest activation stays in the cache, where a
 network writes them to memory at all; samples do not see each other, so only the time changes.
 """
@@ -49,6 +52,14 @@ class LearnedProx:
         sigma: float | Tensor | None,  # (n,)
         preimage: Tensor | None,  # (n, ...) of the previous call
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # x (n, ...), R(x) (n,) float64, u (n, ...) or None
+        count = channels_apart(self.model, z)
+        if count > 1:
+            shape, z = z.shape, z.reshape(-1, 1, *z.shape[2:])
+            strength = repeated(strength, count)
+            sigma = None if sigma is None else repeated(sigma, count)
+            preimage = None if preimage is None else preimage.reshape(z.shape)
+            x, prior, u = self(z, strength, sigma, preimage)
+            return x.reshape(shape), prior.reshape(-1, count).sum(1), None if u is None else u.reshape(shape)
         if not self.warm or (isinstance(strength, float) and strength == 1):
             x, prior = self._in_pieces(z, strength, sigma)
             return x, prior, None
@@ -70,6 +81,17 @@ class LearnedProx:
         ]
         images, priors = zip(*parts, strict=True)
         return torch.cat(images), torch.cat(priors)
+
+
+def channels_apart(model: ProxModel, z: Tensor) -> int:
+    """How many channels of images (N, C, H, W) a one-channel network sees one by one; 1 for all other networks."""
+    channels = getattr(getattr(model, "spec", None), "channels", None)
+    return z.shape[1] if channels == 1 and z.dim() == 4 else 1
+
+
+def repeated(value: float | Tensor, count: int) -> float | Tensor:
+    """Values per sample, (n,), as values per channel, (n count,)."""
+    return value.repeat_interleave(count) if isinstance(value, Tensor) and value.dim() > 0 else value
 
 
 def piece(model: ProxModel, z: Tensor) -> int:  # z (n, ...)

@@ -70,6 +70,27 @@ class GradientStep:
         residual = relative_change(image, state.image)
         return replace(state, image=image, preimage=preimage, objective=objective, residual=residual, measured=measured)
 
+    def with_safe_steps(self, new: P, old: P) -> P:
+        """Plain steps again, at half the step and the same weight, for samples whose objective rose with this one.
+
+        F can rise only where ||A (x+ - x)||^2 > ||x+ - x||^2 / eta, hence where the bound on ||A|| was none. The
+        halved step stays.
+        """
+        risen = has_risen(new, old)  # (n,)
+        everyone = torch.ones_like(new.objective)
+        while bool(risen.any()):
+            step, strength = new.step_size * everyone, new.strength * everyone  # (n,)
+            new = replace(new, step_size=step, strength=strength)
+            halved = replace(
+                old.select(risen),
+                step_size=step[risen] / 2,
+                strength=strength[risen] / 2,
+                halvings=new.halvings[risen] + 1,
+            )
+            new = new.merge(risen, self.step_from(halved, halved.image, halved.measured))
+            risen = risen & has_risen(new, old)
+        return new
+
 
 @dataclass(frozen=True)
 class ProximalGradient(GradientStep):
@@ -81,7 +102,7 @@ class ProximalGradient(GradientStep):
 
     def step(self, state: PGDState) -> PGDState:
         """One iteration."""
-        return self.step_from(state, state.image, state.measured)
+        return self.with_safe_steps(self.step_from(state, state.image, state.measured), state)
 
 
 @dataclass(frozen=True)
@@ -133,6 +154,14 @@ def _per_sample(settings: Settings, y: Tensor) -> Settings:
     return replace(settings, step_size=settings.step_size * everyone, strength=settings.strength * everyone)
 
 
+def has_risen(new: PGDState, old: PGDState) -> Tensor:  # (n,) bool
+    """Whether F rose and the curvature met on the way, beyond 1 / eta, is why; NaN and infinities rise."""
+    rise = ~(new.objective <= old.objective) & ~old.objective.isnan()
+    moved = 2 * half_square(new.image - old.image)  # (n,) ||x+ - x||^2
+    curved = 2 * half_square(new.measured - old.measured) > moved / new.step_size
+    return rise & curved & moved.isfinite()
+
+
 def has_decreased(new: PGDState, old: PGDState) -> Tensor:  # (n,) bool
     """Whether F fell enough for the length of the step; where the old F is unknown, whether the model bounds it."""
     moved = 2 * half_square(new.image - old.image)  # (n,) ||x+ - x||^2
@@ -152,8 +181,8 @@ def pgd(
     sigma: float | Tensor | None = None,
     noise: float | Tensor | None = None,
     backtracking: bool = False,
-    max_iter: int = 100,
-    tol: float = 1e-5,
+    max_iter: int = 200,
+    tol: float | None = None,
     x0: Tensor | None = None,
     strict: bool = False,
     callback: Callback | None = None,
@@ -194,10 +223,11 @@ def pgd(
         weight, and with it step and strength before the first iteration.
     max_iter : int
         Most iterations a sample may take.
-    tol : float
-        A sample has converged when ||x+ - x|| <= tol ||x+||.
+    tol : float, optional
+        A sample has converged when ||x+ - x|| <= tol ||x+||. None: when what is left
+        to come can no longer be seen (2e-3 of the norm, from the rate at which changes shrink).
     x0 : Tensor, shape (N, ...), optional
-        Start; None is A^T y.
+        Start; None is the operator's own (`physics.start`).
     strict : bool
         Raise before the first iteration if a condition of the theorem does not hold.
     callback : callable, optional

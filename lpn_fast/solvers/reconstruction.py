@@ -9,8 +9,29 @@ from .conditions import Conditions
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A step on the way to a reconstruction.
+
+    Attributes
+    ----------
+    name : str
+    x : Tensor, shape (N, ...)
+        Where it ended.
+    misfit : Tensor, shape (N,), float64
+        As of `Reconstruction`.
+    note : str
+        What was done, with which model and why.
+    """
+
+    name: str
+    x: Tensor
+    misfit: Tensor
+    note: str
+
+
+@dataclass(frozen=True, repr=False)
 class Reconstruction:
-    """Images, how they were reached, and what is known about that.
+    """Images, how they were reached, and what is known about that; prints as three lines.
 
     Attributes
     ----------
@@ -32,8 +53,12 @@ class Reconstruction:
     settings : Settings
         Step size, strength and noise levels that were used, and where they came from.
     misfit : Tensor, shape (N,), float64, or None
-        ||A x - y|| / (s sqrt m) with noise level s and m measurements: 1 is what the true image has on average,
-        more is too smooth, less fits noise. None where no noise level is known.
+        ||A x - y|| / (s sqrt m) with noise level s and m measurements that A can reach: 1 is what the true image
+        has on average, more is too smooth, less fits noise. None where no noise level is known.
+    warnings : tuple of str
+        What was warned of.
+    stages : tuple of Stage
+        Start, pilot and descent of `lf.reconstruct`; empty for a solver alone.
     """
 
     x: Tensor
@@ -45,3 +70,24 @@ class Reconstruction:
     conditions: Conditions
     settings: Settings
     misfit: Tensor | None
+    warnings: tuple[str, ...] = ()
+    stages: tuple[Stage, ...] = ()
+
+    def __repr__(self) -> str:
+        samples, shape = len(self.x), " x ".join(map(str, self.x.shape[1:]))
+        steps, done = self.iterations, int(self.converged.sum())
+        broken = f", {int(self.broken.sum())} broken" if bool(self.broken.any()) else ""
+        first, last = (float(row.mean()) for row in (self.objective[0], self.objective[-1]))
+        misfit = "unknown" if self.misfit is None else _range(self.misfit)
+        failing = "; ".join(f"{c.name}: {c.required}, got {c.actual}" for c in self.conditions if not c.holds)
+        return (
+            f"{samples} images of {shape}: {_range(steps)} iterations, {done} of {samples} converged{broken}\n"
+            f"objective {first:.6g} -> {last:.6g} (mean), misfit {misfit} (1 is what the noise makes)\n"
+            f"{self.conditions.theorem}: "
+            + (f"NOT inside its theorem: {failing}" if failing else "every condition holds")
+        )
+
+
+def _range(values: Tensor) -> str:
+    low, high = float(values.min()), float(values.max())
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"

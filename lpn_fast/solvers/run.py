@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..per_sample import choose as choose_sample
+from . import alarms
 from .automatic import SMALLEST_STRENGTH, Settings, calibrated, trained_levels
 from .conditions import Conditions
 from .driver import Callback, S, iterate
@@ -48,7 +49,7 @@ def solve(
     conditions: Conditions,
     *,
     max_iter: int,
-    tol: float,
+    tol: float | None,
     strict: bool,
     callback: Callback | None,
     progress: bool,
@@ -58,10 +59,13 @@ def solve(
         conditions.raise_unless_all_hold()
     if settings.rule == "discrepancy":
         settings, problem = meet_discrepancy(method, problem, settings)
-    return iterate(
+    model = method.prox.model
+    found = alarms.of_units(model, problem.x0) + alarms.of_level(model, settings.sigma)
+    result = iterate(
         name, method.step, method.start(problem, settings), conditions, settings,
         max_iter=max_iter, tol=tol, callback=callback, progress=progress,
     )  # fmt: skip
+    return alarms.warned(result, found + alarms.of_result(result, problem.x0), stacklevel=4)
 
 
 def meet_discrepancy(

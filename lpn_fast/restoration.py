@@ -1,0 +1,223 @@
+"""Images from measurements with nothing tuned: start, pilot, descent.
+
+    start     what the operator makes of y without a prior                              (physics/starts.py)
+    pilot     a falling noise level, from the start towards the noise of y              (solvers/continuation.py)
+    descent   on one fixed objective from there, inside its theorem, until an iteration cannot be seen
+
+The descent is half-quadratic splitting at the pilot's last level: its objective, h smoothed by a penalty plus the
+weighted prior, falls whatever the operator. FISTA minimises h + w R instead where the noise is below the least that
+the network knows, so that the prior has to be weakened, and where a shipped model was trained through the minimisers
+of such problems (blurs of gray images). An operator with A^T A = c I leaves nothing to continue, and a network of one
+noise level cannot: gradient descent begins at the start.
+
+Where A misses much of the image, the minimiser is a worse picture than the pilot's, towards which the objective goes
+on to fall in steps that cannot be seen (`python -m bench.reconstruction`): these are not made.
+"""
+
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .networks import LPN, pretrained
+from .per_sample import dot, norm
+from .physics import Blur, LinearOperator, seen
+from .solvers import Reconstruction, Stage, alarms, estimate_noise, fista, hqs, pgd
+from .solvers.continuation import LEAST_NOISE, TRUST, follow_levels, working_noise
+from .solvers.noise import haar_level
+from .solvers.problem import InverseProblem, checked_problem, relative_misfit
+
+DESCENT_ITERATIONS = 200
+VISIBLE = 2e-3  # relative change of an iteration: a quarter of a gray level of 255 in a picture of mean square 1/16
+ISOMETRY = 1e-4  # |A^T A v - c v| / |A^T A v| of a random v
+FAINT = 2.0  # noise levels of the model over the noise, from where the prior is weakened
+ASSUMED = 0.85  # noise told to the model for blurs over the true one: where its training ended (its card)
+DOUBTFUL = 3.0  # factor between given and estimated noise
+LOCAL = 0.1  # part of a single pixel's measurement that may lie beyond a quarter of the sides around it
+TILES = 4  # a side: in the calmest of 16 parts an image shows its noise rather than its texture
+GRAY, COLOR, BLUR = "natural-gray-mixture", "natural-color-mixture", "natural-gray-deblur"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Networks of the pilot and of the descent, and why these."""
+
+    pilot: LPN
+    descent: LPN
+    reason: str
+
+
+def reconstruct(
+    y: Tensor,
+    physics: LinearOperator,
+    model: LPN | str = "auto",
+    *,
+    noise: float | Tensor | None = None,
+    x0: Tensor | None = None,
+    progress: bool = False,
+) -> Reconstruction:
+    """Reconstructions of images in [0, 1] from measurements y = A x + noise, with nothing to tune.
+
+    Parameters
+    ----------
+    y : Tensor, shape (N, ...), float32 or float64
+        Measurements.
+    physics : LinearOperator
+        An operator of `lf.physics`, or any other linear one.
+    model : LPN or str
+        A network, or the name of a shipped one. "auto" takes a shipped one that suits operator and channels, and
+        says which and why in the result's `stages`. A network of one channel is applied to every channel.
+    noise : float or Tensor, shape (N,), optional
+        Standard deviation of the noise in y. None asks the physics (`physics.with_noise`), else estimates it from y.
+    x0 : Tensor, shape (N, C, H, W), optional
+        Where to start; None is the operator's own, `physics.start(y)`.
+    progress : bool
+        Show progress bars of pilot and descent.
+
+    Returns
+    -------
+    Reconstruction
+        Of the descent; prints as three lines. `stages` has start, pilot and descent, each with its image and misfit.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the solvers; noise that is not given and cannot be estimated; a model for other channels.
+
+    Warns
+    -----
+    RuntimeWarning
+        Images that look like 0..255, a given noise level more than three times off the estimate, a condition that
+        does not hold, a result that misses its measurements, samples that were still changing.
+
+    Examples
+    --------
+    >>> import torch, lpn_fast as lf
+    >>> physics = lf.physics.Inpainting.random(32, seen=0.5).with_noise(lf.physics.GaussianNoise(0.02))
+    >>> result = lf.reconstruct(physics.simulate(torch.full((1, 1, 32, 32), 0.5), 0), physics)
+    >>> result.x.shape, [stage.name for stage in result.stages]
+    (torch.Size([1, 1, 32, 32]), ['start', 'pilot', 'descent'])
+    """
+    problem = checked_problem(y, physics, x0=x0)
+    level = working_noise(problem, noise)
+    choice = _choice(problem, model)
+    found = [] if noise is None else _doubts(problem, level)
+    stages = [_stage("start", problem, problem.x0, level, "the operator's own" if x0 is None else "given")]
+    conditional = choice.pilot.is_noise_conditional
+    options = {"max_iter": DESCENT_ITERATIONS, "tol": VISIBLE, "progress": progress}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # given below, of the noise that is true
+        if not conditional or _is_isometry(problem):
+            why = "A^T A is a multiple of the identity" if conditional else "the model has a single noise level"
+            result = pgd(y, physics, choice.pilot, noise=level, x0=problem.x0, **options)
+            note = f"proximal gradient descent, {choice.reason}; no pilot: {why}"
+        else:
+            pilot = follow_levels(problem, choice.pilot, level, progress)
+            most = int(pilot.iterations.max())
+            stages.append(_stage("pilot", problem, pilot.x, level, f"{most} iterations, {choice.reason}"))
+            if choice.descent is not choice.pilot:
+                result = fista(y, physics, choice.descent, noise=ASSUMED * level, x0=pilot.x, **options)
+                note = f"FISTA with {BLUR}, which was trained through the minimisers of such problems"
+            elif bool((pilot.sigma.double() * problem.norm > FAINT * level).any()):
+                result = fista(y, physics, choice.pilot, noise=level / TRUST**0.5, x0=pilot.x, **options)
+                note = "FISTA with the prior weakened: the noise is below the model's lowest level"
+            else:
+                rho = level.square() * pilot.penalty  # (N,)
+                result = hqs(
+                    y, physics, choice.pilot, rho=rho, sigma=pilot.sigma, strength=1.0, noise=level, x0=pilot.x,
+                    **options,
+                )  # fmt: skip
+                note = "half-quadratic splitting at the pilot's last noise level"
+    stages.append(_stage("descent", problem, result.x, level, note))
+    result = replace(result, misfit=stages[-1].misfit, warnings=(), stages=tuple(stages))
+    known = level > LEAST_NOISE * torch.as_tensor(problem.norm).to(level)  # a misfit over nothing says nothing
+    found += alarms.of_units(choice.descent, problem.x0) + _unfinished(result)
+    found += alarms.of_result(replace(result, misfit=result.misfit.where(known, 1.0)), problem.x0)
+    return alarms.warned(result, found, stacklevel=2)
+
+
+def _choice(problem: InverseProblem, model: LPN | str) -> Choice:
+    """The networks, on the device and in the type of the measurements."""
+    x = problem.x0
+    if isinstance(model, LPN):
+        return Choice(model, model, "the model given")
+    if not isinstance(model, str):
+        raise TypeError(f'model must be an LPN, the name of a shipped one or "auto", got {type(model).__name__}')
+    if model != "auto":
+        named = pretrained(model, x.device).to(x.dtype)
+        return Choice(named, named, f"model {model}, as asked")
+    if x.dim() != 4:
+        raise ValueError(
+            f"model='auto' has networks for images (N, C, H, W), this operator's have shape {tuple(x.shape)}"
+        )
+    if x.shape[1] == 3:
+        name, reason = COLOR, "for images of three channels"
+    else:
+        name, reason = GRAY, "for gray images" if x.shape[1] == 1 else f"for each of {x.shape[1]} channels"
+    network = pretrained(name, x.device).to(x.dtype)
+    reason = f"model {name} {reason}"
+    operator = getattr(problem.physics, "physics", problem.physics)  # behind a noise model
+    if isinstance(operator, Blur) and name == GRAY:
+        return Choice(network, pretrained(BLUR, x.device).to(x.dtype), reason)
+    return Choice(network, network, reason)
+
+
+def _is_isometry(problem: InverseProblem) -> bool:
+    """Whether A^T A = c I, as a random image shows."""
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(problem.x0.shape, generator=generator, dtype=torch.float64).to(problem.x0)
+    w = problem.physics.A_adjoint(problem.physics.A(v))
+    c = float(dot(v, w).sum() / dot(v, v).sum())
+    return bool((norm(w - c * v) <= ISOMETRY * norm(w)).all())
+
+
+def _stage(name: str, problem: InverseProblem, x: Tensor, level: Tensor, note: str) -> Stage:
+    return Stage(name, x, relative_misfit(problem.physics, x, problem.y, level), note)
+
+
+def _doubts(problem: InverseProblem, level: Tensor) -> list[str]:
+    """A given noise level that the measurements contradict.
+
+    The estimate takes texture for noise: it bounds the level from above, and only its calmest part does from below.
+    """
+    y, physics = problem.y, problem.physics
+    try:
+        above = estimate_noise(y, physics)  # (N,)
+    except ValueError:  # measurements that are no images, or too small ones
+        return []
+    reached = seen(physics, y)
+    below = torch.zeros_like(above)
+    if _is_local(problem):
+        calm = haar_level(_tiles(y), _tiles(reached)).reshape(-1, len(y))
+        least = calm.where(calm > 0, torch.inf).amin(0)  # (N,)
+        below = least.where(least.isfinite(), 0.0)  # infinite where no part has enough of what the operator reaches
+    doubtful = (level > DOUBTFUL * above) | (DOUBTFUL * level < below)
+    if not bool(doubtful.any()):
+        return []
+    first = int(doubtful.nonzero()[0])
+    return [
+        f"noise = {float(level[first]):.3g} is more than {DOUBTFUL:g} times off what y shows in sample {first}, "
+        f"{float(above[first]):.3g} (lf.solvers.estimate_noise); noise=None takes the estimate"
+    ]
+
+
+def _is_local(problem: InverseProblem) -> bool:
+    """Whether measurements are pictures of the same place: the middle pixel is seen around the middle."""
+    dot = torch.zeros_like(problem.x0)
+    dot[..., dot.shape[-2] // 2, dot.shape[-1] // 2] = 1
+    energy = problem.physics.A(dot).square()
+    height, width = energy.shape[-2:]
+    near = energy[..., height // 4 : height - height // 4, width // 4 : width - width // 4]
+    return float(near.sum()) >= (1 - LOCAL) * float(energy.sum())
+
+
+def _tiles(images: Tensor) -> Tensor:  # (N, C, H, W) -> (TILES^2 N, C, H / TILES, W / TILES)
+    height, width = (side // TILES for side in images.shape[-2:])
+    whole = images[..., : height * TILES, : width * TILES]
+    return whole.unflatten(-2, (TILES, height)).unflatten(-1, (TILES, width)).movedim((-4, -2), (0, 1)).flatten(0, 2)
+
+
+def _unfinished(result: Reconstruction) -> list[str]:
+    late = int((~result.converged & ~result.broken).sum())
+    return [f"{late} of {len(result.x)} images were still changing after {DESCENT_ITERATIONS} iterations"] * (late > 0)

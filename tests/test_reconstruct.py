@@ -1,0 +1,205 @@
+"""`lf.reconstruct`: nothing tuned, every unit, every operator; and what it says when something is wrong."""
+
+import warnings
+
+import pytest
+import torch
+from physics_cases import randn
+from test_starts import Foreign, blobs
+
+import lpn_fast as lf
+from lpn_fast import physics as P
+from lpn_fast.metrics import psnr
+
+GRAY = lf.pretrained("natural-gray")
+SIDE = 48
+OPERATORS = {
+    "inpainting": lambda: P.Inpainting.random(SIDE, seen=0.3),
+    "compressed sensing": lambda: P.CompressedSensing(SIDE, ratio=1 / 3),
+    "downsampling": lambda: P.Downsampling.gaussian(2),
+    "blur": lambda: P.Blur.gaussian(1.5, boundary="full"),
+    "ct": lambda: P.ParallelBeamCT(SIDE, 24, 72, extent=68.0),
+}
+
+
+def disc():
+    """A bright disc on a soft ground, (1, 1, SIDE, SIDE)."""
+    at = torch.arange(SIDE) - SIDE / 2
+    return 0.3 * blobs(SIDE, SIDE).float() + 0.5 * (at[:, None].square() + at.square() < 200)
+
+
+def measured(name, noise=0.02, samples=1, gain=1.0):
+    physics = OPERATORS[name]()
+    x = disc().repeat(samples, 1, 1, 1)
+    clean = physics.A(x)
+    return x, physics, gain * (clean + noise * randn(*clean.shape, seed=3).float())
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_result_is_ahead_of_the_start_and_inside_its_theorem(name):
+    x, physics, y = measured(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = lf.reconstruct(y, physics, noise=0.02)
+    start, pilot, descent = result.stages
+    assert psnr(result.x, x) > psnr(start.x, x) + 1 and psnr(result.x, x) > psnr(pilot.x, x) - 0.3
+    assert torch.equal(descent.x, result.x) and result.conditions.all_hold and result.converged.all()
+    assert float(result.objective.diff(dim=0).clamp_min(0).sum()) <= 1e-6 * float(result.objective.abs().max())
+    assert "natural-gray-mixture" in pilot.note
+
+
+@pytest.mark.parametrize("name", ["inpainting", "compressed sensing", "ct"])
+def test_the_unit_of_the_measurements_does_not_matter(name):
+    gain = 300.0
+    _, physics, y = measured(name)
+    plain = lf.reconstruct(y, Foreign(physics), GRAY, noise=0.02)
+    scaled = lf.reconstruct(gain * y, Foreign(physics, gain), GRAY, noise=gain * 0.02)
+    assert (scaled.x - plain.x).abs().max() < 2e-3
+    assert torch.allclose(scaled.misfit, plain.misfit, rtol=1e-2)
+
+
+def test_samples_do_not_see_each_other():
+    _, physics, y = measured("inpainting", samples=3)
+    y = y * torch.tensor([1.0, 0.5, 0.8])[:, None, None, None]
+    noise = torch.tensor([0.02, 0.01, 0.016], dtype=torch.float64)
+    together = lf.reconstruct(y, physics, GRAY, noise=noise)
+    alone = lf.reconstruct(y[1:2], physics, GRAY, noise=0.01)
+    assert torch.allclose(together.x[1:2], alone.x, atol=1e-5)
+
+
+def test_an_isometry_needs_no_pilot():
+    x, noisy = blobs(SIDE, SIDE).float(), blobs(SIDE, SIDE).float() + 0.1 * randn(1, 1, SIDE, SIDE).float()
+    result = lf.reconstruct(noisy, P.Denoising())
+    assert [stage.name for stage in result.stages] == ["start", "descent"]
+    assert psnr(result.x, x) > psnr(noisy, x) + 6
+
+
+def test_a_network_of_one_level_reconstructs_without_a_pilot():
+    _, physics, y = measured("blur")
+    model = lf.ConvLPN(1, hidden=8).eval()
+    result = lf.reconstruct(y, physics, model, noise=0.02)
+    assert "single noise level" in result.stages[-1].note and result.x.shape == (1, 1, SIDE, SIDE)
+
+
+def test_exact_measurements_are_no_error():
+    x, physics, _ = measured("compressed sensing")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = lf.reconstruct(physics.A(x), physics, GRAY, noise=0)
+    assert psnr(result.x, x) > 35
+
+
+def test_colour_gets_the_colour_model_and_other_channels_one_by_one():
+    physics = P.Inpainting.random(SIDE, seen=0.5)
+    for channels, name in ((3, "natural-color-mixture"), (2, "natural-gray-mixture for each of 2 channels")):
+        y = physics.A(blobs(SIDE, SIDE).float().repeat(1, channels, 1, 1))
+        result = lf.reconstruct(y + 0.02 * randn(*y.shape).float() * (y != 0), physics, noise=0.02)
+        assert name in result.stages[1].note and result.x.shape[1] == channels
+
+
+@pytest.mark.parametrize("solver", ["pgd", "fista", "admm", "drs", "hqs"])
+def test_a_model_of_one_channel_sees_channels_one_by_one(solver):
+    physics = P.Blur.gaussian(1.0)
+    y = physics.A(torch.cat([blobs(16, 16), 1 - blobs(16, 16)], dim=1)).float()
+    options = {"sigma": torch.tensor([0.05, 0.1]), "max_iter": 4, "tol": 0.0}
+    folded = getattr(lf.solvers, solver)(torch.cat([y, y.flip(2)]), physics, GRAY, **options)
+    apart = [
+        getattr(lf.solvers, solver)(
+            torch.cat([y, y.flip(2)])[:, c : c + 1].contiguous(), physics, GRAY, x0=None, **options
+        )
+        for c in (0, 1)
+    ]
+    assert torch.allclose(folded.x, torch.cat([one.x for one in apart], dim=1), atol=1e-5)
+    assert torch.allclose(folded.objective, sum(one.objective for one in apart), rtol=1e-4)
+
+
+def test_a_reconstruction_prints_as_three_lines():
+    _, physics, y = measured("inpainting")
+    lines = repr(lf.reconstruct(y, physics, GRAY, noise=0.02)).splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("1 images of 1 x 48 x 48") and "misfit" in lines[1] and "every condition" in lines[2]
+
+
+# What must be said.
+
+
+def alarms_of(call):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        result = call()
+    assert tuple(str(w.message) for w in seen) == result.warnings
+    assert all(w.filename == __file__ for w in seen)
+    return result.warnings
+
+
+def test_bytes_are_noticed_and_the_way_out_is_named():
+    x, physics, y = measured("inpainting")
+    (found,) = alarms_of(lambda: lf.reconstruct(255 * y, physics, GRAY, noise=255 * 0.02))[:1]
+    assert "divide y by the white level" in found
+    result = lf.reconstruct(255 * y, physics, lf.rescaled(GRAY, 1 / 255), noise=255 * 0.02)
+    assert not result.warnings and psnr(result.x / 255, x) > 20
+
+
+@pytest.mark.parametrize("factor", [0.1, 8.0])
+def test_a_noise_level_that_the_measurements_contradict_is_noticed(factor):
+    _, physics, y = measured("blur", noise=0.03)
+    found = alarms_of(lambda: lf.reconstruct(y, physics, noise=factor * 0.03))
+    assert any("times off what y shows" in sentence for sentence in found)
+    assert not any("times off" in s for s in alarms_of(lambda: lf.reconstruct(y, physics, noise=0.03)))
+
+
+def test_texture_is_not_taken_for_a_wrong_noise_level():
+    """Half of the picture is fine texture, which the estimate takes for noise 0.15."""
+    texture = blobs(64, 64).float()
+    texture[..., 16:] += 0.3 * randn(1, 1, 64, 48).float()
+    y = texture + 0.01 * randn(1, 1, 64, 64, seed=4).float()
+    assert float(lf.solvers.estimate_noise(y)) > 0.1
+    assert not any("times off" in s for s in alarms_of(lambda: lf.reconstruct(y, P.Denoising(), GRAY, noise=0.01)))
+
+
+@pytest.mark.parametrize("sigma, hint", [(25.0, "25/255 = 0.098"), (0.9, "lies outside the model's training")])
+def test_a_sigma_outside_the_training_is_noticed(sigma, hint):
+    _, physics, y = measured("blur")
+    found = alarms_of(lambda: lf.solvers.pgd(y, physics, GRAY, sigma=sigma, max_iter=2))
+    assert any(hint in sentence for sentence in found)
+
+
+def test_a_failing_condition_is_warned_of_without_strict():
+    _, physics, y = measured("blur")
+    found = alarms_of(lambda: lf.solvers.pgd(y, physics, GRAY, sigma=0.02, step_size=1.5, max_iter=2))
+    assert any("step size: required 0 < eta < 1/||A||^2" in sentence for sentence in found)
+
+
+def test_a_returned_start_is_noticed():
+    found = alarms_of(lambda: lf.solvers.pgd(torch.zeros(1, 1, 8, 8), P.Denoising(), Unmoved(), max_iter=3))
+    assert found == ("samples [0] came back as they started",)
+
+
+class Unmoved:
+    def prox_and_prior(self, z, *, strength=1.0, sigma=None):
+        return z, torch.zeros(len(z), dtype=torch.float64)
+
+
+def test_a_misfit_far_from_one_is_noticed():
+    _, physics, y = measured("blur")
+    found = alarms_of(lambda: lf.solvers.pgd(y + 5 * (y > 0.5), physics, GRAY, sigma=0.02, noise=0.02, max_iter=3))
+    assert any("misses the measurements of samples [0]" in sentence for sentence in found)
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda y, a: lf.reconstruct(y, a, "natural-grey"), ValueError, "name must be one of"),
+        (lambda y, a: lf.reconstruct(y, a, 3), TypeError, "model must be an LPN, the name of a shipped one"),
+        (lambda y, a: lf.reconstruct(y.numpy(), a), TypeError, "y must be a tensor"),
+        (lambda y, a: lf.reconstruct(y, a, noise=-1), ValueError, "noise must be at least 0"),
+        (lambda y, a: lf.reconstruct(y, a, noise=torch.ones(3)), ValueError, "noise must be a number"),
+        (lambda y, a: lf.reconstruct(y[0, 0], a), ValueError, "y must have"),
+        (lambda y, a: lf.reconstruct(y, None), TypeError, "physics must have a method A"),
+        (lambda y, a: lf.solvers.pilot(y, a, lf.ConvLPN(1, hidden=8), noise=1), ValueError, "conditioned on the noise"),
+    ],
+)  # fmt: skip
+def test_wrong_use_is_named(call, error, message):
+    _, physics, y = measured("blur")
+    with pytest.raises(error, match=message):
+        call(y, physics)

@@ -79,6 +79,7 @@ def reconstruct(
     -------
     Reconstruction
         Of the descent; prints as three lines. `stages` has start, pilot and descent, each with its image and misfit.
+        Of a blur with the boundary "valid", `x` is what lies in the frame of y, and the stages have the rim as well.
 
     Raises
     ------
@@ -134,6 +135,8 @@ def reconstruct(
     known = level > LEAST_NOISE * torch.as_tensor(problem.norm).to(level)  # a misfit over nothing says nothing
     found += alarms.of_units(choice.descent, problem.x0) + _unfinished(result)
     found += alarms.of_result(replace(result, misfit=result.misfit.where(known, 1.0)), problem.x0)
+    crop = getattr(physics, "crop", None)
+    result = replace(result, x=crop(result.x)) if callable(crop) else result
     return alarms.warned(result, found, stacklevel=2)
 
 

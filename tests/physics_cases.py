@@ -43,6 +43,7 @@ OPERATORS = {
     "denoising": (Denoising, (7, 9)),
     "blur-circular": (lambda: make_blur((3, 4), "circular"), (7, 9)),
     "blur-reflective": (lambda: make_blur((5, 4), "reflective"), (7, 9)),
+    "blur-valid": (lambda: make_blur((3, 4), "valid"), (7, 9)),
     "blur-full": (lambda: make_blur((3, 4), "full"), (7, 9)),
     "ct": (lambda: ParallelBeamCT((7, 9), ANGLES, 11, extent=4.0, pixel=0.8), (7, 9)),
     "ct-torch": (lambda: ParallelBeamCT((7, 9), ANGLES, 11, extent=4.0, pixel=0.8, backend="torch"), (7, 9)),

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import torch
 from physics_cases import DEVICES, DOT_TOL, dense, largest_singular_value, make_blur, randn
+from PIL import Image
 from scipy.ndimage import convolve
 from scipy.signal import convolve2d
 
 from lpn_fast.physics import Blur, adjoint_mismatch, load_kernels, prox_l2_by_cg, shake_kernel
 from lpn_fast.physics.boundaries import fold, reflect
 
-BOUNDARIES = ["circular", "reflective", "full"]
+BOUNDARIES = ["circular", "reflective", "full", "valid"]
 KERNEL_SIZES = [(1, 1), (3, 3), (4, 4), (5, 2), (2, 7)]
-IMAGE_SIZES = [(16, 16), (13, 17), (4, 9)]
+IMAGE_SIZES = [(16, 16), (13, 17), (5, 9)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -75,6 +76,25 @@ def test_circular_blur_wraps_around_its_centre(kernel_size):
     assert torch.allclose(blur.A(x), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("kernel_size", KERNEL_SIZES, ids=str)
+def test_valid_blur_is_the_frame_of_a_larger_scene(kernel_size):
+    """scipy's valid convolution, and, cropped to the same place, what every other boundary has in the middle."""
+    blur, x = make_blur(kernel_size, "valid"), randn(2, 2, 13, 17)
+    y = blur.A(x)
+    expected = torch.from_numpy(convolve2d(x[1, 0].numpy(), blur.kernel.numpy(), mode="valid"))
+    assert torch.allclose(y[1, 0], expected, atol=1e-12)
+    assert torch.allclose(blur.crop(make_blur(kernel_size, "circular").A(x)), y, atol=1e-12)
+    assert blur.crop(x).shape == y.shape and make_blur(kernel_size, "full").crop(x) is x
+
+
+def test_the_start_of_a_valid_blur_continues_the_border():
+    blur = Blur.gaussian(1.0, "valid")
+    y = torch.arange(20.0)[None, None, None].expand(1, 1, 12, 20)
+    start = blur.start(y)
+    assert start.shape == (1, 1, 20, 28) and torch.equal(blur.crop(start), y)
+    assert (start[..., :4] == 0).all() and (start[..., -4:] == 19).all()
+
+
 @pytest.mark.parametrize("boundary", ["circular", "reflective"])
 def test_blur_of_a_delta_is_the_kernel_at_its_place(boundary):
     blur = make_blur((3, 3), boundary)
@@ -121,11 +141,27 @@ def test_blur_of_another_number_of_samples_than_kernels_is_refused():
 
 @pytest.mark.parametrize(("sigma", "side"), [(0.5, 5), (1.0, 5), (2.0, 7), (3.0, 9), (4.0, 13)])
 def test_gaussian_has_the_published_size_and_unit_sum(sigma, side):
-    kernel = Blur.gaussian(sigma).kernel
+    kernel = Blur.gaussian(sigma, size="published").kernel
     assert kernel.shape == (side, side)
     assert kernel.sum().item() == pytest.approx(1)
     assert torch.allclose(kernel, kernel.flip(0, 1)) and kernel.argmax() == kernel.numel() // 2
     assert (kernel[side // 2, side // 2 + 1] / kernel.max()).log().item() == pytest.approx(-0.5 / sigma**2)
+
+
+@pytest.mark.parametrize("sigma", [0.6, 1.0, 1.6, 5.0])
+def test_a_gaussian_is_as_wide_as_asked(sigma):
+    """Its second moment: the published cut-off of 1.6 pixels leaves 1.22."""
+    kernel = Blur.gaussian(sigma).kernel
+    offsets = torch.arange(len(kernel)) - len(kernel) // 2
+    width = (kernel.sum(1) * offsets**2).sum().sqrt().item()
+    assert width == pytest.approx(sigma, rel=0.002 if sigma >= 1 else 0.02)
+    cut = Blur.gaussian(1.6, size="published").kernel
+    assert (cut.sum(1) * (torch.arange(5) - 2) ** 2).sum().sqrt().item() == pytest.approx(1.22, abs=0.01)
+
+
+def test_a_kernel_that_scales_images_is_noticed():
+    with pytest.warns(UserWarning, match="kernel sums to 9, not 1"):
+        Blur(torch.ones(3, 3))
 
 
 @pytest.mark.parametrize("side", [3, 8, 15])
@@ -158,6 +194,21 @@ def test_kernels_are_read_from_files(tmp_path):
     assert torch.equal(load_kernels(tmp_path / "k.npz", unit_sum=False)["b"], torch.eye(4, dtype=torch.float64))
     stack = load_kernels(tmp_path / "stack.npy")
     assert list(stack) == ["0", "1"] and stack["1"].sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+def test_a_measured_kernel_is_read_from_a_picture_as_it_is_stored(tmp_path, suffix):
+    counts = np.array([[0, 500, 0], [1000, 40000, 1000], [0, 500, 0]], dtype=np.uint16)
+    Image.fromarray(counts).save(tmp_path / f"psf.{suffix}")
+    with pytest.warns(UserWarning, match="kernel divided by its sum, 43000"):
+        (kernel,) = load_kernels(tmp_path / f"psf.{suffix}").values()
+    assert torch.allclose(kernel, torch.from_numpy(counts / 43000.0))
+    Image.fromarray(np.zeros((3, 3, 3), dtype=np.uint8)).save(tmp_path / f"colour.{suffix}")
+    with pytest.raises(ValueError, match=r"a kernel must be numbers of shape \(kh, kw\), got uint8 \(3, 3, 3\)"):
+        load_kernels(tmp_path / f"colour.{suffix}")
+    (tmp_path / f"broken.{suffix}").write_bytes(b"II*\0nothing")
+    with pytest.raises(ValueError, match="must be one gray picture"):
+        load_kernels(tmp_path / f"broken.{suffix}")
 
 
 def test_files_without_kernels_are_refused(tmp_path):
@@ -229,8 +280,10 @@ def test_arguments_out_of_contract_are_named():
         Blur(torch.ones(3))
     with pytest.raises(ValueError, match="kernel must be finite"):
         Blur(torch.full((3, 3), torch.nan))
-    with pytest.raises(ValueError, match="boundary must be one of circular, reflective, full, got 'valid'"):
-        Blur(torch.ones(3, 3), boundary="valid")
+    with pytest.raises(ValueError, match="boundary must be one of circular, reflective, full, valid, got 'same'"):
+        Blur(torch.ones(3, 3) / 9, boundary="same")
+    with pytest.raises(ValueError, match="x must be at least as large as the 3 x 3 kernel"):
+        make_blur((3, 3), "valid").A(torch.zeros(2, 1, 8, 2))
     with pytest.raises(ValueError, match="sigma must be positive, got -1"):
         Blur.gaussian(-1)
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):

@@ -91,7 +91,7 @@ def test_noisy_operator_is_the_operator():
     y = camera.simulate(x, generator=3)
     assert (y - blur.A(x)).std().item() == pytest.approx(0.02, rel=0.1)
     assert camera.noise_level(y).tolist() == pytest.approx([0.02] * 3)
-    assert repr(camera) == "Noisy(Blur(kernel 5 x 5, boundary='circular'), GaussianNoise(sigma=0.02))"
+    assert repr(camera) == "Noisy(Blur(kernel 9 x 9, boundary='circular'), GaussianNoise(sigma=0.02))"
     assert torch.equal(copy.deepcopy(camera).A(x), blur.A(x))
 
 

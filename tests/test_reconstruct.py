@@ -203,3 +203,18 @@ def test_wrong_use_is_named(call, error, message):
     _, physics, y = measured("blur")
     with pytest.raises(error, match=message):
         call(y, physics)
+
+
+def test_a_photograph_of_a_larger_scene_comes_back_sharper_and_without_frames():
+    """The frame is cut out of a blurred scene; a circular model of it rings from border to border."""
+    blur = P.Blur.gaussian(1.6, "valid")
+    scene = torch.cat([disc(), disc().flip(-1), disc().flip(-2)], dim=-1)[..., 8:-8, 16:112]
+    y = blur.A(scene) + 0.01 * randn(*blur.A(scene).shape).float()
+    truth = blur.crop(scene)
+    result = lf.reconstruct(y, blur, noise=0.01)
+    wrapped = lf.reconstruct(y, P.Blur.gaussian(1.6, "circular"), noise=0.01)
+    assert result.x.shape == y.shape and result.stages[-1].x.shape == scene.shape
+    assert psnr(result.x, truth) > psnr(y, truth) + 2 and psnr(result.x, truth) > psnr(wrapped.x, truth) + 2
+    rim = torch.ones_like(truth, dtype=torch.bool)
+    rim[..., 4:-4, 4:-4] = False
+    assert (result.x - truth)[rim].square().mean() < 3 * (result.x - truth)[~rim].square().mean()

@@ -71,7 +71,7 @@ class Task:
     def _operator(self, root: Path, samples: int, side: int):
         kind, *numbers = self.name.split("-")
         if kind == "deblur":
-            return Blur.gaussian(float(numbers[0]), boundary="full"), float(numbers[1])
+            return Blur.gaussian(float(numbers[0]), boundary="full", size="published"), float(numbers[1])
         if kind == "motion":
             kernels = [k for name, k in load_kernels(root / "kernels" / "kernels.npz").items() if "levin" in name]
             return Blur(_of_one_size([kernels[i % len(kernels)] for i in range(samples)])), float(numbers[0])

@@ -6,13 +6,16 @@
                      = F^* (F z + gamma conj(K) F y) / (1 + gamma |K|^2)
     reflective   by reflection, the border pixel repeated (boundaries.py)
     full         by zeros, and c = 0: y is (H + kh - 1, W + kw - 1), nothing of the image is lost
+    valid        not at all: y is (H - kh + 1, W - kw + 1), what a camera sees of a scene that goes on beyond the frame
+
+The rim of a valid blur's image, outside y's frame, is estimated with the rest and seldom of interest: `crop`.
 
 All run through the real FFT on one grid G: with E = extension (by zeros or by reflection) and P = crop
 to the size of y, A = P C E for the circular C on G (large enough that nothing wraps into what is kept),
 and A^T = E^T C^T P^T. The adjoint is matched by construction. The FFT, not a convolution layer, because
 cuDNN may round the latter to TF32 and the adjoint would hold to three digits only.
 
-||A|| <= sum |k| for the circular and the full boundary (Young's inequality), with equality for
+||A|| <= sum |k| for the circular, the full and the valid boundary (Young's inequality), with equality for
 non-negative circular kernels. Reflection needs more: the shift by o has norm 1 once averaged with its
 mirror images (they are diagonal in the cosine basis), else up to sqrt(2) per axis that it moves along,
 since it may read a border pixel twice. Hence, with s = the mean of k and its flips about the centre,
@@ -20,7 +23,10 @@ since it may read a border pixel twice. Hence, with s = the mean of k and its fl
     ||A|| <= sum_o |s[o]| + sum_o |k[o] - s[o]| sqrt(2)^(axes along which o != 0)
 """
 
+import warnings
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..per_sample import broadcast
@@ -30,9 +36,10 @@ from .checks import check_images, check_prox
 from .fourier import irfft2, rfft2
 from .kernels import gaussian_kernel
 
-BOUNDARIES = ("circular", "reflective", "full")
+BOUNDARIES = ("circular", "reflective", "full", "valid")
 CACHED_GRIDS = 8  # transfer functions kept: a folder of images of many sizes must not fill the memory
 
+UNIT_SUM = 0.01  # distance of a kernel's sum from 1 that is no rounding
 LEAST_SUM = 0.1  # of a kernel over the sum of its magnitudes: below it an edge filter, whose output is no picture
 
 
@@ -44,14 +51,20 @@ class Blur(Physics):
     kernel : Tensor, shape (kh, kw) or (N, kh, kw)
         Kernel, any sizes, odd or even; its centre is (kh // 2, kw // 2). Not normalised here.
         With a first axis, sample n of a batch of exactly N is blurred by kernel n.
-    boundary : "circular", "reflective" or "full"
+    boundary : "circular", "reflective", "full" or "valid"
         Continued periodically or by reflection, y of the size of x; or zero outside the image,
-        y of size (H + kh - 1, W + kw - 1).
+        y of size (H + kh - 1, W + kw - 1); or unknown beyond the image, y of size (H - kh + 1, W - kw + 1): right
+        for photographs.
 
     Raises
     ------
     ValueError
         A kernel of another rank, empty or not finite; an unknown boundary.
+
+    Warns
+    -----
+    UserWarning
+        A kernel without negative values whose sum is not 1: it makes images brighter or darker.
 
     Examples
     --------
@@ -71,22 +84,30 @@ class Blur(Physics):
             raise ValueError("kernel must be finite, got NaN or infinite values")
         if boundary not in BOUNDARIES:
             raise ValueError(f"boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
+        total = kernel.sum(dim=(-2, -1))  # () or (N,)
+        if bool((kernel >= 0).all()) and bool(((total - 1).abs() > UNIT_SUM).any()):
+            warnings.warn(
+                f"kernel sums to {float(total.flatten()[(total - 1).abs().argmax()]):.4g}, not 1: the blur scales "
+                "images by that; for one that keeps their brightness pass kernel / kernel.sum()",
+                UserWarning,
+                stacklevel=2,
+            )
         self.kernel = kernel
         self.boundary = boundary
         self._transfers: dict[tuple, Tensor] = {}
 
     @classmethod
-    def gaussian(cls, sigma: float, boundary: str = "circular", size: int | None = None) -> "Blur":
+    def gaussian(cls, sigma: float, boundary: str = "circular", size: int | str | None = None) -> "Blur":
         """Blur with a sampled Gaussian of unit sum.
 
         Parameters
         ----------
         sigma : float
             Standard deviation in pixels.
-        boundary : "circular", "reflective" or "full"
+        boundary : "circular", "reflective", "full" or "valid"
             As in the class.
-        size : int, optional
-            Side of the kernel; None is the published rule, see :func:`gaussian_kernel`.
+        size : int or "published", optional
+            Side of the kernel; None is 4 sigma to each side, see :func:`gaussian_kernel`.
 
         Returns
         -------
@@ -100,7 +121,7 @@ class Blur(Physics):
         Examples
         --------
         >>> Blur.gaussian(2.0, boundary="full")
-        Blur(kernel 7 x 7, boundary='full')
+        Blur(kernel 17 x 17, boundary='full')
         """
         return cls(gaussian_kernel(sigma, size), boundary)
 
@@ -113,16 +134,19 @@ class Blur(Physics):
 
         Returns
         -------
-        Tensor, shape (N, C, H, W), or (N, C, H + kh - 1, W + kw - 1) if full
+        Tensor, shape (N, C, H, W), or (N, C, H + kh - 1, W + kw - 1) if full, (N, C, H - kh + 1, W - kw + 1) if valid
 
         Raises
         ------
         ValueError
-            Not as many samples as kernels; with the reflective boundary, an image smaller than half the kernel.
+            Not as many samples as kernels; with the reflective boundary, an image smaller than half the kernel, with
+            the valid one, smaller than the kernel.
         """
         check_images("x", x)
         self._check_samples("x", x)
         data_size = self._image_to_data(*x.shape[-2:])
+        if min(data_size) < 1:
+            raise ValueError(f"x must be at least as large as the {self._size()} kernel, got {tuple(x.shape)}")
         grid = self._grid(*data_size)
         if self.boundary == "reflective":
             x = reflect(x, *self._margins(*data_size))
@@ -133,7 +157,7 @@ class Blur(Physics):
 
         Parameters
         ----------
-        y : Tensor, shape (N, C, H, W), or (N, C, H + kh - 1, W + kw - 1) if full
+        y : Tensor, shape as `A(x)`
 
         Returns
         -------
@@ -158,7 +182,10 @@ class Blur(Physics):
         return fold(_filter(y, transfer, grid, (height, width)), before, after)
 
     def start(self, y: Tensor) -> Tensor:
-        """The measurements, cut to the image and over the kernel's sum, (N, C, H, W); c A^T y if that is near 0."""
+        """The measurements over the kernel's sum, (N, C, H, W); c A^T y if that sum is near 0.
+
+        Cut to the image (full) or continued by the pixels of the border (valid).
+        """
         check_images("y", y)
         self._check_samples("y", y)
         total, size = self.kernel.sum(dim=(-2, -1)), self.kernel.abs().sum(dim=(-2, -1))  # () or (N,)
@@ -167,8 +194,18 @@ class Blur(Physics):
         height, width = self._data_to_image(*y.shape[-2:])
         if min(height, width) < 1:
             raise ValueError(f"y must be at least as large as the {self._size()} kernel, got {tuple(y.shape)}")
+        if self.boundary == "valid":
+            (top, left), (bottom, right) = self._rim()
+            return F.pad(y, (left, right, top, bottom), mode="replicate") / broadcast(total, y)
         top, left = (k // 2 if self.boundary == "full" else 0 for k in self.kernel.shape[-2:])
         return y[..., top : top + height, left : left + width] / broadcast(total, y)
+
+    def crop(self, x: Tensor) -> Tensor:
+        """The part of images (N, C, H, W) that lies in the frame of y: all of it unless the boundary is valid."""
+        if self.boundary != "valid":
+            return x
+        (top, left), (bottom, right) = self._rim()
+        return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
 
     def norm(self) -> float:
         """Upper bound on ||A||, see the head of this file; attained by a non-negative circular kernel."""
@@ -235,18 +272,24 @@ class Blur(Physics):
             raise ValueError(f"{name} must hold {len(self.kernel)} samples, one per kernel, got {tuple(tensor.shape)}")
 
     def _image_to_data(self, height: int, width: int) -> tuple[int, int]:
+        grown = {"full": 1, "valid": -1}.get(self.boundary, 0)
         kh, kw = self.kernel.shape[-2:]
-        return (height + kh - 1, width + kw - 1) if self.boundary == "full" else (height, width)
+        return height + grown * (kh - 1), width + grown * (kw - 1)
 
     def _data_to_image(self, height: int, width: int) -> tuple[int, int]:
+        grown = {"full": -1, "valid": 1}.get(self.boundary, 0)
         kh, kw = self.kernel.shape[-2:]
-        return (height - kh + 1, width - kw + 1) if self.boundary == "full" else (height, width)
+        return height + grown * (kh - 1), width + grown * (kw - 1)
+
+    def _rim(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Rows and columns of the image that are read beyond the frame of y: (before, after)."""
+        kh, kw = self.kernel.shape[-2:]
+        after = kh // 2, kw // 2
+        return (kh - 1 - after[0], kw - 1 - after[1]), after
 
     def _margins(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Rows and columns by which reflection extends an image: (before, after)."""
-        kh, kw = self.kernel.shape[-2:]
-        after = kh // 2, kw // 2
-        before = kh - 1 - after[0], kw - 1 - after[1]
+        before, after = self._rim()
         if after[0] > height or after[1] > width:
             raise ValueError(
                 f"images must be at least half as large as the {self._size()} kernel to be reflected, "
@@ -258,7 +301,7 @@ class Blur(Physics):
         """Size of the FFT for measurements of this size; only a circular one must have just that."""
         if self.boundary == "circular":
             return height, width
-        if self.boundary == "reflective":
+        if self.boundary in ("reflective", "valid"):
             height, width = (side + k - 1 for side, k in zip((height, width), self.kernel.shape[-2:], strict=True))
         return _fast_fft_size(height), _fast_fft_size(width)
 
@@ -279,12 +322,12 @@ class Blur(Physics):
     def _embedded(self, height: int, width: int) -> Tensor:  # (height, width) or (N, 1, height, width) float64
         """The kernel on the grid, shifted so that the first entry of the result is the first measurement.
 
-        At the origin lies the centre (circular), the first entry (full), or the last one (reflective:
-        the extended image begins before the first pixel). A circular kernel larger than the image
+        At the origin lies the centre (circular), the first entry (full), or the last one (reflective and valid:
+        what is read begins before the first measurement). A circular kernel larger than the image
         wraps around and adds up, as circular convolution demands.
         """
         kh, kw = self.kernel.shape[-2:]
-        top, left = {"circular": (kh // 2, kw // 2), "reflective": (kh - 1, kw - 1), "full": (0, 0)}[self.boundary]
+        top, left = {"circular": (kh // 2, kw // 2), "full": (0, 0)}.get(self.boundary, (kh - 1, kw - 1))
         rows = (torch.arange(kh) - top) % height  # (kh,)
         columns = (torch.arange(kw) - left) % width  # (kw,)
         plane = torch.zeros(*self.kernel.shape[:-2], height, width, dtype=torch.float64)

@@ -1,31 +1,35 @@
-"""Blur kernels: the sampled Gaussian of the published experiments, and kernels from a file.
+"""Blur kernels: sampled Gaussians, camera shakes, and measured kernels from a file.
 
-k[i, j] = exp(-(i^2 + j^2) / (2 sigma^2)) / sum,     side max(5, int(3 sigma)), plus one if that is even
+k[i, j] = exp(-(i^2 + j^2) / (2 sigma^2)) / sum,     4 sigma to each side, where e^-8 is left of the peak
 """
 
 import functools
+import math
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..per_sample import check_positive
 from .checks import check_count
 
 PATH = 300  # steps of a shake
+NEAR_ONE = 1e-3  # of the sum of a kernel: stored numbers are rounded
 
 
-def gaussian_kernel(sigma: float, size: int | None = None) -> Tensor:
+def gaussian_kernel(sigma: float, size: int | str | None = None) -> Tensor:
     """Sampled Gaussian of unit sum.
 
     Parameters
     ----------
     sigma : float
         Standard deviation in pixels.
-    size : int, optional
-        Side. None is the rule of the published deblurring experiments (arXiv 2310.14344):
-        max(5, int(3 sigma)), plus one if that is even.
+    size : int or "published", optional
+        Side. None is 4 sigma to each side. "published" is the cut-off of the published deblurring experiments (arXiv
+        2310.14344), max(5, int(3 sigma)), plus one if that is even: of 1.6 pixels it leaves 1.22.
 
     Returns
     -------
@@ -39,10 +43,16 @@ def gaussian_kernel(sigma: float, size: int | None = None) -> Tensor:
     Examples
     --------
     >>> gaussian_kernel(2.0).shape
+    torch.Size([17, 17])
+    >>> gaussian_kernel(2.0, "published").shape
     torch.Size([7, 7])
     """
     check_positive("sigma", sigma, samples=1)
-    size = max(5, int(3 * sigma)) | 1 if size is None else check_count("size", size)
+    if size is None:
+        size = 2 * math.ceil(4 * sigma) + 1
+    elif size == "published":
+        size = max(5, int(3 * sigma)) | 1
+    size = check_count("size", size)
     offsets = torch.arange(size, dtype=torch.float64) - size // 2  # (size,)
     taps = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = torch.outer(taps, taps)
@@ -99,15 +109,15 @@ def shake_kernel(side: int, generator: torch.Generator | None = None) -> Tensor:
 
 
 def load_kernels(path: str | Path, *, unit_sum: bool = True) -> dict[str, Tensor]:
-    """Blur kernels, such as recorded camera shakes, from an .npz or .npy file.
+    """Blur kernels, such as recorded camera shakes and measured point spread functions, from a file.
 
     Parameters
     ----------
     path : str or Path
-        An .npz of arrays (kh, kw), or an .npy with one such array or a stack (K, kh, kw).
-        Read without executing anything that the file may hold.
+        An .npz of arrays (kh, kw), an .npy with one such array or a stack (K, kh, kw), or a gray picture
+        (TIFF, PNG). Read without executing anything that the file may hold.
     unit_sum : bool
-        Divide every kernel by its sum, so that blurring keeps the mean of an image.
+        Divide every kernel by its sum, so that blurring keeps the mean of an image; a warning says by what.
 
     Returns
     -------
@@ -131,6 +141,8 @@ def load_kernels(path: str | Path, *, unit_sum: bool = True) -> dict[str, Tensor
     tensor([[0.2000, 0.2000, 0.2000, 0.2000, 0.2000]], dtype=torch.float64)
     """
     path = Path(path)
+    if path.suffix.lower() in (".tif", ".tiff", ".png"):
+        return {"0": _kernel(str(path), _picture(path), unit_sum)}
     try:
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray):
@@ -146,6 +158,19 @@ def load_kernels(path: str | Path, *, unit_sum: bool = True) -> dict[str, Tensor
     return {name: _kernel(f"{path}, {name}", array, unit_sum) for name, array in arrays.items()}
 
 
+def _picture(path: Path) -> np.ndarray:
+    """The values of a gray picture as they are stored, (kh, kw)."""
+    try:
+        with Image.open(path) as picture:
+            if (pages := getattr(picture, "n_frames", 1)) > 1:
+                raise ValueError(f"it holds {pages} pages")
+            return np.asarray(picture)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Pillow raises many types for damaged files
+        raise ValueError(f"{path} must be one gray picture: {error}") from error
+
+
 def _kernel(name: str, array: np.ndarray, unit_sum: bool) -> Tensor:
     if array.ndim != 2 or array.size == 0 or array.dtype.kind not in "fiu":
         raise ValueError(f"{name}: a kernel must be numbers of shape (kh, kw), got {array.dtype} {array.shape}")
@@ -155,4 +180,6 @@ def _kernel(name: str, array: np.ndarray, unit_sum: bool) -> Tensor:
         raise ValueError(f"{name}: a kernel must be finite, got NaN or infinite values")
     if unit_sum and not total > 0:
         raise ValueError(f"{name}: a kernel needs a positive sum to be normalised, got {total}")
+    if unit_sum and abs(total - 1) > NEAR_ONE:
+        warnings.warn(f"{name}: kernel divided by its sum, {total:.6g}", UserWarning, stacklevel=4)
     return kernel / total if unit_sum else kernel

@@ -14,6 +14,7 @@ from .denoising import Denoising
 from .downsampling import Downsampling
 from .inpainting import Inpainting
 from .kernels import gaussian_kernel, load_kernels, shake_kernel
+from .matrix import Matrix, from_matrix
 from .mri import MRI
 from .noise import GaussianNoise, Noisy, PoissonNoise
 from .protocol import LinearOperator, NoiseModel
@@ -29,6 +30,7 @@ __all__ = [
     "GaussianNoise",
     "Inpainting",
     "LinearOperator",
+    "Matrix",
     "NoiseModel",
     "Noisy",
     "ParallelBeamCT",
@@ -37,6 +39,7 @@ __all__ = [
     "PoissonNoise",
     "adjoint_mismatch",
     "conjugate_gradient",
+    "from_matrix",
     "gaussian_kernel",
     "load_kernels",
     "operator_norm",

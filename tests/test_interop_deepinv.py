@@ -221,3 +221,40 @@ def test_their_operators_run_in_our_solvers(conditional):
     assert torch.allclose(both[1:], ours.prox_l2(y[1:], y[1:], 2.0), atol=1e-5)
     with pytest.raises(TypeError, match="LinearPhysics"):
         from_deepinv_physics(deepinv.physics.Physics())
+
+
+OUR_NOISE = [
+    lf.physics.GaussianNoise(0.1),
+    lf.physics.PoissonNoise(0.02),
+    lf.physics.PoissonNoise(0.02, 0.05),
+    lf.physics.GaussianNoise(torch.tensor([0.1, 0.2])),
+]
+
+
+@pytest.mark.parametrize("noise", OUR_NOISE, ids=repr)
+def test_noise_goes_along_both_ways(noise):
+    """Of the same strength when deepinv draws it, and known to our solvers again."""
+    ours = lf.physics.Denoising().with_noise(noise)
+    theirs = to_deepinv_physics(ours)
+    x = torch.full((2, 1, 200, 200), 0.5)
+    drawn = (theirs(x) - x).flatten(1).std(dim=1).double()
+    assert torch.allclose(drawn, noise.level(x), rtol=0.03)
+    kernel = torch.ones(1, 1, 1, 1)
+    back = from_deepinv_physics(deepinv.physics.BlurFFT((1, 8, 8), filter=kernel, noise_model=theirs.noise_model))
+    y = x[..., :8, :8]
+    assert torch.allclose(back.noise.level(y), noise.level(y))
+    assert torch.allclose(back.A(y), y, atol=1e-6)
+
+
+def test_noise_that_we_have_no_model_of_stays_behind():
+    theirs = deepinv.physics.Denoising(deepinv.physics.UniformNoise(0.1))
+    assert not hasattr(from_deepinv_physics(theirs), "noise")
+    assert not hasattr(from_deepinv_physics(deepinv.physics.Denoising(deepinv.physics.ZeroNoise())), "noise")
+
+
+def test_level_zero_is_the_identity():
+    denoiser = LPNDenoiser(network(sigma_conditional=True))
+    x = images(3)
+    assert torch.equal(denoiser(x, sigma=0), x)
+    mixed = denoiser(x, sigma=torch.tensor([0.0, 0.05, 0.0]))
+    assert torch.equal(mixed[::2], x[::2]) and torch.equal(mixed[1:2], denoiser(x[1:2], sigma=0.05))

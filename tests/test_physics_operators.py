@@ -118,7 +118,9 @@ def test_sampled_lines_hold_the_centre(size, acceleration):
 def test_bad_masks_and_sensitivities_are_named():
     with pytest.raises(ValueError, match=r"mask must have shape \(H, W\) or \(N, H, W\), got \(3,\)"):
         MRI(torch.ones(3))
-    with pytest.raises(ValueError, match=r"sensitivities must have shape \(coils, 4, 5\) or \(N, coils, 4, 5\), got \(4, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"sensitivities must have shape \(coils, 4, 5\) or \(N, coils, 4, 5\), got \(4, 5\)"
+    ):
         MRI(torch.ones(4, 5), torch.ones(4, 5))
     with pytest.raises(ValueError, match="acceleration must be at least 1, got 0.5"):
         MRI.lines(8, 0.5)

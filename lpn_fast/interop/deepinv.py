@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..networks import LPN
-from ..physics import Physics
+from ..physics import GaussianNoise, Physics, PoissonNoise
 from ..prior import prior as prior_value
 
 try:
@@ -75,10 +75,16 @@ class LPNDenoiser(Denoiser):
         ----------
         x : Tensor, shape (B, C, H, W)
         sigma : float or Tensor, shape (), (B,) or (B, 1, 1, 1), or None
-            A network of one noise level has no use for it.
+            A network of one noise level has no use for it. Images of level 0 come back as they are.
         """
         samples, levels = self.samples(x, sigma)
-        return self.network(samples, levels).view(x.shape)
+        if levels is None or bool((levels > 0).all()):
+            return self.network(samples, levels).view(x.shape)
+        noisy = levels > 0
+        denoised = samples.clone()
+        if bool(noisy.any()):
+            denoised[noisy] = self.network(samples[noisy], levels[noisy])
+        return denoised.view(x.shape)
 
     def samples(self, x: Tensor, sigma=None) -> tuple[Tensor, Tensor | None]:
         """x as the network takes it, (N, c, H, W), and the noise level of every sample, (N,) or None."""
@@ -242,10 +248,11 @@ def half_quadratic_cost(x: Tensor, data_fidelity, prior, cur_params: dict, y: Te
 
 
 class _Deepinv(LinearPhysics):
-    """One of our operators with deepinv's methods."""
+    """One of our operators with deepinv's methods, and its noise as deepinv's."""
 
     def __init__(self, physics):
-        super().__init__()
+        noise = _noise_of_theirs(getattr(physics, "noise", None))
+        super().__init__(**({} if noise is None else {"noise_model": noise}))
         self.operator = physics
 
     def A(self, x: Tensor, **_) -> Tensor:
@@ -290,7 +297,7 @@ class _Ours(Physics):
 
 
 def to_deepinv_physics(physics) -> LinearPhysics:
-    """One of our operators, or any with `A` and `A_adjoint`, for deepinv.
+    """One of our operators, or any with `A` and `A_adjoint`, for deepinv; its noise model goes along.
 
     Raises
     ------
@@ -308,6 +315,8 @@ def to_deepinv_physics(physics) -> LinearPhysics:
 def from_deepinv_physics(physics: LinearPhysics) -> Physics:
     """A linear operator of deepinv for our solvers, with its closed-form data prox where it has one.
 
+    Gaussian and Poisson noise go along, so that solvers know the noise level; other noise models stay behind.
+
     Raises
     ------
     TypeError
@@ -317,4 +326,32 @@ def from_deepinv_physics(physics: LinearPhysics) -> Physics:
         return physics.operator
     if not isinstance(physics, deepinv.physics.LinearPhysics):
         raise TypeError(f"physics must be a deepinv LinearPhysics, got {type(physics).__name__}")
-    return _Ours(physics)
+    noise = _noise_of_ours(physics.noise_model)
+    return _Ours(physics) if noise is None else _Ours(physics).with_noise(noise)
+
+
+def _noise_of_ours(theirs):
+    """deepinv's noise model as ours, or None where we have no such model."""
+    kind = type(theirs)
+    if kind is deepinv.physics.GaussianNoise and bool((theirs.sigma > 0).all()):
+        return GaussianNoise(_number(theirs.sigma))
+    if kind is deepinv.physics.PoissonNoise and bool(theirs.normalize):
+        return PoissonNoise(_number(theirs.gain))
+    if kind is deepinv.physics.PoissonGaussianNoise and theirs.sigma.numel() == 1:
+        return PoissonNoise(_number(theirs.gain), float(theirs.sigma))
+    return None
+
+
+def _noise_of_theirs(ours):
+    """Our noise model as deepinv's, or None where there is none such."""
+    if isinstance(ours, GaussianNoise):
+        return deepinv.physics.GaussianNoise(ours.sigma)
+    if isinstance(ours, PoissonNoise):
+        if ours.sigma == 0:
+            return deepinv.physics.PoissonNoise(ours.gain)
+        return deepinv.physics.PoissonGaussianNoise(ours.gain, ours.sigma)
+    return None
+
+
+def _number(value: Tensor) -> float | Tensor:
+    return float(value) if value.numel() == 1 else value.detach().clone()

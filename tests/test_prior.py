@@ -419,7 +419,7 @@ def test_prior_has_the_gradient_of_its_parameters():
     assert slope[0].item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5)
 
 
-def test_no_graph_is_kept_where_none_is_wanted():
+def test_no_graph_is_kept_where_none_is_required():
     model = make_mlp().requires_grad_(False)
     x = torch.randn(2, 3, dtype=torch.float64)
     assert not lf.invert(model, x).preimage.requires_grad and not model.prox(x, 0.5).requires_grad

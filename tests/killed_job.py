@@ -24,7 +24,7 @@ from lpn_fast.pipeline.manifest import read_results
 SIDE, SCALE, BATCH, SIGMA = 8, 4096, 20, 0.1
 POLL_SECONDS = 0.002
 FAILED = 2  # exit code of a process that recorded images as failed
-PROBE_SIDE = 32  # of the blank image that is tried before a job
+PROBE_SIDE = 32  # side of the blank image that is tried before a job
 
 
 class Recorded(Denoise):

@@ -1,4 +1,4 @@
-"""Bad input gets one line that names the argument, the value seen and the value wanted."""
+"""Bad input gets one line that names the argument, the value seen and the value required."""
 
 import pytest
 import torch

@@ -22,7 +22,7 @@ CASES = [
     (5, 1, 0, 1, (5, 5), 48),
     (7, 1, 6, 1, (11, 100), 20),
 ]
-TOLERANCE = {torch.float32: 5e-7, torch.bfloat16: 4e-3}  # of what is stored: a rounding of bfloat16 is 2^-9
+TOLERANCE = {torch.float32: 5e-7, torch.bfloat16: 4e-3}  # relative to what is stored: a rounding of bfloat16 is 2^-9
 
 
 def problem(kernel, stride, padding, channels, size, units=48, images=3):

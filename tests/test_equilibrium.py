@@ -19,7 +19,7 @@ def smooth(count, generator, side=32, dtype=torch.float32):
 
 
 def gradients(model):
-    """Of all but the weights that are held non-negative: their rule at zero is not linear in what flows back."""
+    """In all but the weights that are held non-negative: their rule at zero is not linear in what flows back."""
     free = [p for name, p in model.named_parameters() if not name.endswith(("core", "head"))]
     return torch.cat([p.grad.flatten() for p in free])
 

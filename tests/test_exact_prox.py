@@ -103,7 +103,7 @@ def test_image_borders_keep_the_jacobian_symmetric(name):
     """The full Jacobian, entry by entry, at an odd size: borders included."""
     case = Case(name)
     x, sigma = case.x[:1, :, :7, :5], None if case.sigma is None else case.sigma[:1]
-    x = x[..., :5]  # of volumes the last axis
+    x = x[..., :5]  # cuts the last axis of volumes
     jacobian = torch.autograd.functional.jacobian(lambda t: case.model(t, sigma), x)
     n = x.numel()
     matrix = jacobian.reshape(n, n)

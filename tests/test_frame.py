@@ -45,7 +45,16 @@ def test_far_out_f_is_the_identity_and_near_zero_it_shrinks():
     x = torch.randn(1, 1, 12, 13, dtype=torch.float64)
     far, near = 1e4 * x, 1e-3 * x
     assert (model(far, 0.1) - LIMIT * far).norm() <= 1e-3 * far.norm()
+    assert model(far, 0.1).norm() <= (1 + 1e-3) * lf.asymptotic_gain(model) * far.norm()
     assert model(near, 0.1).norm() <= 0.7 * near.norm()
+
+
+@torch.no_grad()
+def test_without_gates_the_slope_is_bounded_and_the_bound_is_reached():
+    model = perturbed(gates=())
+    x = torch.randn(2, 1, 9, 10, dtype=torch.float64)
+    slopes = (x * model.hvp(x, x, 0.1)).flatten(1).sum(1) / x.flatten(1).square().sum(1)
+    assert 0.9 * lf.lipschitz_bound(model) <= slopes.max() <= lf.lipschitz_bound(model)
 
 
 @pytest.mark.parametrize("sigma", [0.02, 0.2])

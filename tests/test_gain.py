@@ -151,6 +151,9 @@ def test_strength_above_one_minimises_by_brute_force(t):
     model = dense_single()
     limit = largest_strength(model)
     assert t < limit < math.inf, limit
+    assert limit / (limit - 1) == pytest.approx(lf.lipschitz_bound(model)), (
+        "where t / (t - 1) is the Lipschitz constant"
+    )
     u = torch.linspace(-60, 60, 600001, dtype=torch.float64)[:, None]
     points, prior = model.prox_and_prior(u)
     z = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]

@@ -30,16 +30,8 @@ MAY_IMPORT = {
     "data": {"atomic"},
     "ops": {"algebra", "per_sample"},
     "networks": {"atomic", "algebra", "ops", "per_sample"},
-    "training": {
-        "atomic",
-        "ops",
-        "networks",
-        "metrics",
-        "data",
-        "physics",
-        "solvers",
-        "per_sample",
-    },  # through minimisers
+    # solvers: training through minimisers; ops: the names of precisions
+    "training": {"atomic", "networks", "metrics", "data", "physics", "solvers", "ops", "per_sample"},
     "solvers": {"networks", "physics", "per_sample"},
     "restoration": {"networks", "physics", "solvers", "per_sample"},
     "prior": {"networks", "ops", "algebra", "per_sample"},

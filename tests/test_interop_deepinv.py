@@ -214,7 +214,7 @@ def test_their_operators_run_in_our_solvers(conditional):
     ours = from_deepinv_physics(physics)
     for solver in (lf.solvers.pgd, lf.solvers.admm):
         result = solver(y, ours, conditional, sigma=SIGMA, max_iter=20)
-        size = 0.5 * result.x.flatten(1).square().sum(1)  # of the terms of R, in float32
+        size = 0.5 * result.x.flatten(1).square().sum(1)  # size of the terms of R, in float32
         assert bool((result.objective.diff(dim=0)[1:] <= 1e-6 * size).all())
     gamma = torch.tensor([0.5, 2.0])
     both = ours.prox_l2(y, y, gamma)

@@ -101,7 +101,7 @@ class Run:
         return self.fidelity.fn(x, self.y, self.physics)  # (B,)
 
     def envelope(self, u, x, value):
-        """Of Douglas and Rachford, (B,), of the halves u (data) and x (prior, with R = value)."""
+        """The objective of Douglas and Rachford, (B,), of the halves u (data) and x (prior, with R = value)."""
         slope = self.fidelity.grad(u, self.y, self.physics)
         return self.h(u) + inner(slope, x - u) + inner(x - u, x - u) / (2 * self.stepsize) + self.weight * value
 

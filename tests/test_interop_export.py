@@ -39,7 +39,7 @@ def single(name):
     return Case(name, torch.float32).model.eval().requires_grad_(False)
 
 
-SIZE = (12, 10, 8)  # of images, or volumes, where it is fixed
+SIZE = (12, 10, 8)  # sides of images, or volumes, where they are fixed
 
 
 def other_sizes(model, fixed):

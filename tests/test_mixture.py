@@ -72,6 +72,19 @@ def test_projection_limits_the_gain_whatever_was_written_to_the_weights():
 
 
 @torch.no_grad()
+def test_far_out_f_grows_as_the_gain_says():
+    model, sigma = perturbed(), 0.1
+    model.stages[1].core.mul_(5)  # more than means pass, hence the experts decide
+    x = torch.randn(4, 1, 12, 13, dtype=torch.float64)
+    for _ in range(60):  # towards the direction in which f grows most
+        x = 1e5 * x / x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        grown = model(x, sigma)
+        growth, x = grown.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1), grown
+    gain = lf.asymptotic_gain(model)
+    assert 0.6 * gain < growth.max() <= (1 + 1e-3) * gain
+
+
+@torch.no_grad()
 def test_potential_never_exceeds_the_parabola_by_more_than_a_constant():
     """Nor without the limit would it stay so: with W at three times its limit it grows faster than the parabola."""
     model, sigma = perturbed(experts=5), 0.1

@@ -74,7 +74,7 @@ def test_rescaled_networks_only_rename_their_noise_levels():
     assert relative(bytes_(255 * case.x, 255 * case.sigma), 255 * case.model(case.x, case.sigma)) <= 1e-12
 
 
-def test_noise_units_want_noise_levels():
+def test_noise_units_require_noise_levels():
     spec = Case("frame").model.spec
     without = replace(spec, noise_units=False, noise_levels=())
     with pytest.raises(ValueError, match="noise_units needs noise_levels, got none"):

@@ -21,7 +21,7 @@ import lpn_fast as lf
 from lpn_fast import cli, pipeline
 from lpn_fast.pipeline import Denoise, Share, batches, reconstruct
 from lpn_fast.pipeline.flow import Background, Solvers, ahead_of_time, in_order
-from lpn_fast.pipeline.manifest import lock_of, open_manifest, read_results
+from lpn_fast.pipeline.manifest import ItemResult, lock_of, manifest_name, open_manifest, read_results
 
 ROOT = Path(lf.__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -155,6 +155,13 @@ def test_two_jobs_cannot_work_in_one_folder_whatever_their_number_of_processes(t
     for running, other in ((Share(), Share(0, 2)), (Share(1, 2), Share()), (Share(1, 2), Share(1, 3))):
         with open_manifest(out, running), pytest.raises(ValueError, match="another job"):
             reconstruct(folder, out, task=Denoise(SIGMA), model=model, share=other)
+
+
+@pytest.mark.parametrize("statuses", [("done", "failed"), ("failed", "done")])
+def test_what_one_process_finished_no_failure_of_another_undoes(tmp_path, statuses):
+    for rank, status in enumerate(statuses):
+        (tmp_path / manifest_name(rank)).write_text(ItemResult("a.png", status, "a.png", "", {}, "").to_line())
+    assert read_results(tmp_path)["a.png"].status == "done"
 
 
 def test_a_share_outside_its_world_is_refused(monkeypatch):

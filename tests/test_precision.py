@@ -37,7 +37,7 @@ def half_precisions(backend: str, model: lf.LPN, x: torch.Tensor) -> list[str]:
 
 
 def gradients(model, x, v) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of <v, f(x)>, in x and in all parameters as one vector."""
+    """The gradient of <v, f(x)>, in x and in all parameters as one vector."""
     x = x.clone().requires_grad_()
     gx, *rest = torch.autograd.grad((v * model(x)).sum(), [x, *model.parameters()], allow_unused=True)
     return gx, torch.cat([g.flatten() for g in rest if g is not None])

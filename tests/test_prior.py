@@ -261,6 +261,8 @@ def test_value_is_a_lower_bound_within_its_certificate():
         result = lf.prior(model, x, tol=tol, x0=torch.zeros_like(x))
         missing = free - result.value
         assert (missing >= -1e-12 * free.abs()).all() and (missing <= result.value_bound + 1e-12 * free.abs()).all()
+        distance = (model(result.preimage) - x).flatten(1).norm(dim=1)
+        assert torch.allclose(result.residual, distance / x.flatten(1).norm(dim=1), rtol=1e-9)
 
 
 def test_value_in_float32_is_accumulated_in_float64():
@@ -289,6 +291,16 @@ def test_envelope_is_the_minimum_over_all_points():
     assert torch.allclose(envelope.gradient, u - model(u))
 
 
+def test_envelope_is_taken_at_the_noise_level_of_each_sample():
+    model, sigma = make_conv(sigma_conditional=True), torch.tensor([0.02, 0.2], dtype=torch.float64)
+    u = torch.rand(2, 1, 9, 9, dtype=torch.float64)
+    value, gradient = lf.moreau_envelope(model, u, sigma=sigma)
+    for n, level in enumerate(sigma):
+        psi, f = model.potential_and_prox(u[n : n + 1], level)
+        assert torch.allclose(gradient[n], u[n] - f[0], rtol=1e-10)
+        assert torch.allclose(value[n], 0.5 * u[n].square().sum() - psi[0], rtol=1e-10)
+
+
 # ---- strength
 
 
@@ -304,6 +316,20 @@ def test_prox_of_strength_minimises_by_brute_force_even_where_R_is_not_convex(t)
         x, value = make_sigmoid().prox_and_prior(z, strength=t)
     assert (x - brute).abs().max() <= 1e-5
     assert torch.allclose(value, entropy_prior(x.clamp(1e-12, 1 - 1e-12))[:, 0], atol=1e-9)
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-4, 1e-8])
+def test_prox_of_strength_keeps_to_its_tolerance_and_its_error_to_the_bound(tol):
+    """|t u + (1 - t) f(u) - z| <= tol max(|z|, |f(z)|), and u is off by at most that residual over t."""
+    model, z = make_conv(), torch.rand(32, 1, 9, 9, dtype=torch.float64)
+    t = torch.linspace(0.02, 0.98, 32, dtype=torch.float64)
+    *_, u = model.prox_and_prior(z, t, tol=tol, return_preimage=True)
+    *_, exact = model.prox_and_prior(z, t, tol=1e-13, return_preimage=True)
+    weight = t.view(-1, 1, 1, 1)
+    residual = (weight * u + (1 - weight) * model(u) - z).flatten(1).norm(dim=1)
+    scale = torch.maximum(z.flatten(1).norm(dim=1), model(z).flatten(1).norm(dim=1))
+    assert (residual <= tol * scale * (1 + 1e-9)).all()
+    assert ((u - exact).flatten(1).norm(dim=1) <= residual / t + 1e-10).all()
 
 
 def test_every_sample_has_its_own_strength():
@@ -393,7 +419,7 @@ def test_prior_has_the_gradient_of_its_parameters():
     assert slope[0].item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5)
 
 
-def test_no_graph_is_kept_where_none_is_wanted():
+def test_no_graph_is_kept_where_none_is_required():
     model = make_mlp().requires_grad_(False)
     x = torch.randn(2, 3, dtype=torch.float64)
     assert not lf.invert(model, x).preimage.requires_grad and not model.prox(x, 0.5).requires_grad

@@ -61,6 +61,7 @@ def test_the_original_and_its_card_are_left_alone():
     before = model.packed().clone()
     scaled = lf.rescaled(model, 1 / 255)
     assert torch.equal(model.packed(), before) and model.card["sigma"] == 0.1
+    assert scaled.training and not lf.rescaled(model.eval(), 1 / 255).training
     assert scaled.card["sigma"] == pytest.approx(25.5)
     assert scaled.card["value_range"] == pytest.approx([0.0, 255.0]) and scaled.card["data"] == "digits"
 

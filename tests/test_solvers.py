@@ -275,7 +275,7 @@ def test_backtracking_mends_a_step_that_is_too_long():
     physics, model = PHYSICS["identity"], QuadraticPrior(q=1.0)
     y = make_measurements(physics)
     result = pgd(y, physics, model, step_size=8.0, strength=0.8, backtracking=True, max_iter=500, tol=1e-12)
-    assert rises(result.objective) <= 1e-13
+    assert rises(result.objective) <= 1e-13 and result.conditions.all_hold
     assert torch.allclose(result.x, linear_solution(physics, y, weight=0.1, mean=model.mean), atol=1e-9)
 
 

@@ -99,7 +99,7 @@ def test_finished_samples_cost_nothing(solver):
     y[0] = physics.A(torch.full((1, 1, SIDE, SIDE), model.mean, dtype=torch.float64))
     result = solver(y, physics, model, max_iter=500, tol=1e-8)
     assert result.converged.all() and result.iterations[0] < result.iterations[1:].min()
-    second_proxes = model.samples_seen - result.iterations.sum()  # of rejected extrapolations
+    second_proxes = model.samples_seen - result.iterations.sum()  # those of rejected extrapolations
     assert second_proxes == 0 if solver is not SOLVERS["fista"] else 0 <= second_proxes <= result.iterations[1:].sum()
     assert len(result.objective) == len(result.residual) == result.iterations.max()
     assert (result.residual[-1] <= 1e-8).all()

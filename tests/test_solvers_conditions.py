@@ -46,10 +46,35 @@ def test_the_sample_that_is_worst_off_decides(name):
     assert row.factor == pytest.approx(4.0) and row.actual == ("0.25" if name == "admm" else "4")
 
 
+class Doubled:
+    """A = 2 I."""
+
+    def A(self, x):
+        return 2 * x
+
+    A_adjoint = A
+
+    def norm(self):
+        return 2.0
+
+
+@pytest.mark.parametrize("name", ["pgd", "fista", "drs", "admm"])
+def test_the_limit_is_that_of_the_squared_norm(name):
+    """With ||A|| = 2 a step of 0.4 is below 1 / ||A|| and 1.6 times above 1 / ||A||^2."""
+    y = make_measurements(Doubled())
+    for step, holds in ((0.2, True), (0.4, False)):
+        option = {"rho": 1 / step} if name == "admm" else {"step_size": step}
+        conditions = SOLVERS[name](y, Doubled(), CONVEX, max_iter=1, **option).conditions
+        assert conditions.all_hold is holds
+    assert conditions["penalty" if name == "admm" else "step size"].factor == pytest.approx(1.6)
+    assert SOLVERS[name](y, Doubled(), CONVEX, max_iter=1, strict=True).conditions.all_hold
+
+
 def test_no_penalty_of_half_quadratic_splitting_is_outside():
     physics = PHYSICS["circular"]
     for rho in (1e-3, 1e3):
-        assert hqs(make_measurements(physics), physics, CONVEX, rho=rho, max_iter=1, strict=True).conditions.all_hold
+        conditions = hqs(make_measurements(physics), physics, CONVEX, rho=rho, max_iter=1, strict=True).conditions
+        assert conditions.all_hold and conditions["penalty"].actual == f"{rho:.4g}"
 
 
 def test_a_network_without_strong_convexity_is_flagged():

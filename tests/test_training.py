@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_cases import interrupted_at, small_trainer, weights
+from training_cases import PHASES, interrupted_at, small_trainer, weights
 
 import lpn_fast as lf
 from lpn_fast.data import ImageCrops, validation_batch
@@ -77,10 +77,21 @@ def test_resumed_run_ends_in_the_same_weights_bit_for_bit(tmp_path):
     assert torch.equal(lf.load(tmp_path / "parts" / "model.safetensors").packed(), second.model.packed())
 
 
+class Source:
+    """A sampler that names its data."""
+
+    def __init__(self, fingerprint):
+        self.fingerprint = fingerprint
+
+    def __call__(self, count, generator):
+        return sample_laplace(count, generator)
+
+
 def test_resume_refuses_another_configuration_and_a_broken_file(tmp_path):
-    small_trainer(tmp_path).run()
-    with pytest.raises(ValueError, match="another model, schedule, sigma, batch size or seed"):
-        small_trainer(tmp_path, seed=1).run()
+    small_trainer(tmp_path, sampler=Source("a")).run()
+    for other in ({"seed": 1}, {"phases": PHASES[:1]}, {"clip_norm": 1.0}, {"sampler": Source("b")}):
+        with pytest.raises(ValueError, match="another model, schedule, sigma, batch size or seed, or other data"):
+            small_trainer(tmp_path, **({"sampler": Source("a")} | other)).run()
     (tmp_path / "resume.safetensors").write_bytes(b"torn")
     with pytest.raises(ValueError, match="not a readable resume file"):
         small_trainer(tmp_path).run()

@@ -55,6 +55,19 @@ def test_nan_goes_back_to_the_last_good_state_with_half_the_rate_and_says_so(tmp
     assert torch.equal(weights(trainer), weights(other))
 
 
+def test_a_resumed_run_remembers_that_it_went_back(tmp_path):
+    """The halved rate and the count of returns are part of the state."""
+    options = {"phases": [Phase("l2", 60, 1e-2)]}
+    whole = small_trainer(tmp_path / "whole", sampler=failing_once(at=33), **options)
+    whole.run()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_at(small_trainer(tmp_path / "parts", sampler=failing_once(at=33), **options), 50).run()
+    resumed = small_trainer(tmp_path / "parts", **options)
+    resumed.run()
+    assert (resumed.rate_factor, resumed.rollbacks) == (0.5, 1)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
 def test_nan_that_comes_back_stops_the_run_and_leaves_the_good_state(tmp_path):
     def sampler(count, generator):
         x = sample_laplace(count, generator)

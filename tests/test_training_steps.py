@@ -232,6 +232,49 @@ def test_the_gate_lets_bfloat16_through_where_it_computes_the_same_step(tmp_path
     assert used.count("bf16") == 5 and used[-1] == "fp32"  # the check's own and four steps; validation is exact
 
 
+@pytest.mark.parametrize(
+    "prox_error, gradient_error, holds",
+    [
+        (accuracy.PROX_LIMIT, accuracy.GRADIENT_LIMIT, True),
+        (2 * accuracy.PROX_LIMIT, 0.0, False),
+        (0.0, 2 * accuracy.GRADIENT_LIMIT, False),
+        (math.nan, 0.0, False),
+        (0.0, math.nan, False),
+    ],
+)
+def test_the_gate_looks_at_prox_and_gradient(prox_error, gradient_error, holds):
+    assert accuracy.AccuracyReport("bf16", prox_error, gradient_error).holds is holds
+
+
+def test_every_phase_passes_the_gate_by_itself_and_keeps_its_verdict(tmp_path, monkeypatch):
+    """A resumed run does not measure again: at other weights the answer, and so the run, might differ."""
+    errors = iter([0.0, 1.0])  # the first phase passes, the second does not
+    monkeypatch.setattr(
+        accuracy, "measure", lambda model, precision, *_: accuracy.AccuracyReport(precision, 0.0, next(errors))
+    )
+    trainer, used = small_trainer(tmp_path, precision="bf16"), []
+    trainer.model.register_forward_hook(lambda m, *_: used.append(m.precision))
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_at(trainer, 65).run()
+    assert used == ["bf16"] * 40 + ["fp32"] * 25
+    resumed = small_trainer(tmp_path, precision="bf16")
+    resumed.run()
+    assert resumed.passed == {0: True, 1: False}
+
+
+def test_the_gain_stays_below_its_limit_after_every_step():
+    gains = {}
+    for limit in (None, 0.9):
+        torch.manual_seed(0)
+        model = lf.ConvLPN(1, hidden=4, strides=(1, 2), squared_head=True)
+        trainer = Trainer(
+            model, lambda n, g: 3 * torch.rand(n, 1, 8, 8, generator=g), [Phase("l2", 5, 0.1)], sigma=0.1, batch_size=4,
+            gain_limit=limit, progress=False,
+        )  # fmt: skip
+        gains[limit] = [(trainer.advance(), lf.asymptotic_gain(model))[1] for _ in range(5)]
+    assert max(gains[0.9]) <= 0.9 * (1 + 1e-5) < max(gains[None])
+
+
 def test_the_gate_refuses_what_is_too_coarse_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(accuracy, "PROX_LIMIT", 1e-7)
     trainer = small_trainer(tmp_path, precision="bf16")

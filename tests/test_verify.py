@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import lpn_fast as lf
 from lpn_fast.cli import verify as cli_verify
-from lpn_fast.prior import measures
+from lpn_fast.prior import measures, verification
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seed_zero")
 
@@ -152,6 +152,42 @@ def test_nan_weights_fail():
     report = lf.verify(model, torch.randn(3, 2))
     assert "finite weights" in [p.name for p in report.failed]
     json.dumps(report.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("name, value, failing", [("beta", 0.0, "smooth activation"), ("alpha", 1.0, "alpha")])
+def test_a_structure_outside_the_theory_fails(name, value, failing):
+    """`Spec` refuses such values; a report must not rely on that."""
+    model = lf.MLPLPN(2)
+    object.__setattr__(model.spec, name, value)
+    assert [p.name for p in verification._structure(model) if not p.holds] == [failing]
+
+
+def test_arithmetic_too_coarse_for_its_type_is_seen():
+    class Coarse(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = lf.MLPLPN(3)
+
+        def forward(self, x):
+            f = self.inner(x)
+            return f.bfloat16().float() if f.dtype == torch.float32 else f
+
+    assert [p.name for p in lf.verify(Coarse(), torch.randn(4, 3)).failed] == ["own arithmetic"]
+
+
+def test_a_potential_of_another_map_is_seen():
+    class Mismatched(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = lf.MLPLPN(3)
+
+        def forward(self, x):
+            return self.inner(x)
+
+        def potential(self, x):
+            return self.inner.potential(x) + 0.1 * x.sum(1)
+
+    assert "f is the gradient of psi" in {p.name for p in lf.verify(Mismatched(), torch.randn(4, 3)).failed}
 
 
 def test_a_map_that_autograd_cannot_see_is_judged_by_its_values():

@@ -128,7 +128,7 @@ def test_faces(root: Path, count: int, channels: int) -> list[tuple[int, Tensor]
 
 
 def _of_channels(x: Tensor, channels: int) -> Tensor:
-    """x, or the luma (N, 1, H, W) of x (N, 3, H, W) where one channel is wanted."""
+    """x, or the luma (N, 1, H, W) of x (N, 3, H, W) where one channel is asked for."""
     return x if channels == x.shape[1] else (x * LUMA.view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 

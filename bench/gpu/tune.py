@@ -190,7 +190,7 @@ def rewrite(winners: dict, source: str, path=None) -> None:
 
 
 def _flop(key, batch: int, side: int) -> int:
-    """Of the larger image of `side`; a gradient has two pairs."""
+    """Operations on the larger image of `side`; a gradient has two pairs."""
     stride = int(key.role[-1])
     pixels = batch * (side // stride) ** 2
     return 2 * _core(key) ** 2 * key.c_in * key.c_out * pixels * (2 if key.role.startswith("gradient") else 1)

@@ -10,7 +10,7 @@
 namespace lpn {
 
 struct FrameShape {
-  int64_t images, channels, height, width;  // of x
+  int64_t images, channels, height, width;  // shape of x
   int64_t units;                            // filters
   int64_t kernel;
 };
@@ -22,7 +22,7 @@ struct FrameVjp {
   float* gx;       // as x: H v + p f
   float* gP;       // [numel] or nullptr: gradient of P; that of what the biases are made of is in `biases`
   int64_t numel;   //
-  int64_t filters_at;    // of K in P
+  int64_t filters_at;    // where K begins in P
   float* bias_gradient;  // [images, gates of all stages], where gP is
 };
 
@@ -51,7 +51,7 @@ class FrameNetwork {
   class Scratch;
 
   int64_t image_size() const { return op_.channels * op_.height * op_.width; }
-  int64_t height() const { return op_.height + op_.kernel - 1; }  // of the coefficients
+  int64_t height() const { return op_.height + op_.kernel - 1; }  // size of the coefficients
   int64_t sum_size() const { return (rows_ + op_.kernel - 1) * op_.channels * op_.sum_line; }
   void fold(const float* sums,
             const float* direction,
@@ -65,8 +65,8 @@ class FrameNetwork {
   std::vector<MlpStage> stages_;  // [images, gate stages], each with its bias
   std::vector<Mlp> gates_;        // [images]
   int64_t images_;
-  int64_t rows_;    // of coefficients that go together
-  int64_t blocks_;  // of an image
+  int64_t rows_;    // rows of coefficients that go together
+  int64_t blocks_;  // blocks in an image
 };
 
 }  // namespace lpn

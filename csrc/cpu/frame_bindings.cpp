@@ -17,9 +17,9 @@ namespace {
 class FrameProblem {
  public:
   FrameProblem(Address P,
-               Address table,  // of the gates, as of a dense network (mlp.h), in P
+               Address table,  // where the gates are in P, as for a dense network (mlp.h)
                int64_t stages,
-               int64_t filters_at,  // of K in P
+               int64_t filters_at,  // where K begins in P
                Address biases,      // [images or 1, gates of all stages]
                bool shared,         // whether all images share one row of biases
                int64_t images,

@@ -20,7 +20,7 @@ struct Frame {
   int64_t units;
   int64_t channels;
   int64_t kernel;
-  int64_t height, width;  // of the image
+  int64_t height, width;  // size of the image
   int64_t line;           // floats of a padded row: its coefficients in whole vectors, kernel - 1 more
   int64_t sum_line;       // floats of a row of the image in whole vectors
   int64_t columns;        // channels kernel^2, rounded up to column_multiple
@@ -29,7 +29,7 @@ struct Frame {
 
 // Scratch of one worker; the last four of second order only.
 struct FrameScratch {
-  const MlpBlock* gates;  // of block_rows pixels, z_1 and its tangent as x and v
+  const MlpBlock* gates;  // block_rows pixels each, z_1 and its tangent as x and v
   float* lines;           // [rows + kernel - 1, channels, line]   x with zeros around
   float* c;        // [units, line]                         a row of coefficients, then of e_1 or delta_1
   float* sums;     // [gates of the last stage, 2, column_multiple]

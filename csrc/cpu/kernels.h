@@ -112,7 +112,7 @@ struct PanelProduct {
   const float* panels;  // element (k, column) at column / 32 * panel_step + k * depth_step + column % 32
   int64_t panel_step;
   int64_t depth_step;
-  int64_t depth;    // of one segment
+  int64_t depth;    // in one segment
   int64_t columns;  // multiple of column_multiple
   float* out;       // [rows, out_stride]
   int64_t out_stride;
@@ -193,7 +193,7 @@ struct Winograd {
   int64_t stride;  // 1 or 2
   int64_t height, width;
   int64_t out_height, out_width;
-  int64_t tile_rows, tile_columns;  // of one image
+  int64_t tile_rows, tile_columns;  // in one image
   int64_t first;                    // tile, counted through all images, that comes first in the planes
   float* outside;  // [channels]: what is read beyond the border, zeros, or where what belongs there is lost
 };
@@ -241,7 +241,7 @@ struct Mlp {
   const MlpStage* stages;  // [stage_count]
   int64_t stage_count;
   int64_t dim;
-  int64_t units;          // of all stages
+  int64_t units;          // all stages together
   const float* linear;    // [d] or nullptr
   const float* constant;  // [1] or nullptr
   float beta;
@@ -296,7 +296,7 @@ struct MlpHvp {
   const float* x;  // [rows, d]
   const float* v;  // [rows, d]
   float* out;      // [rows, d]
-  MlpTape tape;    // of mlp_prox at x, or nothing
+  MlpTape tape;    // from mlp_prox at x, or nothing
 };
 
 struct MlpVjp {
@@ -304,7 +304,7 @@ struct MlpVjp {
   const float* p;  // [rows] or nullptr, cotangent of psi
   const float* v;  // [rows, d] or nullptr, cotangent of f
   float* gx;       // [rows, d] or nullptr
-  MlpTape tape;    // of mlp_prox at x, or nothing
+  MlpTape tape;    // from mlp_prox at x, or nothing
 };
 
 // Partial gradients of the chunks of a batch, and their sum.

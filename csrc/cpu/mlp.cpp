@@ -20,7 +20,7 @@ enum TableEntry { width_entry, core_entry, skip_entry, bias_entry, head_entry, h
 // The number depends on the batch and the network only, never on the threads: that is what makes the sum
 // deterministic.
 constexpr int64_t most_chunks = 64;
-constexpr int64_t least_blocks = 4;                        // of a chunk, where the batch has that many
+constexpr int64_t least_blocks = 4;                        // in a chunk, where the batch has that many
 constexpr int64_t most_partial_floats = int64_t{1} << 24;  // 64 MiB
 
 // Partial values that one range of the final sum reads: below this a second thread costs more than it brings.

@@ -70,7 +70,7 @@ class Network {
   const int64_t* table_;
   std::vector<MlpStage> stages_;
   Mlp mlp_;
-  int64_t columns_ = 0;       // of the widest gradient
+  int64_t columns_ = 0;       // in the widest gradient
   int64_t partial_size_ = 0;  // floats in one partial gradient
 };
 

@@ -22,7 +22,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The kernels' view of z (channels) or of W z (units), and how the tiles are grouped.
 //
-// Large images go through in groups that all workers share, step by step: the products want many tiles for
+// Large images go through in groups that all workers share, step by step: the products need many tiles for
 // each pass over U. Of small ones, few channels at that, a group is whole images and one worker's own: its
 // planes stay in that worker's cache and nobody waits for anybody.
 struct Plan {

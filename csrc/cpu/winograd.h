@@ -9,9 +9,9 @@ namespace lpn {
 // Padding is 1; channels and units are multiples of 16.
 struct WinogradShape {
   int64_t images;
-  int64_t height, width;  // of z
-  int64_t channels;       // of z
-  int64_t units;          // of W z
+  int64_t height, width;  // size of z
+  int64_t channels;       // in z
+  int64_t units;          // in W z
   int64_t stride;         // 1 or 2
 };
 
@@ -22,7 +22,7 @@ struct WinogradWorkspace {
   int64_t count;       // workers that have planes of their own; 1: all share them. 1 for gradients
 };
 
-// U = G core G^T as the two products want it; either may be nullptr.
+// U = G core G^T as the two products read it; either may be nullptr.
 void winograd_pack(const float* core,      // [units, channels, 3, 3]
                    float* forward_panels,  // [planes][ceil(units / 32)][channels][32]
                    float* adjoint_panels,  // [planes][ceil(channels / 32)][units][32]

@@ -66,7 +66,7 @@ struct StageRange {
 };
 
 // Where everything lies in the packed weights, in bytes. Elements first: skips of all stages, cores of stages
-// 1.., each block by block, row block outermost; the same once more transposed, if wanted; then float vectors
+// 1.., each block by block, row block outermost; the same once more transposed, if needed; then float vectors
 // bias, head, head_sq [tiles * 8] of each stage; then the ranges.
 struct PackedLayout {
   int32_t tiles, dim_tiles, stages, element_bytes;

@@ -1,4 +1,4 @@
-// H v = grad^2 psi(x) v, and on the way f and psi where they are wanted.
+// H v = grad^2 psi(x) v, and on the way f and psi where they are asked for.
 //
 //   H v = 1/kappa sum_l (kappa A_l)^T delta_l + alpha v
 //

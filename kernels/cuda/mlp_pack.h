@@ -16,7 +16,7 @@ struct PackCall {
   MlpProblem problem;
   const float* __restrict__ parameters;  // P [parameter_count]
   unsigned char* __restrict__ packed;    // PackedLayout
-  int32_t both;                          // whether the transposed blocks are wanted too
+  int32_t both;                          // whether the transposed blocks are needed too
 };
 
 constexpr int pack_threads = 256;

@@ -59,7 +59,7 @@ LPN_DEVICE void store_f(const MlpCall& call, const Sweeps& rows) {
   });
 }
 
-// x of the rows as an operand, then the value sweep, with psi if it is wanted.
+// x of the rows as an operand, then the value sweep, with psi if it is asked for.
 template <class Sweeps>
 LPN_DEVICE void evaluate_potential(const MlpCall& call, const Sweeps& rows) {
   typename Sweeps::PerRow ones, psi;

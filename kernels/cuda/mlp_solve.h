@@ -168,7 +168,7 @@ struct Solver {
     }
   }
 
-  // direction = the solution of the linearised equation, as far as it is wanted
+  // direction = the solution of the linearised equation, as far as it is needed
   LPN_DEVICE void find_direction() {
     using namespace solver;
     update([&](int tile, int half, int i) {

@@ -32,7 +32,7 @@ struct Sweeps : Rows<K, operation> {
   using Base::tiles;
   using Base::word;
 
-  // z, and in psi, if wanted, this lane's part of  kappa (psi - the terms in x alone)
+  // z, and in psi, if asked for, this lane's part of  kappa (psi - the terms in x alone)
   LPN_DEVICE void value(bool with_value, PerRow& psi) const {
     for (int l = 0; l < stages(); ++l) {
       const float size = net.scales[l].size;

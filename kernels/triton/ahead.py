@@ -35,7 +35,7 @@ class Form:
 
     @property
     def columns(self) -> int:
-        """Of the patches that the first skip multiplies."""
+        """Columns of the patches that the first skip multiplies."""
         return self.channels * self.skip_kernel**2
 
 

@@ -149,7 +149,7 @@ def gradient(
 
 
 def _descriptor(t: Tensor, stride: int, channels: int, box: tuple[int, int, int]) -> TensorDescriptor:
-    """Of an activation, by parity at stride 2 (tiles.py)."""
+    """The descriptor of an activation, by parity at stride 2 (tiles.py)."""
     n, h, w, c = t.shape
     if stride == 1:
         return TensorDescriptor.from_tensor(t, [*box, channels])

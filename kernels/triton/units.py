@@ -6,7 +6,7 @@
 What is stored is e_l / E_l <= 2^5, and delta_l / E_l, which is larger by about beta |A v|: 2^10 of room are left for
 it. The published start has e near 1e-9 at its first stage, below half precision's smallest number 6e-8; here it is
 stored near 1. Of a squared first stage e / u = 2 (W_2^T e_2 + w) is kept, which is never small beside its bound, but
-is multiplied by u when e is wanted: there E_1 = the power of two itself, so that u may reach 2^14. All factors are
+is multiplied by u when e is needed: there E_1 = the power of two itself, so that u may reach 2^14. All factors are
 exact. Nothing is read back: the host never learns them, so a call can be captured.
 """
 

@@ -166,7 +166,7 @@ class LPNPrior(Prior):
         return known.preimage - x
 
     def prox(self, x: Tensor, sigma_denoiser=None, *_, gamma=1.0, **__) -> Tensor:
-        """prox_{gamma R}(x), shape (B, C, H, W); differentiable where gradients are wanted.
+        """prox_{gamma R}(x), shape (B, C, H, W); differentiable where gradients are required.
 
         Parameters
         ----------
@@ -191,7 +191,7 @@ class LPNPrior(Prior):
         return self._last.x.clone()  # its owner may change it in place
 
     def _strength(self, gamma, x: Tensor) -> float | Tensor:
-        """Of every sample, (N,), or one for all."""
+        """One per sample, (N,), or one for all."""
         values = torch.as_tensor(gamma, dtype=torch.float64).detach()
         if not bool(((values > 0) & (values <= 1)).all()):
             raise ValueError(

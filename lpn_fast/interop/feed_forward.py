@@ -24,7 +24,7 @@ from ..algebra.parameters import unpack
 from ..networks import LPN
 
 SUFFIXES = (".pt2", ".onnx")
-MAX_ERROR = 1e-5  # of an exported file against the model, relative to the largest value
+MAX_ERROR = 1e-5  # between an exported file and the model, relative to the largest value
 SIDE = 24  # pixels of the example image; any size would do where sizes are dynamic
 
 
@@ -228,8 +228,8 @@ def export(
 def _exported(model: LPN, size, batch, potential):
     spec, own = model.spec, next(model.parameters())
     if size is not None and len(size) != len(spec.axes):
-        wanted = f"have the sides {', '.join(spec.axes)}" if spec.axes else "be None for a dense network"
-        raise ValueError(f"size must {wanted}, got {size}")
+        required = f"have the sides {', '.join(spec.axes)}" if spec.axes else "be None for a dense network"
+        raise ValueError(f"size must {required}, got {size}")
     size = spec.image_size or size
     module = FeedForward(model, potential).eval()
     count = batch or 2  # torch.export takes a dimension of 1 for a constant
@@ -245,12 +245,12 @@ def _exported(model: LPN, size, batch, potential):
         return torch.export.export(module, example, dynamic_shapes=dynamic, strict=False), module, example
 
 
-def _check(wanted, got) -> None:
-    pairs = zip(wanted, got, strict=True) if isinstance(wanted, tuple) else [(wanted, got)]
+def _check(expected, got) -> None:
+    pairs = zip(expected, got, strict=True) if isinstance(expected, tuple) else [(expected, got)]
     for a, b in pairs:
         error = float((a - b).abs().max() / a.abs().max().clamp_min(1e-30))
         if not error <= MAX_ERROR:
-            raise RuntimeError(f"the exported graph differs from the model by {error:.1e}, wanted {MAX_ERROR:g}")
+            raise RuntimeError(f"the exported graph must agree with the model to {MAX_ERROR:g}, got {error:.1e}")
 
 
 def _hats(sigma: Tensor, levels: tuple[float, ...]) -> Tensor:

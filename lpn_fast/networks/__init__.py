@@ -1,10 +1,11 @@
 """The networks: `LPN` and its families, the published ones, checkpoints and shipped models."""
 
 from .checkpoint import load, save
+from .explanation import explain
 from .families import MLPLPN, ConvLPN
 from .frame import FrameLPN
 from .gain import asymptotic_gain, limit_gain_, lipschitz_bound
-from .lpn import LPN, explain
+from .lpn import LPN
 from .mixture import MixtureLPN
 from .published import from_reference, paper_network
 from .ridge import RidgeLPN

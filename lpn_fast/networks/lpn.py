@@ -11,7 +11,6 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from ..algebra.noise import noise_features
 from ..algebra.parameters import layout
 from ..algebra.spec import Spec
 from ..ops import functions, network, registry
@@ -19,8 +18,8 @@ from ..ops.packing import constrained, pack
 from ..ops.precision import checked as checked_precision
 from ..ops.solve import EquationSolution, SolveOptions, Verdict, differentiable_solution
 from ..per_sample import dot
-from .gain import largest_strength
 from .initialise import initialise_
+from .inputs import checked_input, checked_strength
 
 # tolerance of the equation behind prox of strength below 1: a few units of rounding above what each type can reach
 _PROX_TOL = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -258,7 +257,7 @@ class LPN(nn.Module):
 
     def _solve(self, z, unit, strength, packed, features, tol, max_iter, start) -> EquationSolution:
         """The solution of the equation behind `prox`, in noise units where the network has them."""
-        strength = self._checked_strength(strength, z)
+        strength = checked_strength(self, strength, z)
         if start is not None:
             if start.shape != z.shape or start.dtype != z.dtype or start.device != z.device:
                 required, seen = ((tuple(t.shape), t.dtype, str(t.device)) for t in (z, start))
@@ -278,27 +277,6 @@ class LPN(nn.Module):
                 stacklevel=3,
             )
         return solution
-
-    def _checked_strength(self, strength, z: Tensor) -> Tensor:
-        """t of every sample, (N,), in z's dtype."""
-        if not isinstance(strength, Tensor):
-            if 0 < strength <= 1:
-                return z.new_full((len(z),), float(strength))
-            strength = torch.as_tensor(strength, dtype=z.dtype, device=z.device)
-        if strength.dim() > 1 or (strength.dim() == 1 and len(strength) != len(z)):
-            raise ValueError(f"strength must be a number or have shape ({len(z)},), got {tuple(strength.shape)}")
-        wrong = ~((strength > 0) & (strength <= 1))
-        if bool(wrong.any()):
-            limit = largest_strength(self)
-            wrong = ~((strength > 0) & ((strength <= 1) | (strength < limit)))
-        if bool(wrong.any()):
-            seen = strength[wrong].detach().flatten()[0].item()
-            allowed = "in (0, 1]" if limit == 1 else f"positive and below {limit:g}"
-            raise ValueError(
-                f"strength must be {allowed}, got {seen:g}; beyond that the prox need not be unique, because "
-                f"Lip(f) < t / (t - 1) is not known to hold (see lipschitz_bound)"
-            )
-        return strength.to(z).expand(len(z))
 
     @torch.no_grad()
     def project_(self) -> "LPN":
@@ -364,79 +342,14 @@ class LPN(nn.Module):
         return psi, f
 
     def _checked(self, x: Tensor, sigma) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """x contiguous and in the model's dtype, the noise features, and the unit x is to be divided by, (N, 1, ...).
-
-        The unit is None for networks without `noise_units`. Errors name what is wrong.
-        """
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
-        spec = self.spec
-        dims = 2 if spec.is_dense else 2 + spec.ndim
-        if x.dim() != dims or x.shape[1] != spec.channels:
-            shape = ", ".join(("N", str(spec.channels), *spec.axes))
-            hint = "; add a batch axis with x[None]" if x.dim() == dims - 1 else ""
-            raise ValueError(f"x must have shape ({shape}), got {tuple(x.shape)}{hint}")
-        if spec.image_size is not None and tuple(x.shape[2:]) != spec.image_size:
-            raise ValueError(f"this network takes images of {spec.image_size} pixels, got {tuple(x.shape[2:])}")
-        own = self.stages[0].skip  # there in every network
-        if x.device != own.device:
-            raise ValueError(f"x is on {x.device}, the model on {own.device}; move one with .to()")
-        if x.dtype != own.dtype:
-            if not torch.is_autocast_enabled(x.device.type) or not x.dtype.is_floating_point:
-                raise TypeError(f"x must have the model's dtype {own.dtype}, got {x.dtype}; convert with x.to(...)")
-            x = x.to(own.dtype)
-        sigma = self._levels(sigma, x)
-        features = None if sigma is None else noise_features(sigma, spec.noise_levels, self._log_levels)
-        unit = sigma.view(-1, *(1,) * (x.dim() - 1)) if spec.noise_units else None
-        return x.contiguous(), features, unit
-
-    def _levels(self, sigma, x: Tensor) -> Tensor | None:
-        """The noise level of every sample, [N], or None for a network of one level."""
-        if not self.is_noise_conditional:
-            if sigma is not None:
-                raise ValueError("sigma must be None: this network was built for a single noise level")
-            return None
-        if sigma is None:
-            raise ValueError("sigma must be given: this network is noise-conditional, e.g. model(x, sigma=0.1)")
-        if isinstance(sigma, Tensor):
-            if sigma.dim() > 1 or (sigma.dim() == 1 and sigma.shape[0] not in (1, x.shape[0])):
-                raise ValueError(f"sigma must have shape () or ({x.shape[0]},), got {tuple(sigma.shape)}")
-            # a check of values on another device would wait for it; there a bad sigma turns the result NaN
-            if not torch.compiler.is_compiling() and sigma.device.type == "cpu" and not bool((sigma > 0).all()):
-                raise ValueError(f"sigma must be positive, got {sigma.tolist()}")
-            sigma = sigma.to(x)
-        elif not sigma > 0:
-            raise ValueError(f"sigma must be positive, got {sigma}")
-        else:
-            sigma = torch.full((), float(sigma), dtype=x.dtype, device=x.device)  # a fill, where a copy would wait
-        return sigma.expand(x.shape[0])
+        """x, the noise features and the unit of x, as `checked_input` gives them."""
+        return checked_input(self.spec, self.stages[0].skip, self._log_levels, x, sigma)
 
     def extra_repr(self) -> str:
         spec = self.spec
         widths = [stage.width for stage in spec.stages]
         kind = "conv of volumes" if spec.ndim == 3 else spec.kind
         return f"{kind}, channels={spec.channels}, widths={widths}, beta={spec.beta:g}, alpha={spec.alpha:g}"
-
-
-def explain(model: LPN, x: Tensor) -> str:
-    """Which backend runs `model` on `x`, and why the others do not, one line each.
-
-    Examples
-    --------
-    >>> import torch, lpn_fast as lf
-    >>> print(lf.explain(lf.MLPLPN(dim=3), torch.zeros(5, 3)))  # doctest: +SKIP
-    """
-    backend = registry.select(model.spec, x, model.precision)
-    runs = backend.name
-    lines = [f"{runs}: runs this call (chosen by {registry.chosen()!r})"]
-    if hasattr(backend, "details"):  # who computes what within it
-        lines += [f"  {line}" for line in backend.details(model.spec, x, model.precision)]
-    slower = registry.not_measured_faster(model.spec, x, model.precision)
-    for name, reason in registry.reasons(model.spec, x, model.precision).items():
-        if name != runs:
-            reason = reason or slower.get(name)
-            lines.append(f"{name}: {reason or 'could run it, others come first'}")
-    return "\n".join(lines)
 
 
 def _place(name: str) -> tuple[int, str]:

@@ -3,7 +3,7 @@
     forward    P = pack(parameters);   psi, f = evaluate(x, P)
     backward   gx, gP = vjp(x, P, p, v);   the rule of packing.py on gP;   the slots of gP, as the parameters' gradients
 
-What a training step needs, in two operator calls and without a graph over the pieces of P. Whoever wants more than
+What a training step needs, in two operator calls and without a graph over the pieces of P. Whoever needs more than
 first derivatives (a graph of the gradient, torch.func, forward mode, a compiler) gets `pack` and functions.py one
 after the other, which compute the same numbers.
 """

@@ -47,7 +47,7 @@ def pack(spec: Spec, parameters: Sequence[Tensor], mask: Tensor) -> Tensor:
     flat = _flat(parameters)
     if is_traced() and not flat.requires_grad:
         return _projected(flat, mask)
-    function = _ProjectCompiled if torch.compiler.is_compiling() else _Project
+    function = _ProjectWeightsCompiled if torch.compiler.is_compiling() else _ProjectWeights
     return function.apply(flat, mask)
 
 
@@ -117,7 +117,7 @@ def parameter_table(spec: Spec) -> Tensor:
     )
 
 
-class _ProjectCompiled(torch.autograd.Function):
+class _ProjectWeightsCompiled(torch.autograd.Function):
     """max(P, 0) where the mask is set. Dynamo refuses Functions with a jvp, so this one has none."""
 
     generate_vmap_rule = True
@@ -138,7 +138,7 @@ class _ProjectCompiled(torch.autograd.Function):
         return _gradient_by_the_rule(gradient, flat, mask), None
 
 
-class _Project(_ProjectCompiled):
+class _ProjectWeights(_ProjectWeightsCompiled):
     """The same with a forward derivative: clamped weights have tangent zero."""
 
     @staticmethod

@@ -14,7 +14,7 @@ and one transposed sweep give f; one tangent and one adjoint sweep more give H v
 that the vjp, the jvp and the hvp of f are one operation. A first stage z = u^2 has s = 2 u, which z does not tell:
 it keeps u, e_1/u and du in the places of z, e and dz; its epilogues (ops/epilogues.py) turn them back, as those of
 a last stage whose units compete do. Only z, e and dz
-are ever stored, and e only where a second-order sweep will want it: A_l^T e_l is added up on the way down. With F the
+are ever stored, and e only where a second-order sweep will need it: A_l^T e_l is added up on the way down. With F the
 operations of the value sweep: prox 2F, H v 2F with (z, e) at hand, all gradients 6F.
 """
 
@@ -167,7 +167,7 @@ class Sweeps:
         for l in reversed(range(len(z))):
             w = self.stages[l]
             if not keep and total is not None and a is not None and self.maps.projects(l):
-                total.add_product(l, a, "slope", z[l], w.head, w.head_squared)  # nobody else wants this e
+                total.add_product(l, a, "slope", z[l], w.head, w.head_squared)  # nothing else needs this e
                 z[l] = None
                 a = None
                 continue
@@ -227,7 +227,7 @@ class Sweeps:
 
     def _stage_gradient(self, l: int, name: str, tape, p, v_l, dz, total) -> Tensor:
         dtype = self.x.dtype
-        result = None  # of those that are linear in e and delta, in their unit
+        result = None  # the gradients that are linear in e and delta, in their unit
         if name == "core":
             pairs = [(total, self._z(l - 1, tape))]
             if dz is not None:

@@ -22,12 +22,12 @@ def is_eager() -> bool:
 
 
 def is_plain() -> bool:
-    """Whether besides nobody records a graph: values are all that is wanted."""
+    """Whether besides nobody records a graph: values are all that is asked for."""
     return not torch.is_grad_enabled() and is_eager()
 
 
 def is_traced() -> bool:
-    """Whether torch.jit.trace records: it cannot save a Function, so where no gradient is wanted operators serve."""
+    """Whether torch.jit.trace records: it cannot save a Function, so where no gradient is required operators serve."""
     return not torch.compiler.is_compiling() and torch._C._is_tracing()
 
 

@@ -8,9 +8,6 @@ rolled back after a NaN or not, it ends in the same weights. For that, whatever 
 looked at, at a multiple of GUARD steps.
 """
 
-import dataclasses
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable
@@ -24,6 +21,7 @@ from tqdm import tqdm
 from ..networks import LPN, limit_gain_, save
 from ..optim import ProjectedAdam
 from . import accuracy, state
+from .arguments import check, fingerprint
 from .average import WeightAverage
 from .batches import NoisyBatches, Sampler
 from .distributed import current_group
@@ -135,7 +133,7 @@ class Trainer:
         self.validate, self.validate_every = validate, validate_every
         self.checkpoint_seconds = checkpoint_seconds
         self.progress = progress and self.group.leads
-        self._check()
+        check(self)
         self.batches = NoisyBatches(
             sampler, sigma, batch_size, conditional=model.is_noise_conditional, group=self.group, noise=noise
         )
@@ -333,7 +331,7 @@ class Trainer:
     def _snapshot(self) -> state.Snapshot:
         progress = {
             "step": self.step,
-            "fingerprint": self._fingerprint(),
+            "fingerprint": fingerprint(self),
             "rate_factor": self.rate_factor,
             "rollbacks": self.rollbacks,
             "passed": {str(index): flag for index, flag in self.passed.items()},
@@ -374,7 +372,7 @@ class Trainer:
         self.group.agree(True, own.device)  # wait for the folder
         if path.exists():
             snapshot = state.read(path)
-            if snapshot.progress["fingerprint"] != self._fingerprint():
+            if snapshot.progress["fingerprint"] != fingerprint(self):
                 raise ValueError(
                     f"{path} belongs to a run with another model, schedule, sigma, batch size or seed, or other data; "
                     "choose another folder or remove it"
@@ -399,45 +397,3 @@ class Trainer:
         seconds = round(time.monotonic() - self.pace.started, 1)
         self.log.row(self.step, {"seconds": seconds, "learning_rate": rate, **figures})
         return figures
-
-    def _fingerprint(self) -> str:
-        """Digest of what makes two runs the same run."""
-        decay = None if self.average is None else self.average.decay
-        numbers = [self.batches.sigma_range, self.batches.batch_size, self.seed, self.gain_limit, self.expansion_weight]
-        numbers += [self.margin] if self.margin else []
-        parts = [
-            self.model.spec.encoded,
-            json.dumps([dataclasses.asdict(phase) for phase in self.phases]),
-            json.dumps([*numbers, self.clip_norm, decay, self.precision]),
-            "" if self.problems is None else json.dumps(vars(self.problems)),
-            getattr(self.batches.sampler, "fingerprint", ""),
-        ]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-    def _check(self) -> None:
-        if not self.phases:
-            raise ValueError("phases must hold at least one Phase, got none")
-        if self.validate_every < 1:
-            raise ValueError(f"validate_every must be at least 1, got {self.validate_every}")
-        if not self.expansion_weight >= 0:
-            raise ValueError(f"expansion_weight must be zero or positive, got {self.expansion_weight}")
-        if self.margin < 0 or (self.margin and self.model.spec.is_dense):
-            raise ValueError(f"margin must be zero or positive, and zero for vectors, got {self.margin}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"clip_norm must be positive or None, got {self.clip_norm}")
-        if not self.model.is_noise_conditional and any(phase.gamma_unit == "sigma" for phase in self.phases):
-            raise ValueError("gamma_unit='sigma' is for noise-conditional networks, this one has a single noise level")
-        if self.group.size > 1 and (self.problems is not None or self.expansion_weight):
-            raise ValueError("problems and expansion_weight need a single process")
-        if self.problems is not None:
-            if len(self.model.spec.axes) != 2:
-                kind = "vectors" if self.model.spec.is_dense else "volumes"
-                raise ValueError(f"problems are for image models, got one of {kind}")
-            if self.expansion_weight or self.precision != "fp32":
-                raise ValueError(
-                    f"problems go with expansion_weight=0 and precision='fp32', got {self.expansion_weight}, "
-                    f"{self.precision!r}"
-                )
-        before = self.model.precision
-        self.model.precision = self.precision  # the setter raises if it is not available
-        self.model.precision = before

@@ -152,7 +152,7 @@ def test_a_step_that_projects_gives_what_two_kernels_give(precision, core):
 
 
 def product_errors(module, gradients, precision, core, config=SMALL, same=False, gain=2.0):
-    """Of a correlation and a weight gradient whose operand is gain t t', formed as it is read; t' = t if `same`."""
+    """Errors of a correlation and a weight gradient whose operand is gain t t', formed when read; t' = t if `same`."""
     kernel, stride, padding, h, w, batch, c_in, c_out = core
     torch.manual_seed(8)
     t, other = rounded((batch, c_in, h, w), precision), rounded((batch, c_in, h, w), precision)

@@ -33,7 +33,7 @@ constexpr float power_coefficients[] = {
 // What depends on beta alone.
 struct SoftplusRates {
   float exponent;                                                     // -beta log2(e)
-  float log1p[1 + sizeof(artanh_coefficients) / sizeof(float)] = {};  // of v, v^3, ... in log1p(E) / beta
+  float log1p[1 + sizeof(artanh_coefficients) / sizeof(float)] = {};  // for v, v^3, ... in log1p(E) / beta
 
   explicit SoftplusRates(float beta) : exponent(-beta * 1.442695041f) {
     log1p[0] = 2.0f / beta;

@@ -96,7 +96,7 @@ void adjoint_rows(const Adjoint<Value>& op, int64_t begin, int64_t end) {
 template <class Value>
 double heads_rows(const Heads<Value>& op, int64_t begin, int64_t end) {
   typedef double WideVec __attribute__((vector_size(8 * lanes)));
-  constexpr int64_t terms = 8;  // of a lane's float32 sum
+  constexpr int64_t terms = 8;  // in a lane's float32 sum
   const int64_t whole = op.channels / lanes * lanes;
   const auto weighted = [&](const Value* z, int64_t c) {
     Vec weight = load_or_zero(op.head, c, lanes);
@@ -104,7 +104,7 @@ double heads_rows(const Heads<Value>& op, int64_t begin, int64_t end) {
     return weight * load(z + c);
   };
   WideVec total{};
-  double rest = 0.0;  // of the channels beyond the last whole vector: scalars cost less than padding them
+  double rest = 0.0;  // the channels beyond the last whole vector: scalars cost less than padding them
   for (int64_t row = begin; row < end; ++row) {
     const Value* z = op.z + row * op.channels;
     for (int64_t c = 0; c < whole;) {

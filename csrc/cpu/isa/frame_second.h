@@ -96,7 +96,7 @@ void second_rows(
         }
         adjoint_sweep<has_tangent, has_value>(gates, block);
         if (io.partial) parameter_gradient<has_tangent, has_value>(gates, block, io.partial);
-        // of every coefficient of the tile: its place in a row and in a block
+        // for every coefficient of the tile: its place in a row and in a block
         const auto for_each_vector = [&](auto body) {
           for (int64_t unit = 0; unit < op.units; ++unit)
             for (int64_t lane = 0; lane < count; lane += lanes)

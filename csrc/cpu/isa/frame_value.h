@@ -1,6 +1,6 @@
 // The gates' part of psi, summed while their slopes are computed.
 //
-// Of z_L only psi wants to know, and only its sum. Over pixels the logarithms in it have one weight, so one
+// z_L is needed for psi alone, and only its sum. Over pixels the logarithms in it have one weight, so one
 // logarithm does for many of them, with two multiply-adds each:
 //
 //   sum_p log1p(E_p) = log1p(D),   1 + D = prod_p (1 + E_p),   D <- D + E (1 + D),         E = exp(-beta |u|)

@@ -1,6 +1,6 @@
 // What one block of rows goes through: load, sweeps, store.
 //
-//   mlp_prox    psi, f = grad psi                                       2F, and the tape (z, e) if wanted
+//   mlp_prox    psi, f = grad psi                                       2F, and the tape (z, e) if asked for
 //   mlp_hvp     H v = sum_l A_l^T delta_l + alpha v                     4F, 2F from a tape
 //   mlp_vjp     gx = H v + p f  and the parameter gradient              6F, 4F from a tape
 //

@@ -54,7 +54,7 @@ struct Range {
 };
 
 inline Range samples_on_line(const Sampling& s) {
-  const double low = -1.0 - s.origin, high = static_cast<double>(s.positions) - s.origin;  // of k step
+  const double low = -1.0 - s.origin, high = static_cast<double>(s.positions) - s.origin;  // bounds on k step
   if (s.step == 0.0) return {0, low < 0.0 && high > 0.0 ? s.count : 0};
   const double a = low / s.step, b = high / s.step;
   const double count = static_cast<double>(s.count);

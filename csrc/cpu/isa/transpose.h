@@ -1,6 +1,6 @@
 // Rows along lanes and back:  to[j, i] = from[i, j].
 //
-// The network's tensors keep a sample's values together; the sweeps want the same unit of many samples
+// The network's tensors keep a sample's values together; the sweeps need the same unit of many samples
 // together.
 
 #pragma once

@@ -249,7 +249,7 @@ template <class Row, class Column>
       [&](int i, int j, Vec value) { points[i * Column::points + j] = value; });
 }
 
-// U = G W G^T in the packs that are wanted, for the units 16 begin <= h < 16 end: once with channels along
+// U = G W G^T in the packs that are asked for, for the units 16 begin <= h < 16 end: once with channels along
 // the lanes, once with units.
 void winograd_weights(const WinogradWeights& op, int64_t begin, int64_t end) {
   const int64_t block = column_multiple;

@@ -16,7 +16,7 @@ from ...per_sample import broadcast, choose, dot, norm
 from .equation import Equation, Point
 
 RETRY = 2.0
-MARGIN = 1.1  # of L above what was seen
+MARGIN = 1.1  # L over the largest seen
 
 
 class AcceleratedGradient:

@@ -18,8 +18,8 @@ from torch import Tensor
 from ...per_sample import broadcast, dot
 from .equation import Equation, Point
 
-OVERSHOOT = 0.5  # of |g(0)| that the slope may have behind the minimum
-SHORT = 0.9  # of |g(0)| that the slope keeps after a step that was too short
+OVERSHOOT = 0.5  # slope allowed behind the minimum, as a share of |g(0)|
+SHORT = 0.9  # slope left by a step that was too short, as a share of |g(0)|
 STRETCH, MAX_STRETCHES = 10.0, 4
 MAX_TRIALS = 12  # the last step is between 2^-11 and 1e-11 of the first
 

@@ -27,7 +27,7 @@ except ImportError as error:  # a source tree that was never built, or an unusab
     _cpu = None
     _why = f"the compiled module could not be imported ({error}); build it with `pip install .`"
 
-# Of a dense network's tape. Within the caches reading z and e is cheaper than computing them again, 2F; from memory it
+# A dense network's tape. Within the caches reading z and e is cheaper than computing them again, 2F; from memory it
 # is not, and large batches shall not need memory for what they do not gain.
 TAPE_BYTES = 16 << 20
 

@@ -27,6 +27,18 @@ def test_tile_shapes_waste_little_on_the_published_networks():
         assert math.prod(shape) / covered >= least, (shape, box)
 
 
+def test_a_tile_holds_several_images_only_where_they_are_smaller_than_it():
+    assert launch.tile_shape(128, 64, 513, 513)[0] == 1  # boxes of 64 images cover it best, with offsets beyond int32
+    assert launch.tile_shape(128, 64, 14, 14)[0] == 1
+    assert launch.tile_shape(128, 64, 7, 7)[0] > 1
+    assert launch.tile_shape(128, 64, 513, 513, tma=True) == (1, 1, 128)
+
+
+def test_the_copy_engine_fetches_rows_where_few_pixels_of_them_are_wasted():
+    assert launch.rows_fill(128, 128) and launch.rows_fill(128, 384) and launch.rows_fill(128, 100)
+    assert not launch.rows_fill(128, 64) and not launch.rows_fill(128, 130)
+
+
 def test_the_table_holds_shapes_that_a_launch_can_have():
     assert launch.table()
     for key, config in launch.table().items():

@@ -62,14 +62,19 @@ class TorchBackend(SweepsBackend):
 
 @contextlib.contextmanager
 def _products(x: Tensor, precision: str):
-    """TF32 where it was named and nowhere else (torch allows it in convolutions by default); sums in float32."""
+    """TF32 where it was named and nowhere else (torch allows it in convolutions by default); sums in float32.
+
+    By `fp32_precision` alone: to read `allow_tf32` after somebody set the former is an error, and to set it undoes
+    what `set_float32_matmul_precision` said.
+    """
     if x.device.type != "cuda":
         yield
         return
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    products = "tf32" if precision == "tf32" else "ieee"
     settings = (
-        (matmul, "allow_tf32", precision == "tf32"),
-        (cudnn, "allow_tf32", precision == "tf32"),
+        (matmul, "fp32_precision", products),
+        (convolution, "fp32_precision", products),
         (matmul, "allow_fp16_reduced_precision_reduction", False),
         (matmul, "allow_bf16_reduced_precision_reduction", False),
     )

@@ -10,6 +10,8 @@ from ..epilogues import TorchEpilogues
 from ..maps import maps_for
 from ..precision import storage
 from ..sweeps import Sweeps, Tape
+from . import pointwise
+from .cpu import frame
 
 
 class SweepsBackend:
@@ -51,6 +53,12 @@ class TorchBackend(SweepsBackend):
     """Any device, float32 and float64; the named precisions of float32 tensors where the device has them."""
 
     name = "torch"
+
+    def evaluate(self, spec, x: Tensor, packed: Tensor, features: Tensor | None, value: bool, tape: bool, precision):
+        if tape or not frame.supports(spec):
+            return super().evaluate(spec, x, packed, features, value, tape, precision)
+        with _products(x, "fp32" if precision == "fp32" else "tf32"):
+            return *pointwise.value_prox(spec, x, packed, features, value), []
 
     def supports(self, spec: Spec, x: Tensor, precision: str) -> str | None:
         if precision != "fp32" and x.dtype != torch.float32:

@@ -12,7 +12,7 @@
 # python -m bench.gpu.PART. LPN_FAST_BATTERY_SECONDS (540) is for all of a command, LPN_FAST_COMMIT names the sources
 # where there is no git.
 #
-# FOLDER gets <device>_<part>.csv, *_measured.csv, choices.csv and table.csv (for kernels/*/, after a look), logs/ and
+# FOLDER gets <device>_<part>.csv, choices.csv and table.csv (for kernels/triton/, after a look), logs/ and
 # summary.txt, written as the parts end; --pack keeps all of it in one archive too, renewed after each part. The summary
 # comes last.
 set -uo pipefail

@@ -14,7 +14,7 @@ import lpn_fast as lf
 from lpn_fast.algebra import reference
 from lpn_fast.ops import registry
 from lpn_fast.ops.backends import cuda as cuda_backend
-from lpn_fast.ops.backends.cuda import CudaBackend, not_measured_faster
+from lpn_fast.ops.backends.cuda import CudaBackend
 from lpn_fast.ops.solve import Equation, Verdict, solve
 
 needs_model = pytest.mark.skipif(cuda_model.COMPILER is None, reason="no C++ compiler to build the model with")
@@ -200,12 +200,6 @@ def test_a_module_that_does_not_load_is_a_reason(monkeypatch):
     monkeypatch.setattr(cuda_backend.importlib, "import_module", fails)
     cuda_backend.register()
     assert "wrong ELF class" in registry._absent["cuda"] and not registry._backends
-
-
-def test_auto_waits_for_a_measurement(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a device nobody measured")
-    reason = not_measured_faster(lf.MLPLPN(2).spec, torch.zeros(1, 2), "fp16")
-    assert "not measured on a device nobody measured" in reason and "LPN_FAST_BACKEND=cuda" in reason
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lpn_fast._cuda") is None, reason="no CUDA module was built")

@@ -13,32 +13,52 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from lpn_fast.kernels.triton import ahead, launch
+from lpn_fast.kernels.triton import ahead, hazards, launch
 from lpn_fast.kernels.triton.launch import Key, rule
 
 HERE = Path(__file__).parent
 # of the colour frame those alone that hold more than the gray one's
-GATED = [
-    row
-    for row in ahead.launches(90)
-    if row[3].channels == 1 or row[3] is ahead.PUBLISHED or row[0].role in ("gradient_image", "project", "adjoint_1")
-] + [
-    (key, rule(key), projects, ahead.PUBLISHED)
-    for key in (
-        Key("forward_1", 64, 64, "fp16", 90),
-        Key("transposed_2", 64, 64, "bf16", 90),
-        Key("transposed_1", 64, 64, "fp32", 90),
-        Key("adjoint_2", 64, 64, "fp16", 90),
-        Key("gradient_1", 64, 64, "tf32", 90),
-        Key("image", 0, 256, "fp16", 90),
-        Key("project", 256, 27, "fp16", 90),
-        Key("gradient_image", 27, 64, "fp16", 90),
-        Key("forward_2", 64, 64, "fp16", 80),
-        Key("transposed_1", 64, 64, "fp32", 80),
-    )
-    # the step of the first stage, that of the transposed sweeps' last kernel, projects in the published networks
-    for projects in ((False, True) if key.role.startswith(("transposed", "adjoint")) else (False,))
-]
+GATED = (
+    [
+        row
+        for row in ahead.launches(90)
+        if row[3].channels == 1
+        or row[3] is ahead.PUBLISHED
+        or row[0].role in ("gradient_image", "project", "adjoint_1")
+    ]
+    + [
+        (key, rule(key), projects, ahead.PUBLISHED)
+        for key in (
+            Key("forward_1", 64, 64, "fp16", 90),
+            Key("transposed_2", 64, 64, "bf16", 90),
+            Key("transposed_1", 64, 64, "fp32", 90),
+            Key("adjoint_2", 64, 64, "fp16", 90),
+            Key("gradient_1", 64, 64, "tf32", 90),
+            Key("image", 0, 256, "fp16", 90),
+            Key("project", 256, 27, "fp16", 90),
+            Key("gradient_image", 27, 64, "fp16", 90),
+            Key("forward_2", 64, 64, "fp16", 80),
+            Key("transposed_1", 64, 64, "fp32", 80),
+            Key("gradient_image", 27, 64, "fp16", 100),
+        )
+        # the step of the first stage, that of the transposed sweeps' last kernel, projects in the published networks
+        for projects in ((False, True) if key.role.startswith(("transposed", "adjoint")) else (False,))
+    ]
+    + [
+        (
+            key,
+            rule(key),
+            key.role != "gradient_1",
+            ahead.FRAMES[49, 96],
+        )  # those that had the most to hold on such devices
+        for key in (
+            Key("transposed_1", 96, 49, "fp32", 86),
+            Key("adjoint_1", 96, 49, "fp32", 86),
+            Key("gradient_1", 49, 96, "fp32", 86),
+            Key("gradient_1", 49, 96, "tf32", 90),
+        )
+    ]
+)
 
 
 @pytest.mark.slow
@@ -60,9 +80,39 @@ def test_every_kernel_under_the_interpreter_agrees_with_float64():
 def test_a_launch_compiles_without_spills_into_tensor_core_code(key, config, projects, form):
     found = ahead.report(key, config, projects, form)
     assert found.spilled_bytes == 0
+    assert not found.hazards
     assert found.shared_bytes <= launch.SHARED_BYTES[key.arch]
     assert found.tensor_core > 0
     assert (found.tma_loads > 0) == config.tma
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the compiler is off under the interpreter")
+def test_the_hazard_of_a_product_that_reads_registers_is_found_where_the_compiler_leaves_it(monkeypatch):
+    """A box of several rows goes through registers, and the next iteration of Triton 3.6 overwrites them."""
+    key = Key("forward_1", 256, 256, "fp16", 90)
+    monkeypatch.setattr(ahead, "tile_shape", lambda pixels, *_: (1, 8, pixels // 8))
+    assert ahead.report(key, launch.config(key)).hazards
+
+
+def sass(*lines):
+    return "\n".join(f"--:-:-:-:1\t{line}" for line in lines)
+
+
+PRODUCT = "HGMMA.64x128x16.F32 R24, R96, gdesc[UR8].tnspB, R24, gsb0;"
+LOOP = ("LDSM.16.M88.4 R96, [R2+UR9];", PRODUCT, "WARPGROUP.DEPBAR.LE gsb0, 0x{};", "@P0 BRA LBB2;")
+
+
+def test_a_register_may_be_written_again_only_behind_a_wait_that_covers_its_product():
+    covered, late = (("LBB2:", *(line.format(pending) for line in LOOP)) for pending in (0, 1))
+    assert hazards.register_hazards(sass(*covered)) == []
+    assert hazards.register_hazards(sass(*late)) == ["LDSM.16.M88.4 R96, [R2+UR9];"]
+    straight = hazards.register_hazards(sass(PRODUCT, "@!P1 LDS.64 R98, [R7];", "ISETP.LT.AND P0, PT, R97, 0x1, PT;"))
+    assert straight == ["@!P1 LDS.64 R98, [R7];"]  # the comparison reads R97
+    in_memory = PRODUCT.replace("R96", "gdesc[UR4]")
+    assert hazards.register_hazards(sass("LBB2:", LOOP[0], in_memory, *LOOP[2:])) == []
+    unrelated = sass(PRODUCT, "MOV R95, R3;", "IMAD.WIDE R100, R4, R5, R6;", "STS [R97], R4;")
+    assert hazards.register_hazards(unrelated) == []
+    assert hazards.register_hazards(sass(PRODUCT, "IMAD.WIDE R98, R4, R5, R6;"))
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the compiler is off under the interpreter")

@@ -6,10 +6,8 @@ import pytest
 import torch
 
 import lpn_fast as lf
-from lpn_fast.kernels import measured
 from lpn_fast.kernels.triton import choices, launch
 from lpn_fast.kernels.triton.launch import Config, Key
-from lpn_fast.ops import registry
 
 
 @pytest.mark.parametrize("shape", [(64, 16, 16), (1, 1, 1), (64, 7, 7), (3, 14, 14), (2, 5, 301), (1, 128, 128)])
@@ -25,6 +23,18 @@ def test_tile_shapes_waste_little_on_the_published_networks():
         box = launch.tile_shape(128, *shape)
         covered = math.prod(-(-n // b) * b for n, b in zip(shape, box, strict=True))
         assert math.prod(shape) / covered >= least, (shape, box)
+
+
+def test_a_tile_holds_several_images_only_where_they_are_smaller_than_it():
+    assert launch.tile_shape(128, 64, 513, 513)[0] == 1  # boxes of 64 images cover it best, with offsets beyond int32
+    assert launch.tile_shape(128, 64, 14, 14)[0] == 1
+    assert launch.tile_shape(128, 64, 7, 7)[0] > 1
+    assert launch.tile_shape(128, 64, 513, 513, tma=True) == (1, 1, 128)
+
+
+def test_the_copy_engine_fetches_rows_where_few_pixels_of_them_are_wasted():
+    assert launch.rows_fill(128, 128) and launch.rows_fill(128, 384) and launch.rows_fill(128, 100)
+    assert not launch.rows_fill(128, 64) and not launch.rows_fill(128, 130)
 
 
 def test_the_table_holds_shapes_that_a_launch_can_have():
@@ -56,22 +66,11 @@ def test_a_sum_is_split_into_few_parts_that_depend_on_shapes_only():
     assert launch.splits(1, 3, 132) == 1
 
 
-def test_only_a_measurement_on_the_same_device_lets_auto_take_triton(monkeypatch):
-    row = {"device": "D", "precision": "fp16", "width": "256", "pixels": "1000", "gain": "1.8", "commit": ""}
-    monkeypatch.setattr(measured, "rows", lambda table: (row,))
-    assert measured.convolutions_not_faster("D", "fp16", 256, 1000) is None
-    assert "not measured on E" in measured.convolutions_not_faster("E", "fp16", 256, 1000)
-    assert "not measured" in measured.convolutions_not_faster("D", "bf16", 256, 1000)
-    assert "from 1000 pixels" in measured.convolutions_not_faster("D", "fp16", 256, 100)
-    row["gain"] = "0.9"
-    assert "0.90 times" in measured.convolutions_not_faster("D", "fp16", 256, 1000)
-
-
 def test_the_library_is_taken_only_where_it_was_measured_faster_and_loses_nothing(monkeypatch):
     key = Key("forward_2", 64, 64, "tf32", 90)
     row = {"device": "D", "role": "forward_2", "c_in": "64", "c_out": "64", "precision": "tf32", "pixels": "1000"}
     row |= {"ours_us": "30", "library_us": "20"}
-    monkeypatch.setattr(measured, "rows", lambda table: (row,))
+    monkeypatch.setattr(choices, "rows", lambda: (row,))
     assert choices.choice("D", key, 1500) == (True, "the library was measured at 1.50 times our speed on D")
     assert choices.choice("D", key, 5000) == (False, "not measured on D for 5000 pixels")
     assert choices.choice("E", key, 1000) == (False, "not measured on E")
@@ -84,32 +83,7 @@ def test_the_library_is_taken_only_where_it_was_measured_faster_and_loses_nothin
 
 
 def test_the_table_of_choices_can_be_read():
-    assert all(float(row["library_us"]) > 0 for row in measured.rows(choices.TABLE))
-
-
-class Unmeasured:
-    """A backend that supports everything and is never measured."""
-
-    name = "triton"
-
-    def supports(self, spec, x, precision):
-        return None
-
-
-def test_auto_passes_over_an_unmeasured_backend_and_explain_says_why(monkeypatch):
-    others = {name: backend for name, backend in registry._backends.items() if name != "triton"}
-    monkeypatch.setattr(registry, "_backends", {"triton": Unmeasured(), **others})
-    monkeypatch.setattr(registry, "_absent", {})
-    monkeypatch.setattr(registry, "_speed_checks", {"triton": lambda *_: "not measured here"})
-    model, x = lf.ConvLPN(1, hidden=3), torch.zeros(1, 1, 8, 8)
-    with lf.use_backend("auto"):
-        assert registry.select(model.spec, x).name != "triton"
-        assert "triton: not measured here" in lf.explain(model, x)
-    with lf.use_backend("triton"):
-        assert registry.select(model.spec, x).name == "triton"
-    monkeypatch.setattr(registry, "_backends", {"triton": Unmeasured()})
-    with lf.use_backend("auto"):
-        assert registry.select(model.spec, x).name == "triton"  # nobody else can
+    assert all(float(row["library_us"]) > 0 for row in choices.rows())
 
 
 def test_cpu_tensors_are_refused_with_the_reason(monkeypatch):

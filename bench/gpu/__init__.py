@@ -34,14 +34,15 @@ class Part(NamedTuple):
 PARTS = (
     Part("gates", 30, "checks"),  # what the compilers made of the kernels; needs no device
     Part("mlp_numerics", 45, "checks"),  # the dense network's kernels against float64
-    Part("warm_numerics", 75, "checks"),  # compiles what the next one launches
-    Part("numerics", 90, "checks"),  # every backend and precision against float64, determinism, graphs, streams
-    Part("mlp_sanitizer", 60, "checks"),  # compute-sanitizer over the dense network's kernels
-    Part("sanitizer", 60, "checks"),  # and over the convolutions, at small sizes
+    Part("warm_numerics", 60, "checks"),  # compiles what the next one launches
+    Part("numerics", 80, "checks"),  # every backend and precision against float64, determinism, graphs, streams
+    Part("mlp_sanitizer", 50, "checks"),  # compute-sanitizer over the dense network's kernels
+    Part("sanitizer", 50, "checks"),  # and over the convolutions, at small sizes
+    Part("admission", 40, "timings"),  # the verdicts that "auto" follows, for the models that ship
     Part("ceilings", 20, "timings"),  # copy, matrix product per dtype
-    Part("mlp_bench", 80, "timings"),  # the dense network's prox, gradients and inversion against A and C
-    Part("tune", 110, "timings"),  # launch table of the convolutions; admits a row only after a numeric check
-    Part("warm_convolutions", 80, "timings"),  # compiles what the next one launches, C included
-    Part("convolutions", 140, "timings"),  # prox, hvp, training step against A, C and bare library convolutions
+    Part("mlp_bench", 60, "timings"),  # the dense network's prox, gradients and inversion against A and C
+    Part("tune", 80, "timings"),  # launch table of the convolutions; admits a row only after a numeric check
+    Part("warm_convolutions", 60, "timings"),  # compiles what the next one launches, C included
+    Part("convolutions", 120, "timings"),  # prox, hvp, training step against A, C and bare library convolutions
     Part("training", 480, "training"),  # the denoisers that ship, trained for longer; only where it is asked for
 )

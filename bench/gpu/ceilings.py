@@ -14,15 +14,16 @@ def measure(session: Session) -> None:
     target = torch.empty_like(source)
     ms, *_ = milliseconds(lambda: target.copy_(source))
     session.add("copy", "torch", 8 * elements / ms / 1e6, "GB/s", metric="rate", shape=str(elements))
-    before = torch.backends.cuda.matmul.allow_tf32
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
     for precision, dtype in DTYPES.items():
         a, b = torch.randn(2, side, side, device=session.device).to(dtype)
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
         a @ b
         ms, *_ = milliseconds(lambda a=a, b=b: a @ b, seconds=1.0)
         rate = 2 * side**3 / ms / 1e9
         session.add("matrix product", "torch", rate, "TFLOP/s", metric="rate", precision=precision, shape=f"{side}")
-    torch.backends.cuda.matmul.allow_tf32 = before
+    matmul.fp32_precision = before
 
 
 if __name__ == "__main__":

@@ -8,9 +8,6 @@
 Memory is the peak of torch's allocator during a call above what was allocated before it.
 """
 
-import csv
-import json
-
 import torch
 import torch.nn.functional as F
 
@@ -51,12 +48,11 @@ def inputs(name: str, tiny: bool, device: str):
 def measure(session: Session) -> None:
     """Half precision and A of every case first, then C, then the other precisions: time may end anywhere."""
     names = [name for name, *_ in cases(session.tiny)]
-    times = {name: {} for name in names}
     rest = () if session.tiny else PRECISIONS[1:]
 
     def half_and_baselines(name, model, x, v, sigma):
         for backend in ("triton", "torch"):
-            _ours(session, name, model, x, v, sigma, backend, PRECISIONS[0], times[name])
+            _ours(session, name, model, x, v, sigma, backend, PRECISIONS[0])
         _bare(session, name, model, x)
         _baselines(session, name, model, x, v)
 
@@ -66,13 +62,11 @@ def measure(session: Session) -> None:
     def others(name, model, x, v, sigma):
         for precision in rest:
             for backend in ("triton", "torch"):
-                _ours(session, name, model, x, v, sigma, backend, precision, times[name])
-        if session.device == "cuda" and not session.tiny:
-            _admit(session, model, x, times[name])
+                _ours(session, name, model, x, v, sigma, backend, precision)
 
     for step in (half_and_baselines, compiled, others):
         for name in names:
-            if session.seconds_left < 0 and step is not others:  # what was timed is still written down
+            if session.seconds_left < 0:
                 session.show(f"---- no time left for {step.__name__} of {name}")
                 continue
             try:
@@ -130,7 +124,7 @@ def _error(model, x, sigma, f) -> float:
     return ((f[:1].double() - want).norm() / want.norm()).item()
 
 
-def _ours(session: Session, name, model, x, v, sigma, backend: str, precision: str, times: dict) -> None:
+def _ours(session: Session, name, model, x, v, sigma, backend: str, precision: str) -> None:
     model.precision = precision
     try:
         with lf.use_backend(backend):
@@ -138,13 +132,11 @@ def _ours(session: Session, name, model, x, v, sigma, backend: str, precision: s
                 if session.seconds_left < 0 or (precision == "fp32" and op != "prox"):
                     continue
                 wrong = _error(model, x, sigma, call()) if op == "prox" else ""
-                p50 = _add(session, op, name, f"ours-{backend}", precision, call, model, x, wrong)
+                _add(session, op, name, f"ours-{backend}", precision, call, model, x, wrong)
                 if op == "prox":
                     good = wrong <= TOLERANCE[precision][0]
                     if backend != "torch" or not good:
                         session.check(f"{name} {backend} {precision} prox", good, f"error {wrong:.1e}")
-                    if good:
-                        times[backend, precision] = p50
                     if session.device == "cuda":
                         _add(session, op, name, f"ours-{backend} graph", precision, graphed(call), model, x)
     except Exception as error:
@@ -257,23 +249,6 @@ def _guarded(session: Session, op, name, provider, precision, call, model, x) ->
         _add(session, op, name, provider, precision, call, model, x)
     except Exception as error:
         session.show(f"{name} {op} {provider} {precision}: {type(error).__name__}: {error}".splitlines()[0][:160])
-
-
-def _admit(session: Session, model, x, times: dict) -> None:
-    """Write what "auto" may rely on beside the other figures; appended by hand to kernels/triton/measured.csv."""
-    rows = []
-    for precision in PRECISIONS:
-        if ("triton", precision) in times and ("torch", precision) in times:
-            gain = times["torch", precision] / times["triton", precision]
-            width = max(stage.width for stage in model.spec.stages)
-            pixels = x.shape[0] * x.shape[2] * x.shape[3]
-            commit = session.commit
-            rows.append((torch.cuda.get_device_name(), precision, width, pixels, f"{gain:.2f}", commit))
-    path = session.out / "triton_measured.csv"
-    session.out.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
-    session.show(json.dumps(rows))
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def _triton(session: Session) -> None:
             session.check(name, False, f"{type(failure).__name__}: {failure}".splitlines()[0][:160])
             continue
         shared = launch.SHARED_BYTES.get(arch, min(launch.SHARED_BYTES.values()))
-        ok = not found.spilled_bytes and found.shared_bytes <= shared and found.tensor_core > 0
+        ok = not (found.spilled_bytes or found.hazards) and found.shared_bytes <= shared and found.tensor_core > 0
         session.check(name, ok, str(found))
 
 

@@ -3,11 +3,8 @@
     goals on one H200: prox of 1 M rows (d 2, H 64, fp16) 1.8 G samples/s, 10 x A, 4 x C;   2,000 rows in a graph 12 us,
     25 x A;   gradients of the Laplacian training step, 2,000 rows, 20 x A;   inversion of 100,000 rows 20 ms
 
-A and C are bench/baselines.py's; errors are relative, against float64. FOLDER/cuda_measured.csv holds what
-kernels/cuda/measured.csv requires: a line for every prox that was right, with its gain over the torch backend.
+A and C are bench/baselines.py's; errors are relative, against float64.
 """
-
-import csv
 
 import torch
 
@@ -16,7 +13,6 @@ from lpn_fast.algebra import reference
 
 from ..baselines import Compiled, Eager, why_no_compiler
 from .mlp_network import add_time, captured, error, kernels, name_of, network
-from .mlp_numerics import PROX
 from .session import Session, milliseconds, run_part
 
 PRECISIONS = ("fp16", "bf16", "tf32", "fp32")
@@ -84,19 +80,6 @@ def _prox(session: Session, model, rows: int, compiled: bool, graph: bool) -> No
         add_time(session, "prox", model, rows, "ours", model.precision, spread, f"{wrong:.1e}", **config)
         ratios = ", ".join(f"{name} / ours {time / spread[0]:.1f}" for name, time in middle.items())
         session.show(f"          {rows / spread[0] / 1e6:.3f} G samples/s, {ratios}")
-        if not graph and session.device == "cuda" and wrong <= PROX[model.precision]:
-            with lf.use_backend("torch"), torch.no_grad():
-                plain = _times(session, lambda: model(x))
-            _admit(session, model, rows, plain[0] / spread[0])
-
-
-def _admit(session: Session, model, rows: int, gain: float) -> None:
-    """A line for kernels/cuda/measured.csv: device, precision, width, rows, gain, commit."""
-    width = max(stage.width for stage in model.spec.stages)
-    session.out.mkdir(parents=True, exist_ok=True)
-    with open(session.out / "cuda_measured.csv", "a", newline="") as file:
-        line = (torch.cuda.get_device_name(), model.precision, width, rows, f"{gain:.2f}", session.commit)
-        csv.writer(file, lineterminator="\n").writerow(line)
 
 
 def _gradients(session: Session, model, rows: int, compiled: bool) -> None:

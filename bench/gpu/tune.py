@@ -58,11 +58,13 @@ def candidates(key, tiny: bool):
     depth = 128 if gradient else 32 if key.precision == "tf32" else 64
     wide = (key.c_out, 128) if key.c_out >= 128 else (64, 128) if key.c_out > 64 else (64,)
     for channels, pixels, (warps, stages), tma in itertools.product(
-        wide, (32, 64) if gradient else (128, 256), ((8, 3), (4, 3), (8, 4), (4, 4)), (True, False)
+        wide, (32, 64) if gradient else (64, 128, 256), ((8, 3), (4, 3), (8, 4), (4, 4)), (True, False)
     ):
         if pixels * channels > 128 * 256 or (warps == 4 and pixels * channels > 128 * 128):
             continue
         if (tma and (key.arch < 90 or key.c_in % 64)) or (not tma and stages != 3):
+            continue
+        if pixels == 64 and not (tma or gradient):  # what the copy engine fetches is a row, and rows may be short
             continue
         yield Config(pixels, channels, min(depth, power_of_two(key.c_in)), 32, warps, stages, tma)
 
@@ -258,13 +260,14 @@ def _compare(session: Session, key, ours: float, side: int) -> None:
         product = F.conv2d(z_view, weight, None, stride, 1)
         return elementwise(out, product.permute(0, 2, 3, 1).contiguous(), "forward", 10.0)
 
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = key.precision == "tf32"
+    convolution = torch.backends.cudnn.conv
+    before = convolution.fp32_precision
+    convolution.fp32_precision = "tf32" if key.precision == "tf32" else "ieee"
     try:
         library()
         ms, *_ = milliseconds(library, seconds=0.1, rounds=1 if session.tiny else 7)
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        convolution.fp32_precision = before
     pixels = out.shape[0] * out.shape[1] * out.shape[2]
     session.show(f"{key.role:<14}{key.c_in:>4}  {key.precision}: library {1e3 * ms:.1f} us, ours {1e3 * ours:.1f} us")
     if session.device == "cuda" and not session.tiny:

@@ -1,1 +1,1 @@
-"""CUDA C++ kernels: sources, compiled into lpn_fast._cuda, and where they were measured faster (measured.csv)."""
+"""CUDA C++ kernels: sources, compiled into lpn_fast._cuda."""

@@ -17,8 +17,9 @@ from triton.compiler import ASTSource
 from . import assemble, elementwise, launch, units
 from .correlate import correlate_kernel
 from .gradient import gradient_kernel
+from .hazards import register_hazards
 from .launch import DOT_PRECISION, Config, Key, power_of_two, tile_shape
-from .tiles import TRITON_TYPE
+from .tiles import TRITON_TYPE, stages_of
 
 FLOATS = ("gain", "dgain", "unscale", "beta", "weight_scale")  # scalars that are no integers
 ELEMENT = {tl.float32: "fp32", tl.float16: "fp16", tl.bfloat16: "bf16"}
@@ -53,6 +54,7 @@ class Report:
     shared_bytes: int  # per block
     tensor_core: int  # wgmma and mma instructions in the PTX
     tma_loads: int
+    hazards: tuple[str, ...]  # instructions that overwrite what a product still reads
 
 
 def launches(arch: int, frame_precisions: tuple[str, ...] = ("fp16",)) -> list[tuple[Key, Config, bool, Form]]:
@@ -127,7 +129,8 @@ def _compiled(kernel, pointers: dict, constants: dict, arch: int, warps: int, st
     ptx = compiled.asm["ptx"]
     tensor_core = len(re.findall(r"wgmma\.mma_async|mma\.sync", ptx))
     loads = ptx.count("cp.async.bulk.tensor")
-    return Report(int(registers), int(stack), compiled.metadata.shared, tensor_core, loads)
+    hazards = tuple(register_hazards(compiled.asm["sass"]))
+    return Report(int(registers), int(stack), compiled.metadata.shared, tensor_core, loads, hazards)
 
 
 def _correlate(key: Key, config: Config, projects: bool, form: Form):
@@ -144,7 +147,7 @@ def _correlate(key: Key, config: Config, projects: bool, form: Form):
             epilogue = "square_factor" if epilogue == "slope" and not projects else f"square_{epilogue}"
     else:
         epilogue = "plain" if plain or (form.square_first and key.role == "image") else "forward"
-    box = tile_shape(config.pixels, 64, 32, 32)
+    box = tile_shape(config.pixels, 64, 32, 32, config.tma)
     pointers = {n: f"*{element}" for n in ("t", "weight", "skip", "z", "e", "dz")}
     pointers |= {"out": "*fp32" if plain else f"*{element}", "x": "*fp32", "bias": "*fp32", "head": "*fp32"}
     absent = {"head_squared", "head"} | ({"x", "skip", "bias"} if transposed else set())
@@ -184,6 +187,7 @@ def _correlate(key: Key, config: Config, projects: bool, form: Form):
         "PRECISION": DOT_PRECISION[key.precision], "BI": box[0], "BH": box[1], "BW": box[2],
         "BN": config.channels, "BK": config.depth, "BX": config.columns, "TMA": config.tma, "x_w": 1,
         "PROJECTED": form.columns if projects else 0, "PROJECTED_BLOCK": max(16, power_of_two(form.columns)),
+        "STAGES": stages_of(pair, config),
     }  # fmt: skip
     return correlate_kernel, pointers, constants | dict.fromkeys(absent)
 
@@ -192,7 +196,7 @@ def _gradient(key: Key, config: Config, form: Form):
     storage = TRITON_TYPE[key.precision]
     element, image = ELEMENT[storage], key.role == "gradient_image"
     stride = 1 if image else int(key.role[-1])
-    box = tile_shape(config.pixels, 64, 32, 32)
+    box = tile_shape(config.pixels, 64, 32, 32, config.tma and not image)
     pointers = {"parts": "*fp32", "d": f"*{element}", "e": f"*{element}"}
     pointers |= dict.fromkeys(("t", "dt"), "*fp32" if image else f"*{element}")
     squares = form.square_first and not image
@@ -208,6 +212,8 @@ def _gradient(key: Key, config: Config, form: Form):
         "STORAGE": storage, "PRECISION": DOT_PRECISION[key.precision],
         "BI": box[0], "BH": box[1], "BW": box[2], "BM": config.depth, "BN": config.channels,
         "TMA": config.tma and not image, "x_w": 1, "v_w": 1,
+        "STAGES": stages_of("square" if squares else "alone", config),
+        "DSTAGES": stages_of("product" if squares else "alone", config),
     }  # fmt: skip
     return gradient_kernel, pointers, constants | dict.fromkeys({"other", "dother"} - set(pointers))
 

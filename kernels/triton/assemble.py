@@ -37,9 +37,10 @@ def assemble_kernel(
     PARTS: tl.constexpr, CHANNELS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
     RESIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    plane = tl.program_id(0)
+    blocks = tl.cdiv(height * width, BLOCK)
+    plane = tl.program_id(0) // blocks  # one axis: the others end at 65535 blocks, which are 4096^2 pixels
     n, c = plane // CHANNELS, plane % CHANNELS
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    at = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     h, w = at // width, at % width
     top, left = h // RESIZE + PADDING, w // RESIZE + PADDING  # in the padded, resized image
     first_i, first_j = top % STRIDE, left % STRIDE
@@ -71,7 +72,7 @@ def assemble(f: Tensor, products: Tensor, reading: Geometry) -> None:
         return
     out_h, out_w = products.shape[2:4]
     with device_of(f):
-        assemble_kernel[batch * channels, -(-height * width // BLOCK)](
+        assemble_kernel[(batch * channels * -(-height * width // BLOCK),)](
             f, products, height, width, out_h, out_w, products[0].numel(),
             PARTS=len(products), CHANNELS=channels,
             KERNEL=reading.kernel, STRIDE=reading.stride, PADDING=reading.padding, RESIZE=reading.resize, BLOCK=BLOCK,

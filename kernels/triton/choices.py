@@ -11,13 +11,22 @@ beta |u| 2^-9 and more; after a transposed product it is one more rounding of th
 fp16 does not: its stored weights carry a factor that a 16-bit product would not survive (correlate.py).
 """
 
+import csv
+import functools
 from pathlib import Path
 
-from ..measured import LEAST_GAIN, matching
 from .launch import Key
 
 TABLE = Path(__file__).with_name("choices.csv")
+LEAST_GAIN = 1.05  # below this the difference is within the spread of two runs
 PIXELS = (0.5, 2.0)  # relative to those measured: other sizes have other overheads
+
+
+@functools.cache
+def rows() -> tuple[dict[str, str], ...]:
+    """The rows of the table."""
+    with open(TABLE, newline="") as file:
+        return tuple(csv.DictReader(file))
 
 
 def loses_digits(role: str, precision: str) -> str | None:
@@ -35,7 +44,7 @@ def choice(device: str, key: Key, pixels: int) -> tuple[bool, str]:
     if reason:
         return False, reason
     what = {"role": key.role, "c_in": key.c_in, "c_out": key.c_out, "precision": key.precision}
-    measured = matching(TABLE, device=device, **what)
+    measured = [row for row in rows() if all(row[c] == str(entry) for c, entry in ({"device": device} | what).items())]
     near = [r for r in measured if PIXELS[0] <= pixels / int(r["pixels"]) <= PIXELS[1]]
     if not near:
         return False, f"not measured on {device}" + (f" for {pixels} pixels" if measured else "")

@@ -33,7 +33,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .activations import FORWARD, finish, within_half
 from .launch import DOT_PRECISION, MIN_SIDE, Config, Geometry, power_of_two, tile_shape
-from .tiles import PRODUCT, TRITON_TYPE, device_of, dot_wide, load_columns, load_operand, pairing, pixel
+from .tiles import PRODUCT, TRITON_TYPE, device_of, dot_wide, load_columns, load_operand, pairing, pixel, stages_of
 
 
 @triton.jit
@@ -55,7 +55,7 @@ def correlate_kernel(
     CHANNELS: tl.constexpr, SKIP_KERNEL: tl.constexpr, SKIP_STRIDE: tl.constexpr, SKIP_PADDING: tl.constexpr,
     RESIZE: tl.constexpr, PAIR: tl.constexpr, EPILOGUE: tl.constexpr, STORAGE: tl.constexpr, PRECISION: tl.constexpr,
     BI: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BX: tl.constexpr,
-    TMA: tl.constexpr, PROJECTED: tl.constexpr, PROJECTED_BLOCK: tl.constexpr,
+    TMA: tl.constexpr, PROJECTED: tl.constexpr, PROJECTED_BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     CLASSES: tl.constexpr = STRIDE if TRANSPOSED else 1  # per axis
     IN_STRIDE: tl.constexpr = 1 if TRANSPOSED else STRIDE
@@ -89,7 +89,7 @@ def correlate_kernel(
     channel = channel0 + tl.arange(0, BN)
     acc = tl.zeros((BI * BH * BW, BN), tl.float32)
     if C_IN > 0:
-        for step in range(0, taps_h * taps_w * BLOCKS_K):
+        for step in tl.range(0, taps_h * taps_w * BLOCKS_K, num_stages=STAGES):
             tap, k0 = step // BLOCKS_K, (step % BLOCKS_K) * BK
             a, b = tap // taps_w, tap % taps_w
             slab = (first_h + CLASSES * a) * KERNEL + first_w + CLASSES * b
@@ -219,9 +219,9 @@ def correlate(
         return out if projected is None else projected
     classes = core.stride if transposed else 1
     grid_h, grid_w = -(-out_h // classes), -(-out_w // classes)
-    bi, bh, bw = tile_shape(config.pixels, batch, grid_h, grid_w)
-    in_h, in_w, c_in = t.shape[1:] if t is not None else (1, 1, 0)
     tma, pair = config.tma and t is not None, pairing(t, other)
+    bi, bh, bw = tile_shape(config.pixels, batch, grid_h, grid_w, tma)
+    in_h, in_w, c_in = t.shape[1:] if t is not None else (1, 1, 0)
     other = other if pair == PRODUCT.value else None
     if tma:
         stride, box = 1 if transposed else core.stride, (bi, bh, bw)
@@ -246,7 +246,7 @@ def correlate(
             PAIR=pair, EPILOGUE=epilogue, STORAGE=TRITON_TYPE[precision], PRECISION=DOT_PRECISION[precision],
             BI=bi, BH=bh, BW=bw, BN=config.channels, BK=config.depth, BX=config.columns, TMA=tma,
             PROJECTED=columns, PROJECTED_BLOCK=max(MIN_SIDE, power_of_two(columns)),
-            num_warps=config.warps, num_stages=config.stages,
+            STAGES=stages_of(pair, config), num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
     return out if projected is None else projected
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .launch import DOT_PRECISION, Config, Geometry, splits, tile_shape
-from .tiles import PRODUCT, TRITON_TYPE, device_of, load_columns, load_operand, load_pixels, pairing, pixel
+from .tiles import PRODUCT, TRITON_TYPE, device_of, load_columns, load_operand, load_pixels, pairing, pixel, stages_of
 
 
 @triton.jit
@@ -30,9 +30,10 @@ def accumulate(
     C_IN: tl.constexpr, C_OUT: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
     RESIZE: tl.constexpr, IMAGE: tl.constexpr, PAIR: tl.constexpr, STORAGE: tl.constexpr, PRECISION: tl.constexpr,
     BI: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, TMA: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """acc + sum over pixels of the tiles first .. last - 1 of t d^T."""
-    for tile in range(first, last):
+    for tile in tl.range(first, last, num_stages=STAGES):
         w0 = (tile % tiles_w) * BW
         h0 = ((tile // tiles_w) % tiles_h) * BH
         n0 = (tile // (tiles_w * tiles_h)) * BI
@@ -67,6 +68,7 @@ def gradient_kernel(
     RESIZE: tl.constexpr, IMAGE: tl.constexpr, PAIR: tl.constexpr, DPAIR: tl.constexpr,
     STORAGE: tl.constexpr, PRECISION: tl.constexpr,
     BI: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, TMA: tl.constexpr,
+    STAGES: tl.constexpr, DSTAGES: tl.constexpr,
 ):  # fmt: skip
     ROWS: tl.constexpr = KERNEL * KERNEL * C_IN
     BLOCKS_N: tl.constexpr = (C_OUT + BN - 1) // BN
@@ -82,14 +84,14 @@ def gradient_kernel(
     acc = accumulate(
         acc, d, t, other, gain, first, last, batch, in_h, in_w, out_h, out_w, tiles_h, tiles_w, x_n, x_c, x_h, x_w,
         i, j, row0_in, channel0, C_IN, C_OUT, KERNEL, STRIDE, PADDING, RESIZE, IMAGE, PAIR, STORAGE, PRECISION,
-        BI, BH, BW, BM, BN, TMA,
+        BI, BH, BW, BM, BN, TMA, STAGES,
     )  # fmt: skip
     if e is not None:
         acc = accumulate(
             acc, e, dt, dother, dgain, first, last, batch, in_h, in_w, out_h, out_w, tiles_h, tiles_w,
             v_n, v_c, v_h, v_w, i, j, row0_in, channel0,
             C_IN, C_OUT, KERNEL, STRIDE, PADDING, RESIZE, IMAGE, DPAIR, STORAGE, PRECISION,
-            BI, BH, BW, BM, BN, TMA,
+            BI, BH, BW, BM, BN, TMA, DSTAGES,
         )  # fmt: skip
     m, n = tl.arange(0, BM), tl.arange(0, BN)
     row = row0_in + m
@@ -115,7 +117,8 @@ def gradient(
     k = geometry.kernel
     if not d.numel():
         return d.new_zeros(k, k, c_in, c_out, dtype=torch.float32)
-    bi, bh, bw = tile_shape(config.pixels, batch, out_h, out_w)
+    tma = config.tma and not image
+    bi, bh, bw = tile_shape(config.pixels, batch, out_h, out_w, tma)
     tiles_h, tiles_w = -(-out_h // bh), -(-out_w // bw)
     tiles = -(-batch // bi) * tiles_h * tiles_w
     rows = k * k * c_in
@@ -124,7 +127,6 @@ def gradient(
     per_part = -(-tiles // count)
     count = -(-tiles // per_part)
     strides = [s.stride() if image else (0, 0, 0, 0) for s in (t, t if dt is None else dt)]
-    tma = config.tma and not image
     pair, dpair = pairing(t, others[0]), pairing(dt, others[1])
     other, dother = (o if p == PRODUCT.value else None for o, p in zip(others, (pair, dpair), strict=True))
     operands = [d, t, other, e, dt, dother]
@@ -143,6 +145,7 @@ def gradient(
             RESIZE=geometry.resize, IMAGE=image, PAIR=pair, DPAIR=dpair,
             STORAGE=TRITON_TYPE[precision], PRECISION=DOT_PRECISION[precision],
             BI=bi, BH=bh, BW=bw, BM=config.depth, BN=config.channels, TMA=tma,
+            STAGES=stages_of(pair, config), DSTAGES=stages_of(dpair, config),
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
     return (parts[0] if count == 1 else parts.sum(0)).view(k, k, c_in, c_out)

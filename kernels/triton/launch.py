@@ -20,7 +20,8 @@ from pathlib import Path
 TABLE = Path(__file__).with_name("table.csv")
 STORAGE_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 DOT_PRECISION = {"fp32": "tf32x3", "tf32": "tf32", "fp16": "ieee", "bf16": "ieee"}  # for float32 operands
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # what one block can have
+# what one block can have, per architecture
+SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 MOST_PROJECTED = 64  # columns of A that a step projects onto: more leave parts that cost more than e itself
 MIN_SIDE = 16  # least extent of a matrix operand on tensor cores
 
@@ -83,15 +84,16 @@ def config(key: Key, pixels: int | None = None, forbid_tma: bool = False) -> Con
 
 
 def rule(key: Key) -> Config:
-    """A safe choice for any shape: 64 or 128 pixels, up to 64 channels, pointer loads, little shared memory."""
+    """A safe choice for any shape: up to 128 pixels and 64 channels, pointer loads, little shared memory."""
     wide = STORAGE_BYTES[key.precision] == 4
     gradient = key.role.startswith("gradient")
     channels = min(64, max(MIN_SIDE, power_of_two(key.c_out)))
     depth = min(64 if gradient else 32 if wide else 64, max(MIN_SIDE, power_of_two(key.c_in)))
-    pixels = 32 if gradient and wide else 64 if gradient or wide else 128
+    steps = key.role.startswith(("transposed", "adjoint"))  # which may project what they made at once
+    pixels = 32 if wide and (gradient or steps) else 64 if gradient or wide else 128
     # what holds several tiles at once, or the addresses of a wide gather, spills with few threads
     gathers = key.role == "gradient_image" and key.c_in > 32
-    crowded = key.role.startswith("adjoint") or gathers or (key.role == "project" and key.c_out > 64)
+    crowded = gradient or (key.role.startswith("adjoint") and not wide) or (key.role == "project" and key.c_out > 64)
     pixels, warps = (16 if wide else 32) if gathers else pixels, 8 if crowded else 4
     return Config(pixels, channels, depth, columns=MIN_SIDE if wide else 32, warps=warps, stages=3)
 
@@ -102,23 +104,33 @@ def power_of_two(n: int) -> int:
 
 
 @functools.cache
-def tile_shape(pixels: int, batch: int, height: int, width: int) -> tuple[int, int, int]:
+def tile_shape(pixels: int, batch: int, height: int, width: int, tma: bool = False) -> tuple[int, int, int]:
     """(BI, BH, BW), powers of two with product `pixels`, that cover batch x height x width with least waste.
 
-    Among equals: fewest images, then the box nearest to 1 : 2, whose halo is small and whose rows are long.
+    Of several images only where they are smaller than a tile: positions within a tile are int32 and its reads lie
+    close together. Among equals: fewest images, then the box nearest to 1 : 2, whose halo is small and whose rows are
+    long. What the copy engine fetches is a piece of one row: that alone lies in shared memory as a product reads it;
+    Triton sends other boxes through registers (hazards.py).
     """
+    if tma:
+        return 1, 1, pixels
     best = None
     for log_w in range(pixels.bit_length()):
         for log_h in range(pixels.bit_length() - log_w):
             bw, bh = 1 << log_w, 1 << log_h
             bi = pixels // (bw * bh)
-            if bi * bh * bw != pixels:
+            if bi * bh * bw != pixels or (bi > 1 and height * width >= pixels):
                 continue
             covered = math.prod(-(-n // b) * b for n, b in ((batch, bi), (height, bh), (width, bw)))
             rank = (covered, bi, abs(log_w - log_h - 1))
             if best is None or rank < best[0]:
                 best = rank, (bi, bh, bw)
     return best[1]
+
+
+def rows_fill(pixels: int, width: int) -> bool:
+    """Whether tiles of `pixels` in a row, as the copy engine fetches them, waste at most a quarter of them."""
+    return 4 * width >= 3 * pixels * -(-width // pixels)
 
 
 def tma_fits(channels: int, depth: int, element_bytes: int, stride: int, height: int, width: int) -> bool:

@@ -25,6 +25,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import Config
+
 # What a tile of an operand is made of.
 ALONE: tl.constexpr = tl.constexpr("alone")
 SQUARE: tl.constexpr = tl.constexpr("square")
@@ -41,6 +43,12 @@ def device_of(t: Tensor):
 def pairing(t: Tensor | None, other: Tensor | None) -> str:
     """PAIR of an operand t, t^2 (`other` is t) or t times `other`."""
     return ALONE.value if other is None else SQUARE.value if other is t else PRODUCT.value
+
+
+def stages_of(pair: str, config: Config) -> int:
+    """In how many stages a loop over products runs. Of an operand that is formed in registers in one: Triton 3.6 lets
+    the next iteration write to registers that the last one's product still reads (hazards.py)."""
+    return config.stages if pair == ALONE.value else 1
 
 
 @triton.jit

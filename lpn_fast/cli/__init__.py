@@ -13,11 +13,11 @@ import os
 import sys
 
 from .. import __version__
-from . import bench, completion, convert, demo, denoise, export, info, prior, reconstruct, train, verify
+from . import bench, completion, convert, demo, denoise, export, info, prior, reconstruct, train, tune, verify
 
 __all__ = ["main"]
 
-COMMANDS = (demo, reconstruct, denoise, prior, verify, train, convert, export, bench, info, completion)
+COMMANDS = (demo, reconstruct, denoise, prior, verify, train, convert, export, bench, tune, info, completion)
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 

@@ -8,6 +8,7 @@ import torch
 
 from .. import __version__
 from ..networks import ConvLPN, explain, list_pretrained, pretrained
+from ..ops import admission
 from . import options
 
 DESCRIPTION = """\
@@ -30,6 +31,7 @@ def run(args) -> int:
         "versions": _versions(),
         "compiled CPU module": _cpu_module(),
         "CUDA module": _cuda_module(),
+        "GPU kernels checked on this machine": _verdicts(),
         "backends, for a float32 image on the CPU": _backends(),
         "shipped models": _models(),
     }
@@ -69,6 +71,12 @@ def _cuda_module() -> list[str]:
         memory = f"{device['memory_bytes'] / 2**30:.0f} GiB"
         lines.append(f"{device['name']}, compute capability {major}.{minor}, {memory}")
     return lines
+
+
+def _verdicts() -> list[str]:
+    lines = [str(verdict) for verdict in admission.kept()]
+    setting = "" if admission.checks_are_on() else "; LPN_FAST_TUNE=off, so first calls check nothing"
+    return [*(lines or ["none"]), f"kept in {admission.folder()}{setting}"]
 
 
 def _backends() -> list[str]:

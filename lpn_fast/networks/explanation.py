@@ -19,7 +19,7 @@ def explain(model: LPN, x: Tensor) -> str:
     lines = [f"{runs}: runs this call (chosen by {registry.chosen()!r})"]
     if hasattr(backend, "details"):  # who computes what within it
         lines += [f"  {line}" for line in backend.details(model.spec, x, model.precision)]
-    slower = registry.not_measured_faster(model.spec, x, model.precision)
+    slower = registry.not_admitted(model.spec, x, model.precision)
     for name, reason in registry.reasons(model.spec, x, model.precision).items():
         if name != runs:
             reason = reason or slower.get(name)

@@ -6,13 +6,15 @@ it or raises with its reason: there is no silent fallback.
 """
 
 import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ..algebra.spec import Spec
+from ..kernels.triton.interpreter import interpreted
+from . import admission, device_check
 
 NAMES = ("auto", "torch", "cpu", "triton", "cuda")
 
@@ -66,23 +68,19 @@ class Backend(Protocol):
 
 
 _backends: dict[str, Backend] = {}  # in order of preference
-_speed_checks: dict[str, "SpeedCheck"] = {}  # name -> None where it was measured faster, else why "auto" passes it over
+_to_be_admitted: set[str] = set()  # names of those that "auto" takes only where a check on the device was in favour
 _absent: dict[str, str] = {}  # name -> why it cannot run at all
 _forced: str | None = None  # set by use_backend; None = ask the environment
 
 
-SpeedCheck = Callable[[Spec, Tensor, str], str | None]
-
-
-def register(backend: Backend, speed_check: SpeedCheck | None = None) -> None:
+def register(backend: Backend, to_be_admitted: bool = False) -> None:
     """Add a backend; earlier ones are preferred.
 
-    `speed_check(spec, x, precision)` is asked about calls that the backend supports: None where it was measured
-    faster, else why "auto" prefers another backend that supports them.
+    One `to_be_admitted` runs by itself only on devices where a check found it right and faster (ops/admission.py).
     """
     _backends[backend.name] = backend
-    if speed_check is not None:
-        _speed_checks[backend.name] = speed_check
+    if to_be_admitted:
+        _to_be_admitted.add(backend.name)
 
 
 def register_absent(name: str, reason: str) -> None:
@@ -100,14 +98,27 @@ def reasons(spec: Spec, x: Tensor, precision: str = "fp32") -> dict[str, str | N
     return {name: backend.supports(spec, x, precision) for name, backend in _backends.items()} | _absent
 
 
-def not_measured_faster(spec: Spec, x: Tensor, precision: str = "fp32") -> dict[str, str]:
-    """Per backend that supports the call: why "auto" prefers another one, if it was not measured faster."""
+def not_admitted(spec: Spec, x: Tensor, precision: str = "fp32") -> dict[str, str]:
+    """Per backend that supports the call: why "auto" prefers another one. Nothing is checked for it."""
     found = {}
-    for name, speed_check in _speed_checks.items():
+    for name in _to_be_admitted & _backends.keys():
         if _backends[name].supports(spec, x, precision) is None:
-            reason = speed_check(spec, x, precision)
+            reason = _refusal(_backends[name], spec, x, precision, ask=False)
             if reason:
                 found[name] = reason
+    return found
+
+
+def examine(
+    spec: Spec, device: torch.device, precision: str, packed: Tensor | None = None
+) -> dict[str, "admission.Verdict | str"]:
+    """Check every backend that has to be admitted, whatever is known: its verdict, or why it cannot run."""
+    x = torch.empty(device_check.small_shapes(spec)[0], device=device)
+    found: dict[str, admission.Verdict | str] = {name: _absent[name] for name in ("cuda", "triton") if name in _absent}
+    for name, backend in _backends.items():
+        if name in _to_be_admitted:
+            reason = backend.supports(spec, x, precision)
+            found[name] = reason or admission.examine(backend, _backends["torch"], spec, device, precision, packed)
     return found
 
 
@@ -120,17 +131,35 @@ def select(spec: Spec, x: Tensor, precision: str = "fp32") -> Backend:
         reason = _backends[name].supports(spec, x, precision)
         if reason:
             raise RuntimeError(f"backend {name!r} was asked for but cannot run this: {reason}")
+        _raise_if_unproven(_backends[name], spec, x, precision)
         return _backends[name]
-    passed_over = None
+    refused = {}
     for name, backend in _backends.items():
         if backend.supports(spec, x, precision) is None:
-            speed_check = _speed_checks.get(name)
-            if speed_check is None or not speed_check(spec, x, precision):
+            reason = _refusal(backend, spec, x, precision) if name in _to_be_admitted else None
+            if reason is None:
                 return backend
-            passed_over = passed_over or backend
-    if passed_over is not None:
-        return passed_over
+            refused[name] = reason
+    if refused:
+        raise RuntimeError(f"no backend that was admitted runs this in precision {precision!r}: {refused}")
     raise RuntimeError(f"no backend runs this in precision {precision!r}: {reasons(spec, x, precision)}")
+
+
+def _refusal(backend: Backend, spec: Spec, x: Tensor, precision: str, ask: bool = True) -> str | None:
+    if interpreted():
+        return f"runs under Triton's interpreter here; force it with LPN_FAST_BACKEND={backend.name}"
+    return admission.refusal(backend, _backends["torch"], spec, x, precision, ask)
+
+
+def _raise_if_unproven(backend: Backend, spec: Spec, x: Tensor, precision: str) -> None:
+    """Of devices on which a backend was never seen to work, not even who asks for it by name gets wrong results."""
+    must = getattr(backend, "must_be_checked", None)
+    if must is None or not must(x):
+        return
+    found = admission.verdict(backend, _backends["torch"], spec, x, precision)
+    wrong = "it was not checked on this device, see lpn-fast tune" if found is None else found.wrong
+    if wrong:
+        raise RuntimeError(f"backend {backend.name!r} was asked for but cannot run this: {wrong}")
 
 
 def stores_activations(spec: Spec, x: Tensor, precision: str = "fp32") -> bool:

@@ -368,7 +368,7 @@ def test_the_hessian_is_symmetric_and_an_empty_batch_is_empty():
 
 
 def test_stages_by_the_library_give_the_same_and_explain_says_so(monkeypatch):
-    from lpn_fast.kernels import measured
+    from lpn_fast.kernels.triton import choices
 
     model = lf.ConvLPN(2, hidden=3, strides=(1, 2), skip_kernel=3, beta=10.0)
     x, v = torch.randn(2, 1, 2, 6, 5)
@@ -383,7 +383,7 @@ def test_stages_by_the_library_give_the_same_and_explain_says_so(monkeypatch):
             }
             for stage in spec.stages[1:] for sweep in ("forward", "transposed", "adjoint")
         )  # fmt: skip
-        monkeypatch.setattr(measured, "rows", lambda table: rows)
+        monkeypatch.setattr(choices, "rows", lambda: rows)
         assert "library, the library was measured at 1.50 times our speed" in lf.explain(model, x)
         called = []
         monkeypatch.setattr(F, "conv2d", lambda *a, conv2d=F.conv2d: called.append(1) or conv2d(*a))

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ...algebra.parameters import parameter_count
 from ...algebra.spec import Spec
-from ...kernels import measured
 from .. import registry
 from ..packing import parameter_table
 
@@ -30,13 +29,7 @@ def register() -> None:
     except ImportError as error:
         registry.register_absent("cuda", f"the compiled CUDA module could not be imported ({error})")
     else:
-        registry.register(CudaBackend(module), not_measured_faster)
-
-
-def not_measured_faster(spec: Spec, x: Tensor, precision: str) -> str | None:
-    """Why "auto" passes these kernels over although they could run, or None where they were measured faster."""
-    width = max(stage.width for stage in spec.stages)
-    return measured.dense_not_faster(torch.cuda.get_device_name(x.device), precision, width)
+        registry.register(CudaBackend(module), to_be_admitted=True)
 
 
 class CudaBackend:

@@ -10,6 +10,8 @@ from ..epilogues import TorchEpilogues
 from ..maps import maps_for
 from ..precision import storage
 from ..sweeps import Sweeps, Tape
+from . import pointwise
+from .cpu import frame
 
 
 class SweepsBackend:
@@ -52,6 +54,12 @@ class TorchBackend(SweepsBackend):
 
     name = "torch"
 
+    def evaluate(self, spec, x: Tensor, packed: Tensor, features: Tensor | None, value: bool, tape: bool, precision):
+        if tape or not frame.supports(spec):
+            return super().evaluate(spec, x, packed, features, value, tape, precision)
+        with _products(x, "fp32" if precision == "fp32" else "tf32"):
+            return *pointwise.value_prox(spec, x, packed, features, value), []
+
     def supports(self, spec: Spec, x: Tensor, precision: str) -> str | None:
         if precision != "fp32" and x.dtype != torch.float32:
             return f"precision {precision!r} is one of float32 tensors, x is {x.dtype}"
@@ -62,14 +70,19 @@ class TorchBackend(SweepsBackend):
 
 @contextlib.contextmanager
 def _products(x: Tensor, precision: str):
-    """TF32 where it was named and nowhere else (torch allows it in convolutions by default); sums in float32."""
+    """TF32 where it was named and nowhere else (torch allows it in convolutions by default); sums in float32.
+
+    By `fp32_precision` alone: to read `allow_tf32` after somebody set the former is an error, and to set it undoes
+    what `set_float32_matmul_precision` said.
+    """
     if x.device.type != "cuda":
         yield
         return
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    products = "tf32" if precision == "tf32" else "ieee"
     settings = (
-        (matmul, "allow_tf32", precision == "tf32"),
-        (cudnn, "allow_tf32", precision == "tf32"),
+        (matmul, "fp32_precision", products),
+        (convolution, "fp32_precision", products),
         (matmul, "allow_fp16_reduced_precision_reduction", False),
         (matmul, "allow_bf16_reduced_precision_reduction", False),
     )

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ....algebra.spec import Spec
-from ....kernels import measured
 from ....kernels.triton.interpreter import interpreted
 from ... import registry
 from ...precision import storage
@@ -18,6 +17,8 @@ from .epilogues import TritonEpilogues, TritonSquareEpilogues
 from .maps import TritonMaps
 
 LEAST_CAPABILITY = (8, 0)  # bf16 and TF32 products, asynchronous copies
+# From here on Triton has other products (tcgen05), and is known to have miscompiled two into one accumulator.
+UNPROVEN_CAPABILITY = (10, 0)
 
 
 def register() -> None:
@@ -25,7 +26,7 @@ def register() -> None:
     if importlib.util.find_spec("triton") is None:
         registry.register_absent("triton", "Triton is not installed; torch brings it on Linux with CUDA")
     else:
-        registry.register(TritonBackend(), not_measured_faster)
+        registry.register(TritonBackend(), to_be_admitted=True)
 
 
 class TritonBackend(SweepsBackend):
@@ -51,6 +52,10 @@ class TritonBackend(SweepsBackend):
         elif precision == "bf16":
             return "Triton's interpreter does not round to bfloat16 correctly"
         return None
+
+    def must_be_checked(self, x: Tensor) -> bool:
+        """Whether not even who asks for this backend by name gets it without a check on the device."""
+        return x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) >= UNPROVEN_CAPABILITY
 
     def vjp(self, spec, x, packed, features, p: Tensor | None, v: Tensor | None, tape: list[Tensor], precision):
         if precision != "fp16":
@@ -86,15 +91,6 @@ class TritonBackend(SweepsBackend):
         if spec.square_first:
             sweeps.epilogues[0] = TritonSquareEpilogues(sweeps.maps.head_unit(last))
         return sweeps
-
-
-def not_measured_faster(spec: Spec, x: Tensor, precision: str) -> str | None:
-    """Why "auto" passes this backend over although it could run, or None where it was measured faster."""
-    if x.device.type != "cuda":
-        return "runs under the interpreter here; force it with LPN_FAST_BACKEND=triton"
-    width = max(stage.width for stage in spec.stages)
-    pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    return measured.convolutions_not_faster(torch.cuda.get_device_name(x.device), precision, width, pixels)
 
 
 def power_of_two(tensors: list[Tensor]) -> Tensor:

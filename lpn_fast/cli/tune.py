@@ -1,0 +1,43 @@
+"""`lpn-fast tune`: check the GPU kernels on this device, ahead of the first call that would."""
+
+import argparse
+
+import torch
+
+from ..ops import admission, registry
+from ..ops.precision import PRECISIONS
+from . import options
+
+DESCRIPTION = """\
+Check the GPU kernels on this device with the weights of a model: results against float64 at small and odd sizes, the
+same bits in repeated calls, and the time against plain torch. What is found is kept for this user, and decides which
+kernels run from then on; `lpn-fast info` lists it. First calls do the same with random weights where nothing is known,
+unless LPN_FAST_TUNE=off."""
+
+EXAMPLES = """\
+  lpn-fast tune
+  lpn-fast tune --model natural-color --precision fp16 fp32"""
+
+
+def add_parser(subparsers) -> None:
+    """Add the command to the parser's commands."""
+    parser = options.add_command(subparsers, "tune", "check the GPU kernels on this device", DESCRIPTION, EXAMPLES)
+    options.add_model(parser)
+    parser.add_argument("--device", default="cuda", help="cuda or cuda:N (default: cuda)")
+    parser.add_argument(
+        "--precision", nargs="+", choices=PRECISIONS, default=["fp32", "fp16"], help="(default: fp32 fp16)"
+    )
+    parser.set_defaults(when_interrupted="what was checked is kept")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check, and print a line for each; the exit code."""
+    if torch.device(args.device).type != "cuda":
+        raise ValueError(f"--device must be cuda or cuda:N, got {args.device}; CPU kernels need no check")
+    model = options.load_model(args.model, args.device)
+    packed = model.packed().detach()
+    for precision in args.precision:
+        for name, found in registry.examine(model.spec, packed.device, precision, packed).items():
+            print(f"{name}, {precision}: {found}")
+    print(f"kept in {admission.folder()}")
+    return 0

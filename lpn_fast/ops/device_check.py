@@ -1,0 +1,204 @@
+"""Whether a backend's kernels are right on a device, and how fast: some seconds of work on it.
+
+    small and odd sizes   psi, f, H v and all gradients against the torch backend in float64
+    a full size           the same bits twice; f against the torch backend in the same tensors' type
+    time                  the prox, and a forward and backward pass, in turns with the torch backend
+
+Errors are relative, in the Euclidean norm; TOLERANCE holds those of first (psi, f) and second order. What the torch
+backend itself cannot do in a precision, its own error doubled, is not asked of a kernel either.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..algebra.parameters import layout, parameter_count
+from ..algebra.spec import Spec
+
+if TYPE_CHECKING:
+    from .registry import Backend
+
+TOLERANCE = {"fp32": (1e-5, 1e-5), "tf32": (1e-3, 4e-3), "fp16": (1e-3, 4e-3), "bf16": (6e-3, 2.5e-2)}
+ROUNDS = 7
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a check found."""
+
+    wrong: str | None  # the first thing that was not right
+    error: float  # largest relative error over what its tolerance allows
+    gains: dict[str, float] = field(default_factory=dict)  # work -> torch's time over ours
+    lasting: bool = True  # whether another process would find the same
+
+
+def check(
+    backend: "Backend",
+    plain: "Backend",
+    spec: Spec,
+    device: torch.device,
+    precision: str,
+    packed: Tensor | None = None,
+) -> Findings:
+    """Run `backend` on `device` in `precision` beside `plain`, the torch backend; P (P,) or None for random weights."""
+    generator = torch.Generator().manual_seed(0)  # nobody else's random numbers
+    packed = _representative(spec, generator).to(device) if packed is None else packed.detach()
+    try:
+        with torch.no_grad():
+            wrong, error = _wrong_at_small_sizes(backend, plain, spec, packed, precision, generator)
+            if wrong:
+                return Findings(wrong, error)
+            call = _Call(spec, large_shape(spec), packed, precision, generator)
+            wrong = _wrong_at_full_size(backend, plain, call)
+            return Findings(wrong, error) if wrong else Findings(None, error, _gains(backend, plain, call))
+    except torch.OutOfMemoryError as full:
+        return Findings(f"the device's memory was full ({_line(full)})", float("nan"), lasting=False)
+    except Exception as failure:  # of a compiler, a launch, the device
+        return Findings(f"{type(failure).__name__}: {_line(failure)}", float("nan"))
+
+
+def small_shapes(spec: Spec) -> list[tuple[int, ...]]:
+    """Off the tiles, and smaller than one."""
+    if spec.is_dense:
+        return [(1, spec.channels), (7, spec.channels), (129, spec.channels)]
+    if spec.image_size:
+        return [(1, spec.channels, *spec.image_size), (3, spec.channels, *spec.image_size)]
+    odd = (37, 50, 11)[: spec.ndim]
+    return [(1, spec.channels, *(17, 5, 6)[: spec.ndim]), (3 if spec.ndim == 2 else 1, spec.channels, *odd)]
+
+
+def large_shape(spec: Spec) -> tuple[int, ...]:
+    """What is timed."""
+    if spec.is_dense:
+        return 65536, spec.channels
+    if spec.image_size:
+        return 64, spec.channels, *spec.image_size
+    return (4, spec.channels, 256, 256) if spec.ndim == 2 else (1, spec.channels, 64, 64, 64)
+
+
+class _Call:
+    """One input of a network, and the primitives of a backend at it."""
+
+    def __init__(self, spec: Spec, shape, packed: Tensor, precision: str, generator: torch.Generator):
+        self.spec, self.precision, self.packed = spec, precision, packed
+        scale = 4.0 if spec.noise_units else 1.0
+        self.x = scale * self._random(shape, generator)
+        self.v, self.p = self._random(shape, generator), self._random(shape[:1], generator)
+        self.features = None
+        if spec.noise_levels:
+            mixed = self._random((shape[0], len(spec.noise_levels)), generator).abs()
+            self.features = mixed / mixed.sum(1, keepdim=True)
+
+    def _random(self, shape, generator: torch.Generator) -> Tensor:
+        return torch.randn(shape, generator=generator, device="cpu").to(self.packed)
+
+    def double(self) -> "_Call":
+        """The same in float64, where precision is full."""
+        wide = object.__new__(_Call)
+        for name, value in vars(self).items():
+            setattr(wide, name, value.double() if isinstance(value, Tensor) else value)
+        wide.precision = "fp32"
+        return wide
+
+    def prox(self, backend: "Backend", value: bool = False) -> tuple[Tensor | None, Tensor]:
+        return backend.evaluate(self.spec, self.x, self.packed, self.features, value, False, self.precision)[:2]
+
+    def gradients(self, backend: "Backend", p: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(gx, gP), by a forward and a backward pass."""
+        call = (self.spec, self.x, self.packed, self.features)
+        tape = backend.evaluate(*call, False, True, self.precision)[2]
+        return backend.vjp(*call, p, self.v, tape, self.precision)
+
+    def everything(self, backend: "Backend") -> dict[str, Tensor]:
+        psi, f = self.prox(backend, value=True)
+        hv = backend.hvp(self.spec, self.x, self.packed, self.features, self.v, [], self.precision)
+        gx, gP = self.gradients(backend, self.p)
+        return {"psi": psi, "f": f, "H v": hv, "the gradient in x": gx, "the gradient of the weights": gP}
+
+
+def _wrong_at_small_sizes(backend, plain, spec, packed, precision, generator) -> tuple[str | None, float]:
+    worst = 0.0
+    for shape in small_shapes(spec):
+        call = _Call(spec, shape, packed, precision, generator)
+        truth, found = call.double().everything(plain), call.everything(backend)
+        beside = None
+        for what, value in found.items():
+            error, allowed = _relative(value, truth[what]), TOLERANCE[precision][what not in ("psi", "f")]
+            worst = max(worst, error)
+            if error <= allowed:
+                continue
+            beside = beside or call.everything(plain)
+            if not error <= 2 * _relative(beside[what], truth[what]):  # NaN is no number either
+                return f"{what} at {shape} is off by {error:.1e}, {allowed:.0e} is allowed", error
+    return None, worst
+
+
+def _wrong_at_full_size(backend, plain, call: _Call) -> str | None:
+    shape = tuple(call.x.shape)
+    first, again = ((call.prox(backend)[1], *call.gradients(backend)) for _ in range(2))
+    if not all(map(torch.equal, first, again)):
+        return f"two calls at {shape} gave different bits"
+    wide = call.prox(plain)[1]
+    error, allowed = _relative(first[0], wide.double()), 2 * TOLERANCE[call.precision][0]
+    return None if error <= allowed else f"f at {shape} is off by {error:.1e} from torch's, {allowed:.0e} is allowed"
+
+
+def _gains(backend, plain, call: _Call) -> dict[str, float]:
+    """work -> torch's time over ours, medians of calls in turns."""
+    gains = {}
+    works = {"prox": call.prox, "gradient": call.gradients}
+    for work, function in works.items():
+        times: tuple[list[float], list[float]] = [], []
+        for number in range(ROUNDS + 1):
+            for found, who in zip(times, (backend, plain), strict=True):
+                elapsed = milliseconds(lambda who=who, function=function: function(who), call.x.device)
+                if number:  # the first round warms up
+                    found.append(elapsed)
+        ours, theirs = map(statistics.median, times)
+        gains[work] = theirs / max(ours, 1e-9)
+    return gains
+
+
+def milliseconds(call: Call, device: torch.device) -> float:
+    """Of one call, by events on a GPU."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - start)
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+
+def _representative(spec: Spec, generator: torch.Generator) -> Tensor:
+    """P, (P,), in which every stage matters: sums of non-negative weights near one, skips that keep x's size."""
+    packed = torch.empty(parameter_count(spec), device="cpu")
+    for slot in layout(spec):
+        fan_in = max(1, slot.size // slot.shape[0]) if len(slot.shape) > 1 else slot.size
+        values = torch.randn(slot.size, generator=generator, device="cpu")
+        if slot.nonnegative:
+            values = torch.rand(slot.size, generator=generator, device="cpu") * (2 / fan_in)
+        elif len(slot.shape) > 1 and not slot.name.endswith("noise"):
+            values = values / fan_in**0.5
+        else:
+            values = values * 0.1
+        packed[slot.offset : slot.end] = values
+    return packed
+
+
+def _relative(found: Tensor, truth: Tensor) -> float:
+    return ((found.double() - truth).norm() / truth.norm().clamp_min(1e-300)).item()
+
+
+def _line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")[:160]

@@ -1,0 +1,287 @@
+"""Which kernels "auto" takes: a check on the device decides, once, and its verdict is kept.
+
+The device is this CPU and the kernels are torch's own, made wrong, slow or broken on purpose; time is a stand-in.
+"""
+
+import json
+
+import pytest
+import torch
+
+import lpn_fast as lf
+from lpn_fast.ops import admission, device_check, registry
+from lpn_fast.ops.backends.torch import TorchBackend
+
+SPEC = lf.FrameLPN(1, kernel=2, gates=((1, 1, 5),)).spec
+X = torch.randn(1, 1, 6, 5)
+CPU = torch.device("cpu")
+
+
+class Kernel(TorchBackend):
+    """torch's results under another name, with what a test plants in them."""
+
+    name = "triton"
+
+    def __init__(self):
+        self.calls = 0
+
+    def evaluate(self, *call):
+        self.calls += 1
+        return super().evaluate(*call)
+
+
+class WrongProx(Kernel):
+    def evaluate(self, *call):
+        psi, f, tape = super().evaluate(*call)
+        return psi, 1.001 * f, tape
+
+
+class WrongGradient(Kernel):
+    def vjp(self, *call):
+        gx, gP = super().vjp(*call)
+        gP[-1] += gP.norm()
+        return gx, gP
+
+
+class NotANumber(Kernel):
+    def hvp(self, *call):
+        return super().hvp(*call).fill_(float("nan"))
+
+
+class WrongAtFullSize(Kernel):
+    """As an index beyond int32 would be: right at every small size."""
+
+    def evaluate(self, spec, x, *rest):
+        psi, f, tape = super().evaluate(spec, x, *rest)
+        if x.numel() == 8 * 32 * 32:
+            f[-1] = 0
+        return psi, f, tape
+
+
+class OtherBitsEachTime(Kernel):
+    def evaluate(self, *call):
+        psi, f, tape = super().evaluate(*call)
+        return psi, f * (1 + 1e-7 * self.calls), tape
+
+
+class Broken(Kernel):
+    def evaluate(self, *call):
+        raise RuntimeError("CUDA error: an illegal memory access\nwas encountered")
+
+
+class Full(Kernel):
+    def evaluate(self, *call):
+        self.calls += 1
+        raise torch.OutOfMemoryError("20 GiB wanted")
+
+
+PLAIN = TorchBackend()
+
+
+@pytest.fixture(autouse=True)
+def user(monkeypatch, tmp_path):
+    """A user without verdicts, small full sizes, and kernels of triple speed."""
+    monkeypatch.setenv("LPN_FAST_CACHE", str(tmp_path))
+    monkeypatch.delenv("LPN_FAST_TUNE", raising=False)
+    monkeypatch.delenv("LPN_FAST_BACKEND", raising=False)
+    monkeypatch.setattr(admission, "_known", {})
+    monkeypatch.setattr(device_check, "large_shape", lambda spec: (8, 1, 32, 32))
+    monkeypatch.setattr(device_check, "ROUNDS", 1)
+    speed(monkeypatch, 3.0)
+    return tmp_path
+
+
+def speed(monkeypatch, gain):
+    """Ours take 1 ms, torch's `gain` ms."""
+    turns = iter(range(10**6))
+
+    def milliseconds(call, device):
+        call()
+        return gain if next(turns) % 2 else 1.0
+
+    monkeypatch.setattr(device_check, "milliseconds", milliseconds)
+
+
+def another_process(monkeypatch):
+    monkeypatch.setattr(admission, "_known", {})
+
+
+def refusal(kernel, precision="fp32"):
+    return admission.refusal(kernel, PLAIN, SPEC, X, precision)
+
+
+def test_a_right_and_faster_kernel_is_admitted_and_checked_once(monkeypatch):
+    kernel = Kernel()
+    assert refusal(kernel) is None
+    calls = kernel.calls
+    assert refusal(kernel) is None
+    another_process(monkeypatch)
+    assert refusal(kernel) is None
+    assert kernel.calls == calls > 0
+    assert "admitted" in str(admission.kept()[0]) and "prox 3.00 times" in str(admission.kept()[0])
+
+
+@pytest.mark.parametrize(
+    "kernel, said",
+    [
+        (WrongProx, "f at"),
+        (WrongGradient, "gradient of the weights"),
+        (NotANumber, "H v"),
+        (WrongAtFullSize, "f at (8, 1, 32, 32)"),
+        (OtherBitsEachTime, "different bits"),
+        (Broken, "illegal memory access"),
+    ],
+)
+def test_a_wrong_kernel_is_never_used_and_the_reason_is_kept(monkeypatch, kernel, said):
+    kernel = kernel()
+    assert said in refusal(kernel)
+    another_process(monkeypatch)
+    calls = kernel.calls
+    assert said in refusal(kernel) and kernel.calls == calls
+    assert [verdict.wrong is not None for verdict in admission.kept()] == [True]
+
+
+@pytest.mark.parametrize("gain", [0.5, 1.0])
+def test_a_slow_kernel_is_passed_over_with_its_figure(monkeypatch, gain):
+    speed(monkeypatch, gain)
+    assert f"prox {gain:.2f}" in refusal(Kernel())
+    assert admission.kept()[0].wrong is None
+
+
+def test_memory_that_was_full_once_is_no_verdict_on_the_kernel(monkeypatch):
+    kernel = Full()
+    assert "memory was full" in refusal(kernel) and not admission.kept()
+    calls = kernel.calls
+    assert refusal(kernel) and kernel.calls == calls  # this process does not try at every call
+    another_process(monkeypatch)
+    assert refusal(kernel) and kernel.calls > calls
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}', b'{"format": 99}', b"\xff\xfe"])
+def test_a_file_that_cannot_be_read_asks_again(monkeypatch, user, content):
+    assert refusal(Kernel()) is None
+    (path,) = (user / "verdicts").glob("*.json")
+    path.write_bytes(content)
+    another_process(monkeypatch)
+    kernel = Kernel()
+    assert refusal(kernel) is None and kernel.calls
+    assert json.loads(path.read_bytes())["backend"] == "triton"
+
+
+def test_a_verdict_holds_where_it_was_found_only(monkeypatch):
+    assert refusal(Kernel()) is None
+    known = dict(admission.where(CPU))
+    for fact in ("driver", "torch", "triton", "device", "sources"):
+        another_process(monkeypatch)
+        monkeypatch.setattr(admission, "where", lambda device, fact=fact: known | {fact: "another"})
+        kernel = Kernel()
+        assert refusal(kernel) is None and kernel.calls, fact
+    monkeypatch.undo()
+
+
+def test_a_precision_and_a_network_have_verdicts_of_their_own():
+    kernel = Kernel()
+    for spec, precision in ((SPEC, "fp32"), (SPEC, "bf16"), (lf.ConvLPN(1, hidden=3).spec, "fp32")):
+        calls = kernel.calls
+        assert admission.refusal(kernel, PLAIN, spec, X, precision) is None and kernel.calls > calls
+    assert len(admission.kept()) == 3
+
+
+def test_nothing_is_checked_where_the_user_says_so_and_what_is_known_counts(monkeypatch):
+    kernel = Kernel()
+    monkeypatch.setenv("LPN_FAST_TUNE", "off")
+    assert "lpn-fast tune" in refusal(kernel) and not kernel.calls
+    assert admission.examine(kernel, PLAIN, SPEC, CPU, "fp32").refusal is None
+    assert refusal(kernel) is None
+    monkeypatch.setenv("LPN_FAST_TUNE", "perhaps")
+    another_process(monkeypatch)
+    with pytest.raises(ValueError, match="LPN_FAST_TUNE must be on or off, got 'perhaps'"):
+        refusal(kernel, "bf16")
+
+
+def test_nothing_is_checked_inside_a_graph_a_trace_or_a_mode(monkeypatch):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    kernel = Kernel()
+    with FakeTensorMode():
+        fake = torch.empty(1, 1, 6, 5)
+        assert admission.verdict(kernel, PLAIN, SPEC, fake, "fp32") is None
+    assert admission.verdict(kernel, PLAIN, SPEC, fake, "fp32") is None
+    assert admission.verdict(kernel, PLAIN, SPEC, X.to("meta"), "fp32") is None
+
+    class OnGpu:
+        device = torch.device("cuda", 0)
+
+    monkeypatch.setattr(admission, "where", lambda device: {"device": "a GPU"})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert admission.verdict(kernel, PLAIN, SPEC, OnGpu(), "fp32") is None
+    assert not kernel.calls
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(admission, "check", lambda *_: device_check.Findings(None, 0.0, {"prox": 2.0}))
+    assert admission.verdict(kernel, PLAIN, SPEC, OnGpu(), "fp32").refusal is None
+
+
+def test_a_folder_that_cannot_be_written_keeps_the_verdict_for_the_process(monkeypatch, user):
+    (user / "verdicts").write_bytes(b"a file")
+    kernel = Kernel()
+    assert refusal(kernel) is None
+    calls = kernel.calls
+    assert refusal(kernel) is None and kernel.calls == calls
+
+
+def test_random_numbers_of_the_user_stay_what_they_were():
+    torch.manual_seed(3)
+    want = torch.randn(3)
+    torch.manual_seed(3)
+    refusal(Kernel())
+    assert torch.equal(torch.randn(3), want)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Offers a kernel to "auto", before the CPU's and torch's backends."""
+
+    def register(kernel):
+        others = {name: backend for name, backend in registry._backends.items() if name != "triton"}
+        monkeypatch.setattr(registry, "_backends", {"triton": kernel, **others})
+        monkeypatch.setattr(registry, "_to_be_admitted", {"triton"})
+        monkeypatch.setattr(registry, "_absent", {})
+
+    return register
+
+
+def test_auto_follows_the_verdict_and_explain_shows_it(registered):
+    model = lf.LPN(SPEC)
+    for kernel, runs in ((Kernel(), "triton"), (WrongProx(), "cpu")):
+        admission._known.clear()
+        for path in admission.folder().glob("*"):
+            path.unlink()
+        registered(kernel)
+        said = lf.explain(model, X)
+        assert f"{runs}: runs this call" in said or runs == "cpu"
+        assert registry.select(SPEC, X).name == runs or (runs == "cpu" and registry.select(SPEC, X) is not kernel)
+        assert ("checked on this device and not used: " in said) == (runs == "cpu")
+    with lf.use_backend("triton"):
+        assert registry.select(SPEC, X).name == "triton"  # who asks by name gets it
+
+
+def test_on_a_kind_of_device_where_it_was_never_seen_to_work_a_name_is_not_enough(registered):
+    class Unproven(WrongProx):
+        def must_be_checked(self, x):
+            return True
+
+    registered(Unproven())
+    with lf.use_backend("triton"), pytest.raises(RuntimeError, match="cannot run this: f at"):
+        registry.select(SPEC, X)
+
+
+def test_triton_from_blackwell_on_is_such_a_case(monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from lpn_fast.ops.backends.triton import TritonBackend
+
+    class OnGpu:
+        device = torch.device("cuda", 0)
+
+    for capability, must in (((9, 0), False), ((10, 0), True), ((12, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert TritonBackend().must_be_checked(OnGpu()) == must

@@ -231,5 +231,5 @@ def test_tables_align_numbers_and_average_what_is_known():
         "bb    30.00  0.5000",
         "mean  25.00  0.5000",
     ]
-    assert tables.csv_text(("name", "SSIM"), [("a", None)]) == "name,SSIM\na,\n"
+    assert tables.csv_text(("name", "SSIM"), [("a", None)]) == '"name","SSIM"\n"a",""\n'
     assert tables.markdown(("name", "PSNR"), [("a", 1.0)]).splitlines()[-1] == "| a | 1.00 |"

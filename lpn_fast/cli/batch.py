@@ -1,4 +1,4 @@
-"""What `reconstruct` and `denoise` have in common: arguments, the job, what is printed of it, the exit code.
+"""What the commands of a job have in common: arguments, the job, what is printed of it, the exit code.
 
 Started by torchrun, every process does its share and prints a line of its own. Only the process that ends last
 exits with 1 for images that failed: torchrun would end the others as soon as one does.
@@ -21,14 +21,12 @@ RESUME = "finished images are kept, the same command goes on where this one stop
 FORMATS = "png, jpg, tif, bmp, npy, dcm; npz, zip, h5"
 
 
-def add_arguments(parser: argparse.ArgumentParser, model: str = options.DEFAULT_MODEL) -> None:
-    """Images in, folder out, model and machine."""
+def add_job(parser: argparse.ArgumentParser, out: str, purpose: str, model: str = options.DEFAULT_MODEL) -> None:
+    """Images in, results out, model and machine."""
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGES", help=f"files, folders, patterns, @list.txt: {FORMATS}")
-    add("-o", "--out", required=True, metavar="DIR", help="for results and manifest.jsonl")
+    add("-o", "--out", required=True, metavar=out, help=purpose)
     options.add_model(parser, model)
-    add("--simulate", action="store_true", help="IMAGES are truths: degrade them first, then print PSNR and SSIM")
-    add("--seed", type=int, default=0, metavar="N", help="of that noise (default: 0)")
     add(
         "--intensities",
         type=float,
@@ -36,10 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser, model: str = options.DEFAULT_
         metavar=("LOW", "HIGH"),
         help="what becomes 0 and 1 of floating-point and DICOM files (default: 0 1; for CT -1024 3071)",
     )
-    add("--report", type=Path, metavar="HTML", help="write a page with thumbnails, numbers and conditions")
     options.add_machine(parser)
     add("--batch-pixels", type=int, metavar="N", help="pixels per network evaluation (default: what fits into memory)")
     parser.set_defaults(when_interrupted=RESUME)
+
+
+def add_images_out(parser: argparse.ArgumentParser, model: str = options.DEFAULT_MODEL) -> None:
+    """The arguments of `add_job` and those of jobs that make images."""
+    add_job(parser, "DIR", "for results and manifest.jsonl", model)
+    add = parser.add_argument
+    add("--simulate", action="store_true", help="IMAGES are truths: degrade them first, then print PSNR and SSIM")
+    add("--seed", type=int, default=0, metavar="N", help="of that noise (default: 0)")
+    add("--report", type=Path, metavar="HTML", help="write a page with thumbnails, numbers and conditions")
 
 
 def prepare(args) -> tuple[LPN, Share]:
@@ -55,48 +61,58 @@ def run(args, task: Task, model: LPN, share: Share, heading: str, conditions: Co
     """Run the job; the exit code."""
     if share.rank == 0:
         print(heading if conditions is None else f"{heading}\n\n{conditions}", end="\n\n", flush=True)
-    summary = pipeline.reconstruct(
-        args.images,
-        args.out,
-        task=task,
-        model=model,
-        simulate=args.simulate,
-        seed=args.seed,
-        batch_pixels=args.batch_pixels,
-        intensities=None if args.intensities is None else tuple(args.intensities),
-        share=share,
-        progress=True,
-    )
+    summary = work(args, task, model, share, args.out, simulate=args.simulate, seed=args.seed)
     is_last = summary.everything is not None
     if args.report is not None and is_last:
         sources, _ = find_sources(args.images)
         args.report.parent.mkdir(parents=True, exist_ok=True)
         write_report(args.report, summary.everything, sources, args.out, heading, conditions)
-    _print(summary, share, args.simulate)
+    if args.simulate and (summary.done or summary.skipped):
+        print(_quality_table((*summary.done, *summary.skipped)))
+    print_summary(summary, share, args.out)
     if is_last:
         for name in summary.incomplete:
             print(f"{name} is incomplete, some of its images failed; the others are in {args.out}/{name}.parts")
         if args.report is not None:
             print(f"report: {args.report}")
+    return exit_code(summary, share)
+
+
+def work(args, task: Task, model: LPN, share: Share, out: str | Path, **options) -> Summary:
+    """The job of the shared arguments."""
+    return pipeline.reconstruct(
+        args.images,
+        out,
+        task=task,
+        model=model,
+        batch_pixels=args.batch_pixels,
+        intensities=None if args.intensities is None else tuple(args.intensities),
+        share=share,
+        progress=True,
+        **options,
+    )
+
+
+def exit_code(summary: Summary, share: Share) -> int:
+    """1 if an image failed."""
     failed = any(result.status != "done" for result in summary.everything or ())
     return 1 if failed or (share.is_only and summary.failed) else 0
 
 
-def _print(summary: Summary, share: Share, simulated: bool) -> None:
+def print_summary(summary: Summary, share: Share, out: str | Path) -> None:
+    """What became of the images, where results are."""
     finished = (*summary.done, *summary.skipped)
-    if simulated and finished:
-        print(_quality_table(finished))
     for result in summary.failed:
         print(f"failed: {result.source}: {result.error}")
     for result in finished:
         for note in result.notes:
             print(f"note: {result.source}: {note}")
-    late = sum(result.converged is False for result in finished)
+    late = sum(result.converged is False for result in finished if result.value is None)
     if late:
         print(f"{late} images did not converge within the iterations allowed")
     earlier = f", {len(summary.skipped)} finished earlier" if summary.skipped else ""
     whose = "" if share.is_only else f"process {share.rank} of {share.world}: "
-    print(f"{whose}{len(summary.done)} done{earlier}, {len(summary.failed)} failed -> {summary.out}", flush=True)
+    print(f"{whose}{len(summary.done)} done{earlier}, {len(summary.failed)} failed -> {out}", flush=True)
 
 
 def _quality_table(finished: tuple[ItemResult, ...]) -> str:

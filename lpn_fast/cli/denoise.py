@@ -18,7 +18,7 @@ EXAMPLES = """\
 def add_parser(subparsers) -> None:
     """Add the command to the parser's commands."""
     parser = options.add_command(subparsers, "denoise", "denoise a batch of images", DESCRIPTION, EXAMPLES)
-    batch.add_arguments(parser)
+    batch.add_images_out(parser)
     parser.add_argument("--sigma", type=float, required=True, metavar="S", help="of the noise, for images in [0, 1]")
 
 

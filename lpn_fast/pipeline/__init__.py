@@ -4,6 +4,7 @@ from .images import Encoding, Image, UnreadableImage, read_image, write_image
 from .job import Summary, reconstruct
 from .manifest import ItemResult
 from .processes import Share
+from .scoring import Score
 from .sources import find_images
 from .tasks import Deblur, Denoise, Restoration
 
@@ -14,6 +15,7 @@ __all__ = [
     "Image",
     "ItemResult",
     "Restoration",
+    "Score",
     "Share",
     "Summary",
     "UnreadableImage",

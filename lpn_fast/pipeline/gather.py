@@ -11,7 +11,7 @@ from .sources import PARTS, Source
 
 
 def gather(
-    sources: list[Source], broken: list[UnreadableImage], out: Path
+    sources: list[Source], broken: list[UnreadableImage], out: Path, makes_images: bool = True
 ) -> tuple[tuple[ItemResult, ...] | None, tuple[str, ...]]:
     """(results of the whole job if all are known, containers that could not be put together).
 
@@ -21,7 +21,7 @@ def gather(
         results = read_results(out)
         items = [source.item for source in sources] + [error.path.name for error in broken]
         by_container: dict[Path, list[Source]] = {}
-        for source in sources:
+        for source in sources if makes_images else ():
             if source.member is not None:
                 by_container.setdefault(source.path, []).append(source)
         incomplete = []

@@ -22,7 +22,7 @@ from .flow import Background, Solvers, ahead_of_time, settle_thread_pool
 from .gather import gather
 from .images import Range
 from .manifest import NAME as MANIFEST_NAME
-from .manifest import ItemResult, Manifest, digest_of, open_manifest
+from .manifest import ItemResult, Manifest, differences, digest_of, open_manifest
 from .processes import Share
 from .run import Failure, Run, record_failures, solve, usable
 from .sources import Source, find_sources
@@ -88,7 +88,7 @@ def reconstruct(
         `simulate`.
     out : path
         Folder for the results, made if need be.
-    task : Deblur or Denoise
+    task : Deblur, Denoise or Score
     model : LPN
         For images in [0, 1]. One with a single channel takes colour images plane by plane.
     simulate : bool
@@ -142,6 +142,8 @@ def reconstruct(
         raise ValueError(f"model must be a network of images, got one of {kind}")
     everything, broken = find_sources(images)
     _check_names([*(source.path for source in everything), *(error.path for error in broken)], out)
+    if simulate and not task.makes_images:
+        raise ValueError(f"simulate is for tasks that make images, got {task.name}")
     if batch_pixels is None:
         batch_pixels = batch_pixels_for(model)
     if batch_pixels < 1:
@@ -163,7 +165,7 @@ def reconstruct(
     own = share.of(everything)
     with open_manifest(out, share) as manifest:
         digest = digest_of(settings)
-        skipped = _finished(own, out, manifest, digest)
+        skipped = _finished(own, out, manifest, settings, task.makes_images)
         left = [source for source in own if source.item not in skipped]
         hidden = None if progress and share.rank == 0 else True  # None: hidden unless standard error is a terminal
         transfer, count = Transfer(next(model.parameters())), solvers or solvers_for(model, len(left), batch_pixels)
@@ -197,7 +199,7 @@ def reconstruct(
                 for batch, y, event in stream:
                     start = team.submit if y.numel() <= batch_pixels else team.alone
                     start(solve, run, batch, transfer.arrived(y, event))
-    finished, incomplete = gather(everything, broken, out)
+    finished, incomplete = gather(everything, broken, out, task.makes_images)
     return Summary(out, tuple(run.done), tuple(skipped.values()), tuple(run.failed), finished, incomplete)
 
 
@@ -216,23 +218,31 @@ def _check_names(paths: list[Path], out: Path) -> None:
             raise ValueError(f"out must not be the folder of the images, {out}: they would be overwritten")
 
 
-def _finished(sources: list[Source], out: Path, manifest: Manifest, digest: str) -> dict[str, ItemResult]:
-    """Results that are there and are what this job would make; anything else in their place is an error."""
-    finished = {}
+def _finished(
+    sources: list[Source], out: Path, manifest: Manifest, settings: dict, makes_images: bool
+) -> dict[str, ItemResult]:
+    """Results that are there and are what this job would make.
+
+    A file that is none of these is not overwritten: an error says what it is. A number is not worth that, its line
+    is followed by another one; but numbers of two settings do not belong into one manifest.
+    """
+    finished, digest = {}, digest_of(settings)
     for source in sources:
-        if not source.is_there(out):
-            continue
         result = manifest.results.get(source.item)
-        if result is None or result.status != "done":
+        recorded = result is not None and result.status == "done"
+        if not (source.is_there(out) if makes_images else recorded):
+            continue
+        if not recorded:
             why = f"is not recorded in its {MANIFEST_NAME}"
         elif result.digest != digest:
-            why = "is a result of other settings"
-        elif result.source_sha256 != source.sha256():
-            why = f"is a result of another {source}"
-        else:
+            why = f"is a result of other settings ({differences(result.settings, settings)})"
+        elif result.source_sha256 == source.sha256():
             finished[source.item] = result
             continue
-        raise ValueError(
-            f"out must not hold {source.result(out)}, which {why}; nothing is overwritten, choose another folder"
-        )
+        elif makes_images or result.source != str(source):
+            why = f"is a result of another {source}"
+        else:
+            continue  # an image that has changed: scored again
+        where = source.result(out) if makes_images else f"{out / MANIFEST_NAME}: {source.item}"
+        raise ValueError(f"out must not hold {where}, which {why}; nothing is overwritten, choose another folder")
     return finished

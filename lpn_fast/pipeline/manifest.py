@@ -60,6 +60,10 @@ class ItemResult:
         Of the measurement and of the result, both clipped to [0, 1], where the truth is known.
     noise_estimate : float or None
         Of the measurement, from itself (pipeline/noise.py).
+    value : float or None
+        Of the learned prior, summed over colour planes, where the task is to find it.
+    verdict : str or None
+        How the search for it ended, the gravest of the colour planes.
     notes : tuple of str
         What was changed in reading.
     """
@@ -85,6 +89,8 @@ class ItemResult:
     psnr: float | None = None
     ssim: float | None = None
     noise_estimate: float | None = None
+    value: float | None = None
+    verdict: str | None = None
     notes: tuple[str, ...] = ()
 
     def to_line(self) -> str:
@@ -187,6 +193,16 @@ def read_results(folder: Path) -> dict[str, ItemResult]:
 def digest_of(settings: dict) -> str:
     """Digest of JSON-ready settings, the same for equal ones in any order."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(there: dict, here: dict) -> str:
+    """In which settings two results differ, in words."""
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    return "; ".join(f"{name} {_shown(there, name)} there, {_shown(here, name)} now" for name in names)
+
+
+def _shown(settings: dict, name: str) -> str:
+    return json.dumps(settings[name]) if name in settings else "not set"
 
 
 def _manifests(folder: Path) -> list[Path]:

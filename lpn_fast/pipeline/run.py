@@ -26,6 +26,7 @@ from .flow import Background, Solvers, in_order
 from .images import Encoding, Range, UnreadableImage, encode, one_line
 from .manifest import ItemResult, Manifest
 from .noise import noise_level
+from .scoring import gravest
 from .sources import Source
 from .tasks import Restoration, Task
 from .transfer import Transfer
@@ -150,15 +151,16 @@ def _write(run: Run, batch: list[LoadedImage], solution: Restoration, computed, 
     """
     solution = run.transfer.download(solution, computed)
     ready: list[tuple[Path, Path, ItemResult]] = []  # temporary, final, line
+    numbers: list[ItemResult] = []  # lines that no file belongs to
     failures: list[Failure] = []
     start = 0
     try:
         for loaded in batch:
             own = slice(start, start + len(loaded.samples))
             start = own.stop
-            reason = _divergence(solution, own)
-            if reason is None:
-                image = from_samples(solution.x[own]).float()  # (C, H, W)
+            image = None if solution.x is None else from_samples(solution.x[own]).float()  # (C, H, W)
+            reason = _divergence(solution, own, image)
+            if reason is None and image is not None:
                 try:
                     data = encode(image, loaded.encoding)
                 except Exception as error:  # a format with limits of its own, say on the size
@@ -168,12 +170,16 @@ def _write(run: Run, batch: list[LoadedImage], solution: Restoration, computed, 
                 continue
             if loaded.truth is not None:
                 _keep_degraded(run, loaded)
+            line = _result(run, loaded, solution, own, image, seconds)
+            if image is None:
+                numbers.append(line)
+                continue
             path = loaded.source.result(run.out)
             path.parent.mkdir(exist_ok=True)
-            ready.append((atomic.stage(path, data), path, _result(run, loaded, solution, own, image, seconds)))
+            ready.append((atomic.stage(path, data), path, line))
     finally:
         try:
-            run.manifest.append(*(line for _, _, line in ready))
+            run.manifest.append(*(line for _, _, line in ready), *numbers)
         except BaseException:
             for temporary, _, _ in ready:
                 temporary.unlink(missing_ok=True)
@@ -181,18 +187,24 @@ def _write(run: Run, batch: list[LoadedImage], solution: Restoration, computed, 
         for temporary, path, line in ready:
             os.replace(temporary, path)
             run.done.append(line)
+        run.done.extend(numbers)
     record_failures(run, *failures)
 
 
 def _result(
-    run: Run, loaded: LoadedImage, solution: Restoration, own: slice, image: Tensor, seconds: float
+    run: Run, loaded: LoadedImage, solution: Restoration, own: slice, image: Tensor | None, seconds: float
 ) -> ItemResult:
-    objective = solution.objective[:, own].sum(dim=1)  # (iterations,)
-    quality = {}
+    channels, height, width = (loaded.measured if image is None else image).shape
+    found: dict = {}
+    if solution.objective is not None:
+        objective = solution.objective[:, own].sum(dim=1)  # (iterations,)
+        found |= {"objective_first": float(objective[0]), "objective_last": float(objective[-1])}
+    if solution.value is not None:
+        found |= {"value": float(solution.value[own].sum()), "verdict": gravest(solution.verdict[own])}
     if loaded.truth is not None:
         before = run.task.cropped(loaded.measured, tuple(loaded.truth.shape[-2:]))
-        quality["psnr_before"], quality["ssim_before"] = _quality(before, loaded.truth)
-        quality["psnr"], quality["ssim"] = _quality(image, loaded.truth)
+        found["psnr_before"], found["ssim_before"] = _quality(before, loaded.truth)
+        found["psnr"], found["ssim"] = _quality(image, loaded.truth)
     return ItemResult(
         item=loaded.source.item,
         status="done",
@@ -200,18 +212,16 @@ def _result(
         source_sha256=loaded.source_sha256,
         settings=run.settings,
         digest=run.digest,
-        height=image.shape[1],
-        width=image.shape[2],
-        channels=image.shape[0],
-        objective_first=float(objective[0]),
-        objective_last=float(objective[-1]),
+        height=height,
+        width=width,
+        channels=channels,
         residual=float(solution.residual[own].max()),
         iterations=int(solution.iterations[own].max()),
         converged=bool(solution.converged[own].all()),
         seconds=round(seconds, 4),
         noise_estimate=noise_level(loaded.measured),
         notes=loaded.notes,
-        **quality,
+        **found,
     )
 
 
@@ -221,15 +231,17 @@ def _keep_degraded(run: Run, loaded: LoadedImage) -> None:
     atomic.write(path, encode(loaded.measured, loaded.encoding), alone=True)
 
 
-def _divergence(solution: Restoration, own: slice) -> str | None:
-    """Why the result is no image, or None.
+def _divergence(solution: Restoration, own: slice, image: Tensor | None) -> str | None:
+    """Why the result is none, or None.
 
     The theorem promises that the objective falls, not that it is bounded below: where the blur hides a
     pattern and the network amplifies it, the iterates leave the range of images for good.
     """
     if bool(solution.broken[own].any()):
         return "it became NaN or infinite on the way"
-    values = solution.x[own].numpy()
+    if image is None:
+        return None
+    values = image.numpy()
     largest = float(max(values.max(), -values.min()))
     if largest > LARGEST_PLAUSIBLE:
         return f"it diverged, to values of {largest:.1e}; take fewer iterations or another sigma or model"

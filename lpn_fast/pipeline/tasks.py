@@ -13,6 +13,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +31,25 @@ LEVEL_TOLERANCE = 0.1  # relative distance of the noise from the level that a on
 OnIteration = Callable[[int], None]  # called with the number of iterations done
 
 
+class Task(Protocol):
+    """What a job does to each image."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def makes_images(self) -> bool: ...  # or numbers only, which the manifest keeps
+
+    @property
+    def iterations(self) -> int: ...  # at most
+
+    def settings(self, model: LPN) -> dict: ...  # whatever decides the result besides the image, JSON-ready
+
+    def conditions(self, model: LPN) -> solvers.Conditions | None: ...  # ValueError where things do not fit together
+
+    def solve(self, y: Tensor, model: LPN, on_iteration: OnIteration | None = None) -> "Restoration": ...
+
+
 @dataclass(frozen=True)
 class Restoration:
     """Solved samples.
@@ -44,14 +64,20 @@ class Restoration:
     converged : Tensor, shape (N,), bool
     broken : Tensor, shape (N,), bool
         Became NaN or infinite on the way.
+    value : Tensor, shape (N,), float64, or None
+        Of the learned prior, for the task that asks for it; x and objective are None then.
+    verdict : Tensor, shape (N,), int64, or None
+        How the search for it ended, a `Verdict`.
     """
 
-    x: Tensor
-    objective: Tensor
+    x: Tensor | None
+    objective: Tensor | None
     residual: Tensor
     iterations: Tensor
     converged: Tensor
     broken: Tensor
+    value: Tensor | None = None
+    verdict: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +125,7 @@ class Deblur:
     strict: bool = False
 
     name = "deblur"
+    makes_images = True
 
     def __post_init__(self):
         if not 0 <= self.noise < math.inf:
@@ -107,7 +134,7 @@ class Deblur:
             raise ValueError(f"method must be one of {', '.join(SOLVERS)}, got {self.method!r}")
         if self.iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {self.iterations}")
-        _check_sigma(self.sigma)
+        check_sigma(self.sigma)
 
     def network_sigma(self, model: LPN) -> float | None:
         """The noise level the network is evaluated at; None for a network of one level."""
@@ -142,7 +169,7 @@ class Deblur:
         ValueError
             Model, operator and sigma do not fit together, or with `strict` a condition does not hold.
         """
-        blank = _blank(model, max(PROBE_SIDE, *self.physics.kernel.shape))
+        blank = blank_image(model, *self.physics.kernel.shape)
         return self._run(self.physics.A(blank), model, max_iter=1, callback=None).conditions
 
     def degrade(
@@ -209,9 +236,10 @@ class Denoise:
     sigma: float
 
     name = "denoise"
+    makes_images = True
 
     def __post_init__(self):
-        _check_sigma(self.sigma)
+        check_sigma(self.sigma)
 
     def network_sigma(self, model: LPN) -> float | None:
         """The noise level the network is evaluated at; None for a network of one level."""
@@ -236,7 +264,7 @@ class Denoise:
                 f"sigma must be {own:g}, the one noise level this model was trained for, got {self.sigma:g}; "
                 "choose a noise-conditional model for other levels"
             )
-        self.solve(_blank(model, PROBE_SIDE), model)
+        self.solve(blank_image(model), model)
 
     def degrade(
         self,
@@ -275,9 +303,6 @@ class Denoise:
         return Denoising()
 
 
-Task = Deblur | Denoise
-
-
 def fingerprint(model: LPN) -> str:
     """Digest of architecture and weights as they act, the same wherever a model was loaded from."""
     with torch.no_grad():
@@ -285,16 +310,18 @@ def fingerprint(model: LPN) -> str:
     return _sha256(model.spec.encoded.encode() + weights)
 
 
-def _blank(model: LPN, side: int) -> Tensor:  # (1, channels, side, side)
-    own = next(model.parameters())
-    return torch.zeros(1, model.spec.channels, side, side, dtype=own.dtype, device=own.device)
+def blank_image(model: LPN, *at_least: int) -> Tensor:  # (1, channels, side, side)
+    """What shows whether operator, model and sigma fit together."""
+    own, side = next(model.parameters()), max(PROBE_SIDE, *at_least, 0)
+    size = model.spec.image_size or (side, side)
+    return torch.zeros(1, model.spec.channels, *size, dtype=own.dtype, device=own.device)
 
 
 def _noisy(image: Tensor, noise: float, generator: torch.Generator) -> Tensor:
     return image + noise * torch.randn(image.shape, generator=generator, dtype=image.dtype)
 
 
-def _check_sigma(sigma: float | None) -> None:
+def check_sigma(sigma: float | None) -> None:
     if sigma is not None and not 0 < sigma < math.inf:
         raise ValueError(f"sigma must be positive and finite, got {sigma:g}")
 

@@ -291,7 +291,7 @@ def test_an_image_too_small_for_the_kernel_fails_alone(folder, tmp_path, model):
     task = Deblur(Blur.gaussian(1.0, boundary="full"), noise=0.03, iterations=2)
     summary = reconstruct(folder, tmp_path / "out", task=task, model=model)
     assert [r.item for r in summary.done] == ["a.png"]
-    assert "at least as large" in summary.failed[0].error
+    assert "y must have the shape that the operator measures" in summary.failed[0].error
 
 
 @pytest.mark.parametrize(("iterations", "reason"), [(10, "diverged"), (60, "NaN or infinite")])

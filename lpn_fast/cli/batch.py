@@ -5,6 +5,8 @@ exits with 1 for images that failed: torchrun would end the others as soon as on
 """
 
 import argparse
+import statistics
+from collections import Counter
 from pathlib import Path
 
 from .. import pipeline
@@ -17,11 +19,12 @@ from ..solvers import Conditions
 from . import options
 from .tables import table
 
+FAR = 3.0  # factor between a noise level and its estimate from which on one of them is doubted
 RESUME = "finished images are kept, the same command goes on where this one stopped"
 FORMATS = "png, jpg, tif, bmp, npy, dcm; npz, zip, h5"
 
 
-def add_job(parser: argparse.ArgumentParser, out: str, purpose: str, model: str = options.DEFAULT_MODEL) -> None:
+def add_job(parser: argparse.ArgumentParser, out: str, purpose: str, model: str = options.AUTO) -> None:
     """Images in, results out, model and machine."""
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGES", help=f"files, folders, patterns, @list.txt: {FORMATS}")
@@ -39,29 +42,36 @@ def add_job(parser: argparse.ArgumentParser, out: str, purpose: str, model: str 
     parser.set_defaults(when_interrupted=RESUME)
 
 
-def add_images_out(parser: argparse.ArgumentParser, model: str = options.DEFAULT_MODEL) -> None:
+def add_images_out(parser: argparse.ArgumentParser, model: str = options.AUTO) -> None:
     """The arguments of `add_job` and those of jobs that make images."""
     add_job(parser, "DIR", "for results and manifest.jsonl", model)
     add = parser.add_argument
     add("--simulate", action="store_true", help="IMAGES are truths: degrade them first, then print PSNR and SSIM")
-    add("--seed", type=int, default=0, metavar="N", help="of that noise (default: 0)")
+    add("--seed", type=int, metavar="N", help="of that noise (default: 0)")
     add("--report", type=Path, metavar="HTML", help="write a page with thumbnails, numbers and conditions")
 
 
-def prepare(args) -> tuple[LPN, Share]:
-    """The model on the device of this process, once the images are known to be there."""
+def prepare(args) -> tuple[LPN | str, Share]:
+    """The model on the device of this process, or "auto", once the images are known to be there."""
+    _refuse_options_without_effect(args)
     options.set_threads(args.threads)
     share = Share.from_environment()
     pipeline.find_images(args.images)  # wrong names are told before the model is loaded
-    device = f"cuda:{share.local_rank}" if args.device == "cuda" and not share.is_only else args.device
-    return options.load_image_model(args.model, device), share
+    if args.device == "cuda" and not share.is_only:
+        args.device = f"cuda:{share.local_rank}"
+    return options.load_image_model(args.model, args.device), share
 
 
-def run(args, task: Task, model: LPN, share: Share, heading: str, conditions: Conditions | None = None) -> int:
+def _refuse_options_without_effect(args) -> None:
+    if getattr(args, "seed", None) is not None and not args.simulate:
+        raise ValueError("--seed has no effect without --simulate")
+
+
+def run(args, task: Task, model: LPN | str, share: Share, heading: str, conditions: Conditions | None = None) -> int:
     """Run the job; the exit code."""
     if share.rank == 0:
         print(heading if conditions is None else f"{heading}\n\n{conditions}", end="\n\n", flush=True)
-    summary = work(args, task, model, share, args.out, simulate=args.simulate, seed=args.seed)
+    summary = work(args, task, model, share, args.out, simulate=args.simulate, seed=args.seed or 0)
     is_last = summary.everything is not None
     if args.report is not None and is_last:
         sources, _ = find_sources(args.images)
@@ -70,6 +80,7 @@ def run(args, task: Task, model: LPN, share: Share, heading: str, conditions: Co
     if args.simulate and (summary.done or summary.skipped):
         print(_quality_table((*summary.done, *summary.skipped)))
     print_summary(summary, share, args.out)
+    warn_of_noise(task, summary)
     if is_last:
         for name in summary.incomplete:
             print(f"{name} is incomplete, some of its images failed; the others are in {args.out}/{name}.parts")
@@ -78,7 +89,7 @@ def run(args, task: Task, model: LPN, share: Share, heading: str, conditions: Co
     return exit_code(summary, share)
 
 
-def work(args, task: Task, model: LPN, share: Share, out: str | Path, **options) -> Summary:
+def work(args, task: Task, model: LPN | str, share: Share, out: str | Path, **options) -> Summary:
     """The job of the shared arguments."""
     return pipeline.reconstruct(
         args.images,
@@ -88,6 +99,7 @@ def work(args, task: Task, model: LPN, share: Share, out: str | Path, **options)
         batch_pixels=args.batch_pixels,
         intensities=None if args.intensities is None else tuple(args.intensities),
         share=share,
+        device=args.device,
         progress=True,
         **options,
     )
@@ -111,8 +123,26 @@ def print_summary(summary: Summary, share: Share, out: str | Path) -> None:
     if late:
         print(f"{late} images did not converge within the iterations allowed")
     earlier = f", {len(summary.skipped)} finished earlier" if summary.skipped else ""
+    used = Counter(result.model for result in finished if result.model is not None)
+    if used:
+        print("models: " + ", ".join(f"{name} {count}" for name, count in used.items()))
+    levels = [result.sigma for result in finished if result.sigma is not None]
+    if levels and min(levels) < max(levels):
+        print(f"noise: {min(levels):.3g} to {max(levels):.3g}, {statistics.median(levels):.3g} in the middle")
     whose = "" if share.is_only else f"process {share.rank} of {share.world}: "
     print(f"{whose}{len(summary.done)} done{earlier}, {len(summary.failed)} failed -> {out}", flush=True)
+
+
+def warn_of_noise(task: Task, summary: Summary) -> None:
+    """Say so if what was said of the noise is far from what the images show."""
+    said = task.expected_noise
+    shown = [r.noise_estimate for r in (*summary.done, *summary.skipped) if r.noise_estimate]
+    off = [level for level in shown if said and not said / FAR <= level <= said * FAR]
+    if off:
+        print(
+            f"warning: the noise given, {said:g}, is off by a factor above {FAR:g} from what {len(off)} of "
+            f"{len(shown)} images show, {statistics.median(off):.2g} in the middle; auto takes what they show"
+        )
 
 
 def _quality_table(finished: tuple[ItemResult, ...]) -> str:

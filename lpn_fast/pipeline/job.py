@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from ..networks import LPN
@@ -23,6 +24,7 @@ from .gather import gather
 from .images import Range
 from .manifest import NAME as MANIFEST_NAME
 from .manifest import ItemResult, Manifest, differences, digest_of, open_manifest
+from .networks import Networks
 from .processes import Share
 from .run import Failure, Run, record_failures, solve, usable
 from .sources import Source, find_sources
@@ -65,13 +67,14 @@ def reconstruct(
     out: str | Path,
     *,
     task: Task,
-    model: LPN,
+    model: LPN | str,
     simulate: bool = False,
     seed: int = 0,
     batch_pixels: int | None = None,
     solvers: int | None = None,
     intensities: Range | None = None,
     share: Share | None = None,
+    device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> Summary:
     """Reconstruct image files into a folder.
@@ -89,8 +92,9 @@ def reconstruct(
     out : path
         Folder for the results, made if need be.
     task : Deblur, Denoise or Score
-    model : LPN
-        For images in [0, 1]. One with a single channel takes colour images plane by plane.
+    model : LPN or "auto"
+        For images in [0, 1]. One with a single channel takes colour images plane by plane. "auto" gives each image
+        the shipped one for colour, gray, or CT.
     simulate : bool
         Degrade the images first, which are then the truth: the degraded pictures go to `out/degraded`,
         rounded to the bit depth for looking at; the solver gets them unrounded. PSNR and SSIM are recorded.
@@ -107,6 +111,8 @@ def reconstruct(
         -1024..3071 Hounsfield units for CT.
     share : Share, optional
         Which of several processes this is, see `Share`; None is the only one.
+    device : str or torch.device
+        Of networks that are chosen by the image.
     progress : bool
         Show a progress bar on standard error, if that is a terminal.
 
@@ -137,25 +143,26 @@ def reconstruct(
     (1, 0)
     """
     out, share = Path(out), share or Share()
-    if len(model.spec.axes) != 2:
-        kind = "vectors" if model.spec.is_dense else "volumes; call it, or a solver, on tensors"
-        raise ValueError(f"model must be a network of images, got one of {kind}")
+    networks = Networks(model, device)
     everything, broken = find_sources(images)
     _check_names([*(source.path for source in everything), *(error.path for error in broken)], out)
     if simulate and not task.makes_images:
         raise ValueError(f"simulate is for tasks that make images, got {task.name}")
     if batch_pixels is None:
-        batch_pixels = batch_pixels_for(model)
+        batch_pixels = batch_pixels_for(networks.widest)
     if batch_pixels < 1:
         raise ValueError(f"batch_pixels must be at least 1, got {batch_pixels}")
     if solvers is not None and solvers < 1:
         raise ValueError(f"solvers must be at least 1, got {solvers}")
-    if solvers is not None and solvers > 1 and next(model.parameters()).is_cuda:
+    own_type = next(networks.widest.parameters())
+    if solvers is not None and solvers > 1 and own_type.is_cuda:
         raise ValueError(f"solvers must be 1 for a model on a GPU, got {solvers}")
     if intensities is not None and not -float("inf") < intensities[0] < intensities[1] < float("inf"):
         raise ValueError(f"intensities must be (low, high), finite and low < high, got {tuple(intensities)}")
-    task.conditions(model)
-    settings = task.settings(model) | ({"simulate": True, "seed": seed} if simulate else {"simulate": False})
+    for network in networks.all:
+        task.conditions(network)
+    settings = task.settings() | {"model": networks.fingerprint}
+    settings |= {"simulate": True, "seed": seed} if simulate else {"simulate": False}
     settings |= {"intensities": list(intensities)} if intensities is not None else {}
     if out.exists() and not out.is_dir():
         raise ValueError(f"out must be a folder, {out} is a file")
@@ -168,7 +175,7 @@ def reconstruct(
         skipped = _finished(own, out, manifest, settings, task.makes_images)
         left = [source for source in own if source.item not in skipped]
         hidden = None if progress and share.rank == 0 else True  # None: hidden unless standard error is a terminal
-        transfer, count = Transfer(next(model.parameters())), solvers or solvers_for(model, len(left), batch_pixels)
+        transfer, count = Transfer(own_type), solvers or solvers_for(networks.widest, len(left), batch_pixels)
         with (
             tqdm(total=len(left), desc=task.name, unit="img", bar_format=BAR, disable=hidden) as bar,
             warnings.catch_warnings(),  # here, since it is not for threads
@@ -179,7 +186,7 @@ def reconstruct(
             run = Run(
                 out,
                 task,
-                model,
+                networks,
                 manifest,
                 settings,
                 digest,
@@ -193,7 +200,9 @@ def reconstruct(
             )
             for error in broken if share.rank == 0 else ():
                 record_failures(run, Failure(Source(error.path), error.reason))
-            batches = bucketed(usable(run, left), lambda loaded: loaded.samples, batch_pixels)
+            batches = bucketed(
+                usable(run, left), lambda loaded: loaded.samples, batch_pixels, lambda loaded: loaded.kind
+            )
             uploaded = ((batch, *transfer.upload([loaded.samples for loaded in batch])) for batch in batches)
             with contextlib.closing(ahead_of_time(uploaded)) as stream:
                 for batch, y, event in stream:

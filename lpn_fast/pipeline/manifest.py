@@ -60,6 +60,10 @@ class ItemResult:
         Of the measurement and of the result, both clipped to [0, 1], where the truth is known.
     noise_estimate : float or None
         Of the measurement, from itself (pipeline/noise.py).
+    sigma : float or None
+        Noise level that the network was told, by which it may differ from image to image.
+    model : str or None
+        Name of the network, where it was chosen by the image.
     value : float or None
         Of the learned prior, summed over colour planes, where the task is to find it.
     verdict : str or None
@@ -89,6 +93,8 @@ class ItemResult:
     psnr: float | None = None
     ssim: float | None = None
     noise_estimate: float | None = None
+    sigma: float | None = None
+    model: str | None = None
     value: float | None = None
     verdict: str | None = None
     notes: tuple[str, ...] = ()

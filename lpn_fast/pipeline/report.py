@@ -43,6 +43,7 @@ COLUMNS = (  # heading, field of ItemResult, digits
     ("PSNR", "psnr", 2),
     ("SSIM", "ssim", 4),
     ("noise estimate", "noise_estimate", 4),
+    ("sigma", "sigma", 4),
     ("objective", "objective_last", 3),
     ("residual", "residual", 7),
     ("iterations", "iterations", 0),

@@ -20,11 +20,12 @@ from tqdm import tqdm
 
 from .. import atomic, metrics
 from ..data.readers import LARGEST_PLAUSIBLE
-from ..networks import LPN
+from ..solvers.noise import SMALLEST_SIDE
 from .batches import from_samples, to_samples
 from .flow import Background, Solvers, in_order
 from .images import Encoding, Range, UnreadableImage, encode, one_line
 from .manifest import ItemResult, Manifest
+from .networks import Networks
 from .noise import noise_level
 from .scoring import gravest
 from .sources import Source
@@ -34,6 +35,7 @@ from .transfer import Transfer
 DEGRADED_FOLDER = "degraded"  # inside the output folder
 READERS = 2  # threads; decoding a photograph takes some 10 ms, so two keep up with any network here
 READ_AHEAD = 8  # images
+LEAST_NOISE = 1e-4  # told to a network of an image that shows none
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class LoadedImage:
     truth: Tensor | None  # (C, H, W)
     measured: Tensor  # (C, H', W')
     samples: Tensor  # (n, c, H', W'), `measured` as the network takes it
+    kind: str  # which network it gets
+    noise: float | None  # estimated
     notes: tuple[str, ...]
 
 
@@ -63,7 +67,7 @@ class Run:
 
     out: Path
     task: Task
-    model: LPN
+    networks: Networks
     manifest: Manifest
     settings: dict
     digest: str
@@ -100,12 +104,18 @@ def _read(run: Run, source: Source) -> LoadedImage | Failure:
         image, digest = source.read(run.intensities)
         truth = image.pixels if run.simulate else None
         measured = run.task.degrade(truth, _generator(run.seed, source)) if run.simulate else image.pixels
-        samples = to_samples(measured, run.model.spec.channels)
+        kind, noise = run.networks.kind_of(image), noise_level(measured)
+        samples = to_samples(measured, run.networks[kind].spec.channels)
+        if run.task.estimates_noise and noise is None:
+            raise ValueError(
+                f"its noise can only be estimated from sides of at least {SMALLEST_SIDE} pixels, it has "
+                f"{' x '.join(map(str, measured.shape[1:]))}; give the noise level"
+            )
     except UnreadableImage as error:
         return Failure(source, error.reason)
     except ValueError as error:
         return Failure(source, one_line(error))
-    return LoadedImage(source, digest, image.encoding, truth, measured, samples, image.notes)
+    return LoadedImage(source, digest, image.encoding, truth, measured, samples, kind, noise, image.notes)
 
 
 def solve(
@@ -126,8 +136,12 @@ def solve(
             raise CancelledError
         show(len(batch) * min(iteration / run.task.iterations, 1.0))
 
+    noise = None
+    if run.task.estimates_noise:  # a blank image shows none, and is left as it is
+        levels = [max(loaded.noise, LEAST_NOISE) for loaded in batch for _ in loaded.samples]
+        noise = torch.tensor(levels, dtype=y.dtype, device=y.device)  # (sum n,)
     try:
-        solution = run.task.solve(y, run.model, on_iteration=advance)
+        solution = run.task.solve(y, run.networks[batch[0].kind], noise, on_iteration=advance)
         computed = run.transfer.computed()
     except (ValueError, RuntimeError) as error:
         run.transfer.check_alive()
@@ -201,6 +215,8 @@ def _result(
         found |= {"objective_first": float(objective[0]), "objective_last": float(objective[-1])}
     if solution.value is not None:
         found |= {"value": float(solution.value[own].sum()), "verdict": gravest(solution.verdict[own])}
+    if solution.sigma is not None:
+        found["sigma"] = float(solution.sigma[own][0])  # planes of one image have one level
     if loaded.truth is not None:
         before = run.task.cropped(loaded.measured, tuple(loaded.truth.shape[-2:]))
         found["psnr_before"], found["ssim_before"] = _quality(before, loaded.truth)
@@ -219,7 +235,8 @@ def _result(
         iterations=int(solution.iterations[own].max()),
         converged=bool(solution.converged[own].all()),
         seconds=round(seconds, 4),
-        noise_estimate=noise_level(loaded.measured),
+        noise_estimate=loaded.noise,
+        model=run.networks.names.get(loaded.kind),
         notes=loaded.notes,
         **found,
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..networks import LPN
 from ..prior import Verdict, prior
-from .tasks import OnIteration, Restoration, blank_image, check_sigma, fingerprint
+from .tasks import OnIteration, Restoration, blank_image, check_sigma
 
 # what a line says when not every plane converged: the gravest of their verdicts
 GRAVITY = (Verdict.CONVERGED, Verdict.ITERATIONS, Verdict.STALLED, Verdict.OUTSIDE, Verdict.INVALID)
@@ -50,6 +50,8 @@ class Score:
 
     name = "prior"
     makes_images = False
+    expected_noise = None
+    estimates_noise = False
     iterations = 1  # of the progress bar: the inversion does not say how far it is
 
     def __post_init__(self):
@@ -59,9 +61,9 @@ class Score:
         """The noise level the network is evaluated at; None for a network of one level."""
         return self.sigma
 
-    def settings(self, model: LPN) -> dict:
-        """What decides the value besides the image, JSON-ready."""
-        return {"task": self.name, **vars(self), "model": fingerprint(model)}
+    def settings(self) -> dict:
+        """What decides the value besides image and network, JSON-ready."""
+        return {"task": self.name, **vars(self)}
 
     def conditions(self, model: LPN) -> None:
         """None: the certificate of a value is its residual.
@@ -78,7 +80,9 @@ class Score:
             )
         self._prior(blank_image(model), model, max_iter=1)
 
-    def solve(self, y: Tensor, model: LPN, on_iteration: OnIteration | None = None) -> Restoration:
+    def solve(
+        self, y: Tensor, model: LPN, noise: Tensor | None = None, on_iteration: OnIteration | None = None
+    ) -> Restoration:
         """Values for the samples y, (N, c, h, w)."""
         result = self._prior(y, model, self.max_iter)
         if on_iteration is not None:

@@ -26,6 +26,7 @@ from ..solvers.proximal_gradient import SAFE_FRACTION
 
 SOLVERS = {"pgd": solvers.pgd, "admm": solvers.admm}
 PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model and sigma fit together
+PROBE_NOISE = 0.1
 LEVEL_TOLERANCE = 0.1  # relative distance of the noise from the level that a one-level network knows
 
 OnIteration = Callable[[int], None]  # called with the number of iterations done
@@ -43,11 +44,21 @@ class Task(Protocol):
     @property
     def iterations(self) -> int: ...  # at most
 
-    def settings(self, model: LPN) -> dict: ...  # whatever decides the result besides the image, JSON-ready
+    @property
+    def expected_noise(
+        self,
+    ) -> float | None: ...  # what was said of it, if anything
+
+    @property
+    def estimates_noise(self) -> bool: ...  # whether an image needs a noise estimate to be solved
+
+    def settings(self) -> dict: ...  # whatever decides the result besides image and network, JSON-ready
 
     def conditions(self, model: LPN) -> solvers.Conditions | None: ...  # ValueError where things do not fit together
 
-    def solve(self, y: Tensor, model: LPN, on_iteration: OnIteration | None = None) -> "Restoration": ...
+    def solve(
+        self, y: Tensor, model: LPN, noise: Tensor | None = None, on_iteration: OnIteration | None = None
+    ) -> "Restoration": ...
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,8 @@ class Restoration:
     converged : Tensor, shape (N,), bool
     broken : Tensor, shape (N,), bool
         Became NaN or infinite on the way.
+    sigma : Tensor, shape (N,), or None
+        Noise level that the network was told.
     value : Tensor, shape (N,), float64, or None
         Of the learned prior, for the task that asks for it; x and objective are None then.
     verdict : Tensor, shape (N,), int64, or None
@@ -76,6 +89,7 @@ class Restoration:
     iterations: Tensor
     converged: Tensor
     broken: Tensor
+    sigma: Tensor | None = None
     value: Tensor | None = None
     verdict: Tensor | None = None
 
@@ -146,8 +160,15 @@ class Deblur:
         step_size = SAFE_FRACTION / curvature if self.method == "pgd" else 1 / (SAFE_FACTOR * curvature)
         return self.noise * math.sqrt(step_size)
 
-    def settings(self, model: LPN) -> dict:
-        """What decides the result besides the measurement, JSON-ready."""
+    @property
+    def expected_noise(self) -> float | None:
+        """What was said of the noise."""
+        return self.noise
+
+    estimates_noise = False
+
+    def settings(self) -> dict:
+        """What decides the result besides the measurement and the network, JSON-ready."""
         kernel = self.physics.kernel
         return {
             "task": self.name,
@@ -157,8 +178,7 @@ class Deblur:
             "method": self.method,
             "iterations": self.iterations,
             "tol": self.tol,
-            "sigma": self.network_sigma(model),
-            "model": fingerprint(model),
+            "sigma": self.sigma,
         }
 
     def conditions(self, model: LPN) -> solvers.Conditions:
@@ -191,7 +211,9 @@ class Deblur:
         top, left = (side // 2 for side in self.physics.kernel.shape)
         return measured[:, top : top + size[0], left : left + size[1]]
 
-    def solve(self, y: Tensor, model: LPN, on_iteration: OnIteration | None = None) -> Restoration:
+    def solve(
+        self, y: Tensor, model: LPN, noise: Tensor | None = None, on_iteration: OnIteration | None = None
+    ) -> Restoration:
         """Reconstructions of the samples y, (N, c, h, w); see lpn_fast.solvers."""
         callback = None if on_iteration is None else lambda iteration, x, objective: on_iteration(iteration)
         result = self._run(y, model, self.iterations, callback)
@@ -218,8 +240,8 @@ class Denoise:
 
     Parameters
     ----------
-    sigma : float
-        Standard deviation of the noise, images in [0, 1].
+    sigma : float, optional
+        Standard deviation of the noise, images in [0, 1]. None is what each image shows of it.
 
     Raises
     ------
@@ -233,7 +255,7 @@ class Denoise:
     torch.Size([2, 1, 16, 16])
     """
 
-    sigma: float
+    sigma: float | None = None
 
     name = "denoise"
     makes_images = True
@@ -241,13 +263,23 @@ class Denoise:
     def __post_init__(self):
         check_sigma(self.sigma)
 
-    def network_sigma(self, model: LPN) -> float | None:
-        """The noise level the network is evaluated at; None for a network of one level."""
-        return self.sigma if model.is_noise_conditional else None
+    @property
+    def expected_noise(self) -> float | None:
+        """What was said of the noise."""
+        return self.sigma
 
-    def settings(self, model: LPN) -> dict:
-        """What decides the result besides the measurement, JSON-ready."""
-        return {"task": self.name, "sigma": self.sigma, "model": fingerprint(model)}
+    @property
+    def estimates_noise(self) -> bool:
+        """Whether the noise of an image has to be found from it."""
+        return self.sigma is None
+
+    def network_sigma(self, model: LPN, noise: Tensor | None = None) -> float | Tensor | None:
+        """The noise level the network is evaluated at; None for a network of one level."""
+        return (noise if self.sigma is None else self.sigma) if model.is_noise_conditional else None
+
+    def settings(self) -> dict:
+        """What decides the result besides the measurement and the network, JSON-ready."""
+        return {"task": self.name, "sigma": self.sigma}
 
     def conditions(self, model: LPN) -> None:
         """None: a prox needs no theorem of convergence.
@@ -258,20 +290,29 @@ class Denoise:
             A network of one noise level, and that is another one.
         """
         own = model.card.get("sigma")
-        fixed = not model.is_noise_conditional and isinstance(own, int | float)
+        fixed = self.sigma is not None and not model.is_noise_conditional and isinstance(own, int | float)
         if fixed and abs(self.sigma - own) > LEVEL_TOLERANCE * own:
             raise ValueError(
                 f"sigma must be {own:g}, the one noise level this model was trained for, got {self.sigma:g}; "
                 "choose a noise-conditional model for other levels"
             )
-        self.solve(blank_image(model), model)
+        blank = blank_image(model)
+        self.solve(blank, model, torch.full((1,), PROBE_NOISE).to(blank))
 
     def degrade(
         self,
         truth: Tensor,  # (C, H, W)
         generator: torch.Generator,
     ) -> Tensor:  # (C, H, W)
-        """The noisy version of a known image."""
+        """The noisy version of a known image.
+
+        Raises
+        ------
+        ValueError
+            It is not said how noisy.
+        """
+        if self.sigma is None:
+            raise ValueError("sigma must be given to make images noisy")
         return _noisy(truth, self.sigma, generator)
 
     def cropped(
@@ -282,15 +323,19 @@ class Denoise:
         return measured
 
     @torch.no_grad()
-    def solve(self, y: Tensor, model: LPN, on_iteration: OnIteration | None = None) -> Restoration:
-        """Denoised samples y, (N, c, h, w); the objective is 1/2 ||x - y||^2 + R(x)."""
-        x, prior = model.prox_and_prior(y, sigma=self.network_sigma(model))
+    def solve(
+        self, y: Tensor, model: LPN, noise: Tensor | None = None, on_iteration: OnIteration | None = None
+    ) -> Restoration:
+        """Denoised samples y, (N, c, h, w), with noise (N,) where that is estimated; minimises 1/2 |x - y|^2 + R(x)."""
+        sigma = self.network_sigma(model, noise)
+        x, prior = model.prox_and_prior(y, sigma=sigma)
         objective = 0.5 * (x - y).double().square().sum(dim=(1, 2, 3)) + prior  # (N,)
         if on_iteration is not None:
             on_iteration(1)
         finite = objective.isfinite() & x.flatten(1).isfinite().all(dim=1)
         once = torch.ones(len(y), dtype=torch.int64, device=y.device)
-        return Restoration(x, objective[None], torch.zeros_like(objective), once, finite, broken=~finite)
+        told = None if sigma is None else torch.as_tensor(sigma).to(objective).expand(len(y))
+        return Restoration(x, objective[None], torch.zeros_like(objective), once, finite, broken=~finite, sigma=told)
 
     @property
     def iterations(self) -> int:

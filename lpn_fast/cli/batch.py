@@ -29,6 +29,7 @@ def add_job(parser: argparse.ArgumentParser, out: str, purpose: str, model: str 
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGES", help=f"files, folders, patterns, @list.txt: {FORMATS}")
     add("-o", "--out", required=True, metavar=out, help=purpose)
+    add("-r", "--recursive", action="store_true", help="look into subfolders; results keep the folders' structure")
     options.add_model(parser, model)
     add(
         "--intensities",
@@ -56,7 +57,7 @@ def prepare(args) -> tuple[LPN | str, Share]:
     _refuse_options_without_effect(args)
     options.set_threads(args.threads)
     share = Share.from_environment()
-    pipeline.find_images(args.images)  # wrong names are told before the model is loaded
+    pipeline.find_images(args.images, args.recursive)  # wrong names are told before the model is loaded
     if args.device == "cuda" and not share.is_only:
         args.device = f"cuda:{share.local_rank}"
     return options.load_image_model(args.model, args.device), share
@@ -74,7 +75,7 @@ def run(args, task: Task, model: LPN | str, share: Share, heading: str, conditio
     summary = work(args, task, model, share, args.out, simulate=args.simulate, seed=args.seed or 0)
     is_last = summary.everything is not None
     if args.report is not None and is_last:
-        sources, _ = find_sources(args.images)
+        sources, *_ = find_sources(args.images, args.recursive, Path(args.out))
         args.report.parent.mkdir(parents=True, exist_ok=True)
         write_report(args.report, summary.everything, sources, args.out, heading, conditions)
     if args.simulate and (summary.done or summary.skipped):
@@ -96,6 +97,7 @@ def work(args, task: Task, model: LPN | str, share: Share, out: str | Path, **op
         out,
         task=task,
         model=model,
+        recursive=args.recursive,
         batch_pixels=args.batch_pixels,
         intensities=None if args.intensities is None else tuple(args.intensities),
         share=share,
@@ -129,6 +131,8 @@ def print_summary(summary: Summary, share: Share, out: str | Path) -> None:
     levels = [result.sigma for result in finished if result.sigma is not None]
     if levels and min(levels) < max(levels):
         print(f"noise: {min(levels):.3g} to {max(levels):.3g}, {statistics.median(levels):.3g} in the middle")
+    if summary.passed_over and share.rank == 0:
+        print(summary.passed_over)
     whose = "" if share.is_only else f"process {share.rank} of {share.world}: "
     print(f"{whose}{len(summary.done)} done{earlier}, {len(summary.failed)} failed -> {out}", flush=True)
 

@@ -1,11 +1,11 @@
 """From image files to reconstructed image files: batched, restartable, one bad file never stops the rest."""
 
+from .finding import find_images
 from .images import Encoding, Image, UnreadableImage, read_image, write_image
 from .job import Summary, reconstruct
 from .manifest import ItemResult
 from .processes import Share
 from .scoring import Score
-from .sources import find_images
 from .tasks import Deblur, Denoise, Restoration
 
 __all__ = [

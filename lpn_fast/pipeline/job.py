@@ -26,7 +26,7 @@ from .manifest import NAME as MANIFEST_NAME
 from .manifest import ItemResult, Manifest, differences, digest_of, open_manifest
 from .networks import Networks
 from .processes import Share
-from .run import Failure, Run, record_failures, solve, usable
+from .run import DEGRADED_FOLDER, Failure, Run, record_failures, solve, usable
 from .sources import Source, find_sources
 from .tasks import Task
 from .transfer import Transfer
@@ -52,6 +52,8 @@ class Summary:
         All images of the job, of all processes, in the order they were named; None while some are missing.
     incomplete : tuple of str
         Containers some of whose images failed; the results of the others lie in the folder `NAME.parts`.
+    passed_over : str
+        What was in folders besides, in words.
     """
 
     out: Path
@@ -60,6 +62,7 @@ class Summary:
     failed: tuple[ItemResult, ...]
     everything: tuple[ItemResult, ...] | None = None
     incomplete: tuple[str, ...] = ()
+    passed_over: str = ""
 
 
 def reconstruct(
@@ -68,6 +71,7 @@ def reconstruct(
     *,
     task: Task,
     model: LPN | str,
+    recursive: bool = False,
     simulate: bool = False,
     seed: int = 0,
     batch_pixels: int | None = None,
@@ -95,6 +99,8 @@ def reconstruct(
     model : LPN or "auto"
         For images in [0, 1]. One with a single channel takes colour images plane by plane. "auto" gives each image
         the shipped one for colour, gray, or CT.
+    recursive : bool
+        Look into the subfolders of folders; results are in subfolders of the same names.
     simulate : bool
         Degrade the images first, which are then the truth: the degraded pictures go to `out/degraded`,
         rounded to the bit depth for looking at; the solver gets them unrounded. PSNR and SSIM are recorded.
@@ -125,7 +131,7 @@ def reconstruct(
     FileNotFoundError
         A file or folder that is not there, or a pattern that matches nothing.
     ValueError
-        No images; two images of one name; `out` is no folder, holds the images themselves, results of
+        No images; `out` is no folder, holds the images themselves, results of
         other settings or files this job did not write, or another job is writing there; task, model and
         sigma do not fit together, or the model is not one of images. Nothing has been written then, except the folder.
     OSError
@@ -144,8 +150,9 @@ def reconstruct(
     """
     out, share = Path(out), share or Share()
     networks = Networks(model, device)
-    everything, broken = find_sources(images)
-    _check_names([*(source.path for source in everything), *(error.path for error in broken)], out)
+    everything, unlisted, found = find_sources(images, recursive, out)
+    broken = {Source(error.path, found.places[error.path]): error.reason for error in unlisted}
+    _check_places([*everything, *broken], out, simulate)
     if simulate and not task.makes_images:
         raise ValueError(f"simulate is for tasks that make images, got {task.name}")
     if batch_pixels is None:
@@ -198,8 +205,8 @@ def reconstruct(
                 writer,
                 team,
             )
-            for error in broken if share.rank == 0 else ():
-                record_failures(run, Failure(Source(error.path), error.reason))
+            for source, reason in broken.items() if share.rank == 0 else ():
+                record_failures(run, Failure(source, reason))
             batches = bucketed(
                 usable(run, left), lambda loaded: loaded.samples, batch_pixels, lambda loaded: loaded.kind
             )
@@ -208,23 +215,23 @@ def reconstruct(
                 for batch, y, event in stream:
                     start = team.submit if y.numel() <= batch_pixels else team.alone
                     start(solve, run, batch, transfer.arrived(y, event))
-    finished, incomplete = gather(everything, broken, out, task.makes_images)
-    return Summary(out, tuple(run.done), tuple(skipped.values()), tuple(run.failed), finished, incomplete)
+    finished, incomplete = gather(everything, list(broken), out, task.makes_images)
+    done, failed, earlier = tuple(run.done), tuple(run.failed), tuple(skipped.values())
+    return Summary(out, done, earlier, failed, finished, incomplete, str(found))
 
 
-def _check_names(paths: list[Path], out: Path) -> None:
-    """Results are told apart by file name, so these must differ."""
-    seen: dict[str, Path] = {}
-    for path in dict.fromkeys(paths):
-        if path.name in seen:
+def _check_places(sources: list[Source], out: Path, simulate: bool) -> None:
+    """No result may take the place of an image, nor of what a job keeps beside its results."""
+    inputs = {source.path.resolve() for source in sources}
+    for source in sources:
+        for folder in (out, out / DEGRADED_FOLDER) if simulate else (out,):
+            if source.target(folder).resolve() in inputs:
+                raise ValueError(f"out must not be the folder of the images, {out}: they would be overwritten")
+        if simulate and source.place.parts[0] == DEGRADED_FOLDER and len(source.place.parts) > 1:
             raise ValueError(
-                f"images must have different file names, got {seen[path.name]} and {path}; "
-                "reconstruct them into different folders"
+                f"{source.path} must not be in a folder called {DEGRADED_FOLDER}, which simulated measurements lie in; "
+                "reconstruct that folder by itself"
             )
-        seen[path.name] = path
-    for parent in {path.parent for path in paths}:
-        if parent.resolve() == out.resolve():
-            raise ValueError(f"out must not be the folder of the images, {out}: they would be overwritten")
 
 
 def _finished(

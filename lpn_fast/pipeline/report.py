@@ -153,14 +153,18 @@ def _figures(results: Sequence[ItemResult], sources: dict[str, Source], out: Pat
 
 def _kept(source: Source, out: Path) -> Source:
     """Where the result lies now: as a file, or in the container it was put into."""
-    packed = out / source.path.name
+    packed = source.target(out)
     if source.member is not None and packed.exists():
-        return Source(packed, source.member, source.position)
-    return Source(source.result(out))
+        return Source(packed, source.place, source.member, source.position)
+    return _file(source.result(out))
+
+
+def _file(path: Path) -> Source:
+    return Source(path, Path(path.name))
 
 
 def _picture(what: str, where: Source | Path) -> str:
-    source = Source(where) if isinstance(where, Path) else where
+    source = _file(where) if isinstance(where, Path) else where
     try:
         thumbnail = _thumbnail(source.read()[0].pixels)
     except UnreadableImage:  # removed since, or of an intensity range that cannot be shown without it

@@ -182,14 +182,15 @@ def _write(run: Run, batch: list[LoadedImage], solution: Restoration, computed, 
             if reason is not None:
                 failures.append(Failure(loaded.source, reason))
                 continue
-            if loaded.truth is not None:
-                _keep_degraded(run, loaded)
+            if loaded.truth is not None and (reason := _keep_degraded(run, loaded)) is not None:
+                failures.append(Failure(loaded.source, reason))
+                continue
             line = _result(run, loaded, solution, own, image, seconds)
             if image is None:
                 numbers.append(line)
                 continue
             path = loaded.source.result(run.out)
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             ready.append((atomic.stage(path, data), path, line))
     finally:
         try:
@@ -242,10 +243,15 @@ def _result(
     )
 
 
-def _keep_degraded(run: Run, loaded: LoadedImage) -> None:
-    path = loaded.source.result(run.out / DEGRADED_FOLDER)
+def _keep_degraded(run: Run, loaded: LoadedImage) -> str | None:
+    """Write the simulated measurement, or say why that cannot be."""
+    path, data = loaded.source.result(run.out / DEGRADED_FOLDER), encode(loaded.measured, loaded.encoding)
+    if path.exists():  # from before a kill, or a picture of somebody
+        same = path.is_file() and path.read_bytes() == data
+        return None if same else f"{path} is another picture than its simulated measurement; it is not overwritten"
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(path, encode(loaded.measured, loaded.encoding), alone=True)
+    atomic.write(path, data, alone=True)
+    return None
 
 
 def _divergence(solution: Restoration, own: slice, image: Tensor | None) -> str | None:

@@ -32,11 +32,14 @@ class Found:
         How many files of folders are no images, by suffix.
     folders : int
         Subfolders that were not looked into.
+    members : int
+        What containers hold besides images.
     """
 
     places: dict[Path, Path] = field(default_factory=dict)
     ignored: Counter = field(default_factory=Counter)
     folders: int = 0
+    members: int = 0
 
     def __str__(self) -> str:
         parts = []
@@ -45,6 +48,8 @@ class Found:
             parts.append(f"{_count(self.ignored.total(), 'file')} ignored: {by_suffix}")
         if self.folders:
             parts.append(f"{_count(self.folders, 'subfolder')} not looked into, which --recursive does")
+        if self.members:
+            parts.append(f"{_count(self.members, 'member')} of containers ignored, no images")
         return "; ".join(parts)
 
 

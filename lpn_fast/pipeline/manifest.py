@@ -25,6 +25,8 @@ from .. import atomic
 from .processes import Share
 
 NAME = "manifest.jsonl"
+LINE_START = b'{"item": "'  # of every line, by the order of the fields
+PATIENCE = 1.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -156,13 +158,11 @@ def open_manifest(folder: Path, share: Share | None = None) -> Iterator[Manifest
     path = folder / manifest_name(share.rank)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        with _locked(path):  # a kill releases it
-            _refuse_processes_beyond(folder, share)
-            text = path.read_bytes()
-            whole = text[: text.rfind(b"\n") + 1]
-            if len(whole) < len(text):
-                os.ftruncate(descriptor, len(whole))
-            yield Manifest(path, descriptor, read_results(folder))
+        with _locked(lock_of(path), folder), _locked(_lock_of_job(folder, share), folder):  # a kill releases them
+            _refuse_other_numbers_of_processes(folder, share)
+            results = read_results(folder)
+            os.ftruncate(descriptor, len(_whole(path)))  # not before all of it was found to be a manifest
+            yield Manifest(path, descriptor, results)
     finally:
         os.close(descriptor)
 
@@ -174,7 +174,7 @@ def manifest_name(rank: int) -> str:
 
 def lock_of(path: Path) -> Path:
     """The file that is locked for another one: locking may truncate."""
-    return path.with_name(f".{path.name}.lock")
+    return atomic.beside(path, ".", ".lock")
 
 
 def read_results(folder: Path) -> dict[str, ItemResult]:
@@ -188,8 +188,7 @@ def read_results(folder: Path) -> dict[str, ItemResult]:
     results: dict[str, ItemResult] = {}
     settings: dict[str, dict] = {}  # one copy per digest: they make up most of a line
     for path in _manifests(folder):
-        text = path.read_bytes()
-        for item, result in _parsed(path, text[: text.rfind(b"\n") + 1], settings).items():
+        for item, result in _parsed(path, _whole(path), settings).items():
             known = results.get(item)
             if known is None or known.status != "done" or result.status == "done":
                 results[item] = result
@@ -222,20 +221,37 @@ def _rank_of(path: Path) -> int | None:
     return 0 if path.name == NAME else int(middle[0]) if len(middle) == 1 and middle[0].isdigit() else None
 
 
-def _refuse_processes_beyond(folder: Path, share: Share) -> None:
-    """A job of more processes that still runs would do the same images."""
-    for path in _manifests(folder):
-        if _rank_of(path) >= share.world:
-            with _locked(path):
+def _whole(path: Path) -> bytes:
+    """The complete lines of a manifest; ValueError if what follows them is not the beginning of one."""
+    text = path.read_bytes()
+    end = text.rfind(b"\n") + 1
+    if text[end:][: len(LINE_START)] != LINE_START[: len(text) - end]:
+        raise ValueError(f"{path} is no manifest: it ends in {text[end:][:40]!r}; rename it or choose another folder")
+    return text[:end]
+
+
+def _lock_of_job(folder: Path, share: Share) -> Path:
+    """The file that this process of a job of so many has locked while it runs."""
+    return folder / f".process-{share.rank}-of-{share.world}.lock"
+
+
+def _refuse_other_numbers_of_processes(folder: Path, share: Share) -> None:
+    """A job of more or fewer processes that still runs would do the same images.
+
+    Of two that start together the later one finds the lock of the other, since each has its own before it looks.
+    """
+    for path in folder.glob(".process-*-of-*.lock"):
+        if path.name.removesuffix(".lock").rpartition("-")[2] != str(share.world):
+            with _locked(path, folder, patience=PATIENCE):  # others may be looking as well
                 pass
 
 
-def _locked(path: Path) -> AcquireReturnProxy:
-    """The lock of a manifest, held from now to the end of `with`."""
+def _locked(lock: Path, folder: Path, patience: float = 0.0) -> AcquireReturnProxy:
+    """A lock, held from now to the end of `with`."""
     try:
-        return FileLock(lock_of(path)).acquire(timeout=0)
+        return FileLock(lock).acquire(timeout=patience)
     except Timeout as error:
-        raise ValueError(f"another job writes to {path.parent}; wait for it or choose another folder") from error
+        raise ValueError(f"another job writes to {folder}; wait for it or choose another folder") from error
 
 
 def _parsed(path: Path, text: bytes, settings: dict[str, dict]) -> dict[str, ItemResult]:
@@ -245,7 +261,8 @@ def _parsed(path: Path, text: bytes, settings: dict[str, dict]) -> dict[str, Ite
             result = ItemResult.from_line(line)
         except ValueError as error:
             raise ValueError(
-                f"{path} line {number} is no manifest entry ({error}); remove it or choose another folder"
+                f"{path} line {number} is no manifest entry ({error}); choose another folder, or remove that line and "
+                "the result that it records, which is then made again"
             ) from error
         results[result.item] = replace(result, settings=settings.setdefault(result.digest, result.settings))
     return results

@@ -193,17 +193,30 @@ def _write(run: Run, batch: list[LoadedImage], solution: Restoration, computed, 
             path.parent.mkdir(parents=True, exist_ok=True)
             ready.append((atomic.stage(path, data), path, line))
     finally:
-        try:
-            run.manifest.append(*(line for _, _, line in ready), *numbers)
-        except BaseException:
-            for temporary, _, _ in ready:
-                temporary.unlink(missing_ok=True)
-            raise
+        full = _record(run, ready, numbers)
         for temporary, path, line in ready:
             os.replace(temporary, path)
             run.done.append(line)
         run.done.extend(numbers)
+    if full is not None:
+        raise full
     record_failures(run, *failures)
+
+
+def _record(run: Run, ready: list[tuple[Path, Path, ItemResult]], numbers: list[ItemResult]) -> BaseException | None:
+    """Put the lines on disk; where there is no room for all, give up images until there is, and return the error."""
+    error = None
+    while ready or numbers:
+        try:
+            run.manifest.append(*(line for _, _, line in ready), *numbers)
+            break
+        except BaseException as failed:
+            error = failed
+            if ready:
+                ready.pop()[0].unlink(missing_ok=True)
+            else:
+                numbers.pop()
+    return error
 
 
 def _result(

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import atomic
 from . import containers, images
 from .containers import Member
 from .finding import Found, find
@@ -53,7 +54,7 @@ class Source:
 
     def parts(self, out: Path) -> Path:
         """The folder of a container's results while some are missing."""
-        return out / self.place.with_name(f"{self.place.name}{PARTS}")
+        return atomic.beside(self.target(out), after=PARTS)
 
     def is_there(self, out: Path) -> bool:
         """Whether its result is, by itself or in its container."""
@@ -103,7 +104,9 @@ def find_sources(
             sources.append(Source(path, place))
             continue
         try:
-            sources += [Source(path, place, member, i) for i, member in enumerate(containers.members(path))]
+            members, others = containers.members(path)
+            sources += [Source(path, place, member, i) for i, member in enumerate(members)]
+            found.members += len(others)
         except UnreadableImage as error:
             broken.append(error)
     return sources, broken, found

@@ -12,7 +12,7 @@ from pathlib import Path
 from .. import pipeline
 from ..networks import LPN
 from ..pipeline import ItemResult, Share, Summary
-from ..pipeline.report import write_report
+from ..pipeline.report import check_target, write_report
 from ..pipeline.sources import find_sources
 from ..pipeline.tasks import Task
 from ..solvers import Conditions
@@ -54,7 +54,7 @@ def add_images_out(parser: argparse.ArgumentParser, model: str = options.AUTO) -
 
 def prepare(args) -> tuple[LPN | str, Share]:
     """The model on the device of this process, or "auto", once the images are known to be there."""
-    _refuse_options_without_effect(args)
+    _check_options(args)
     options.set_threads(args.threads)
     share = Share.from_environment()
     pipeline.find_images(args.images, args.recursive)  # wrong names are told before the model is loaded
@@ -63,9 +63,11 @@ def prepare(args) -> tuple[LPN | str, Share]:
     return options.load_image_model(args.model, args.device), share
 
 
-def _refuse_options_without_effect(args) -> None:
+def _check_options(args) -> None:
     if getattr(args, "seed", None) is not None and not args.simulate:
         raise ValueError("--seed has no effect without --simulate")
+    if getattr(args, "report", None) is not None:
+        check_target(args.report)
 
 
 def run(args, task: Task, model: LPN | str, share: Share, heading: str, conditions: Conditions | None = None) -> int:

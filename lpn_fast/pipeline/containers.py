@@ -93,7 +93,7 @@ def read_member(path: Path, member: Member, intensities: Range | None = None) ->
             data = _zip_member(path, member)
         except Exception as error:  # see images.decode
             raise UnreadableImage(shown, one_line(error)) from error
-        return images.decode(data, shown, intensities)
+        return images.decode(data, Path(f"{path}::{member.name}"), intensities)
     try:
         array = _ARRAYS[path.suffix.lower()](path, member)
         image = from_array(array, shown, intensities)

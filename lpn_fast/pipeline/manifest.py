@@ -111,6 +111,8 @@ class ItemResult:
         values = json.loads(line)
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
+        if values.get("status") not in ("done", "failed"):
+            raise ValueError(f"its status is {values.get('status')!r}")
         known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
         try:
             return cls(**known | {"notes": tuple(known.get("notes", ()))})

@@ -23,6 +23,7 @@ from .manifest import ItemResult
 from .run import DEGRADED_FOLDER
 from .sources import Source
 
+MARK, MARK_WITHIN = '<meta name="generator" content="lpn-fast">', 200  # bytes
 THUMBNAIL_SIDE = 192  # pixels, of the longer side
 MOST_PICTURES = 200  # some 8 MB
 
@@ -101,10 +102,18 @@ def write_report(
         body += [f"<h2>Before and after{rest}</h2>", *_figures(shown, by_item, Path(out))]
         body += ["<h2>Numbers</h2>", _numbers(done)]
     page = (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_text(title)}</title>\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{MARK}\n<title>{_text(title)}</title>\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
     )
-    return atomic.write(Path(path), page.encode())
+    return atomic.write(Path(path), page.encode(errors="backslashreplace"))  # names need not be UTF-8
+
+
+def check_target(path: Path) -> None:
+    """Raise a ValueError unless the page is new, or takes the place of an earlier one."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"the report must be a .html file, got {path}")
+    if path.exists() and not (path.is_file() and MARK.encode() in path.read_bytes()[:MARK_WITHIN]):
+        raise ValueError(f"{path} is no report of an earlier job; it is not overwritten")
 
 
 def _counts(results: Sequence[ItemResult]) -> str:

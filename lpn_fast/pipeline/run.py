@@ -307,5 +307,5 @@ def _quality(
 
 def _generator(seed: int, source: Source) -> torch.Generator:
     """Noise that depends on the seed and the name only."""
-    digest = hashlib.sha256(f"{seed}/{source.item}".encode()).digest()
+    digest = hashlib.sha256(os.fsencode(f"{seed}/{source.item}")).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

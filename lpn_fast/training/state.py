@@ -94,7 +94,9 @@ def read(path: Path) -> Snapshot:
         raise ValueError(f"{path} is not a readable resume file: {error}; remove it to start anew") from error
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} is not a resume file of lpn-fast train; remove it to start anew")
-    if header.get("sha256") != _digest(tensors, header.get("progress", "")):
+    if "sha256" not in header:
+        raise ValueError(f"{path} is of an earlier version, which wrote no checksum; remove it to start anew")
+    if header["sha256"] != _digest(tensors, header.get("progress", "")):
         raise ValueError(f"{path} is damaged: its content is not what was written; remove it to start anew")
     return Snapshot(tensors, json.loads(header["progress"]))
 
@@ -104,5 +106,5 @@ def _digest(tensors: dict[str, Tensor], progress: str) -> str:
     digest = hashlib.sha256(progress.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

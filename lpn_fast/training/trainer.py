@@ -146,7 +146,7 @@ class Trainer:
         self.optimizer = ProjectedAdam(*parts, lr=self.phases[0].learning_rate)
         self.average = None if ema_decay is None else WeightAverage(model, ema_decay)
         self.step, self.total_steps = 0, sum(phase.steps for phase in self.phases)
-        self.rate_factor, self.rollbacks = 1.0, 0
+        self.rate_factor, self.rollbacks, self._loss = 1.0, 0, math.nan
         self._tried = -1  # step of the last state that was to be written
         self.passed: dict[int, bool] = {}  # index of a phase -> whether its precision passed the check
         self.log = RunLog(self.out if self.group.leads else None, self.progress, tensorboard and self.group.leads)
@@ -307,6 +307,7 @@ class Trainer:
         loss = self.pace.window_ends()
         sums = torch._foreach_norm([p.detach() for p in self.model.parameters()])
         if math.isfinite(loss) and bool(torch.isfinite(torch.stack(sums)).all()):
+            self._loss = loss
             self._good = self._snapshot()
             self._bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
             return True
@@ -333,7 +334,8 @@ class Trainer:
     def _snapshot(self) -> state.Snapshot:
         progress = {
             "step": self.step,
-            "fingerprint": self._fingerprint(),
+            "settings": self._settings(),
+            "loss": self._loss if math.isfinite(self._loss) else None,
             "rate_factor": self.rate_factor,
             "rollbacks": self.rollbacks,
             "passed": {str(index): flag for index, flag in self.passed.items()},
@@ -346,6 +348,7 @@ class Trainer:
         progress = snapshot.progress
         self.step, self.rate_factor = progress["step"], progress["rate_factor"]
         self.rollbacks = progress["rollbacks"]
+        self._loss = math.nan if progress["loss"] is None else progress["loss"]
         self.passed = {int(index): flag for index, flag in progress["passed"].items()}
         if self.average is not None:
             self.average.tensors = average
@@ -374,11 +377,11 @@ class Trainer:
         self.group.agree(True, own.device)  # wait for the folder
         if path.exists():
             snapshot = state.read(path)
-            if snapshot.progress["fingerprint"] != self._fingerprint():
-                raise ValueError(
-                    f"{path} belongs to a run with another model, schedule, sigma, batch size or seed, or other data; "
-                    "choose another folder or remove it"
-                )
+            there, here = snapshot.progress.get("settings", {}), self._settings()
+            other = [name for name in here if there.get(name) != here[name]]
+            if other:
+                raise ValueError(f"{path} belongs to a run with another {', another '.join(other)}; "
+                                 "choose another folder or remove it")  # fmt: skip
             self._restore(snapshot)
             # a finished run validates again, and writes that row again
             self.log.forget_after(self.step - (self.step == self.total_steps))
@@ -387,7 +390,7 @@ class Trainer:
     def _validate(self) -> dict:
         """Validate, append a row to the log, return the figures."""
         index, within = locate(self.phases, self.step - 1)
-        figures = {"loss": self.pace.mean_loss()}
+        figures = {"loss": self.pace.mean_loss() if self.pace.recent else self._loss}
         rate = self.rate_factor * self.phases[index].rate(within)
         if self.validate is not None and self.group.leads:
             mode = self.model.training
@@ -400,19 +403,24 @@ class Trainer:
         self.log.row(self.step, {"seconds": seconds, "learning_rate": rate, **figures})
         return figures
 
-    def _fingerprint(self) -> str:
-        """Digest of what makes two runs the same run."""
-        decay = None if self.average is None else self.average.decay
-        numbers = [self.batches.sigma_range, self.batches.batch_size, self.seed, self.gain_limit, self.expansion_weight]
-        numbers += [self.margin] if self.margin else []
-        parts = [
-            self.model.spec.encoded,
-            json.dumps([dataclasses.asdict(phase) for phase in self.phases]),
-            json.dumps([*numbers, self.clip_norm, decay, self.precision]),
-            "" if self.problems is None else json.dumps(vars(self.problems)),
-            getattr(self.batches.sampler, "fingerprint", ""),
-        ]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    def _settings(self) -> dict:
+        """What makes two runs the same run, by its name; JSON-ready."""
+        settings = {
+            "model": hashlib.sha256(self.model.spec.encoded.encode()).hexdigest()[:16],
+            "schedule": [dataclasses.asdict(phase) for phase in self.phases],
+            "sigma": self.batches.sigma_range,
+            "batch_size": self.batches.batch_size,
+            "seed": self.seed,
+            "gain_limit": self.gain_limit,
+            "expansion_weight": self.expansion_weight,
+            "margin": self.margin,
+            "clip_norm": self.clip_norm,
+            "ema_decay": None if self.average is None else self.average.decay,
+            "precision": self.precision,
+            "task": None if self.problems is None else vars(self.problems),
+            "data": getattr(self.batches.sampler, "fingerprint", ""),
+        }
+        return json.loads(json.dumps(settings))  # as it is read again
 
     def _check(self) -> None:
         if not self.phases:

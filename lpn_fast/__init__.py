@@ -33,6 +33,7 @@ from .networks import (
 from .ops.registry import use_backend
 from .prior import AmortisedPrior, Inversion, PriorValue, Verdict, invert, moreau_envelope, rescaled, verify
 from .restoration import reconstruct
+from .solvers import estimate_noise
 from .training import ProximalMatchingLoss
 
 if TYPE_CHECKING:  # the package `prior` may be called, which a type checker learns from its class only
@@ -58,6 +59,7 @@ __all__ = [
     "asymptotic_gain",
     "data",
     "lipschitz_bound",
+    "estimate_noise",
     "explain",
     "from_reference",
     "interop",

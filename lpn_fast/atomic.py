@@ -5,9 +5,12 @@ temporary files begin with a dot and end in ".tmp", so that no reader takes one 
 """
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+LONGEST_NAME = 255  # bytes, of a file in every common file system
 
 
 @contextlib.contextmanager
@@ -72,12 +75,29 @@ def append(descriptor: int, data: bytes) -> None:
         raise
 
 
+def beside(path: Path, before: str = "", after: str = "") -> Path:
+    """Another name made from that of `path`, or, where that is too long for a file, from its digest.
+
+    Examples
+    --------
+    >>> beside(Path("out/a.png"), ".", ".tmp").name
+    '.a.png.tmp'
+    >>> len(beside(Path(255 * "a"), ".", ".tmp").name)
+    37
+    """
+    name, stored = f"{before}{path.name}{after}", os.fsencode(path.name)
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f"{before}{hashlib.sha256(stored).hexdigest()[:32]}{after}"
+    return path.with_name(name)
+
+
 @contextlib.contextmanager
 def _complete(path: Path, alone: bool) -> Iterator[Path]:
     """The temporary file, forced to disk when the block ends; removed if it raises."""
-    temporary = path.with_name(f".{path.name}.tmp" if alone else f".{path.name}.{os.getpid()}.tmp")
+    temporary = beside(path, ".", ".tmp" if alone else f".{os.getpid()}.tmp")
     try:
-        temporary.touch()
+        temporary.unlink(missing_ok=True)
+        temporary.touch(exist_ok=False)  # not what somebody put there, a link to another file say
         mode = temporary.stat().st_mode  # by the umask; safetensors gives its files another
         yield temporary
         with open(temporary, "rb+") as file:

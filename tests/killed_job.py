@@ -32,8 +32,8 @@ class Recorded(Denoise):
 
     log: Path
 
-    def solve(self, y, model, on_iteration=None):
-        solution = super().solve(y, model, on_iteration)
+    def solve(self, y, model, *rest, **options):
+        solution = super().solve(y, model, *rest, **options)
         if y.shape[-1] != PROBE_SIDE:
             numbers = (y[:, 0, 0, 0] * SCALE).round().int().tolist()
             with open(self.log, "ab", buffering=0) as file:

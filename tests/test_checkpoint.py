@@ -98,6 +98,7 @@ def written(tmp_path, tensors=None, **header):
         ({"stages.1.core": torch.ones(2, 3)}, {}, r"must have shape \(3, 3\), got \(2, 3\)"),
         ({"stages.1.core": None}, {}, "missing.*stages.1.core"),
         ({"surplus": torch.ones(1)}, {}, "unexpected.*surplus"),
+        ({}, {"card": "[1]"}, "its card must be a JSON object, got list"),
     ],
 )
 def test_files_that_are_not_ours_are_refused(tmp_path, tensors, header, message):

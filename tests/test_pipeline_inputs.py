@@ -299,7 +299,7 @@ def test_dicom_without_pydicom_says_what_to_install(tmp_path, monkeypatch):
 def test_h5_without_h5py_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "a.h5").write_bytes(b"\0" * 200)
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
-    sources, broken = find_sources(tmp_path / "a.h5")
+    sources, broken, _ = find_sources(tmp_path / "a.h5")
     assert not sources and 'pip install "lpn-fast[hdf5]"' in str(broken[0])
 
 
@@ -357,7 +357,7 @@ def test_names_of_datasets_that_are_no_text_are_refused(tmp_path):
     h5py = pytest.importorskip("h5py", reason="h5py is not installed (extra 'hdf5')")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset(b"caf\xe9", data=pixels())
-    sources, broken = find_sources(tmp_path / "a.h5")
+    sources, broken, _ = find_sources(tmp_path / "a.h5")
     assert not sources and "must be UTF-8" in str(broken[0])
 
 
@@ -382,7 +382,7 @@ def test_mutated_containers_are_read_or_refused(suffix, tmp_path):
     @given(EDITS, LENGTHS)
     def check(edits, length):
         path.write_bytes(mutated(good, edits, length))
-        sources, broken = find_sources(path)
+        sources, broken, _ = find_sources(path)
         for source in sources:
             try:
                 source.read()
@@ -415,4 +415,4 @@ def test_a_manifest_line_is_plain_json(folder, tmp_path, model):
     run(folder, tmp_path / "out", model)
     line = json.loads((tmp_path / "out/manifest.jsonl").read_bytes().decode("ascii"))
     assert line["item"] == "写.npy" and line["noise_estimate"] > 0.1 and line["seconds"] > 0
-    assert Source(folder / "写.npy").sha256() == line["source_sha256"]
+    assert Source(folder / "写.npy", Path("写.npy")).sha256() == line["source_sha256"]

@@ -406,10 +406,10 @@ def test_results_do_not_depend_on_the_number_of_solvers(tmp_path, model, threads
     (folder / "05.npy").write_bytes(b"no array")
 
     class Breaking(type(task)):
-        def solve(self, y, model, on_iteration=None):
+        def solve(self, y, model, *rest, **options):
             if y.shape[-2] == 21 and (y[:, 0, 0, 0] == poison).any():
                 raise RuntimeError("broken on purpose")
-            return super().solve(y, model, on_iteration)
+            return super().solve(y, model, *rest, **options)
 
     poison = float(np.load(folder / "10.npy")[0, 0])
     breaking, found = Breaking(**vars(task)), {}
@@ -450,7 +450,7 @@ def test_a_lost_device_ends_the_job_instead_of_failing_every_image(tmp_path, mod
     def lost(self):
         raise RuntimeError("cuda:0 does not answer any more; finished images are kept: gone")
 
-    def break_down(self, y, model, on_iteration=None):
+    def break_down(self, y, model, *rest, **options):
         raise RuntimeError("device-side error")
 
     monkeypatch.setattr("lpn_fast.pipeline.transfer.Transfer.check_alive", lost)

@@ -154,6 +154,6 @@ def test_a_browser_shows_the_pictures(place):
 def test_a_result_that_is_gone_leaves_a_note_in_its_place(place):
     run(place, "denoise", "--sigma", "0.1")
     (place / "out/b.png").unlink()
-    results, (sources, _) = list(read_results(place / "out").values()), find_sources(place / "images")
+    results, (sources, *_) = list(read_results(place / "out").values()), find_sources(place / "images")
     text = report.write_report(place / "later.html", results, sources, place / "out", "a < b").read_text()
     assert text.count("after: cannot be shown") == 1 and "<h1>a &lt; b</h1>" in text

@@ -1,7 +1,5 @@
 """The prior: inverses, values and proxes of adjustable strength, against closed forms, brute force and scipy."""
 
-import argparse
-import csv
 import math
 import warnings
 
@@ -9,12 +7,10 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
-from PIL import Image
 
 import lpn_fast as lf
 from lpn_fast.algebra import reference
 from lpn_fast.algebra.spec import Spec, Stage
-from lpn_fast.cli import prior as cli_prior
 from lpn_fast.ops.solve import EQUATION_METHODS, Equation, Verdict, linear
 from lpn_fast.ops.solve.linear import conjugate_gradient
 
@@ -450,54 +446,3 @@ def test_conjugate_gradients_solve_every_system_and_drop_the_finished():
     x = conjugate_gradient(Dense(matrices), b, 1e-12, 400, observe=sizes.append)
     assert torch.allclose(x, torch.linalg.solve(matrices, b), rtol=1e-6, atol=1e-8)
     assert sizes[0] == 40 and sizes[-1] < linear.COMPACT_FRACTION * 40
-
-
-# ---- command line
-
-
-def run_cli(*arguments):
-    parser = argparse.ArgumentParser()
-    cli_prior.add_parser(parser.add_subparsers(dest="command"))
-    args = parser.parse_args(["prior", *map(str, arguments)])
-    return args.run(args)
-
-
-def test_the_command_scores_images_and_resumes(tmp_path, capsys):
-    model = lf.ConvLPN(1, hidden=4, strides=(1, 2), alpha=0.1)
-    lf.save(model, tmp_path / "model.safetensors")
-    images = tmp_path / "images"
-    images.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 12, 10), dtype=np.uint8)
-    for index in range(3):
-        Image.fromarray(pixels[index]).save(images / f"{index}.png")
-    Image.fromarray(pixels.transpose(1, 2, 0)).save(images / "colour.png")
-    (images / "broken.png").write_bytes(b"no image")
-    out, options = tmp_path / "scores.csv", ["--model", tmp_path / "model.safetensors"]
-
-    assert run_cli(images, "-o", out, *options) == 1
-    assert "broken.png" in capsys.readouterr().out
-    rows = {row["image"].rpartition("/")[2]: row for row in csv.DictReader(out.open())}
-    x = torch.from_numpy(pixels[:, None] / np.float32(255))
-    planes = lf.prior(model, x)
-    values, residuals = planes.value, planes.residual
-    assert float(rows["1.png"]["value"]) == pytest.approx(values[1].item(), rel=1e-6)
-    assert float(rows["colour.png"]["value"]) == pytest.approx(values.sum().item(), rel=1e-6)
-    assert all(row["converged"] == "True" for row in rows.values())
-    worst = float(rows["colour.png"]["residual"])
-    assert residuals.max() > 1.5 * residuals.min() and worst == pytest.approx(residuals.max().item(), rel=0.01)
-
-    whole = out.read_text()
-    out.write_text(whole[:-20])  # as a kill in the middle of a line leaves it
-    assert run_cli(images / "*[0-9e].png", images / "colour.png", "-o", out, *options) == 0
-    again = {row["image"].rpartition("/")[2]: row for row in csv.DictReader(out.open())}
-    assert again.keys() == rows.keys() and len(out.read_text().splitlines()) == 5
-    assert all(float(again[k]["value"]) == pytest.approx(float(rows[k]["value"]), rel=1e-7) for k in rows)
-    with pytest.raises(ValueError, match="another file"):
-        run_cli(images, "-o", out, *options, "--tol", "1e-3")
-
-
-def test_a_level_is_asked_for_before_anything_is_written(tmp_path):
-    Image.fromarray(np.zeros((12, 10), np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"--sigma must be given, natural-gray has a prior for each level from 0\.01"):
-        run_cli(tmp_path / "a.png", "-o", tmp_path / "scores.csv")
-    assert not (tmp_path / "scores.csv").exists()

@@ -90,7 +90,7 @@ def test_interrupted_runs_resume_with_averages_and_clipping(tmp_path):
     last = small_trainer(tmp_path / "parts", **options)
     last.run()
     assert torch.equal(weights(last), weights(whole))
-    with pytest.raises(ValueError, match="belongs to a run with another"):
+    with pytest.raises(ValueError, match="belongs to a run with another ema_decay; choose another folder"):
         small_trainer(tmp_path / "parts", ema_decay=0.8, clip_norm=0.05).run()
 
 
@@ -98,10 +98,22 @@ def test_rows_that_a_stop_undid_are_not_in_the_log_twice(tmp_path):
     arguments = {"validate": lambda model: {"figure": 1.0}, "validate_every": 8}
     with pytest.raises(KeyboardInterrupt):
         interrupted_at(small_trainer(tmp_path, **arguments), 39).run()
-    small_trainer(tmp_path, **arguments).run()
-    small_trainer(tmp_path, **arguments).run()  # a finished run
+    first = small_trainer(tmp_path, **arguments).run()
+    loss = list(csv.DictReader(open(tmp_path / "log.csv")))[-1]["loss"]
+    again = small_trainer(tmp_path, **arguments).run()  # a finished run
     rows = list(csv.DictReader(open(tmp_path / "log.csv")))
     assert [int(row["step"]) for row in rows] == [8, 16, 24, 32, 40, 48, 56, 64, 70]
+    assert again["loss"] == first["loss"] and rows[-1]["loss"] == loss and float(loss) > 0
+
+
+def test_a_resume_file_with_a_flipped_bit_is_refused(tmp_path):
+    small_trainer(tmp_path).run()
+    path = tmp_path / "resume.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged: its content is not what was written"):
+        small_trainer(tmp_path).run()
 
 
 @pytest.mark.slow

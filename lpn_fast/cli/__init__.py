@@ -5,6 +5,7 @@ A command is a module with `add_parser(subparsers)` and `run(args) -> int`. Exit
     1    the work failed, or a part of it; what failed is listed
     2    wrong use; one line on standard error says what and how to mend it
     130  interrupted
+    141  the output was closed, by `| head` say
 The environment variable LPN_FAST_TRACEBACK=1 lets errors through with their traceback.
 """
 
@@ -19,7 +20,7 @@ __all__ = ["main"]
 
 COMMANDS = (demo, reconstruct, denoise, prior, verify, train, convert, export, bench, tune, info, completion)
 
-DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_USE, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 130, 141
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -47,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     lpn-fast ...
     0
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names of files need not be of the terminal's alphabet
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser()
     try:
         args = parser.parse_args(argv)
@@ -55,7 +59,12 @@ def main(argv: list[str] | None = None) -> int:
     if os.environ.get("LPN_FAST_TRACEBACK") == "1":
         return args.run(args)
     try:
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        return CLOSED_PIPE
     except KeyboardInterrupt:
         remedy = getattr(args, "when_interrupted", "the same command goes on where this one stopped")
         return _complain(args, f"interrupted; {remedy}", INTERRUPTED)

@@ -1,34 +1,36 @@
-"""What `reconstruct` and `denoise` have in common: arguments, the job, what is printed of it, the exit code.
+"""What the commands of a job have in common: arguments, the job, what is printed of it, the exit code.
 
 Started by torchrun, every process does its share and prints a line of its own. Only the process that ends last
 exits with 1 for images that failed: torchrun would end the others as soon as one does.
 """
 
 import argparse
+import statistics
+from collections import Counter
 from pathlib import Path
 
 from .. import pipeline
 from ..networks import LPN
 from ..pipeline import ItemResult, Share, Summary
-from ..pipeline.report import write_report
+from ..pipeline.report import check_target, write_report
 from ..pipeline.sources import find_sources
 from ..pipeline.tasks import Task
 from ..solvers import Conditions
 from . import options
 from .tables import table
 
+FAR = 3.0  # factor between a noise level and its estimate from which on one of them is doubted
 RESUME = "finished images are kept, the same command goes on where this one stopped"
 FORMATS = "png, jpg, tif, bmp, npy, dcm; npz, zip, h5"
 
 
-def add_arguments(parser: argparse.ArgumentParser, model: str = options.DEFAULT_MODEL) -> None:
-    """Images in, folder out, model and machine."""
+def add_job(parser: argparse.ArgumentParser, out: str, purpose: str, model: str = options.AUTO) -> None:
+    """Images in, results out, model and machine."""
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGES", help=f"files, folders, patterns, @list.txt: {FORMATS}")
-    add("-o", "--out", required=True, metavar="DIR", help="for results and manifest.jsonl")
+    add("-o", "--out", required=True, metavar=out, help=purpose)
+    add("-r", "--recursive", action="store_true", help="look into subfolders; results keep the folders' structure")
     options.add_model(parser, model)
-    add("--simulate", action="store_true", help="IMAGES are truths: degrade them first, then print PSNR and SSIM")
-    add("--seed", type=int, default=0, metavar="N", help="of that noise (default: 0)")
     add(
         "--intensities",
         type=float,
@@ -36,67 +38,117 @@ def add_arguments(parser: argparse.ArgumentParser, model: str = options.DEFAULT_
         metavar=("LOW", "HIGH"),
         help="what becomes 0 and 1 of floating-point and DICOM files (default: 0 1; for CT -1024 3071)",
     )
-    add("--report", type=Path, metavar="HTML", help="write a page with thumbnails, numbers and conditions")
     options.add_machine(parser)
     add("--batch-pixels", type=int, metavar="N", help="pixels per network evaluation (default: what fits into memory)")
     parser.set_defaults(when_interrupted=RESUME)
 
 
-def prepare(args) -> tuple[LPN, Share]:
-    """The model on the device of this process, once the images are known to be there."""
+def add_images_out(parser: argparse.ArgumentParser, model: str = options.AUTO) -> None:
+    """The arguments of `add_job` and those of jobs that make images."""
+    add_job(parser, "DIR", "for results and manifest.jsonl", model)
+    add = parser.add_argument
+    add("--simulate", action="store_true", help="IMAGES are truths: degrade them first, then print PSNR and SSIM")
+    add("--seed", type=int, metavar="N", help="of that noise (default: 0)")
+    add("--report", type=Path, metavar="HTML", help="write a page with thumbnails, numbers and conditions")
+
+
+def prepare(args) -> tuple[LPN | str, Share]:
+    """The model on the device of this process, or "auto", once the images are known to be there."""
+    _check_options(args)
     options.set_threads(args.threads)
     share = Share.from_environment()
-    pipeline.find_images(args.images)  # wrong names are told before the model is loaded
-    device = f"cuda:{share.local_rank}" if args.device == "cuda" and not share.is_only else args.device
-    return options.load_image_model(args.model, device), share
+    pipeline.find_images(args.images, args.recursive)  # wrong names are told before the model is loaded
+    if args.device == "cuda" and not share.is_only:
+        args.device = f"cuda:{share.local_rank}"
+    return options.load_image_model(args.model, args.device), share
 
 
-def run(args, task: Task, model: LPN, share: Share, heading: str, conditions: Conditions | None = None) -> int:
+def _check_options(args) -> None:
+    if getattr(args, "seed", None) is not None and not args.simulate:
+        raise ValueError("--seed has no effect without --simulate")
+    if getattr(args, "report", None) is not None:
+        check_target(args.report)
+
+
+def run(args, task: Task, model: LPN | str, share: Share, heading: str, conditions: Conditions | None = None) -> int:
     """Run the job; the exit code."""
     if share.rank == 0:
         print(heading if conditions is None else f"{heading}\n\n{conditions}", end="\n\n", flush=True)
-    summary = pipeline.reconstruct(
-        args.images,
-        args.out,
-        task=task,
-        model=model,
-        simulate=args.simulate,
-        seed=args.seed,
-        batch_pixels=args.batch_pixels,
-        intensities=None if args.intensities is None else tuple(args.intensities),
-        share=share,
-        progress=True,
-    )
+    summary = work(args, task, model, share, args.out, simulate=args.simulate, seed=args.seed or 0)
     is_last = summary.everything is not None
     if args.report is not None and is_last:
-        sources, _ = find_sources(args.images)
+        sources, *_ = find_sources(args.images, args.recursive, Path(args.out))
         args.report.parent.mkdir(parents=True, exist_ok=True)
         write_report(args.report, summary.everything, sources, args.out, heading, conditions)
-    _print(summary, share, args.simulate)
+    if args.simulate and (summary.done or summary.skipped):
+        print(_quality_table((*summary.done, *summary.skipped)))
+    print_summary(summary, share, args.out)
+    warn_of_noise(task, summary)
     if is_last:
         for name in summary.incomplete:
             print(f"{name} is incomplete, some of its images failed; the others are in {args.out}/{name}.parts")
         if args.report is not None:
             print(f"report: {args.report}")
+    return exit_code(summary, share)
+
+
+def work(args, task: Task, model: LPN | str, share: Share, out: str | Path, **options) -> Summary:
+    """The job of the shared arguments."""
+    return pipeline.reconstruct(
+        args.images,
+        out,
+        task=task,
+        model=model,
+        recursive=args.recursive,
+        batch_pixels=args.batch_pixels,
+        intensities=None if args.intensities is None else tuple(args.intensities),
+        share=share,
+        device=args.device,
+        progress=True,
+        **options,
+    )
+
+
+def exit_code(summary: Summary, share: Share) -> int:
+    """1 if an image failed."""
     failed = any(result.status != "done" for result in summary.everything or ())
     return 1 if failed or (share.is_only and summary.failed) else 0
 
 
-def _print(summary: Summary, share: Share, simulated: bool) -> None:
+def print_summary(summary: Summary, share: Share, out: str | Path) -> None:
+    """What became of the images, where results are."""
     finished = (*summary.done, *summary.skipped)
-    if simulated and finished:
-        print(_quality_table(finished))
     for result in summary.failed:
         print(f"failed: {result.source}: {result.error}")
     for result in finished:
         for note in result.notes:
             print(f"note: {result.source}: {note}")
-    late = sum(result.converged is False for result in finished)
+    late = sum(result.converged is False for result in finished if result.value is None)
     if late:
         print(f"{late} images did not converge within the iterations allowed")
     earlier = f", {len(summary.skipped)} finished earlier" if summary.skipped else ""
+    used = Counter(result.model for result in finished if result.model is not None)
+    if used:
+        print("models: " + ", ".join(f"{name} {count}" for name, count in used.items()))
+    levels = [result.sigma for result in finished if result.sigma is not None]
+    if levels and min(levels) < max(levels):
+        print(f"noise: {min(levels):.3g} to {max(levels):.3g}, {statistics.median(levels):.3g} in the middle")
+    if summary.passed_over and share.rank == 0:
+        print(summary.passed_over)
     whose = "" if share.is_only else f"process {share.rank} of {share.world}: "
-    print(f"{whose}{len(summary.done)} done{earlier}, {len(summary.failed)} failed -> {summary.out}", flush=True)
+    print(f"{whose}{len(summary.done)} done{earlier}, {len(summary.failed)} failed -> {out}", flush=True)
+
+
+def warn_of_noise(task: Task, summary: Summary) -> None:
+    """Say so if what was said of the noise is far from what the images show."""
+    said = task.expected_noise
+    shown = [r.noise_estimate for r in (*summary.done, *summary.skipped) if r.noise_estimate]
+    off = [level for level in shown if said and not said / FAR <= level <= said * FAR]
+    if off:
+        print(
+            f"warning: the noise given, {said:g}, is off by a factor above {FAR:g} from what {len(off)} of "
+            f"{len(shown)} images show, {statistics.median(off):.2g} in the middle; auto takes what they show"
+        )
 
 
 def _quality_table(finished: tuple[ItemResult, ...]) -> str:

@@ -8,6 +8,7 @@ import torch
 from ..networks import LPN, list_pretrained, shipped_or_loaded
 
 DEFAULT_MODEL = "natural-gray"
+AUTO = "auto"
 DEBLURRING_MODEL = "natural-gray-deblur"
 
 
@@ -28,8 +29,20 @@ def add_model(parser: argparse.ArgumentParser, default: str = DEFAULT_MODEL) -> 
         "--model",
         default=default,
         metavar="NAME_OR_PATH",
-        help="shipped model (see lpn-fast info) or a file of lpn_fast.save (default: %(default)s)",
+        help="shipped model (see lpn-fast info) or a file of lpn_fast.save"
+        + ("; auto takes a shipped one that suits the image" if default == AUTO else "")
+        + " (default: %(default)s)",
     )
+
+
+def noise_level(text: str) -> float | None:
+    """A number, or None for `auto`."""
+    if text == AUTO:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number or {AUTO}, got {text!r}") from None
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
@@ -55,19 +68,31 @@ def load_model(name_or_path: str, device: str = "cpu") -> LPN:
     ValueError
         Neither, a file that is no model, or a device that is not there.
     """
-    try:
-        device = torch.device(device)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device must be one that torch can use here, got {device}; try cpu") from error
+    device = checked_device(device)
     if name_or_path in list_pretrained() or Path(name_or_path).is_file():
         return shipped_or_loaded(name_or_path, device)
     shipped = ", ".join(list_pretrained()) or "none"
     raise ValueError(f"--model must be a shipped model ({shipped}) or an existing file, got {name_or_path!r}")
 
 
-def load_image_model(name_or_path: str, device: str = "cpu") -> LPN:
-    """As `load_model`, for commands that work on image files; a ValueError for a network of vectors or volumes."""
+def checked_device(name: str) -> torch.device:
+    """The device of that name, which answers; else a ValueError."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device must be one that torch can use here, got {name}; try cpu") from error
+    return device
+
+
+def load_image_model(name_or_path: str, device: str = "cpu") -> LPN | str:
+    """As `load_model`, for commands that work on image files; a ValueError for a network of vectors or volumes.
+
+    `auto` is returned as it is, once the device is known to be there.
+    """
+    if name_or_path == AUTO:
+        checked_device(device)
+        return AUTO
     model = load_model(name_or_path, device)
     if len(model.spec.axes) != 2:
         kind = "vectors" if model.spec.is_dense else "volumes"

@@ -30,7 +30,7 @@ EXAMPLES = """\
 def add_parser(subparsers) -> None:
     """Add the command to the parser's commands."""
     parser = options.add_command(subparsers, "reconstruct", "reconstruct a batch of images", DESCRIPTION, EXAMPLES)
-    batch.add_arguments(parser, options.DEBLURRING_MODEL)
+    batch.add_images_out(parser, options.DEBLURRING_MODEL)
     parser.add_argument("--task", choices=["deblur"], default="deblur", help="(default: deblur)")
     blur = parser.add_mutually_exclusive_group()
     blur.add_argument(

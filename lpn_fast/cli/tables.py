@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 Cell = str | float | None
+FORMULA_MARKS = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets run when a cell begins with it
 Rows = Sequence[Sequence[Cell]]
 
 
@@ -47,11 +48,21 @@ def markdown(header: Sequence[str], rows: Rows, mean_of: tuple[int, int] | None 
 
 
 def csv_text(header: Sequence[str], rows: Rows) -> str:
-    """The same as CSV, with unknown values empty and numbers in full."""
+    """The same as CSV, with unknown values empty and numbers in full.
+
+    Text is quoted, and one that a spreadsheet would take for a formula begins with `./`, which leaves a path the same.
+
+    Examples
+    --------
+    >>> print(csv_text(("image", "value"), [("=1+1.png", 0.5)]), end="")
+    "image","value"
+    "./=1+1.png",0.5
+    """
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    writer = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(header)
-    writer.writerows(rows)
+    for row in rows:
+        writer.writerow([f"./{c}" if isinstance(c, str) and c.startswith(FORMULA_MARKS) else c for c in row])
     return buffer.getvalue()
 
 

@@ -87,6 +87,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LPN:
         raise ValueError(f"{path} must be written by lpn_fast.save, its header says format={header.get('format')!r}")
     try:
         version, card = int(header["version"]), json.loads(header.get("card", "{}"))
+        if not isinstance(card, dict):
+            raise ValueError(f"its card must be a JSON object, got {type(card).__name__}")
         spec = from_dict(json.loads(header["spec"])) if version <= VERSION else None
         slots = [] if spec is None else layout(spec)
     except Exception as error:  # a header is outside input: whatever it provokes concerns this file only

@@ -1,10 +1,11 @@
 """From image files to reconstructed image files: batched, restartable, one bad file never stops the rest."""
 
+from .finding import find_images
 from .images import Encoding, Image, UnreadableImage, read_image, write_image
 from .job import Summary, reconstruct
 from .manifest import ItemResult
 from .processes import Share
-from .sources import find_images
+from .scoring import Score
 from .tasks import Deblur, Denoise, Restoration
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Image",
     "ItemResult",
     "Restoration",
+    "Score",
     "Share",
     "Summary",
     "UnreadableImage",

@@ -11,7 +11,7 @@ bucket. Samples do not see each other, so the grouping changes results by roundi
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
@@ -117,7 +117,10 @@ def from_samples(
 
 
 def bucketed(
-    jobs: Iterable[Job], samples_of: Callable[[Job], Tensor], batch_pixels: int = BATCH_PIXELS
+    jobs: Iterable[Job],
+    samples_of: Callable[[Job], Tensor],
+    batch_pixels: int = BATCH_PIXELS,
+    kind_of: Callable[[Job], Hashable] = lambda job: None,
 ) -> Iterator[list[Job]]:
     """Jobs in lists whose samples can be concatenated, read from the stream as needed.
 
@@ -128,6 +131,8 @@ def bucketed(
         The samples of a job, (n, c, h, w).
     batch_pixels : int
         Most values n c h w of a list; a job that exceeds it alone travels alone.
+    kind_of : callable
+        Jobs of different kinds do not share a list.
 
     Yields
     ------
@@ -147,11 +152,11 @@ def bucketed(
     """
     if batch_pixels < 1:
         raise ValueError(f"batch_pixels must be at least 1, got {batch_pixels}")
-    buckets: dict[torch.Size, list[Job]] = {}
-    waiting: dict[torch.Size, int] = {}  # pixels per bucket
+    buckets: dict[Hashable, list[Job]] = {}
+    waiting: dict[Hashable, int] = {}  # pixels per bucket
     for job in jobs:
         samples = samples_of(job)
-        size, pixels = samples.shape[1:], samples.numel()
+        size, pixels = (samples.shape[1:], kind_of(job)), samples.numel()
         if waiting.get(size, 0) + pixels > batch_pixels and size in buckets:
             waiting.pop(size)
             yield buckets.pop(size)

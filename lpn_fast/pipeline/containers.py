@@ -15,7 +15,9 @@ import io
 import os
 import shutil
 import tokenize
+import warnings
 import zipfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +41,7 @@ class Member:
     name : str
         Of the array or file in it; "" for the one array of a .npy file.
     index : int or None
-        Position in a stack.
+        Position in a stack, or among the files of one name that a .zip may hold.
     """
 
     name: str
@@ -60,8 +62,8 @@ def is_container(path: Path) -> bool:
         return False  # reading it as an image will say what is wrong
 
 
-def members(path: Path) -> list[Member]:
-    """The images of a container, in its order.
+def members(path: Path) -> tuple[list[Member], list[str]]:
+    """The images of a container, in its order, and what it holds besides.
 
     Raises
     ------
@@ -69,12 +71,12 @@ def members(path: Path) -> list[Member]:
         No container, or one without images.
     """
     try:
-        found = _LISTINGS[path.suffix.lower()](path)
+        found, others = _LISTINGS[path.suffix.lower()](path)
     except Exception as error:  # see images.decode
         raise UnreadableImage(path, one_line(error)) from error
     if not found:
-        raise UnreadableImage(path, "it holds no images")
-    return found
+        raise UnreadableImage(path, "it holds no images" + (f", but {others[0]}" if others else ""))
+    return found, others
 
 
 def read_member(path: Path, member: Member, intensities: Range | None = None) -> Image:
@@ -88,10 +90,10 @@ def read_member(path: Path, member: Member, intensities: Range | None = None) ->
     shown = Path(f"{path}::{member}")
     if path.suffix.lower() == ".zip":
         try:
-            data = _zip_member(path, member.name)
+            data = _zip_member(path, member)
         except Exception as error:  # see images.decode
             raise UnreadableImage(shown, one_line(error)) from error
-        return images.decode(data, shown, intensities)
+        return images.decode(data, Path(f"{path}::{member.name}"), intensities)
     try:
         array = _ARRAYS[path.suffix.lower()](path, member)
         image = from_array(array, shown, intensities)
@@ -129,7 +131,7 @@ def pack(source: Path, parts: list[tuple[Member, Path]], out: Path) -> None:
 
 def remove_parts(folder: Path) -> None:
     """Remove a folder of parts so that it is whole or gone: a kill in between must not leave some of them."""
-    gone = folder.with_name(f".{folder.name}.gone")
+    gone = atomic.beside(folder, ".", ".gone")
     shutil.rmtree(gone, ignore_errors=True)
     os.replace(folder, gone)
     shutil.rmtree(gone, ignore_errors=True)
@@ -138,52 +140,73 @@ def remove_parts(folder: Path) -> None:
 # ---- what is in a container
 
 
-def _of_array(name: str, shape: tuple[int, ...]) -> list[Member]:
-    return [Member(name, index) for index in range(shape[0])] if len(shape) == STACK_DIMENSIONS else [Member(name)]
+Listing = tuple[list[Member], list[str]]  # images, and what else there is
 
 
-def _list_npy(path: Path) -> list[Member]:
-    return _of_array("", _mapped(path).shape)
+def _of_array(name: str, shape: tuple[int, ...], dtype: np.dtype, listing: Listing) -> None:
+    """Add an array to a listing. Labels, say, are no images: as such they would keep the result from being complete."""
+    if not 2 <= len(shape) <= STACK_DIMENSIONS or (dtype.kind != "f" and dtype not in (np.uint8, np.uint16)):
+        listing[1].append(f"{name or 'its array'} of shape {shape} and type {dtype}")
+    elif len(shape) == STACK_DIMENSIONS:
+        listing[0].extend(Member(name, index) for index in range(shape[0]))
+    else:
+        listing[0].append(Member(name))
 
 
-def _list_npz(path: Path) -> list[Member]:
+def _list_npy(path: Path) -> Listing:
+    array, listing = _mapped(path), ([], [])
+    _of_array("", array.shape, array.dtype, listing)
+    return listing
+
+
+def _list_npz(path: Path) -> Listing:
     """From the headers: the arrays themselves stay on disk."""
-    found = []
+    listing: Listing = ([], [])
     with zipfile.ZipFile(path) as archive:
+        names = [entry.filename for entry in archive.infolist()]
+        if len(set(names)) < len(names):
+            raise ValueError(f"it holds several arrays of one name, {max(names, key=names.count)}")
         for entry in archive.infolist():
             if entry.filename.endswith(".npy"):
                 with archive.open(entry) as file:
-                    shape = _header_shape(file)
-                found += _of_array(entry.filename[: -len(".npy")], shape)
-    return found
+                    _of_array(entry.filename[: -len(".npy")], *_header(file), listing)
+    return listing
 
 
-def _header_shape(file) -> tuple[int, ...]:
+def _header(file) -> tuple[tuple[int, ...], np.dtype]:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     with _header_errors():
-        return read(file)[0]
+        shape, _, dtype = read(file)
+    return shape, dtype
 
 
-def _list_zip(path: Path) -> list[Member]:
+def _list_zip(path: Path) -> Listing:
     with zipfile.ZipFile(path) as archive:
         names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
     visible = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)]
-    return [Member(name) for name in visible if Path(name).suffix.lower() in images.IMAGE_SUFFIXES]
+    found, others, seen, total = [], [], Counter(), Counter(visible)
+    for name in visible:
+        if Path(name).suffix.lower() not in images.IMAGE_SUFFIXES:
+            others.append(name)
+            continue
+        found.append(Member(name, seen[name] if total[name] > 1 else None))
+        seen[name] += 1
+    return found, others
 
 
-def _list_h5(path: Path) -> list[Member]:
-    found: list[Member] = []
+def _list_h5(path: Path) -> Listing:
+    listing: Listing = ([], [])
 
     def visit(name: str | bytes, item) -> None:
         if isinstance(name, bytes):
             raise ValueError(f"names of datasets must be UTF-8, got {name!r}")
-        if hasattr(item, "shape") and 2 <= len(item.shape) <= STACK_DIMENSIONS:
-            found.extend(_of_array(name, item.shape))
+        if hasattr(item, "shape"):
+            _of_array(name, item.shape, item.dtype, listing)
 
     with _h5py().File(path, "r") as file:
         file.visititems(visit)
-    return found
+    return listing
 
 
 _LISTINGS = {".npy": _list_npy, ".npz": _list_npz, ".zip": _list_zip, ".h5": _list_h5, ".hdf5": _list_h5}
@@ -232,12 +255,13 @@ def _h5_array(path: Path, member: Member) -> np.ndarray:
 _ARRAYS = {".npy": _npy_array, ".npz": _npz_array, ".h5": _h5_array, ".hdf5": _h5_array}
 
 
-def _zip_member(path: Path, name: str) -> bytes:
+def _zip_member(path: Path, member: Member) -> bytes:
     with zipfile.ZipFile(path) as archive:
-        size = archive.getinfo(name).file_size
-        if size > MAX_MEMBER_BYTES:
-            raise ValueError(f"it must unpack to at most {MAX_MEMBER_BYTES} bytes, got {size}")
-        return archive.read(name)
+        entries = [entry for entry in archive.infolist() if entry.filename == member.name]
+        entry = entries[-1 if member.index is None else member.index]
+        if entry.file_size > MAX_MEMBER_BYTES:
+            raise ValueError(f"it must unpack to at most {MAX_MEMBER_BYTES} bytes, got {entry.file_size}")
+        return archive.read(entry)
 
 
 def _h5py():
@@ -286,7 +310,9 @@ def _pack_npz(parts, out: Path) -> None:
 def _pack_zip(parts, out: Path) -> None:
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:  # images are compressed already
         for member, part in parts:
-            archive.write(part, member.name)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of a name that is there already, as in the source
+                archive.write(part, member.name)
 
 
 def _pack_h5(parts, out: Path) -> None:

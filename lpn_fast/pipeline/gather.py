@@ -5,13 +5,12 @@ from pathlib import Path
 from filelock import FileLock
 
 from . import containers
-from .images import UnreadableImage
 from .manifest import ItemResult, lock_of, read_results
-from .sources import PARTS, Source
+from .sources import Source
 
 
 def gather(
-    sources: list[Source], broken: list[UnreadableImage], out: Path
+    sources: list[Source], broken: list[Source], out: Path, makes_images: bool = True
 ) -> tuple[tuple[ItemResult, ...] | None, tuple[str, ...]]:
     """(results of the whole job if all are known, containers that could not be put together).
 
@@ -19,20 +18,20 @@ def gather(
     """
     with FileLock(lock_of(out / "gather")):
         results = read_results(out)
-        items = [source.item for source in sources] + [error.path.name for error in broken]
+        items = [source.item for source in (*sources, *broken)]
         by_container: dict[Path, list[Source]] = {}
-        for source in sources:
+        for source in sources if makes_images else ():
             if source.member is not None:
                 by_container.setdefault(source.path, []).append(source)
         incomplete = []
         for path, members in by_container.items():
-            folder, target = out / f"{path.name}{PARTS}", out / path.name
+            folder, target = members[0].parts(out), members[0].target(out)
             if not target.exists() and all(member.result(out).exists() for member in members):
                 containers.pack(path, [(member.member, member.result(out)) for member in members], target)
             if target.exists() and folder.is_dir():
                 containers.remove_parts(folder)
             elif not target.exists():
-                incomplete.append(path.name)
+                incomplete.append(members[0].place.as_posix())
         if not all(item in results for item in items):
             return None, tuple(incomplete)
         return tuple(results[item] for item in items), tuple(incomplete)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from ..networks import LPN
@@ -22,9 +23,10 @@ from .flow import Background, Solvers, ahead_of_time, settle_thread_pool
 from .gather import gather
 from .images import Range
 from .manifest import NAME as MANIFEST_NAME
-from .manifest import ItemResult, Manifest, digest_of, open_manifest
+from .manifest import ItemResult, Manifest, differences, digest_of, open_manifest
+from .networks import Networks
 from .processes import Share
-from .run import Failure, Run, record_failures, solve, usable
+from .run import DEGRADED_FOLDER, Failure, Run, record_failures, solve, usable
 from .sources import Source, find_sources
 from .tasks import Task
 from .transfer import Transfer
@@ -50,6 +52,8 @@ class Summary:
         All images of the job, of all processes, in the order they were named; None while some are missing.
     incomplete : tuple of str
         Containers some of whose images failed; the results of the others lie in the folder `NAME.parts`.
+    passed_over : str
+        What was in folders besides, in words.
     """
 
     out: Path
@@ -58,6 +62,7 @@ class Summary:
     failed: tuple[ItemResult, ...]
     everything: tuple[ItemResult, ...] | None = None
     incomplete: tuple[str, ...] = ()
+    passed_over: str = ""
 
 
 def reconstruct(
@@ -65,13 +70,15 @@ def reconstruct(
     out: str | Path,
     *,
     task: Task,
-    model: LPN,
+    model: LPN | str,
+    recursive: bool = False,
     simulate: bool = False,
     seed: int = 0,
     batch_pixels: int | None = None,
     solvers: int | None = None,
     intensities: Range | None = None,
     share: Share | None = None,
+    device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> Summary:
     """Reconstruct image files into a folder.
@@ -88,9 +95,12 @@ def reconstruct(
         `simulate`.
     out : path
         Folder for the results, made if need be.
-    task : Deblur or Denoise
-    model : LPN
-        For images in [0, 1]. One with a single channel takes colour images plane by plane.
+    task : Deblur, Denoise or Score
+    model : LPN or "auto"
+        For images in [0, 1]. One with a single channel takes colour images plane by plane. "auto" gives each image
+        the shipped one for colour, gray, or CT.
+    recursive : bool
+        Look into the subfolders of folders; results are in subfolders of the same names.
     simulate : bool
         Degrade the images first, which are then the truth: the degraded pictures go to `out/degraded`,
         rounded to the bit depth for looking at; the solver gets them unrounded. PSNR and SSIM are recorded.
@@ -107,6 +117,8 @@ def reconstruct(
         -1024..3071 Hounsfield units for CT.
     share : Share, optional
         Which of several processes this is, see `Share`; None is the only one.
+    device : str or torch.device
+        Of networks that are chosen by the image.
     progress : bool
         Show a progress bar on standard error, if that is a terminal.
 
@@ -119,7 +131,7 @@ def reconstruct(
     FileNotFoundError
         A file or folder that is not there, or a pattern that matches nothing.
     ValueError
-        No images; two images of one name; `out` is no folder, holds the images themselves, results of
+        No images; `out` is no folder, holds the images themselves, results of
         other settings or files this job did not write, or another job is writing there; task, model and
         sigma do not fit together, or the model is not one of images. Nothing has been written then, except the folder.
     OSError
@@ -137,23 +149,27 @@ def reconstruct(
     (1, 0)
     """
     out, share = Path(out), share or Share()
-    if len(model.spec.axes) != 2:
-        kind = "vectors" if model.spec.is_dense else "volumes; call it, or a solver, on tensors"
-        raise ValueError(f"model must be a network of images, got one of {kind}")
-    everything, broken = find_sources(images)
-    _check_names([*(source.path for source in everything), *(error.path for error in broken)], out)
+    networks = Networks(model, device)
+    everything, unlisted, found = find_sources(images, recursive, out)
+    broken = {Source(error.path, found.places[error.path]): error.reason for error in unlisted}
+    _check_places([*everything, *broken], out, simulate)
+    if simulate and not task.makes_images:
+        raise ValueError(f"simulate is for tasks that make images, got {task.name}")
     if batch_pixels is None:
-        batch_pixels = batch_pixels_for(model)
+        batch_pixels = batch_pixels_for(networks.widest)
     if batch_pixels < 1:
         raise ValueError(f"batch_pixels must be at least 1, got {batch_pixels}")
     if solvers is not None and solvers < 1:
         raise ValueError(f"solvers must be at least 1, got {solvers}")
-    if solvers is not None and solvers > 1 and next(model.parameters()).is_cuda:
+    own_type = next(networks.widest.parameters())
+    if solvers is not None and solvers > 1 and own_type.is_cuda:
         raise ValueError(f"solvers must be 1 for a model on a GPU, got {solvers}")
     if intensities is not None and not -float("inf") < intensities[0] < intensities[1] < float("inf"):
         raise ValueError(f"intensities must be (low, high), finite and low < high, got {tuple(intensities)}")
-    task.conditions(model)
-    settings = task.settings(model) | ({"simulate": True, "seed": seed} if simulate else {"simulate": False})
+    for network in networks.all:
+        task.conditions(network)
+    settings = task.settings() | {"model": networks.fingerprint}
+    settings |= {"simulate": True, "seed": seed} if simulate else {"simulate": False}
     settings |= {"intensities": list(intensities)} if intensities is not None else {}
     if out.exists() and not out.is_dir():
         raise ValueError(f"out must be a folder, {out} is a file")
@@ -163,10 +179,10 @@ def reconstruct(
     own = share.of(everything)
     with open_manifest(out, share) as manifest:
         digest = digest_of(settings)
-        skipped = _finished(own, out, manifest, digest)
+        skipped = _finished(own, out, manifest, settings, task.makes_images)
         left = [source for source in own if source.item not in skipped]
         hidden = None if progress and share.rank == 0 else True  # None: hidden unless standard error is a terminal
-        transfer, count = Transfer(next(model.parameters())), solvers or solvers_for(model, len(left), batch_pixels)
+        transfer, count = Transfer(own_type), solvers or solvers_for(networks.widest, len(left), batch_pixels)
         with (
             tqdm(total=len(left), desc=task.name, unit="img", bar_format=BAR, disable=hidden) as bar,
             warnings.catch_warnings(),  # here, since it is not for threads
@@ -177,7 +193,7 @@ def reconstruct(
             run = Run(
                 out,
                 task,
-                model,
+                networks,
                 manifest,
                 settings,
                 digest,
@@ -189,50 +205,60 @@ def reconstruct(
                 writer,
                 team,
             )
-            for error in broken if share.rank == 0 else ():
-                record_failures(run, Failure(Source(error.path), error.reason))
-            batches = bucketed(usable(run, left), lambda loaded: loaded.samples, batch_pixels)
+            for source, reason in broken.items() if share.rank == 0 else ():
+                record_failures(run, Failure(source, reason))
+            batches = bucketed(
+                usable(run, left), lambda loaded: loaded.samples, batch_pixels, lambda loaded: loaded.kind
+            )
             uploaded = ((batch, *transfer.upload([loaded.samples for loaded in batch])) for batch in batches)
             with contextlib.closing(ahead_of_time(uploaded)) as stream:
                 for batch, y, event in stream:
                     start = team.submit if y.numel() <= batch_pixels else team.alone
                     start(solve, run, batch, transfer.arrived(y, event))
-    finished, incomplete = gather(everything, broken, out)
-    return Summary(out, tuple(run.done), tuple(skipped.values()), tuple(run.failed), finished, incomplete)
+    finished, incomplete = gather(everything, list(broken), out, task.makes_images)
+    done, failed, earlier = tuple(run.done), tuple(run.failed), tuple(skipped.values())
+    return Summary(out, done, earlier, failed, finished, incomplete, str(found))
 
 
-def _check_names(paths: list[Path], out: Path) -> None:
-    """Results are told apart by file name, so these must differ."""
-    seen: dict[str, Path] = {}
-    for path in dict.fromkeys(paths):
-        if path.name in seen:
-            raise ValueError(
-                f"images must have different file names, got {seen[path.name]} and {path}; "
-                "reconstruct them into different folders"
-            )
-        seen[path.name] = path
-    for parent in {path.parent for path in paths}:
-        if parent.resolve() == out.resolve():
-            raise ValueError(f"out must not be the folder of the images, {out}: they would be overwritten")
-
-
-def _finished(sources: list[Source], out: Path, manifest: Manifest, digest: str) -> dict[str, ItemResult]:
-    """Results that are there and are what this job would make; anything else in their place is an error."""
-    finished = {}
+def _check_places(sources: list[Source], out: Path, simulate: bool) -> None:
+    """No result may take the place of an image, nor of what a job keeps beside its results."""
+    inputs = {source.path.resolve() for source in sources}
     for source in sources:
-        if not source.is_there(out):
-            continue
+        for folder in (out, out / DEGRADED_FOLDER) if simulate else (out,):
+            if source.target(folder).resolve() in inputs:
+                raise ValueError(f"out must not be the folder of the images, {out}: they would be overwritten")
+        if simulate and source.place.parts[0] == DEGRADED_FOLDER and len(source.place.parts) > 1:
+            raise ValueError(
+                f"{source.path} must not be in a folder called {DEGRADED_FOLDER}, which simulated measurements lie in; "
+                "reconstruct that folder by itself"
+            )
+
+
+def _finished(
+    sources: list[Source], out: Path, manifest: Manifest, settings: dict, makes_images: bool
+) -> dict[str, ItemResult]:
+    """Results that are there and are what this job would make.
+
+    A file that is none of these is not overwritten: an error says what it is. A number is not worth that, its line
+    is followed by another one; but numbers of two settings do not belong into one manifest.
+    """
+    finished, digest = {}, digest_of(settings)
+    for source in sources:
         result = manifest.results.get(source.item)
-        if result is None or result.status != "done":
+        recorded = result is not None and result.status == "done"
+        if not (source.is_there(out) if makes_images else recorded):
+            continue
+        if not recorded:
             why = f"is not recorded in its {MANIFEST_NAME}"
         elif result.digest != digest:
-            why = "is a result of other settings"
-        elif result.source_sha256 != source.sha256():
-            why = f"is a result of another {source}"
-        else:
+            why = f"is a result of other settings ({differences(result.settings, settings)})"
+        elif result.source_sha256 == source.sha256():
             finished[source.item] = result
             continue
-        raise ValueError(
-            f"out must not hold {source.result(out)}, which {why}; nothing is overwritten, choose another folder"
-        )
+        elif makes_images or result.source != str(source):
+            why = f"is a result of another {source}"
+        else:
+            continue  # an image that has changed: scored again
+        where = source.result(out) if makes_images else f"{out / MANIFEST_NAME}: {source.item}"
+        raise ValueError(f"out must not hold {where}, which {why}; nothing is overwritten, choose another folder")
     return finished

@@ -25,6 +25,8 @@ from .. import atomic
 from .processes import Share
 
 NAME = "manifest.jsonl"
+LINE_START = b'{"item": "'  # of every line, by the order of the fields
+PATIENCE = 1.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,14 @@ class ItemResult:
         Of the measurement and of the result, both clipped to [0, 1], where the truth is known.
     noise_estimate : float or None
         Of the measurement, from itself (pipeline/noise.py).
+    sigma : float or None
+        Noise level that the network was told, by which it may differ from image to image.
+    model : str or None
+        Name of the network, where it was chosen by the image.
+    value : float or None
+        Of the learned prior, summed over colour planes, where the task is to find it.
+    verdict : str or None
+        How the search for it ended, the gravest of the colour planes.
     notes : tuple of str
         What was changed in reading.
     """
@@ -85,6 +95,10 @@ class ItemResult:
     psnr: float | None = None
     ssim: float | None = None
     noise_estimate: float | None = None
+    sigma: float | None = None
+    model: str | None = None
+    value: float | None = None
+    verdict: str | None = None
     notes: tuple[str, ...] = ()
 
     def to_line(self) -> str:
@@ -97,6 +111,8 @@ class ItemResult:
         values = json.loads(line)
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
+        if values.get("status") not in ("done", "failed"):
+            raise ValueError(f"its status is {values.get('status')!r}")
         known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
         try:
             return cls(**known | {"notes": tuple(known.get("notes", ()))})
@@ -144,13 +160,11 @@ def open_manifest(folder: Path, share: Share | None = None) -> Iterator[Manifest
     path = folder / manifest_name(share.rank)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        with _locked(path):  # a kill releases it
-            _refuse_processes_beyond(folder, share)
-            text = path.read_bytes()
-            whole = text[: text.rfind(b"\n") + 1]
-            if len(whole) < len(text):
-                os.ftruncate(descriptor, len(whole))
-            yield Manifest(path, descriptor, read_results(folder))
+        with _locked(lock_of(path), folder), _locked(_lock_of_job(folder, share), folder):  # a kill releases them
+            _refuse_other_numbers_of_processes(folder, share)
+            results = read_results(folder)
+            os.ftruncate(descriptor, len(_whole(path)))  # not before all of it was found to be a manifest
+            yield Manifest(path, descriptor, results)
     finally:
         os.close(descriptor)
 
@@ -162,7 +176,7 @@ def manifest_name(rank: int) -> str:
 
 def lock_of(path: Path) -> Path:
     """The file that is locked for another one: locking may truncate."""
-    return path.with_name(f".{path.name}.lock")
+    return atomic.beside(path, ".", ".lock")
 
 
 def read_results(folder: Path) -> dict[str, ItemResult]:
@@ -176,8 +190,7 @@ def read_results(folder: Path) -> dict[str, ItemResult]:
     results: dict[str, ItemResult] = {}
     settings: dict[str, dict] = {}  # one copy per digest: they make up most of a line
     for path in _manifests(folder):
-        text = path.read_bytes()
-        for item, result in _parsed(path, text[: text.rfind(b"\n") + 1], settings).items():
+        for item, result in _parsed(path, _whole(path), settings).items():
             known = results.get(item)
             if known is None or known.status != "done" or result.status == "done":
                 results[item] = result
@@ -187,6 +200,16 @@ def read_results(folder: Path) -> dict[str, ItemResult]:
 def digest_of(settings: dict) -> str:
     """Digest of JSON-ready settings, the same for equal ones in any order."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(there: dict, here: dict) -> str:
+    """In which settings two results differ, in words."""
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    return "; ".join(f"{name} {_shown(there, name)} there, {_shown(here, name)} now" for name in names)
+
+
+def _shown(settings: dict, name: str) -> str:
+    return json.dumps(settings[name]) if name in settings else "not set"
 
 
 def _manifests(folder: Path) -> list[Path]:
@@ -200,20 +223,37 @@ def _rank_of(path: Path) -> int | None:
     return 0 if path.name == NAME else int(middle[0]) if len(middle) == 1 and middle[0].isdigit() else None
 
 
-def _refuse_processes_beyond(folder: Path, share: Share) -> None:
-    """A job of more processes that still runs would do the same images."""
-    for path in _manifests(folder):
-        if _rank_of(path) >= share.world:
-            with _locked(path):
+def _whole(path: Path) -> bytes:
+    """The complete lines of a manifest; ValueError if what follows them is not the beginning of one."""
+    text = path.read_bytes()
+    end = text.rfind(b"\n") + 1
+    if text[end:][: len(LINE_START)] != LINE_START[: len(text) - end]:
+        raise ValueError(f"{path} is no manifest: it ends in {text[end:][:40]!r}; rename it or choose another folder")
+    return text[:end]
+
+
+def _lock_of_job(folder: Path, share: Share) -> Path:
+    """The file that this process of a job of so many has locked while it runs."""
+    return folder / f".process-{share.rank}-of-{share.world}.lock"
+
+
+def _refuse_other_numbers_of_processes(folder: Path, share: Share) -> None:
+    """A job of more or fewer processes that still runs would do the same images.
+
+    Of two that start together the later one finds the lock of the other, since each has its own before it looks.
+    """
+    for path in folder.glob(".process-*-of-*.lock"):
+        if path.name.removesuffix(".lock").rpartition("-")[2] != str(share.world):
+            with _locked(path, folder, patience=PATIENCE):  # others may be looking as well
                 pass
 
 
-def _locked(path: Path) -> AcquireReturnProxy:
-    """The lock of a manifest, held from now to the end of `with`."""
+def _locked(lock: Path, folder: Path, patience: float = 0.0) -> AcquireReturnProxy:
+    """A lock, held from now to the end of `with`."""
     try:
-        return FileLock(lock_of(path)).acquire(timeout=0)
+        return FileLock(lock).acquire(timeout=patience)
     except Timeout as error:
-        raise ValueError(f"another job writes to {path.parent}; wait for it or choose another folder") from error
+        raise ValueError(f"another job writes to {folder}; wait for it or choose another folder") from error
 
 
 def _parsed(path: Path, text: bytes, settings: dict[str, dict]) -> dict[str, ItemResult]:
@@ -223,7 +263,8 @@ def _parsed(path: Path, text: bytes, settings: dict[str, dict]) -> dict[str, Ite
             result = ItemResult.from_line(line)
         except ValueError as error:
             raise ValueError(
-                f"{path} line {number} is no manifest entry ({error}); remove it or choose another folder"
+                f"{path} line {number} is no manifest entry ({error}); choose another folder, or remove that line and "
+                "the result that it records, which is then made again"
             ) from error
         results[result.item] = replace(result, settings=settings.setdefault(result.digest, result.settings))
     return results

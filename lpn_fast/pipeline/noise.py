@@ -1,28 +1,33 @@
-"""How noisy an image is, from the image alone: the estimate of solvers/noise.py, for the manifest."""
+"""How noisy an image is, from the image alone: the estimate of solvers/noise.py, for jobs."""
 
+import torch
 from torch import Tensor
 
-from ..solvers.noise import haar_level
+from ..solvers.noise import SMALLEST_SIDE, TILE, haar_level
 
-# Enough for a standard error below 1 %, and few enough that torch starts no threads beside the solver's.
-MOST_BLOCKS = 2**14
+# Enough for a standard error of 1 %, and few enough that torch starts no threads beside the solver's.
+MOST_TILES = 2**10
 
 
 def noise_level(image: Tensor) -> float | None:
-    """Standard deviation of the noise in an image (C, H, W), in its units; None for one smaller than 2 x 2.
+    """Standard deviation of the noise in an image (C, H, W), in its units; None for one smaller than 8 x 8.
 
-    Of a large image the pairs of rows are spread evenly, for MOST_BLOCKS blocks of 2 x 2 pixels at most.
+    Of a large image only MOST_TILES tiles count, evenly spread.
 
     Examples
     --------
-    >>> import torch
     >>> noisy = 0.1 * torch.randn(1, 256, 256, generator=torch.Generator().manual_seed(0))
     >>> round(noise_level(noisy), 2)
     0.1
     """
     channels, height, width = image.shape
-    if min(height, width) < 2:
+    if min(height, width) < SMALLEST_SIDE:
         return None
-    pairs = image[:, : height // 2 * 2].unflatten(1, (height // 2, 2))  # (C, H / 2, 2, W)
-    step = -(-channels * (height // 2) * (width // 2) // MOST_BLOCKS)
-    return float(haar_level(pairs[:, ::step].flatten(1, 2)[None]))
+    rows, columns = height // TILE, width // TILE
+    total = channels * rows * columns
+    if total > MOST_TILES:
+        chosen = torch.arange(MOST_TILES) * total // MOST_TILES
+        tiles = image[:, : rows * TILE, : columns * TILE].unflatten(1, (rows, TILE)).unflatten(3, (columns, TILE))
+        channel, row, column = chosen // (rows * columns), chosen // columns % rows, chosen % columns
+        image = tiles[channel, row, :, column].flatten(0, 1)[None]  # (1, tiles TILE, TILE)
+    return float(haar_level(image[None]))

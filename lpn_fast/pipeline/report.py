@@ -23,6 +23,7 @@ from .manifest import ItemResult
 from .run import DEGRADED_FOLDER
 from .sources import Source
 
+MARK, MARK_WITHIN = '<meta name="generator" content="lpn-fast">', 200  # bytes
 THUMBNAIL_SIDE = 192  # pixels, of the longer side
 MOST_PICTURES = 200  # some 8 MB
 
@@ -43,6 +44,7 @@ COLUMNS = (  # heading, field of ItemResult, digits
     ("PSNR", "psnr", 2),
     ("SSIM", "ssim", 4),
     ("noise estimate", "noise_estimate", 4),
+    ("sigma", "sigma", 4),
     ("objective", "objective_last", 3),
     ("residual", "residual", 7),
     ("iterations", "iterations", 0),
@@ -100,10 +102,18 @@ def write_report(
         body += [f"<h2>Before and after{rest}</h2>", *_figures(shown, by_item, Path(out))]
         body += ["<h2>Numbers</h2>", _numbers(done)]
     page = (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_text(title)}</title>\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{MARK}\n<title>{_text(title)}</title>\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
     )
-    return atomic.write(Path(path), page.encode())
+    return atomic.write(Path(path), page.encode(errors="backslashreplace"))  # names need not be UTF-8
+
+
+def check_target(path: Path) -> None:
+    """Raise a ValueError unless the page is new, or takes the place of an earlier one."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"the report must be a .html file, got {path}")
+    if path.exists() and not (path.is_file() and MARK.encode() in path.read_bytes()[:MARK_WITHIN]):
+        raise ValueError(f"{path} is no report of an earlier job; it is not overwritten")
 
 
 def _counts(results: Sequence[ItemResult]) -> str:
@@ -152,14 +162,18 @@ def _figures(results: Sequence[ItemResult], sources: dict[str, Source], out: Pat
 
 def _kept(source: Source, out: Path) -> Source:
     """Where the result lies now: as a file, or in the container it was put into."""
-    packed = out / source.path.name
+    packed = source.target(out)
     if source.member is not None and packed.exists():
-        return Source(packed, source.member, source.position)
-    return Source(source.result(out))
+        return Source(packed, source.place, source.member, source.position)
+    return _file(source.result(out))
+
+
+def _file(path: Path) -> Source:
+    return Source(path, Path(path.name))
 
 
 def _picture(what: str, where: Source | Path) -> str:
-    source = Source(where) if isinstance(where, Path) else where
+    source = _file(where) if isinstance(where, Path) else where
     try:
         thumbnail = _thumbnail(source.read()[0].pixels)
     except UnreadableImage:  # removed since, or of an intensity range that cannot be shown without it

@@ -20,12 +20,14 @@ from tqdm import tqdm
 
 from .. import atomic, metrics
 from ..data.readers import LARGEST_PLAUSIBLE
-from ..networks import LPN
+from ..solvers.noise import SMALLEST_SIDE
 from .batches import from_samples, to_samples
 from .flow import Background, Solvers, in_order
 from .images import Encoding, Range, UnreadableImage, encode, one_line
 from .manifest import ItemResult, Manifest
+from .networks import Networks
 from .noise import noise_level
+from .scoring import gravest
 from .sources import Source
 from .tasks import Restoration, Task
 from .transfer import Transfer
@@ -33,6 +35,7 @@ from .transfer import Transfer
 DEGRADED_FOLDER = "degraded"  # inside the output folder
 READERS = 2  # threads; decoding a photograph takes some 10 ms, so two keep up with any network here
 READ_AHEAD = 8  # images
+LEAST_NOISE = 1e-4  # told to a network of an image that shows none
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class LoadedImage:
     truth: Tensor | None  # (C, H, W)
     measured: Tensor  # (C, H', W')
     samples: Tensor  # (n, c, H', W'), `measured` as the network takes it
+    kind: str  # which network it gets
+    noise: float | None  # estimated
     notes: tuple[str, ...]
 
 
@@ -62,7 +67,7 @@ class Run:
 
     out: Path
     task: Task
-    model: LPN
+    networks: Networks
     manifest: Manifest
     settings: dict
     digest: str
@@ -99,12 +104,18 @@ def _read(run: Run, source: Source) -> LoadedImage | Failure:
         image, digest = source.read(run.intensities)
         truth = image.pixels if run.simulate else None
         measured = run.task.degrade(truth, _generator(run.seed, source)) if run.simulate else image.pixels
-        samples = to_samples(measured, run.model.spec.channels)
+        kind, noise = run.networks.kind_of(image), noise_level(measured)
+        samples = to_samples(measured, run.networks[kind].spec.channels)
+        if run.task.estimates_noise and noise is None:
+            raise ValueError(
+                f"its noise can only be estimated from sides of at least {SMALLEST_SIDE} pixels, it has "
+                f"{' x '.join(map(str, measured.shape[1:]))}; give the noise level"
+            )
     except UnreadableImage as error:
         return Failure(source, error.reason)
     except ValueError as error:
         return Failure(source, one_line(error))
-    return LoadedImage(source, digest, image.encoding, truth, measured, samples, image.notes)
+    return LoadedImage(source, digest, image.encoding, truth, measured, samples, kind, noise, image.notes)
 
 
 def solve(
@@ -125,8 +136,12 @@ def solve(
             raise CancelledError
         show(len(batch) * min(iteration / run.task.iterations, 1.0))
 
+    noise = None
+    if run.task.estimates_noise:  # a blank image shows none, and is left as it is
+        levels = [max(loaded.noise, LEAST_NOISE) for loaded in batch for _ in loaded.samples]
+        noise = torch.tensor(levels, dtype=y.dtype, device=y.device)  # (sum n,)
     try:
-        solution = run.task.solve(y, run.model, on_iteration=advance)
+        solution = run.task.solve(y, run.networks[batch[0].kind], noise, on_iteration=advance)
         computed = run.transfer.computed()
     except (ValueError, RuntimeError) as error:
         run.transfer.check_alive()
@@ -150,15 +165,16 @@ def _write(run: Run, batch: list[LoadedImage], solution: Restoration, computed, 
     """
     solution = run.transfer.download(solution, computed)
     ready: list[tuple[Path, Path, ItemResult]] = []  # temporary, final, line
+    numbers: list[ItemResult] = []  # lines that no file belongs to
     failures: list[Failure] = []
     start = 0
     try:
         for loaded in batch:
             own = slice(start, start + len(loaded.samples))
             start = own.stop
-            reason = _divergence(solution, own)
-            if reason is None:
-                image = from_samples(solution.x[own]).float()  # (C, H, W)
+            image = None if solution.x is None else from_samples(solution.x[own]).float()  # (C, H, W)
+            reason = _divergence(solution, own, image)
+            if reason is None and image is not None:
                 try:
                     data = encode(image, loaded.encoding)
                 except Exception as error:  # a format with limits of its own, say on the size
@@ -166,33 +182,59 @@ def _write(run: Run, batch: list[LoadedImage], solution: Restoration, computed, 
             if reason is not None:
                 failures.append(Failure(loaded.source, reason))
                 continue
-            if loaded.truth is not None:
-                _keep_degraded(run, loaded)
+            if loaded.truth is not None and (reason := _keep_degraded(run, loaded)) is not None:
+                failures.append(Failure(loaded.source, reason))
+                continue
+            line = _result(run, loaded, solution, own, image, seconds)
+            if image is None:
+                numbers.append(line)
+                continue
             path = loaded.source.result(run.out)
-            path.parent.mkdir(exist_ok=True)
-            ready.append((atomic.stage(path, data), path, _result(run, loaded, solution, own, image, seconds)))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            ready.append((atomic.stage(path, data), path, line))
     finally:
-        try:
-            run.manifest.append(*(line for _, _, line in ready))
-        except BaseException:
-            for temporary, _, _ in ready:
-                temporary.unlink(missing_ok=True)
-            raise
+        full = _record(run, ready, numbers)
         for temporary, path, line in ready:
             os.replace(temporary, path)
             run.done.append(line)
+        run.done.extend(numbers)
+    if full is not None:
+        raise full
     record_failures(run, *failures)
 
 
+def _record(run: Run, ready: list[tuple[Path, Path, ItemResult]], numbers: list[ItemResult]) -> BaseException | None:
+    """Put the lines on disk; where there is no room for all, give up images until there is, and return the error."""
+    error = None
+    while ready or numbers:
+        try:
+            run.manifest.append(*(line for _, _, line in ready), *numbers)
+            break
+        except BaseException as failed:
+            error = failed
+            if ready:
+                ready.pop()[0].unlink(missing_ok=True)
+            else:
+                numbers.pop()
+    return error
+
+
 def _result(
-    run: Run, loaded: LoadedImage, solution: Restoration, own: slice, image: Tensor, seconds: float
+    run: Run, loaded: LoadedImage, solution: Restoration, own: slice, image: Tensor | None, seconds: float
 ) -> ItemResult:
-    objective = solution.objective[:, own].sum(dim=1)  # (iterations,)
-    quality = {}
+    channels, height, width = (loaded.measured if image is None else image).shape
+    found: dict = {}
+    if solution.objective is not None:
+        objective = solution.objective[:, own].sum(dim=1)  # (iterations,)
+        found |= {"objective_first": float(objective[0]), "objective_last": float(objective[-1])}
+    if solution.value is not None:
+        found |= {"value": float(solution.value[own].sum()), "verdict": gravest(solution.verdict[own])}
+    if solution.sigma is not None:
+        found["sigma"] = float(solution.sigma[own][0])  # planes of one image have one level
     if loaded.truth is not None:
         before = run.task.cropped(loaded.measured, tuple(loaded.truth.shape[-2:]))
-        quality["psnr_before"], quality["ssim_before"] = _quality(before, loaded.truth)
-        quality["psnr"], quality["ssim"] = _quality(image, loaded.truth)
+        found["psnr_before"], found["ssim_before"] = _quality(before, loaded.truth)
+        found["psnr"], found["ssim"] = _quality(image, loaded.truth)
     return ItemResult(
         item=loaded.source.item,
         status="done",
@@ -200,36 +242,42 @@ def _result(
         source_sha256=loaded.source_sha256,
         settings=run.settings,
         digest=run.digest,
-        height=image.shape[1],
-        width=image.shape[2],
-        channels=image.shape[0],
-        objective_first=float(objective[0]),
-        objective_last=float(objective[-1]),
+        height=height,
+        width=width,
+        channels=channels,
         residual=float(solution.residual[own].max()),
         iterations=int(solution.iterations[own].max()),
         converged=bool(solution.converged[own].all()),
         seconds=round(seconds, 4),
-        noise_estimate=noise_level(loaded.measured),
+        noise_estimate=loaded.noise,
+        model=run.networks.names.get(loaded.kind),
         notes=loaded.notes,
-        **quality,
+        **found,
     )
 
 
-def _keep_degraded(run: Run, loaded: LoadedImage) -> None:
-    path = loaded.source.result(run.out / DEGRADED_FOLDER)
+def _keep_degraded(run: Run, loaded: LoadedImage) -> str | None:
+    """Write the simulated measurement, or say why that cannot be."""
+    path, data = loaded.source.result(run.out / DEGRADED_FOLDER), encode(loaded.measured, loaded.encoding)
+    if path.exists():  # from before a kill, or a picture of somebody
+        same = path.is_file() and path.read_bytes() == data
+        return None if same else f"{path} is another picture than its simulated measurement; it is not overwritten"
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(path, encode(loaded.measured, loaded.encoding), alone=True)
+    atomic.write(path, data, alone=True)
+    return None
 
 
-def _divergence(solution: Restoration, own: slice) -> str | None:
-    """Why the result is no image, or None.
+def _divergence(solution: Restoration, own: slice, image: Tensor | None) -> str | None:
+    """Why the result is none, or None.
 
     The theorem promises that the objective falls, not that it is bounded below: where the blur hides a
     pattern and the network amplifies it, the iterates leave the range of images for good.
     """
     if bool(solution.broken[own].any()):
         return "it became NaN or infinite on the way"
-    values = solution.x[own].numpy()
+    if image is None:
+        return None
+    values = image.numpy()
     largest = float(max(values.max(), -values.min()))
     if largest > LARGEST_PLAUSIBLE:
         return f"it diverged, to values of {largest:.1e}; take fewer iterations or another sigma or model"
@@ -259,5 +307,5 @@ def _quality(
 
 def _generator(seed: int, source: Source) -> torch.Generator:
     """Noise that depends on the seed and the name only."""
-    digest = hashlib.sha256(f"{seed}/{source.item}".encode()).digest()
+    digest = hashlib.sha256(os.fsencode(f"{seed}/{source.item}")).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -1,18 +1,17 @@
-"""Where images come from: files, folders, glob patterns, lists of files, and the members of container files."""
+"""Images to be read, one by one: files, and the members of container files."""
 
 import functools
-import glob
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import atomic
 from . import containers, images
 from .containers import Member
+from .finding import Found, find
 from .images import Image, Range, UnreadableImage
 
-SOURCE_SUFFIXES = (*images.IMAGE_SUFFIXES, *containers.CONTAINER_SUFFIXES)
-LIST_MARK = "@"  # before the name of a text file that lists images, one per line
 PARTS = ".parts"  # added to a container's name: the folder of its results while some are missing
 HASH_BLOCK = 2**20
 
@@ -25,30 +24,41 @@ class Source:
     ----------
     path : Path
         The file.
+    place : Path
+        Of its result, or of the container it goes into, inside the output folder.
     member : Member or None
     position : int
         Of the member in its container.
     """
 
     path: Path
+    place: Path
     member: Member | None = None
     position: int = 0
 
     @property
     def item(self) -> str:
-        """What the manifest calls it: unique among files of different names."""
-        return self.path.name if self.member is None else f"{self.path.name}::{self.member}"
+        """What the manifest calls it: unique in a job."""
+        return self.place.as_posix() if self.member is None else f"{self.place.as_posix()}::{self.member}"
 
     def result(self, out: Path) -> Path:
         """Where its result is written, inside the folder `out`."""
         if self.member is None:
-            return out / self.path.name
+            return self.target(out)
         suffix = containers.part_suffix(self.path, self.member)
-        return out / f"{self.path.name}{PARTS}" / f"{self.position:06d}{suffix}"
+        return self.parts(out) / f"{self.position:06d}{suffix}"
+
+    def target(self, out: Path) -> Path:
+        """The file that holds its result in the end, inside the folder `out`."""
+        return out / self.place
+
+    def parts(self, out: Path) -> Path:
+        """The folder of a container's results while some are missing."""
+        return atomic.beside(self.target(out), after=PARTS)
 
     def is_there(self, out: Path) -> bool:
         """Whether its result is, by itself or in its container."""
-        return self.result(out).exists() or (self.member is not None and (out / self.path.name).exists())
+        return self.result(out).exists() or (self.member is not None and self.target(out).exists())
 
     def sha256(self) -> str | None:
         """Digest of the file's bytes; None if it cannot be read."""
@@ -79,94 +89,27 @@ class Source:
         return str(self.path) if self.member is None else f"{self.path}::{self.member}"
 
 
-def find_images(patterns: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Image and container files named by files, folders, patterns and lists, in a reproducible order.
+def find_sources(
+    patterns: str | Path | Iterable[str | Path], recursive: bool = False, out: Path | None = None
+) -> tuple[list[Source], list[UnreadableImage], Found]:
+    """(images in the files that `find_images` finds, containers that could not be listed, what was found at all).
 
-    A folder stands for the files directly in it that have a known suffix, without hidden ones. A file that is
-    named is returned whatever it is called: if it is no image, reading it will say so.
-
-    Parameters
-    ----------
-    patterns : path or iterable of paths
-        Each an existing file or folder; a pattern with `*`, `?` or `[...]` (`**` descends); or
-        `@list.txt`, a text file (UTF-8) with one of these per line.
-
-    Returns
-    -------
-    list of Path
-        Every file once.
-
-    Raises
-    ------
-    FileNotFoundError
-        A file or folder that is not there, or a pattern that matches nothing.
-    ValueError
-        A folder without images, a list that is no text, or no pattern at all.
-
-    Examples
-    --------
-    >>> import tempfile, torch
-    >>> from lpn_fast.pipeline import Encoding, write_image
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> _ = write_image(folder / "a.png", torch.zeros(1, 2, 2), Encoding(".png", "L"))
-    >>> [path.name for path in find_images(folder)]
-    ['a.png']
+    Nothing is looked for in the output folder `out`.
     """
-    if isinstance(patterns, str | Path):
-        patterns = [patterns]
-    found: dict[Path, None] = {}  # a set that keeps its order
-    for pattern in patterns:
-        for path in _listed(pattern):
-            found.update(dict.fromkeys(_matches(path)))
-    if not found:
-        raise ValueError("images must name at least one file, folder or pattern, got none")
-    return list(found)
-
-
-def find_sources(patterns: str | Path | Iterable[str | Path]) -> tuple[list[Source], list[UnreadableImage]]:
-    """(images in the files that `find_images` finds, containers that could not be listed)."""
+    found = find(patterns, recursive, out)
     sources: list[Source] = []
     broken: list[UnreadableImage] = []
-    for path in find_images(patterns):
+    for path, place in found.places.items():
         if not containers.is_container(path):
-            sources.append(Source(path))
+            sources.append(Source(path, place))
             continue
         try:
-            sources += [Source(path, member, i) for i, member in enumerate(containers.members(path))]
+            members, others = containers.members(path)
+            sources += [Source(path, place, member, i) for i, member in enumerate(members)]
+            found.members += len(others)
         except UnreadableImage as error:
             broken.append(error)
-    return sources, broken
-
-
-def _listed(pattern: str | Path) -> list[Path]:
-    text = str(pattern)
-    if not text.startswith(LIST_MARK) or Path(text).exists():
-        return [Path(pattern)]
-    path = Path(text[len(LIST_MARK) :])
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no list of files {path}")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"a list of files must be UTF-8 text, {path} is none: {error}") from error
-    return [Path(line.strip()) for line in lines if line.strip()]
-
-
-def _matches(pattern: Path) -> list[Path]:
-    if pattern.is_file():
-        return [pattern]
-    if pattern.is_dir():
-        visible = (path for path in pattern.iterdir() if not path.name.startswith("."))
-        files = sorted(path for path in visible if path.suffix.lower() in SOURCE_SUFFIXES)
-        if not files:
-            raise ValueError(f"{pattern} must hold images ({', '.join(SOURCE_SUFFIXES)}), found none")
-        return files
-    if not glob.has_magic(str(pattern)):
-        raise FileNotFoundError(f"there is no file or folder {pattern}")
-    files = sorted(p for p in map(Path, glob.glob(str(pattern), recursive=True)) if p.is_file())
-    if not files:
-        raise FileNotFoundError(f"no file matches {str(pattern)!r}")
-    return files
+    return sources, broken, found
 
 
 @functools.lru_cache(maxsize=64)

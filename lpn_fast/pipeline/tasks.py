@@ -13,6 +13,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,9 +26,39 @@ from ..solvers.proximal_gradient import SAFE_FRACTION
 
 SOLVERS = {"pgd": solvers.pgd, "admm": solvers.admm}
 PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model and sigma fit together
+PROBE_NOISE = 0.1
 LEVEL_TOLERANCE = 0.1  # relative distance of the noise from the level that a one-level network knows
 
 OnIteration = Callable[[int], None]  # called with the number of iterations done
+
+
+class Task(Protocol):
+    """What a job does to each image."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def makes_images(self) -> bool: ...  # or numbers only, which the manifest keeps
+
+    @property
+    def iterations(self) -> int: ...  # at most
+
+    @property
+    def expected_noise(
+        self,
+    ) -> float | None: ...  # what was said of it, if anything
+
+    @property
+    def estimates_noise(self) -> bool: ...  # whether an image needs a noise estimate to be solved
+
+    def settings(self) -> dict: ...  # whatever decides the result besides image and network, JSON-ready
+
+    def conditions(self, model: LPN) -> solvers.Conditions | None: ...  # ValueError where things do not fit together
+
+    def solve(
+        self, y: Tensor, model: LPN, noise: Tensor | None = None, on_iteration: OnIteration | None = None
+    ) -> "Restoration": ...
 
 
 @dataclass(frozen=True)
@@ -44,14 +75,23 @@ class Restoration:
     converged : Tensor, shape (N,), bool
     broken : Tensor, shape (N,), bool
         Became NaN or infinite on the way.
+    sigma : Tensor, shape (N,), or None
+        Noise level that the network was told.
+    value : Tensor, shape (N,), float64, or None
+        Of the learned prior, for the task that asks for it; x and objective are None then.
+    verdict : Tensor, shape (N,), int64, or None
+        How the search for it ended, a `Verdict`.
     """
 
-    x: Tensor
-    objective: Tensor
+    x: Tensor | None
+    objective: Tensor | None
     residual: Tensor
     iterations: Tensor
     converged: Tensor
     broken: Tensor
+    sigma: Tensor | None = None
+    value: Tensor | None = None
+    verdict: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +139,7 @@ class Deblur:
     strict: bool = False
 
     name = "deblur"
+    makes_images = True
 
     def __post_init__(self):
         if not 0 <= self.noise < math.inf:
@@ -107,7 +148,7 @@ class Deblur:
             raise ValueError(f"method must be one of {', '.join(SOLVERS)}, got {self.method!r}")
         if self.iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {self.iterations}")
-        _check_sigma(self.sigma)
+        check_sigma(self.sigma)
 
     def network_sigma(self, model: LPN) -> float | None:
         """The noise level the network is evaluated at; None for a network of one level."""
@@ -119,8 +160,15 @@ class Deblur:
         step_size = SAFE_FRACTION / curvature if self.method == "pgd" else 1 / (SAFE_FACTOR * curvature)
         return self.noise * math.sqrt(step_size)
 
-    def settings(self, model: LPN) -> dict:
-        """What decides the result besides the measurement, JSON-ready."""
+    @property
+    def expected_noise(self) -> float | None:
+        """What was said of the noise."""
+        return self.noise
+
+    estimates_noise = False
+
+    def settings(self) -> dict:
+        """What decides the result besides the measurement and the network, JSON-ready."""
         kernel = self.physics.kernel
         return {
             "task": self.name,
@@ -130,8 +178,7 @@ class Deblur:
             "method": self.method,
             "iterations": self.iterations,
             "tol": self.tol,
-            "sigma": self.network_sigma(model),
-            "model": fingerprint(model),
+            "sigma": self.sigma,
         }
 
     def conditions(self, model: LPN) -> solvers.Conditions:
@@ -142,7 +189,7 @@ class Deblur:
         ValueError
             Model, operator and sigma do not fit together, or with `strict` a condition does not hold.
         """
-        blank = _blank(model, max(PROBE_SIDE, *self.physics.kernel.shape))
+        blank = blank_image(model, *self.physics.kernel.shape)
         return self._run(self.physics.A(blank), model, max_iter=1, callback=None).conditions
 
     def degrade(
@@ -164,7 +211,9 @@ class Deblur:
         top, left = (side // 2 for side in self.physics.kernel.shape)
         return measured[:, top : top + size[0], left : left + size[1]]
 
-    def solve(self, y: Tensor, model: LPN, on_iteration: OnIteration | None = None) -> Restoration:
+    def solve(
+        self, y: Tensor, model: LPN, noise: Tensor | None = None, on_iteration: OnIteration | None = None
+    ) -> Restoration:
         """Reconstructions of the samples y, (N, c, h, w); see lpn_fast.solvers."""
         callback = None if on_iteration is None else lambda iteration, x, objective: on_iteration(iteration)
         result = self._run(y, model, self.iterations, callback)
@@ -191,8 +240,8 @@ class Denoise:
 
     Parameters
     ----------
-    sigma : float
-        Standard deviation of the noise, images in [0, 1].
+    sigma : float, optional
+        Standard deviation of the noise, images in [0, 1]. None is what each image shows of it.
 
     Raises
     ------
@@ -206,20 +255,31 @@ class Denoise:
     torch.Size([2, 1, 16, 16])
     """
 
-    sigma: float
+    sigma: float | None = None
 
     name = "denoise"
+    makes_images = True
 
     def __post_init__(self):
-        _check_sigma(self.sigma)
+        check_sigma(self.sigma)
 
-    def network_sigma(self, model: LPN) -> float | None:
+    @property
+    def expected_noise(self) -> float | None:
+        """What was said of the noise."""
+        return self.sigma
+
+    @property
+    def estimates_noise(self) -> bool:
+        """Whether the noise of an image has to be found from it."""
+        return self.sigma is None
+
+    def network_sigma(self, model: LPN, noise: Tensor | None = None) -> float | Tensor | None:
         """The noise level the network is evaluated at; None for a network of one level."""
-        return self.sigma if model.is_noise_conditional else None
+        return (noise if self.sigma is None else self.sigma) if model.is_noise_conditional else None
 
-    def settings(self, model: LPN) -> dict:
-        """What decides the result besides the measurement, JSON-ready."""
-        return {"task": self.name, "sigma": self.sigma, "model": fingerprint(model)}
+    def settings(self) -> dict:
+        """What decides the result besides the measurement and the network, JSON-ready."""
+        return {"task": self.name, "sigma": self.sigma}
 
     def conditions(self, model: LPN) -> None:
         """None: a prox needs no theorem of convergence.
@@ -230,20 +290,29 @@ class Denoise:
             A network of one noise level, and that is another one.
         """
         own = model.card.get("sigma")
-        fixed = not model.is_noise_conditional and isinstance(own, int | float)
+        fixed = self.sigma is not None and not model.is_noise_conditional and isinstance(own, int | float)
         if fixed and abs(self.sigma - own) > LEVEL_TOLERANCE * own:
             raise ValueError(
                 f"sigma must be {own:g}, the one noise level this model was trained for, got {self.sigma:g}; "
                 "choose a noise-conditional model for other levels"
             )
-        self.solve(_blank(model, PROBE_SIDE), model)
+        blank = blank_image(model)
+        self.solve(blank, model, torch.full((1,), PROBE_NOISE).to(blank))
 
     def degrade(
         self,
         truth: Tensor,  # (C, H, W)
         generator: torch.Generator,
     ) -> Tensor:  # (C, H, W)
-        """The noisy version of a known image."""
+        """The noisy version of a known image.
+
+        Raises
+        ------
+        ValueError
+            It is not said how noisy.
+        """
+        if self.sigma is None:
+            raise ValueError("sigma must be given to make images noisy")
         return _noisy(truth, self.sigma, generator)
 
     def cropped(
@@ -254,15 +323,19 @@ class Denoise:
         return measured
 
     @torch.no_grad()
-    def solve(self, y: Tensor, model: LPN, on_iteration: OnIteration | None = None) -> Restoration:
-        """Denoised samples y, (N, c, h, w); the objective is 1/2 ||x - y||^2 + R(x)."""
-        x, prior = model.prox_and_prior(y, sigma=self.network_sigma(model))
+    def solve(
+        self, y: Tensor, model: LPN, noise: Tensor | None = None, on_iteration: OnIteration | None = None
+    ) -> Restoration:
+        """Denoised samples y, (N, c, h, w), with noise (N,) where that is estimated; minimises 1/2 |x - y|^2 + R(x)."""
+        sigma = self.network_sigma(model, noise)
+        x, prior = model.prox_and_prior(y, sigma=sigma)
         objective = 0.5 * (x - y).double().square().sum(dim=(1, 2, 3)) + prior  # (N,)
         if on_iteration is not None:
             on_iteration(1)
         finite = objective.isfinite() & x.flatten(1).isfinite().all(dim=1)
         once = torch.ones(len(y), dtype=torch.int64, device=y.device)
-        return Restoration(x, objective[None], torch.zeros_like(objective), once, finite, broken=~finite)
+        told = None if sigma is None else torch.as_tensor(sigma).to(objective).expand(len(y))
+        return Restoration(x, objective[None], torch.zeros_like(objective), once, finite, broken=~finite, sigma=told)
 
     @property
     def iterations(self) -> int:
@@ -275,9 +348,6 @@ class Denoise:
         return Denoising()
 
 
-Task = Deblur | Denoise
-
-
 def fingerprint(model: LPN) -> str:
     """Digest of architecture and weights as they act, the same wherever a model was loaded from."""
     with torch.no_grad():
@@ -285,16 +355,18 @@ def fingerprint(model: LPN) -> str:
     return _sha256(model.spec.encoded.encode() + weights)
 
 
-def _blank(model: LPN, side: int) -> Tensor:  # (1, channels, side, side)
-    own = next(model.parameters())
-    return torch.zeros(1, model.spec.channels, side, side, dtype=own.dtype, device=own.device)
+def blank_image(model: LPN, *at_least: int) -> Tensor:  # (1, channels, side, side)
+    """What shows whether operator, model and sigma fit together."""
+    own, side = next(model.parameters()), max(PROBE_SIDE, *at_least, 0)
+    size = model.spec.image_size or (side, side)
+    return torch.zeros(1, model.spec.channels, *size, dtype=own.dtype, device=own.device)
 
 
 def _noisy(image: Tensor, noise: float, generator: torch.Generator) -> Tensor:
     return image + noise * torch.randn(image.shape, generator=generator, dtype=image.dtype)
 
 
-def _check_sigma(sigma: float | None) -> None:
+def check_sigma(sigma: float | None) -> None:
     if sigma is not None and not 0 < sigma < math.inf:
         raise ValueError(f"sigma must be positive and finite, got {sigma:g}")
 

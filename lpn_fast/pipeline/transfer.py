@@ -49,7 +49,8 @@ class Transfer:
             return solution
         with torch.cuda.stream(self._down):
             self._down.wait_event(event)
-            on_cpu = {f.name: getattr(solution, f.name).to("cpu", non_blocking=True) for f in fields(solution)}
+            known = {f.name: getattr(solution, f.name) for f in fields(solution)}
+            on_cpu = {name: t.to("cpu", non_blocking=True) for name, t in known.items() if t is not None}
         self._down.synchronize()
         return replace(solution, **on_cpu)
 

@@ -7,6 +7,10 @@ noise and hardly any of a smooth signal, and the median ignores the edges that a
 
 It takes fine texture for noise, so it errs upwards, least for measurements that the operator has smoothed (blur,
 projections). It says nothing about measurements that are no images or whose neighbours are unrelated.
+
+Two things that cameras do are undone. Pixels of few levels make details of few values, whose median moves in steps:
+each value stands for all within half a step, and the median lies inside its own. Where a sensor is at the end of its
+range there is no noise to be seen: tiles that often hold the least or the largest value of the image do not count.
 """
 
 import torch
@@ -18,6 +22,11 @@ from ..physics import LinearOperator, seen
 GAUSSIAN_MEDIAN = 0.6744897501960817  # median of |n| for n standard normal
 SMALLEST_SIDE = 8  # pixels: 16 blocks, below which a median means little
 FEWEST_BLOCKS = (SMALLEST_SIDE // 2) ** 2
+TILE = 8  # pixels
+MOST_CLIPPED = 1 / 32  # of a tile
+FEWEST_UNCLIPPED = 1 / 16  # of the tiles: where there are fewer, they are what the clipping left over
+LEVELS = (255, 1)  # pixels are integers over one of these, if of few levels; 16 bits are as good as continuous
+OFF_LEVEL = 1e-3  # rounding of float32, in levels
 
 
 def estimate_noise(y: Tensor, physics: LinearOperator | None = None) -> Tensor:
@@ -66,12 +75,46 @@ def haar_level(images: Tensor, reached: Tensor | None = None) -> Tensor:
     top, bottom = blocks[..., ::2, :], blocks[..., 1::2, :]
     detail = (top[..., ::2] - top[..., 1::2] - bottom[..., ::2] + bottom[..., 1::2]) / 2  # (N, C, H/2, W/2)
     size = detail.flatten(1).abs()
+    counts = _unclipped(blocks).flatten(1)
     if reached is not None and not bool(reached.all()):
         whole = -F.max_pool2d(-reached.to(images), 2)[..., : height // 2, : width // 2].flatten(1)  # least of a block
-        size = torch.where(whole > 0, size, torch.nan)
-        enough = (whole > 0).sum(1) >= FEWEST_BLOCKS
-        return torch.where(enough, size.nanmedian(dim=1).values.double().nan_to_num(0.0) / GAUSSIAN_MEDIAN, 0.0)
-    return size.median(dim=1).values.double() / GAUSSIAN_MEDIAN
+        counts = torch.where(((counts & (whole > 0)).sum(1) >= FEWEST_BLOCKS)[:, None], counts, True) & (whole > 0)
+        size = size.where(counts.sum(1, keepdim=True) >= FEWEST_BLOCKS, 0.0)
+    return _median(size.where(counts, torch.nan), _step(blocks)) / GAUSSIAN_MEDIAN
+
+
+def _unclipped(images: Tensor) -> Tensor:
+    """Which 2 x 2 blocks lie in tiles that seldom hold the least or largest value, (N, C, H / 2, W / 2) bool."""
+    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+    share = F.avg_pool2d(((images == low) | (images == high)).to(images), TILE, ceil_mode=True)  # (N, C, tiles)
+    good = share <= MOST_CLIPPED
+    good |= good.float().mean((1, 2, 3), keepdim=True) < FEWEST_UNCLIPPED
+    whole = good.repeat_interleave(TILE // 2, 2).repeat_interleave(TILE // 2, 3)
+    return whole[..., : images.shape[2] // 2, : images.shape[3] // 2]
+
+
+def _step(images: Tensor) -> Tensor:
+    """Distance of the values that a detail can take, (N,) float64; 0 where pixels have no levels."""
+    step = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+    for levels in LEVELS:
+        off = (images * levels - (images * levels).round()).abs().amax((1, 2, 3))
+        step = torch.where(off <= OFF_LEVEL, 0.5 / levels, step)
+    return step
+
+
+def _median(
+    size: Tensor,  # (N, blocks), NaN where one does not count
+    step: Tensor,  # (N,)
+) -> Tensor:  # (N,) float64
+    """The median, where a value stands for all within half a step of it."""
+    middle = size.nanmedian(dim=1).values.double().nan_to_num(0.0)
+    half = 0.5 * step
+    low = (middle - half).clamp_min(0)
+    below = (size < (middle - half)[:, None]).sum(1)
+    inside = ((size - middle[:, None]).abs() < half[:, None]).sum(1).clamp_min(1)
+    share = (0.5 * size.isfinite().sum(1) - below) / inside
+    flat = size.nan_to_num(0.0).amax(1) == 0
+    return torch.where((step > 0) & ~flat, low + share * (middle + half - low), middle)
 
 
 def noise_level(physics: LinearOperator, y: Tensor, given: float | Tensor | None) -> Tensor:  # (N,) float64

@@ -1,4 +1,4 @@
-"""The arguments of a training run: whether they go together, and the digest that tells one run from another."""
+"""The arguments of a training run: whether they go together, and what tells one run from another."""
 
 import dataclasses
 import hashlib
@@ -39,16 +39,21 @@ def check(run: "Trainer") -> None:
     run.model.precision = before
 
 
-def fingerprint(run: "Trainer") -> str:
-    """Digest of what makes two runs the same run."""
-    decay = None if run.average is None else run.average.decay
-    numbers = [run.batches.sigma_range, run.batches.batch_size, run.seed, run.gain_limit, run.expansion_weight]
-    numbers += [run.margin] if run.margin else []
-    parts = [
-        run.model.spec.encoded,
-        json.dumps([dataclasses.asdict(phase) for phase in run.phases]),
-        json.dumps([*numbers, run.clip_norm, decay, run.precision]),
-        "" if run.problems is None else json.dumps(vars(run.problems)),
-        getattr(run.batches.sampler, "fingerprint", ""),
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+def settings(run: "Trainer") -> dict:
+    """What makes two runs the same run, by its name; JSON-ready."""
+    found = {
+        "model": hashlib.sha256(run.model.spec.encoded.encode()).hexdigest()[:16],
+        "schedule": [dataclasses.asdict(phase) for phase in run.phases],
+        "sigma": run.batches.sigma_range,
+        "batch_size": run.batches.batch_size,
+        "seed": run.seed,
+        "gain_limit": run.gain_limit,
+        "expansion_weight": run.expansion_weight,
+        "margin": run.margin,
+        "clip_norm": run.clip_norm,
+        "ema_decay": None if run.average is None else run.average.decay,
+        "precision": run.precision,
+        "task": None if run.problems is None else vars(run.problems),
+        "data": getattr(run.batches.sampler, "fingerprint", ""),
+    }
+    return json.loads(json.dumps(found))  # as it is read again

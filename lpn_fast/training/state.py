@@ -5,6 +5,7 @@ and `progress`, which is JSON-ready. The file is safetensors with progress in it
 a temporary file, synced and renamed: a kill or a full disk at any moment leaves the last complete state.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +76,10 @@ def write(path: Path, snapshot: Snapshot) -> None:
     """Write a snapshot; OSError if that fails, and what lay at `path` still lies there."""
     tensors = {name: t.cpu().contiguous() for name, t in snapshot.tensors.items()}
     try:
+        header = {"format": FORMAT, "progress": json.dumps(snapshot.progress)}
+        header["sha256"] = _digest(tensors, header["progress"])
         with atomic.replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": FORMAT, "progress": json.dumps(snapshot.progress)})
+            save_file(tensors, temporary, metadata=header)
     except SafetensorError as error:  # what a full disk becomes on its way through safetensors
         raise OSError(f"{path} cannot be written: {error}") from error
 
@@ -91,4 +94,17 @@ def read(path: Path) -> Snapshot:
         raise ValueError(f"{path} is not a readable resume file: {error}; remove it to start anew") from error
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} is not a resume file of lpn-fast train; remove it to start anew")
+    if "sha256" not in header:
+        raise ValueError(f"{path} is of an earlier version, which wrote no checksum; remove it to start anew")
+    if header["sha256"] != _digest(tensors, header.get("progress", "")):
+        raise ValueError(f"{path} is damaged: its content is not what was written; remove it to start anew")
     return Snapshot(tensors, json.loads(header["progress"]))
+
+
+def _digest(tensors: dict[str, Tensor], progress: str) -> str:
+    """Of everything in the file."""
+    digest = hashlib.sha256(progress.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..networks import LPN, limit_gain_, save
 from ..optim import ProjectedAdam
 from . import accuracy, state
-from .arguments import check, fingerprint
+from .arguments import check, settings
 from .average import WeightAverage
 from .batches import NoisyBatches, Sampler
 from .distributed import current_group
@@ -144,7 +144,7 @@ class Trainer:
         self.optimizer = ProjectedAdam(*parts, lr=self.phases[0].learning_rate)
         self.average = None if ema_decay is None else WeightAverage(model, ema_decay)
         self.step, self.total_steps = 0, sum(phase.steps for phase in self.phases)
-        self.rate_factor, self.rollbacks = 1.0, 0
+        self.rate_factor, self.rollbacks, self._loss = 1.0, 0, math.nan
         self._tried = -1  # step of the last state that was to be written
         self.passed: dict[int, bool] = {}  # index of a phase -> whether its precision passed the check
         self.log = RunLog(self.out if self.group.leads else None, self.progress, tensorboard and self.group.leads)
@@ -305,6 +305,7 @@ class Trainer:
         loss = self.pace.window_ends()
         sums = torch._foreach_norm([p.detach() for p in self.model.parameters()])
         if math.isfinite(loss) and bool(torch.isfinite(torch.stack(sums)).all()):
+            self._loss = loss
             self._good = self._snapshot()
             self._bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
             return True
@@ -331,7 +332,8 @@ class Trainer:
     def _snapshot(self) -> state.Snapshot:
         progress = {
             "step": self.step,
-            "fingerprint": fingerprint(self),
+            "settings": settings(self),
+            "loss": self._loss if math.isfinite(self._loss) else None,
             "rate_factor": self.rate_factor,
             "rollbacks": self.rollbacks,
             "passed": {str(index): flag for index, flag in self.passed.items()},
@@ -344,6 +346,7 @@ class Trainer:
         progress = snapshot.progress
         self.step, self.rate_factor = progress["step"], progress["rate_factor"]
         self.rollbacks = progress["rollbacks"]
+        self._loss = math.nan if progress["loss"] is None else progress["loss"]
         self.passed = {int(index): flag for index, flag in progress["passed"].items()}
         if self.average is not None:
             self.average.tensors = average
@@ -372,11 +375,11 @@ class Trainer:
         self.group.agree(True, own.device)  # wait for the folder
         if path.exists():
             snapshot = state.read(path)
-            if snapshot.progress["fingerprint"] != fingerprint(self):
-                raise ValueError(
-                    f"{path} belongs to a run with another model, schedule, sigma, batch size or seed, or other data; "
-                    "choose another folder or remove it"
-                )
+            there, here = snapshot.progress.get("settings", {}), settings(self)
+            other = [name for name in here if there.get(name) != here[name]]
+            if other:
+                raise ValueError(f"{path} belongs to a run with another {', another '.join(other)}; "
+                                 "choose another folder or remove it")  # fmt: skip
             self._restore(snapshot)
             # a finished run validates again, and writes that row again
             self.log.forget_after(self.step - (self.step == self.total_steps))
@@ -385,7 +388,7 @@ class Trainer:
     def _validate(self) -> dict:
         """Validate, append a row to the log, return the figures."""
         index, within = locate(self.phases, self.step - 1)
-        figures = {"loss": self.pace.mean_loss()}
+        figures = {"loss": self.pace.mean_loss() if self.pace.recent else self._loss}
         rate = self.rate_factor * self.phases[index].rate(within)
         if self.validate is not None and self.group.leads:
             mode = self.model.training

@@ -1,0 +1,165 @@
+"""Which files a job is about, where their results belong, and what was passed over.
+
+    named file      a result of its name
+    folder          of the names below the folder: photos/trip/a.jpg found in photos is trip/a.jpg
+    pattern         of the names below its fixed part: photos/*/a.jpg likewise
+
+Where two files would get one result, all keep their names below the folder that they have in common.
+"""
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import containers, images
+
+SOURCE_SUFFIXES = (*images.IMAGE_SUFFIXES, *containers.CONTAINER_SUFFIXES)
+LIST_MARK = "@"  # before the name of a text file that lists images, one per line
+
+
+@dataclass
+class Found:
+    """The files of a job.
+
+    Attributes
+    ----------
+    places : dict of Path to Path
+        For every file, the name of its result inside the output folder; in a reproducible order.
+    ignored : Counter of str
+        How many files of folders are no images, by suffix.
+    folders : int
+        Subfolders that were not looked into.
+    members : int
+        What containers hold besides images.
+    """
+
+    places: dict[Path, Path] = field(default_factory=dict)
+    ignored: Counter = field(default_factory=Counter)
+    folders: int = 0
+    members: int = 0
+
+    def __str__(self) -> str:
+        parts = []
+        if self.ignored:
+            by_suffix = ", ".join(f"{suffix} {count}" for suffix, count in sorted(self.ignored.items()))
+            parts.append(f"{_count(self.ignored.total(), 'file')} ignored: {by_suffix}")
+        if self.folders:
+            parts.append(f"{_count(self.folders, 'subfolder')} not looked into, which --recursive does")
+        if self.members:
+            parts.append(f"{_count(self.members, 'member')} of containers ignored, no images")
+        return "; ".join(parts)
+
+
+def find_images(patterns: str | Path | Iterable[str | Path], recursive: bool = False) -> list[Path]:
+    """Image and container files named by files, folders, patterns and lists, in a reproducible order.
+
+    A folder stands for the files directly in it that have a known suffix, without hidden ones. A file that is
+    named is returned whatever it is called: if it is no image, reading it will say so.
+
+    Parameters
+    ----------
+    patterns : path or iterable of paths
+        Each an existing file or folder; a pattern with `*`, `?` or `[...]` (`**` descends); or
+        `@list.txt`, a text file (UTF-8) with one of these per line.
+    recursive : bool
+        Whether a folder stands for the files in its subfolders as well.
+
+    Returns
+    -------
+    list of Path
+        Every file once.
+
+    Raises
+    ------
+    FileNotFoundError
+        A file or folder that is not there, or a pattern that matches nothing.
+    ValueError
+        A folder without images, a list that is no text, or no pattern at all.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> from lpn_fast.pipeline import Encoding, write_image
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = write_image(folder / "a.png", torch.zeros(1, 2, 2), Encoding(".png", "L"))
+    >>> [path.name for path in find_images(folder)]
+    ['a.png']
+    """
+    return list(find(patterns, recursive).places)
+
+
+def find(patterns: str | Path | Iterable[str | Path], recursive: bool = False, besides: Path | None = None) -> Found:
+    """As `find_images`, with the places of results and what was passed over; nothing inside the folder `besides`."""
+    if isinstance(patterns, str | Path):
+        patterns = [patterns]
+    found, known = Found(), set()
+    for pattern in patterns:
+        for named in _listed(pattern):
+            for path, place in _matches(named, recursive, besides, found):
+                if (own := os.path.abspath(path)) not in known:
+                    known.add(own)
+                    found.places[path] = place
+    if not found.places:
+        raise ValueError("images must name at least one file, folder or pattern, got none")
+    if len(set(found.places.values())) < len(found.places):
+        shared = Path(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in found.places]))
+        found.places = {path: Path(os.path.abspath(path)).relative_to(shared) for path in found.places}
+    return found
+
+
+def _listed(pattern: str | Path) -> list[Path]:
+    text = str(pattern)
+    if not text.startswith(LIST_MARK) or Path(text).exists():
+        return [Path(pattern)]
+    path = Path(text[len(LIST_MARK) :])
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no list of files {path}")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"a list of files must be UTF-8 text, {path} is none: {error}") from error
+    return [Path(line.strip()) for line in lines if line.strip()]
+
+
+def _matches(pattern: Path, recursive: bool, besides: Path | None, found: Found) -> list[tuple[Path, Path]]:
+    """(file, place of its result)."""
+    if pattern.is_file():
+        return [(pattern, Path(pattern.name))]
+    if pattern.is_dir():
+        files = [(path, path.relative_to(pattern)) for path in _inside(pattern, recursive, besides, found)]
+        if not files:
+            besides_these = f" ({found})" if str(found) else ""
+            raise ValueError(f"{pattern} must hold images ({', '.join(SOURCE_SUFFIXES)}), found none{besides_these}")
+        return files
+    if not glob.has_magic(str(pattern)):
+        raise FileNotFoundError(f"there is no file or folder {pattern}")
+    files = sorted(p for p in map(Path, glob.glob(str(pattern), recursive=True)) if p.is_file())
+    if not files:
+        raise FileNotFoundError(f"no file matches {str(pattern)!r}")
+    fixed = Path(*pattern.parts[: next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))])
+    return [(path, path.relative_to(fixed)) for path in files]
+
+
+def _inside(folder: Path, recursive: bool, besides: Path | None, found: Found) -> Iterator[Path]:
+    """The image files of a folder, sorted by name, those of its subfolders after them."""
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    folders = [path for path in entries if path.is_dir()]
+    for path in entries:
+        if path.suffix.lower() in SOURCE_SUFFIXES and path.is_file():
+            yield path
+        elif not path.is_dir():
+            found.ignored[path.suffix.lower().removeprefix(".") or "no suffix"] += 1
+    for path in folders:
+        if besides is not None and path.resolve() == besides.resolve():
+            continue
+        if recursive and not path.is_symlink():
+            yield from _inside(path, recursive, besides, found)
+        else:
+            found.folders += 1
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)

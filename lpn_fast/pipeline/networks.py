@@ -1,0 +1,81 @@
+"""Which network an image gets: the one that was given, or the shipped one for what the image shows."""
+
+import io
+
+import torch
+
+from ..networks import LPN, pretrained
+from .images import Image
+from .tasks import fingerprint
+
+AUTO = "auto"
+SHIPPED = {"gray": "natural-gray-mixture", "colour": "natural-color-mixture", "CT": "ct"}  # denoisers, by the image
+
+
+class Networks:
+    """The network of every image of a job.
+
+    Parameters
+    ----------
+    given : LPN or "auto"
+        For all images; "auto" loads shipped ones: another one for colour, for gray images and for CT slices.
+    device : str or torch.device
+        For those.
+
+    Raises
+    ------
+    ValueError
+        A network of vectors or volumes.
+
+    Examples
+    --------
+    >>> Networks("auto").names
+    {'gray': 'natural-gray-mixture', 'colour': 'natural-color-mixture', 'CT': 'ct'}
+    """
+
+    def __init__(self, given: LPN | str, device: str | torch.device = "cpu"):
+        self.names = dict(SHIPPED) if given == AUTO else {}
+        self._of_kind = {kind: pretrained(name, device) for kind, name in self.names.items()}
+        if not isinstance(given, LPN):
+            if given != AUTO:
+                raise TypeError(f'model must be "{AUTO}" or an LPN, got {given!r}')
+            return
+        if len(given.spec.axes) != 2:
+            kind = "vectors" if given.spec.is_dense else "volumes; call it, or a solver, on tensors"
+            raise ValueError(f"model must be a network of images, got one of {kind}")
+        self._of_kind = {"": given}
+
+    def kind_of(self, image: Image) -> str:
+        """What distinguishes images of different networks."""
+        if not self.names:
+            return ""
+        if len(image.pixels) == 3:
+            return "colour"
+        return "CT" if _is_ct(image) else "gray"
+
+    def __getitem__(self, kind: str) -> LPN:
+        return self._of_kind[kind]
+
+    @property
+    def all(self) -> list[LPN]:
+        return list(self._of_kind.values())
+
+    @property
+    def widest(self) -> LPN:
+        """The one whose evaluations take most memory per pixel."""
+        return max(self.all, key=lambda model: sum(stage.width for stage in model.spec.stages))
+
+    @property
+    def fingerprint(self) -> str | dict[str, str]:
+        """Digest of each, for the settings of a job."""
+        digests = {kind: fingerprint(model) for kind, model in self._of_kind.items()}
+        return digests if self.names else digests[""]
+
+
+def _is_ct(image: Image) -> bool:
+    if image.encoding.template is None:
+        return False
+    import pydicom  # it was there to read the image
+
+    header = pydicom.dcmread(io.BytesIO(image.encoding.template), specific_tags=["Modality"], force=True)
+    return header.get("Modality") == "CT"

@@ -143,6 +143,9 @@ def _choice(problem: InverseProblem, model: LPN | str) -> Choice:
     """The networks, on the device and in the type of the measurements."""
     x = problem.x0
     if isinstance(model, LPN):
+        own = next(model.parameters())
+        if own.dtype != x.dtype:
+            raise TypeError(f"y must be {own.dtype} as the model is, got {x.dtype}; convert with y.to({own.dtype})")
         return Choice(model, model, "the model given")
     if not isinstance(model, str):
         raise TypeError(f'model must be an LPN, the name of a shipped one or "auto", got {type(model).__name__}')

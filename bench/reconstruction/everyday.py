@@ -47,6 +47,7 @@ from .tasks import EXTENT, Instance, Task
 TRUSTS = (1.0, 2.0, 4.0, 8.0, 16.0)  # of the pilot: true noise over assumed one, squared
 TV_WEIGHTS = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # in images in [0, 1], of a data term of curvature one
 FEWEST = 20  # iterations: the first may leave a start as it is that fits the measurements
+TRAIN_SIDE = 128  # at most, of the images that weights are chosen on: all weights are over the noise in the image
 WORLD_RIM = 32  # pixels of the scene around the crop of a photograph
 
 
@@ -126,7 +127,7 @@ def run(root: Path, tasks: str, methods: str, show=print) -> Iterator[Scored]:
             show(f"{task.name:<15}skipped: the ASTRA toolbox is not installed")
             continue
         instance = task.instance(root, "validation", task.count, task.side)
-        train = task.instance(root, "train", 1, task.side)
+        train = task.instance(root, "train", 1, min(task.side, TRAIN_SIDE))
         for name, prepare in _methods(task, root, train).items():
             if not re.search(methods, name):
                 continue

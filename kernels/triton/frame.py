@@ -227,4 +227,4 @@ def default_tile(units: int, precision: str, arch: int) -> tuple[int, int, int, 
     # three TF32 products hold both operands twice
     if units <= 64:
         return (64, 32, 32, 8) if arch == 90 else (32, 32, 32, 4)
-    return (32, 16, 32, 8) if arch == 90 else (32, 16, 16, 8)
+    return 16, 16, 32, 4

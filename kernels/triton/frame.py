@@ -12,7 +12,7 @@ BM - k + 1 pixels get all that they need from it:
 of the taps (i, c, j) it then adds the k that differ in j, each from the position it belongs to, and stores k C sums of
 rows; `fold_kernel` adds the k sums of a pixel, always in the same order. There are no atomics.
 
-    traffic   4 C of x, 8 k C of the sums written and read, 4 C of f: 64 bytes per pixel where k = 7, C = 1
+    traffic   4 C of x, 8 k C of the sums written and read, 8 C of x and f behind: 69 bytes per pixel where k = 7, C = 1
     work      2 (2 taps n + 2 n G) FLOP and G special functions per position; taps, n and G padded to powers of two
     overlap   BM / (BM - k + 1) of it, 5 % at k = 7
 

@@ -103,7 +103,7 @@ class TritonBackend(SweepsBackend):
 
     def _sweeps(self, spec: Spec, x, packed, features, precision: str) -> Sweeps:
         maps_for = functools.partial(TritonMaps, precision=precision)
-        sweeps = Sweeps(spec, x, packed, features, TritonEpilogues(), storage(precision, x.dtype), maps_for)
+        sweeps = Sweeps(spec, x, packed, features, TritonEpilogues(), storage(spec, precision, x.dtype), maps_for)
         last = len(spec.stages) - 1
         sweeps.epilogues = [TritonEpilogues(sweeps.maps.head_unit(last))] * len(spec.stages)
         if spec.square_first:

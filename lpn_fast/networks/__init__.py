@@ -1,6 +1,7 @@
 """The networks: `LPN` and its families, the published ones, checkpoints and shipped models."""
 
 from .checkpoint import load, save
+from .explicit import ExplicitLPN
 from .families import MLPLPN, ConvLPN
 from .frame import FrameLPN
 from .gain import asymptotic_gain, limit_gain_, lipschitz_bound
@@ -14,6 +15,7 @@ from .tiles import InTiles
 __all__ = [
     "LPN",
     "ConvLPN",
+    "ExplicitLPN",
     "MLPLPN",
     "FrameLPN",
     "InTiles",

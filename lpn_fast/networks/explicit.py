@@ -21,7 +21,7 @@ from ..algebra.cosines import cosine_atoms
 from ..algebra.noise import noise_features
 from ..ops.explicit import Potentials, SolveLimits, Solution, prior_gradient, prior_value, proximal_point
 from ..ops.explicit import potentials as passes
-from ..ops.explicit.solve import linear_solve
+from ..ops.explicit.descent import linear_solve
 from ..per_sample import broadcast, dot, norm
 from .families import check_reads_noise, check_side, noise_knots
 from .frame import hold_orthonormal_, keep_rotations_

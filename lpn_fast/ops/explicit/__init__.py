@@ -3,7 +3,7 @@
 from .functions import prior_gradient, prior_value, proximal_point
 from .patches import Patches
 from .potentials import Potentials
-from .solve import Solution, SolveLimits, solve
+from .descent import Solution, SolveLimits, solve
 
 __all__ = [
     "Patches",

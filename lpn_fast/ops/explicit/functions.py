@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from ...per_sample import broadcast, dot
 from . import potentials
 from .potentials import Potentials
-from .solve import Solution, SolveLimits, linear_solve, solve
+from .descent import Solution, SolveLimits, linear_solve, solve
 
 
 def prior_value(pot: Potentials, x: Tensor, k: int) -> Tensor:

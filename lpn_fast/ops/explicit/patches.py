@@ -26,13 +26,17 @@ class Patches:
     ----------
     rows, columns : Tensor, shape (H + 2 k - 2,), (W + 2 k - 2,), int64
         Pixel of x that every pixel of E x repeats.
+    row_weights, column_weights : Tensor, shape (H + k - 1,), (W + k - 1,)
+        w along the axes.
     weights : Tensor, shape (H + k - 1, W + k - 1)
+        w, their products.
     """
 
     def __init__(self, height: int, width: int, k: int, like: Tensor):
         self.k = k
         self.rows, self.columns = (_mirrored(side, k).to(like.device) for side in (height, width))
-        self.weights = torch.outer(_weights(height, k), _weights(width, k)).to(like)
+        self.row_weights, self.column_weights = (_weights(side, k).to(like) for side in (height, width))
+        self.weights = torch.outer(self.row_weights, self.column_weights)
 
     def extended(self, x: Tensor) -> Tensor:
         """E x, (N, C, H + 2 k - 2, W + 2 k - 2)."""

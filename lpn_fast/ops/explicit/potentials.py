@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import kernel
 from .patches import Patches
 
 
@@ -61,6 +62,8 @@ class Potentials:
 
 def value_and_gradient(pot: Potentials, x: Tensor, k: int, with_value: bool = True) -> tuple[Tensor | None, Tensor]:
     """(R(x) (N,) float64 or None, grad R(x)); x in units of the noise, (N, C, H, W)."""
+    if kernel.runs(x):
+        return kernel.run(pot, x, None, k, with_value)
     patches = Patches(*x.shape[2:], k, x)
     extended = patches.extended(x)
     gradient = torch.zeros_like(extended)
@@ -84,6 +87,8 @@ def value_and_gradient(pot: Potentials, x: Tensor, k: int, with_value: bool = Tr
 
 def hvp(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
     """The Hessian of R at x times v, like x."""
+    if kernel.runs(x):
+        return kernel.run(pot, x, v, k, False)[1]
     patches = Patches(*x.shape[2:], k, x)
     at, along = patches.extended(x), patches.extended(v)
     product = torch.zeros_like(at)

@@ -10,19 +10,18 @@ x + grad R(x) are one pass each, and f is the solve: unique, because 1/2 |x - y|
 whatever the parameters are. R >= 0, and patch means carry no potential.
 """
 
-import json
 import math
-from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..algebra.cosines import cosine_atoms
 from ..algebra.noise import noise_features
-from ..ops.explicit import Potentials, SolveLimits, Solution, prior_gradient, prior_value, proximal_point
+from ..ops.explicit import Potentials, Solution, SolveLimits, prior_gradient, prior_value, proximal_point
 from ..ops.explicit import potentials as passes
 from ..ops.explicit.descent import linear_solve
 from ..per_sample import broadcast, dot, norm
+from .explicit_spec import ExplicitSpec
 from .families import check_reads_noise, check_side, noise_knots
 from .frame import hold_orthonormal_, keep_rotations_
 from .registry import register
@@ -34,46 +33,6 @@ BREADTHS = (0.5, 1.0, 2.0, 4.0)  # range of the frequencies a group sees, one br
 LEVELS = (1.5, 4.0)  # root of the energy where the concave part levels off, in units of its mean over noise
 BEND = 8.0  # curvature of the convex part over that of the concave one
 TAIL = 0.05  # tau - 1
-
-
-@dataclass(frozen=True)
-class ExplicitSpec:
-    """The architecture of an `ExplicitLPN`.
-
-    Attributes
-    ----------
-    channels, kernel, groups : int
-        Image channels, side of the patches, groups M.
-    concavity : float
-        mu, the largest curvature of the concave part.
-    bend : float
-        Largest rho^2 of a group: the curvature of R is at most concavity * (bend - 1).
-    noise_levels : tuple of float
-        Knots between which potentials are interpolated.
-    """
-
-    channels: int
-    kernel: int
-    groups: int
-    concavity: float
-    bend: float
-    noise_levels: tuple[float, ...]
-
-    kind = "explicit"
-    axes = ("H", "W")
-    ndim = 2
-    is_dense = False
-    image_size = None
-    noise_units = True
-
-    @property
-    def atoms(self) -> int:
-        return self.channels * self.kernel**2
-
-    @property
-    def encoded(self) -> str:
-        """The spec as JSON."""
-        return json.dumps(asdict(self))
 
 
 @register(
@@ -115,6 +74,12 @@ class ExplicitLPN(nn.Module):
     (torch.Size([2]), torch.Size([2, 1, 37, 50]))
     """
 
+    atoms: Tensor
+    shares: Tensor
+    far: Tensor
+    bends: Tensor
+    tails: Tensor
+
     def __init__(
         self,
         channels: int,
@@ -135,13 +100,17 @@ class ExplicitLPN(nn.Module):
             raise ValueError(f"bend must be above 1, got {bend}")
         self.spec = ExplicitSpec(channels, kernel, groups, concavity, bend, noise_knots(sigma_conditional))
         self.card: dict = {}
-        n, knots = self.spec.atoms, len(self.spec.noise_levels)
-        self.atoms = nn.Parameter(torch.empty(n, channels, kernel, kernel))
-        self.shares = nn.Parameter(torch.empty(knots, groups, n - channels))  # logits of U / mu, the slack's are 0
-        self.far = nn.Parameter(torch.empty(knots, groups))  # log e
-        self.bends = nn.Parameter(torch.empty(knots, groups))  # log-odds of (rho^2 - 1) / (bend - 1)
-        self.tails = nn.Parameter(torch.empty(knots, groups))  # log(tau - 1)
+        # shares: logits of U / mu, the slack's are 0; far: log e; bends: log-odds of (rho^2 - 1) / (bend - 1);
+        # tails: log(tau - 1)
+        for slot in self.spec.slots():
+            self.register_parameter(slot.name, nn.Parameter(torch.empty(slot.shape)))
         self._draw()
+
+    @classmethod
+    def of_spec(cls, spec: ExplicitSpec) -> "ExplicitLPN":
+        """A fresh model of that architecture."""
+        levels = spec.noise_levels
+        return cls(spec.channels, spec.kernel, spec.groups, spec.concavity, spec.bend, levels)
 
     @torch.no_grad()
     def _draw(self) -> None:
@@ -179,6 +148,12 @@ class ExplicitLPN(nn.Module):
 
     precision = "fp32"
 
+    def skewness(self) -> float:
+        """Largest eigenvalue of A A^T - I: the certificate takes the atoms to be orthonormal."""
+        with torch.no_grad():
+            atoms = self.atoms.flatten(1).double()
+            return float(torch.linalg.matrix_norm(atoms @ atoms.T - torch.eye(len(atoms)).to(atoms), 2))
+
     def stores_activations(self, x: Tensor) -> bool:
         return False
 
@@ -198,35 +173,37 @@ class ExplicitLPN(nn.Module):
 
     # ---- one pass
 
-    def prior(self, x: Tensor, sigma) -> Tensor:
+    def prior(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         """R(x), (N,) float64, differentiable in x and the parameters."""
         x, unit, pot = self._checked(x, sigma)
         return unit.flatten().double().square() * prior_value(pot, x / unit, self.spec.kernel)
 
-    def grad_prior(self, x: Tensor, sigma) -> Tensor:
+    def grad_prior(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         """grad R(x), of x's shape, differentiable once in x and the parameters."""
         x, unit, pot = self._checked(x, sigma)
         return unit * prior_gradient(pot, x / unit, self.spec.kernel)
 
     @torch.no_grad()
-    def prior_and_grad(self, x: Tensor, sigma) -> tuple[Tensor, Tensor]:
+    def prior_and_grad(self, x: Tensor, sigma: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(R(x), grad R(x)) from one pass, without a graph."""
         x, unit, pot = self._checked(x, sigma)
         value, gradient = passes.value_and_gradient(pot, x / unit, self.spec.kernel)
         return unit.flatten().double().square() * value, unit * gradient
 
-    def preimage(self, x: Tensor, sigma) -> Tensor:
+    def preimage(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         """x + grad R(x): the y with f(y) = x."""
         return x + self.grad_prior(x, sigma)
 
     @torch.no_grad()
-    def hessian_product(self, x: Tensor, v: Tensor, sigma) -> Tensor:
+    def hessian_product(self, x: Tensor, v: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         """The Hessian of R at x times v."""
         x, unit, pot = self._checked(x, sigma)
         return passes.hvp(pot, x / unit, v, self.spec.kernel)
 
     @torch.no_grad()
-    def error_bound(self, x: Tensor, y: Tensor, sigma, strength: float | Tensor = 1.0) -> Tensor:
+    def error_bound(
+        self, x: Tensor, y: Tensor, sigma: float | Tensor | None = None, strength: float | Tensor = 1.0
+    ) -> Tensor:
         """|x + t grad R(x) - y| / (1 - t mu), (N,) float64: x is at most so far from prox_{tR}(y), t = `strength`."""
         if isinstance(strength, Tensor):
             strength = strength.double()
@@ -235,7 +212,7 @@ class ExplicitLPN(nn.Module):
 
     # ---- the prox
 
-    def forward(self, x: Tensor, sigma, *, tol: float | None = None, start: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sigma=None, *, tol: float | None = None, start: Tensor | None = None) -> Tensor:
         """f(x) = prox_R(x), by a solve from `start`, or x, to a residual of tol |x|; see `prox`."""
         return self.prox(x, 1.0, sigma, tol=tol, start=start)
 
@@ -293,17 +270,17 @@ class ExplicitLPN(nn.Module):
         value, gradient = self.prior_and_grad(x, sigma)
         return (x, value, x + gradient) if return_preimage else (x, value)
 
-    def potential(self, x: Tensor, sigma) -> Tensor:
+    def potential(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         """psi(x) = <x, f(x)> - 1/2 |f(x)|^2 - R(f(x)), (N,)."""
         return self.potential_and_prox(x, sigma)[0]
 
-    def potential_and_prox(self, x: Tensor, sigma) -> tuple[Tensor, Tensor]:
+    def potential_and_prox(self, x: Tensor, sigma: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(psi(x), f(x)), shapes (N,) and x's."""
         f = self(x, sigma)
         return dot(torch.add(x, f, alpha=-0.5), f).to(x) - self.prior(f, sigma).to(x), f
 
     @torch.no_grad()
-    def hvp(self, x: Tensor, v: Tensor, sigma) -> Tensor:
+    def hvp(self, x: Tensor, v: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         """The Jacobian of f at x, (I + grad^2 R(f(x)))^-1, times v."""
         f = self(x, sigma)
         f, unit, pot = self._checked(f, sigma)
@@ -336,7 +313,7 @@ class ExplicitLPN(nn.Module):
     def project_gradients_(self) -> "ExplicitLPN":
         """The gradient of the atoms reduced to rotations that leave the means alone; returns self."""
         if self.atoms.grad is not None:
-            scaled = nn.Parameter(self.atoms.detach() / self.spec.kernel)
+            scaled = self.atoms.detach() / self.spec.kernel
             scaled.grad = self.atoms.grad
             keep_rotations_(scaled)
         return self

@@ -2,10 +2,10 @@
 
 Units of the noise; x clean, n standard normal.
 
-    score        |grad R(x + n / rho) - rho n|^2 / rho^2          denoising score matching at the noise level sigma / rho
-    minimisers   log |f(x + n) - x|^2 for every sample,           f(y) = argmin 1/2 |x - y|^2 + R(x), solved to SOLVE_TOL
+    score        |grad R(x + n / rho) - rho n|^2 / rho^2    denoising score matching at the noise level sigma / rho
+    minimisers   log |f(x + n) - x|^2 for every sample,     f(y) = argmin 1/2 |x - y|^2 + R(x), solved to SOLVE_TOL
 
-R is minus the logarithm of a density times sigma^2, so that its gradient at noise of sigma / rho is rho^2 times the
+R is minus the logarithm of a density times sigma^2, so that its gradient at noise of sigma / rho is rho^2 times that
 noise's conditional mean. Minimisers are differentiated by the implicit function theorem: one linear system each. A
 solve that stops early would train another map than the one that is used (potentials that grow without end), so it
 does not.
@@ -121,7 +121,7 @@ class ExplicitTraining:
             optimizer.zero_grad()
             loss.backward()
             self.model.project_gradients_()
-            if all(bool(p.grad.isfinite().all()) for p in self.model.parameters()):
+            if all(bool(p.grad.isfinite().all()) for p in self.model.parameters() if p.grad is not None):
                 optimizer.step()
                 self.model.project_()
             mean = loss.item() if within == 0 else 0.98 * mean + 0.02 * loss.item()
@@ -157,9 +157,8 @@ class ExplicitTraining:
             return {}
         figures, generator = {}, torch.Generator().manual_seed(2024)
         noise = torch.randn(self.validation.shape, generator=generator)
-        levels = self.sigma if isinstance(self.sigma, tuple) else (self.sigma,)
-        if len(levels) == 2:
-            levels = (levels[0], (levels[0] * levels[1]) ** 0.5, levels[1])
+        low, high = self.sigma if isinstance(self.sigma, tuple) else (self.sigma, self.sigma)
+        levels = (low, (low * high) ** 0.5, high) if low < high else (low,)
         for level in levels:
             values = [
                 psnr(self.model(x + level * n, level, tol=1e-5), x)

@@ -1,9 +1,9 @@
 """Explicit priors: R, its gradient and Hessian products by patches, and the prox by a certified solve."""
 
+from .descent import Solution, SolveLimits, solve
 from .functions import prior_gradient, prior_value, proximal_point
 from .patches import Patches
 from .potentials import Potentials
-from .descent import Solution, SolveLimits, solve
 
 __all__ = [
     "Patches",

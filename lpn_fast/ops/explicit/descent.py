@@ -2,9 +2,9 @@
 
     phi(x) = 1/2 |x - y|^2 + t R(x)  is (1 - t mu)-strongly convex:  |x - x*| <= |x + t grad R(x) - y| / (1 - t mu)
 
-L-BFGS, one memory per sample (Nocedal, 1980). All pairs have <s, y> >= (1 - t mu) |s|^2 > 0, so none is refused. A step
-is accepted by slopes alone, at most 0.8 of the first one upwards, which for quadratics is the condition of Armijo (Hager
-and Zhang, 2005): differences of objectives drown in rounding long before residuals do.
+L-BFGS, one memory per sample (Nocedal, 1980). All pairs have <s, y> >= (1 - t mu) |s|^2 > 0, so none is refused. A
+step is accepted by slopes alone, at most 0.8 of the first one upwards, which for quadratics is the condition of Armijo
+(Hager and Zhang, 2005): differences of objectives drown in rounding long before residuals do.
 
 The start of its recursion, and the preconditioner of the conjugate gradients, is
 
@@ -116,7 +116,7 @@ class _State:
         self.stuck = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
     def _at(self, x: Tensor, rows) -> tuple[Tensor, Tensor]:
-        gradient = potentials.value_and_gradient(self.pot.of(rows), x, self.k, with_value=False)[1]
+        gradient = potentials.gradient(self.pot.of(rows), x, self.k)
         return gradient, x - self.y[rows] + broadcast(self.weight[rows], x) * gradient
 
     def keep(self, rows: Tensor) -> None:
@@ -168,7 +168,7 @@ class _State:
 def linear_solve(
     pot: Potentials, x: Tensor, weight: Tensor, v: Tensor, k: int, tol: float, max_iter: int = 500
 ) -> Tensor:
-    """q with (I + t H) q = v, H the Hessian of R at x, by preconditioned conjugate gradients; |error of v| <= tol |v|."""
+    """q with (I + t H) q = v, H the Hessian of R at x, by conjugate gradients to a residual of tol |v|."""
     precondition = Preconditioner(pot, weight, k, x.shape[1])
     q, r = torch.zeros_like(v), v.clone()
     z = precondition(r)

@@ -1,6 +1,6 @@
 """R, its gradient and its prox as functions that autograd differentiates once, in x and in the potentials.
 
-    x = prox_{tR}(y):   (I + t H) q = v,   gradients  q in y,  -<q, grad R(x)> in t,  -t d<q, grad R(x)> in the potentials
+x = prox_{tR}(y):   (I + t H) q = v,   gradients  q in y,  -<q, grad R(x)> in t,  -t d<q, grad R(x)> in the potentials
 """
 
 import torch
@@ -9,8 +9,8 @@ from torch.autograd.function import once_differentiable
 
 from ...per_sample import broadcast, dot
 from . import potentials
-from .potentials import Potentials
 from .descent import Solution, SolveLimits, linear_solve, solve
+from .potentials import Potentials
 
 
 def prior_value(pot: Potentials, x: Tensor, k: int) -> Tensor:
@@ -32,7 +32,7 @@ def proximal_point(
     start: Tensor | None = None,
     backward_tol: float | None = None,
 ) -> tuple[Tensor, Solution]:
-    """(prox_{tR}(y), what is known of it); t = weight, (N,). `backward_tol` is that of derivatives, None is limits.tol."""
+    """(prox_{tR}(y), what is known of it); t = weight, (N,). `backward_tol`: of derivatives, None is limits.tol."""
     detached = Potentials(*(t.detach() for t in pot.tensors()))
     solution = solve(detached, y.detach(), weight.detach(), k, limits, None if start is None else start.detach())
     tol = limits.tol if backward_tol is None else backward_tol
@@ -52,7 +52,11 @@ class _Value(torch.autograd.Function):
     def backward(ctx, g):
         gradient, x, *tensors = ctx.saved_tensors
         gx = broadcast(g, gradient) * gradient if ctx.needs_input_grad[1] else None
-        return None, gx, *_in_potentials(lambda pot: (potentials.values(pot, x, ctx.k) * g.to(x)).sum(), tensors, ctx, 2)
+        return (
+            None,
+            gx,
+            *_in_potentials(lambda pot: (potentials.values(pot, x, ctx.k) * g.to(x)).sum(), tensors, ctx, 2),
+        )
 
 
 class _Gradient(torch.autograd.Function):
@@ -60,7 +64,7 @@ class _Gradient(torch.autograd.Function):
     def forward(ctx, k, x, *tensors):
         ctx.k = k
         ctx.save_for_backward(x, *tensors)
-        return potentials.value_and_gradient(Potentials(*tensors), x, k, with_value=False)[1]
+        return potentials.gradient(Potentials(*tensors), x, k)
 
     @staticmethod
     @once_differentiable

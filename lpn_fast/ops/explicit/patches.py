@@ -3,9 +3,9 @@
     sum_p w_p |patch_p(E x)|^2 = k^2 |x|^2
 
 E continues x by k - 1 mirrored pixels on every side, and p runs over all (H + k - 1)(W + k - 1) positions of k x k
-windows in it. Along an axis w is 1 where the window lies inside x and 1/2 where it crosses the border; in two axes it is
-the product. A pixel i < k of an axis is then seen by i + 1 inner windows, by k - 1 - i that cross the border, and by as
-many through its mirror image: i + 1 + (k - 1 - i) = k. Axes shorter than k - 1 are mirrored again and again, w is
+windows in it. Along an axis w is 1 where the window lies inside x and 1/2 where it crosses the border; in two axes it
+is the product. A pixel i < k of an axis is then seen by i + 1 inner windows, by k - 1 - i that cross the border, and as
+often through its mirror image: i + 1 + (k - 1 - i) = k. Axes shorter than k - 1 are mirrored again and again, w is
 reduced until no pixel is seen more than k times, and = becomes <=.
 """
 

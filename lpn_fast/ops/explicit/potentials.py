@@ -60,14 +60,19 @@ class Potentials:
         return ((self.slope * self.near.rsqrt() - 1)[:, None] @ self.energies)[:, 0]
 
 
-def value_and_gradient(pot: Potentials, x: Tensor, k: int, with_value: bool = True) -> tuple[Tensor | None, Tensor]:
-    """(R(x) (N,) float64 or None, grad R(x)); x in units of the noise, (N, C, H, W)."""
+def gradient(pot: Potentials, x: Tensor, k: int) -> Tensor:
+    """grad R(x), like x (N, C, H, W), in units of the noise."""
+    return value_and_gradient(pot, x, k, with_value=False)[1]
+
+
+def value_and_gradient(pot: Potentials, x: Tensor, k: int, with_value: bool = True) -> tuple[Tensor, Tensor]:
+    """(R(x) (N,) float64, or zeros without values, grad R(x)); x in units of the noise, (N, C, H, W)."""
     if kernel.runs(x):
         return kernel.run(pot, x, None, k, with_value)
     patches = Patches(*x.shape[2:], k, x)
     extended = patches.extended(x)
     gradient = torch.zeros_like(extended)
-    value = x.new_zeros(len(x), dtype=torch.float64) if with_value else None
+    value = x.new_zeros(len(x), dtype=torch.float64)
     for n in range(len(x)):
         own, one = pot.of(slice(n, n + 1)), slice(n, n + 1)
         atoms, (u_matrix, a, b, e) = own.atoms, _single(own)
@@ -76,7 +81,7 @@ def value_and_gradient(pot: Potentials, x: Tensor, k: int, with_value: bool = Tr
             energy = u_matrix @ c.square()  # [M, P]
             near, far = torch.rsqrt(energy + b), torch.rsqrt(energy + e * e)
             weights = patches.weights_of(block)
-            if value is not None:
+            if with_value:
                 total = a * (near.reciprocal() - b.sqrt()) - e * (far.reciprocal() - e)
                 value[n] += (total.sum(0) * weights).sum(dtype=torch.float64) / k**2
             gates = (near.mul_(a)).sub_(far.mul_(e))

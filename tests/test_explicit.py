@@ -235,3 +235,52 @@ def test_potentials_at_a_knot_are_those_of_the_knot():
 def test_errors_name_what_is_wrong(call, message):
     with pytest.raises(ValueError, match=message):
         call(drawn(), images(2, 1, 6, 6))
+
+
+def test_preimages_and_values_are_one_pass_and_agree_with_the_inversion_of_the_prox():
+    model, x = drawn(), images(3, 1, 9, 8)
+    found = lf.invert(model, x, sigma=SIGMA)
+    assert bool(found.converged.all()) and bool((found.iterations == 0).all())
+    assert torch.allclose(model(found.preimage, SIGMA), x, atol=1e-9)
+    result = lf.prior(model, x, sigma=SIGMA)
+    psi = model.potential(found.preimage, SIGMA)
+    dual = (found.preimage * x).flatten(1).sum(1) - 0.5 * norm(x) ** 2 - psi  # what the other families compute
+    assert torch.allclose(result.value, dual, atol=1e-9)
+    assert torch.equal(result.gradient, found.preimage - x)
+
+
+def test_values_are_refined_in_double_precision_and_invalid_images_are_named():
+    model, x = drawn().float(), images(2, 1, 9, 8).float()
+    x[1, 0, 3, 3] = float("nan")
+    result = lf.prior(model, x, sigma=0.1, dtype=torch.float64)
+    assert result.value.dtype == result.preimage.dtype == torch.float64
+    exact = drawn().float().double().prior(x[:1].double(), 0.1)
+    assert torch.allclose(result.value[:1], exact, rtol=1e-12)
+    assert result.converged.tolist() == [True, False] and bool(result.preimage[1].isnan().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_verify_holds(dtype):
+    model = drawn(k=2, groups=3).to(dtype)
+    report = lf.verify(model, images(1, 1, 5, 4).to(dtype), 0.1)
+    assert report.all_hold, str(report)
+    names = [p.name for p in report.properties]
+    assert "certificate" in names and "lowest curvature" in names
+
+
+def test_verify_finds_atoms_that_break_the_certificate():
+    model = drawn(k=2, groups=3)
+    with torch.no_grad():
+        model.atoms.mul_(1.2)
+    assert {"orthonormal atoms", "certificate"} <= {p.name for p in lf.verify(model, images(1, 1, 5, 4), 0.1).failed}
+
+
+def test_training_lowers_the_loss_and_keeps_the_atoms_orthonormal():
+    torch.manual_seed(0)
+    model = lf.ExplicitLPN(1, 3, 6, sigma_conditional=(0.1,)).train()
+    crops = lambda count, generator: torch.rand(count, 1, 1, 1, generator=generator).expand(count, 1, 12, 12)  # noqa: E731
+    phases = [lf.training.Phase("log", 30, 4e-3)]
+    trainer = lf.training.Trainer(model, crops, phases, sigma=0.1, batch_size=4, progress=False)
+    losses = [float(trainer.advance()) for _ in range(30)]
+    assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 0.2
+    assert model.skewness() < 1e-5

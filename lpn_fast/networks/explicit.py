@@ -27,6 +27,9 @@ from .frame import hold_orthonormal_, keep_rotations_
 from .registry import register
 
 TOL = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the solve, relative to |y|: what each type surely reaches
+# In training mode. A solve that stops early trains another map than the one that is used: potentials grow without end.
+TRAINING_TOL, TRAINING_ADJOINT_TOL = 1e-4, 1e-2  # of the solve, and of the linear system behind its derivatives
+STEPS = {"atoms": 0.5, "shares": 15.0, "far": 5.0, "bends": 15.0, "tails": 15.0}  # of an optimizer, see step_scales
 
 # At the start:
 BREADTHS = (0.5, 1.0, 2.0, 4.0)  # range of the frequencies a group sees, one breadth per round over the atoms
@@ -62,6 +65,9 @@ class ExplicitLPN(nn.Module):
 
     Notes
     -----
+    A prior is made in evaluation mode; in training mode solves end, if not told otherwise, where derivatives are
+    accurate enough for an optimizer's steps.
+
     x is (N, C, H, W), of the parameters' dtype; `sigma` is a number or (N,), in x's units. R is in x's units too:
     sigma^2 times its value in units of the noise.
 
@@ -105,6 +111,7 @@ class ExplicitLPN(nn.Module):
         for slot in self.spec.slots():
             self.register_parameter(slot.name, nn.Parameter(torch.empty(slot.shape)))
         self._draw()
+        self.eval()
 
     @classmethod
     def of_spec(cls, spec: ExplicitSpec) -> "ExplicitLPN":
@@ -147,6 +154,11 @@ class ExplicitLPN(nn.Module):
         return True
 
     precision = "fp32"
+
+    @property
+    def largest_gain(self) -> float:
+        """limsup |f(x)| / |x|: gradients of R are bounded, so that f passes what is large."""
+        return 1.0
 
     def skewness(self) -> float:
         """Largest eigenvalue of A A^T - I: the certificate takes the atoms to be orthonormal."""
@@ -296,8 +308,9 @@ class ExplicitLPN(nn.Module):
         if not bool(((weight > 0) & (weight * self.spec.concavity < 1)).all()):
             limit = 1 / self.spec.concavity
             raise ValueError(f"strength must be positive and below {limit:g}, got {strength}")
-        limits = SolveLimits(TOL[z.dtype] if tol is None else tol, max_iter)
-        x, solution = proximal_point(pot, z / unit, weight, self.spec.kernel, limits, start)
+        usual, adjoint = (TRAINING_TOL, TRAINING_ADJOINT_TOL) if self.training else (TOL[z.dtype], None)
+        limits = SolveLimits(usual if tol is None else tol, max_iter)
+        x, solution = proximal_point(pot, z / unit, weight, self.spec.kernel, limits, start, adjoint)
         return unit * x, solution
 
     # ---- training
@@ -309,6 +322,16 @@ class ExplicitLPN(nn.Module):
             hold_orthonormal_(scaled)
             self.atoms.copy_(scaled * self.spec.kernel)
         return self
+
+    def step_scales(self) -> dict[str, float]:
+        """What steps of an optimizer are multiplied by: most parameters are logarithms."""
+        return STEPS
+
+    @torch.no_grad()
+    def step_(self, steps: dict[str, Tensor]) -> None:
+        """Add steps, each shaped like the parameter of that name; in place, without projection."""
+        for name, step in steps.items():
+            getattr(self, name).add_(step)
 
     def project_gradients_(self) -> "ExplicitLPN":
         """The gradient of the atoms reduced to rotations that leave the means alone; returns self."""

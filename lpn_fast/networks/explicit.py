@@ -29,11 +29,11 @@ from .registry import register
 TOL = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the solve, relative to |y|: what each type surely reaches
 # In training mode. A solve that stops early trains another map than the one that is used: potentials grow without end.
 TRAINING_TOL, TRAINING_ADJOINT_TOL = 1e-4, 1e-2  # of the solve, and of the linear system behind its derivatives
-STEPS = {"atoms": 0.5, "shares": 15.0, "far": 5.0, "bends": 15.0, "tails": 15.0}  # of an optimizer, see step_scales
+STEPS = {"atoms": 1.5, "shares": 15.0, "far": 5.0, "bends": 15.0, "tails": 15.0}  # of an optimizer, see step_scales
 
 # At the start:
-BREADTHS = (0.5, 1.0, 2.0, 4.0)  # range of the frequencies a group sees, one breadth per round over the atoms
-LEVELS = (1.5, 4.0)  # root of the energy where the concave part levels off, in units of its mean over noise
+NARROW, BROAD = 0.4, (1.0, 2.0, 4.0, 8.0)  # range of the frequencies that a group sees
+LEVELS = (1.2, 4.0)  # root of the energy where the concave part levels off, in units of its mean over noise
 BEND = 8.0  # curvature of the convex part over that of the concave one
 TAIL = 0.05  # tau - 1
 
@@ -121,18 +121,22 @@ class ExplicitLPN(nn.Module):
 
     @torch.no_grad()
     def _draw(self) -> None:
-        """Start: cosine atoms; groups centred at their frequencies in turn, ever broader from round to round."""
+        """Start: cosine atoms; half of the groups see one of them each, the others many, and half of the budget."""
         spec = self.spec
         atoms, frequencies = cosine_atoms(spec.channels, spec.kernel)
         self.atoms.copy_(atoms.view_as(self.atoms))
         varied = spec.atoms - spec.channels
-        number = torch.arange(spec.groups)
-        breadth = torch.tensor(BREADTHS)[(number // varied) % len(BREADTHS)]
-        centre = torch.where(number < varied, number, torch.randint(varied, number.shape))
+        number, narrow = torch.arange(spec.groups), min((spec.groups + 1) // 2, varied)
+        breadth = torch.tensor(BROAD)[number % len(BROAD)]
+        breadth[:narrow] = NARROW
+        centre = torch.randint(varied, number.shape)
+        centre[:narrow] = torch.linspace(0, varied - 1, narrow).long()
         scaled = frequencies[spec.channels :] * (7 / spec.kernel)
         distance = (scaled[centre][:, None] - scaled).square().sum(-1)
         logits = -distance / (2 * breadth[:, None] ** 2) + 0.2 * torch.randn(distance.shape)
-        self.shares.copy_((logits - logits.logsumexp(0) + 3.0).expand_as(self.shares))
+        for half in (logits[:narrow], logits[narrow:]):
+            half.sub_(half.logsumexp(0) - 2.0)  # of both halves, against the slack's zero
+        self.shares.copy_(logits.expand_as(self.shares))
         share = self.shares[0].double().softmax(0)
         levels = torch.empty(spec.groups).uniform_(*(math.log(level) for level in LEVELS))
         self.far.copy_((0.5 * share.sum(1).log() + levels).expand_as(self.far))

@@ -3,6 +3,7 @@
 pgd, fista       gradient of the data term, step < 1 / ||A||^2; monotone objective
 admm, drs        data prox, rho > ||A||^2; a falling envelope
 hqs              data prox, any rho; a falling objective with a smoothed data term
+gradient         no prox: gradients of the data term and of an explicit prior; monotone objective
 """
 
 from .accelerated_gradient import fista
@@ -12,9 +13,10 @@ from .conditions import Condition, Conditions
 from .douglas_rachford import drs
 from .half_quadratic import hqs
 from .noise import estimate_noise
-from .protocol import ProxModel, StronglyConvexModel
+from .protocol import ProxModel, SmoothModel, StronglyConvexModel
 from .proximal_gradient import pgd
 from .reconstruction import Reconstruction
+from .smooth import gradient
 
 __all__ = [
     "Condition",
@@ -22,11 +24,13 @@ __all__ = [
     "ProxModel",
     "StronglyConvexModel",
     "Reconstruction",
+    "SmoothModel",
     "Settings",
     "admm",
     "drs",
     "estimate_noise",
     "fista",
+    "gradient",
     "hqs",
     "pgd",
 ]

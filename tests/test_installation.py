@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "per_sample": set(),
     "physics": {"per_sample"},
     "data": {"atomic"},
-    "ops": {"algebra", "per_sample"},
+    "ops": {"atomic", "algebra", "per_sample"},
     "networks": {"atomic", "algebra", "ops", "per_sample"},
     # solvers: training through minimisers; ops: the names of precisions
     "training": {"atomic", "networks", "metrics", "data", "physics", "solvers", "ops", "per_sample"},

@@ -1,6 +1,6 @@
 """From image files to reconstructed image files: batched, restartable, one bad file never stops the rest."""
 
-from .images import Encoding, Image, UnreadableImage, read_image, write_image
+from ..io import Encoding, Image, UnreadableImage, read_image, write_image
 from .job import Summary, reconstruct
 from .manifest import ItemResult
 from .processes import Share

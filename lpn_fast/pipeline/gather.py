@@ -4,8 +4,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from . import containers
-from .images import UnreadableImage
+from ..io import UnreadableImage, containers
 from .manifest import ItemResult, lock_of, read_results
 from .sources import PARTS, Source
 

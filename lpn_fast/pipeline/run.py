@@ -19,11 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import atomic, metrics
-from ..data.readers import LARGEST_PLAUSIBLE
+from ..io import Encoding, Range, UnreadableImage, encode
+from ..io.image import LARGEST_PLAUSIBLE, one_line
 from ..networks import LPN
 from .batches import from_samples, to_samples
 from .flow import Background, Solvers, in_order
-from .images import Encoding, Range, UnreadableImage, encode, one_line
 from .manifest import ItemResult, Manifest
 from .noise import noise_level
 from .sources import Source

@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import containers, images
-from .containers import Member
-from .images import Image, Range, UnreadableImage
+from ..io import Image, Member, Range, UnreadableImage, containers, formats
+from ..io.image import one_line
 
-SOURCE_SUFFIXES = (*images.IMAGE_SUFFIXES, *containers.CONTAINER_SUFFIXES)
+SOURCE_SUFFIXES = (*formats.BY_SUFFIX, *containers.CONTAINER_SUFFIXES)
 LIST_MARK = "@"  # before the name of a text file that lists images, one per line
 PARTS = ".parts"  # added to a container's name: the folder of its results while some are missing
 HASH_BLOCK = 2**20
@@ -54,7 +53,7 @@ class Source:
         """Digest of the file's bytes; None if it cannot be read."""
         try:
             if self.member is None:
-                return hashlib.sha256(self.path.read_bytes()).hexdigest()
+                return hashlib.sha256(formats.read_file(self.path)).hexdigest()
             return _file_digest(str(self.path), self.path.stat().st_mtime_ns)  # once for all members
         except OSError:
             return None
@@ -70,10 +69,10 @@ class Source:
         if self.member is not None:
             return containers.read_member(self.path, self.member, intensities), self.sha256() or ""
         try:
-            data = self.path.read_bytes()
+            data = formats.read_file(self.path)
         except OSError as error:
-            raise UnreadableImage(self.path, images.one_line(error)) from error
-        return images.decode(data, self.path, intensities), hashlib.sha256(data).hexdigest()
+            raise UnreadableImage(self.path, one_line(error)) from error
+        return formats.decode(data, self.path, intensities), hashlib.sha256(data).hexdigest()
 
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path}::{self.member}"
@@ -108,7 +107,7 @@ def find_images(patterns: str | Path | Iterable[str | Path]) -> list[Path]:
     >>> import tempfile, torch
     >>> from lpn_fast.pipeline import Encoding, write_image
     >>> folder = Path(tempfile.mkdtemp())
-    >>> _ = write_image(folder / "a.png", torch.zeros(1, 2, 2), Encoding(".png", "L"))
+    >>> _ = write_image(folder / "a.png", torch.zeros(1, 2, 2), Encoding(".png", "uint8"))
     >>> [path.name for path in find_images(folder)]
     ['a.png']
     """
@@ -157,7 +156,7 @@ def _matches(pattern: Path) -> list[Path]:
         return [pattern]
     if pattern.is_dir():
         visible = (path for path in pattern.iterdir() if not path.name.startswith("."))
-        files = sorted(path for path in visible if path.suffix.lower() in SOURCE_SUFFIXES)
+        files = sorted(path for path in visible if containers.is_source(path))
         if not files:
             raise ValueError(f"{pattern} must hold images ({', '.join(SOURCE_SUFFIXES)}), found none")
         return files

@@ -77,8 +77,10 @@ def _complete(path: Path, alone: bool) -> Iterator[Path]:
     """The temporary file, forced to disk when the block ends; removed if it raises."""
     temporary = path.with_name(f".{path.name}.tmp" if alone else f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # by the umask; safetensors gives its files another
+        temporary.unlink(missing_ok=True)  # left by a kill, or a link that someone put there: never written through
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        mode = os.fstat(descriptor).st_mode  # by the umask; safetensors gives its files another
+        os.close(descriptor)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())

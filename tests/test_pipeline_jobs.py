@@ -324,6 +324,24 @@ def test_stages_stay_in_order_and_within_bounds():
     assert len(taken) < 100
 
 
+def test_reading_ahead_is_bounded_by_what_the_results_weigh():
+    begun, lock = [], threading.Lock()
+
+    def work(number):
+        with lock:
+            begun.append(number)
+        return number
+
+    for most, early in ((3, 3), (1, 1), (0.5, 1)):  # one at a time whatever it weighs
+        begun.clear()
+        stream = in_order(work, range(30), workers=2, ahead=20, weight=lambda number: 1, most=most)
+        for number in range(30):
+            assert next(stream) == number
+            time.sleep(0.005)
+            assert len(begun) - number - 1 <= early
+        assert next(stream, None) is None
+
+
 def test_errors_of_a_stage_surface_after_what_came_before():
     def items():
         yield 1

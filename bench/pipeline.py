@@ -57,7 +57,7 @@ def photographs(folder: Path, count: int, side: int, distinct: int = 8) -> Path:
     for number in range(count):
         path = folder / f"{number:05d}.png"
         if number < len(noisy):
-            write_image(path, noisy[number], Encoding(".png", "L"))
+            write_image(path, noisy[number], Encoding(".png", "uint8"))
         else:
             os.link(folder / f"{number % len(noisy):05d}.png", path)
     return folder

@@ -27,15 +27,16 @@ MAY_IMPORT = {
     "metrics": set(),
     "per_sample": set(),
     "physics": {"per_sample"},
-    "data": {"atomic"},
-    "ops": {"algebra", "per_sample"},
+    "io": {"atomic"},
+    "data": {"atomic", "io"},
+    "ops": {"atomic", "algebra", "per_sample"},
     "networks": {"atomic", "algebra", "ops", "per_sample"},
     # solvers: training through minimisers; ops: the names of precisions
     "training": {"atomic", "networks", "metrics", "data", "physics", "solvers", "ops", "per_sample"},
     "solvers": {"networks", "physics", "per_sample"},
     "restoration": {"networks", "physics", "solvers", "per_sample"},
     "prior": {"networks", "ops", "algebra", "per_sample"},
-    "pipeline": {"atomic", "networks", "physics", "solvers", "prior", "metrics", "data"},
+    "pipeline": {"atomic", "io", "networks", "physics", "solvers", "prior", "metrics"},
     "interop": {"atomic", "algebra", "networks", "ops", "physics", "prior"},
 }
 

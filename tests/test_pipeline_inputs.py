@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 import lpn_fast as lf
+from lpn_fast.io import decode
 from lpn_fast.pipeline import Denoise, UnreadableImage, find_images, read_image, reconstruct, write_image
-from lpn_fast.pipeline.images import decode
 from lpn_fast.pipeline.noise import noise_level
 from lpn_fast.pipeline.sources import Source, find_sources
 
@@ -132,7 +132,7 @@ def test_a_kill_before_a_container_is_put_together_costs_nothing(folder, tmp_pat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("lpn_fast.pipeline.containers.pack", killed)
+        patched.setattr("lpn_fast.io.containers.pack", killed)
         run(folder, tmp_path / "out", model)
     summary = run(folder, tmp_path / "out", model)
     assert len(summary.skipped) == 2 and not summary.done
@@ -185,7 +185,7 @@ def test_names_in_other_alphabets_survive(folder, tmp_path, model):
 @pytest.mark.parametrize(
     ("mode", "suffix", "note"),
     [
-        ("CMYK", ".jpg", "converted from mode CMYK to RGB"),
+        ("CMYK", ".jpg", "converted from mode CMYK to RGB, by no profile"),
         ("P", ".png", "converted from mode P to RGB"),
         ("1", ".png", "converted from mode 1 to L"),
         ("LA", ".png", "alpha channel dropped"),

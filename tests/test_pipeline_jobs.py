@@ -271,8 +271,8 @@ def test_reading_computing_and_writing_overlap(tmp_path, model, monkeypatch):
         """How many images were solved while something of that stage went on."""
         return sum(any(a < end and start < b for a, b in times[stage]) for start, end in times["solve"])
 
-    monkeypatch.setattr("lpn_fast.pipeline.sources.images.decode", slowed("read", pipeline.images.decode))
-    monkeypatch.setattr("lpn_fast.pipeline.run.encode", slowed("write", pipeline.images.encode))
+    monkeypatch.setattr("lpn_fast.pipeline.sources.formats.decode", slowed("read", lf.io.decode))
+    monkeypatch.setattr("lpn_fast.pipeline.run.encode", slowed("write", lf.io.encode))
     summary = reconstruct(folder, tmp_path / "out", task=Slow(SIGMA), model=model, batch_pixels=SIDE * SIDE)
     assert len(summary.done) == len(times["read"]) == len(times["write"]) == count
     assert len(times["solve"]) == count + 1  # a blank image is tried first
@@ -329,6 +329,24 @@ def test_stages_stay_in_order_and_within_bounds():
     assert len(taken) <= 4  # one handed out, two waiting, one in hand
     stream.close()
     assert len(taken) < 100
+
+
+def test_reading_ahead_is_bounded_by_what_the_results_weigh():
+    begun, lock = [], threading.Lock()
+
+    def work(number):
+        with lock:
+            begun.append(number)
+        return number
+
+    for most, early in ((3, 3), (1, 1), (0.5, 1)):  # one at a time whatever it weighs
+        begun.clear()
+        stream = in_order(work, range(30), workers=2, ahead=20, weight=lambda number: 1, most=most)
+        for number in range(30):
+            assert next(stream) == number
+            time.sleep(0.005)
+            assert len(begun) - number - 1 <= early
+        assert next(stream, None) is None
 
 
 def test_errors_of_a_stage_surface_after_what_came_before():

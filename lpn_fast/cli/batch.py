@@ -77,7 +77,7 @@ def run(args, task: Task, model: LPN | str, share: Share, heading: str, conditio
     summary = work(args, task, model, share, args.out, simulate=args.simulate, seed=args.seed or 0)
     is_last = summary.everything is not None
     if args.report is not None and is_last:
-        sources, *_ = find_sources(args.images, args.recursive, Path(args.out))
+        sources, *_ = find_sources(args.images, args.recursive, Path(args.out), args.intensities)
         args.report.parent.mkdir(parents=True, exist_ok=True)
         write_report(args.report, summary.everything, sources, args.out, heading, conditions)
     if args.simulate and (summary.done or summary.skipped):

@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..io import Range
 from ..networks import LPN
 from .batches import batch_pixels_for, bucketed, solvers_for
 from .flow import Background, Solvers, ahead_of_time, settle_thread_pool
 from .gather import gather
-from .images import Range
 from .manifest import NAME as MANIFEST_NAME
 from .manifest import ItemResult, Manifest, differences, digest_of, open_manifest
 from .networks import Networks
@@ -143,14 +143,14 @@ def reconstruct(
     >>> import lpn_fast as lf
     >>> from lpn_fast.pipeline import Denoise, Encoding, write_image
     >>> folder = Path(tempfile.mkdtemp())
-    >>> _ = write_image(folder / "a.png", torch.rand(1, 16, 16), Encoding(".png", "L"))
+    >>> _ = write_image(folder / "a.png", torch.rand(1, 16, 16), Encoding(".png", "uint8"))
     >>> summary = reconstruct(folder, folder / "out", task=Denoise(0.1), model=lf.ConvLPN(1, hidden=8).eval())
     >>> len(summary.done), len(summary.failed)
     (1, 0)
     """
     out, share = Path(out), share or Share()
     networks = Networks(model, device)
-    everything, unlisted, found = find_sources(images, recursive, out)
+    everything, unlisted, found = find_sources(images, recursive, out, intensities)
     broken = {Source(error.path, found.places[error.path]): error.reason for error in unlisted}
     _check_places([*everything, *broken], out, simulate)
     if simulate and not task.makes_images:

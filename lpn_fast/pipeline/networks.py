@@ -4,8 +4,8 @@ import io
 
 import torch
 
+from ..io import Image
 from ..networks import LPN, pretrained
-from .images import Image
 from .tasks import fingerprint
 
 AUTO = "auto"
@@ -73,9 +73,9 @@ class Networks:
 
 
 def _is_ct(image: Image) -> bool:
-    if image.encoding.template is None:
+    if (template := image.encoding.kept.get("template")) is None:
         return False
     import pydicom  # it was there to read the image
 
-    header = pydicom.dcmread(io.BytesIO(image.encoding.template), specific_tags=["Modality"], force=True)
+    header = pydicom.dcmread(io.BytesIO(template), specific_tags=["Modality"], force=True)
     return header.get("Modality") == "CT"

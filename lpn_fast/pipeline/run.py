@@ -19,11 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import atomic, metrics
-from ..data.readers import LARGEST_PLAUSIBLE
+from ..io import Encoding, Range, UnreadableImage, encode
+from ..io.image import LARGEST_PLAUSIBLE, one_line
 from ..solvers.noise import SMALLEST_SIDE
 from .batches import from_samples, to_samples
 from .flow import Background, Solvers, in_order
-from .images import Encoding, Range, UnreadableImage, encode, one_line
 from .manifest import ItemResult, Manifest
 from .networks import Networks
 from .noise import noise_level
@@ -34,7 +34,7 @@ from .transfer import Transfer
 
 DEGRADED_FOLDER = "degraded"  # inside the output folder
 READERS = 2  # threads; decoding a photograph takes some 10 ms, so two keep up with any network here
-READ_AHEAD = 8  # images
+READ_AHEAD, READ_AHEAD_BYTES = 8, 2**28  # images, and what they take decoded
 LEAST_NOISE = 1e-4  # told to a network of an image that shows none
 
 
@@ -90,13 +90,18 @@ class Run:
 
 def usable(run: Run, sources: list[Source]) -> Iterator[LoadedImage]:
     """The images, read ahead of time; those that cannot be used are recorded as failed and left out."""
-    with contextlib.closing(in_order(lambda source: _read(run, source), sources, READERS, READ_AHEAD)) as read:
+    stream = in_order(lambda source: _read(run, source), sources, READERS, READ_AHEAD, _size, READ_AHEAD_BYTES)
+    with contextlib.closing(stream) as read:
         for loaded in read:
             if isinstance(loaded, LoadedImage):
                 yield loaded
             else:
                 record_failures(run, loaded)
                 run.advance(1)
+
+
+def _size(loaded: LoadedImage | Failure) -> int:
+    return 0 if isinstance(loaded, Failure) else loaded.measured.nbytes * (1 if loaded.truth is None else 2)
 
 
 def _read(run: Run, source: Source) -> LoadedImage | Failure:

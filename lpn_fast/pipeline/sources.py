@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import atomic
-from . import containers, images
-from .containers import Member
+from ..io import Image, Member, Range, UnreadableImage, containers, formats
+from ..io.image import one_line
 from .finding import Found, find
-from .images import Image, Range, UnreadableImage
 
 PARTS = ".parts"  # added to a container's name: the folder of its results while some are missing
 HASH_BLOCK = 2**20
@@ -64,7 +63,7 @@ class Source:
         """Digest of the file's bytes; None if it cannot be read."""
         try:
             if self.member is None:
-                return hashlib.sha256(self.path.read_bytes()).hexdigest()
+                return hashlib.sha256(formats.read_file(self.path)).hexdigest()
             return _file_digest(str(self.path), self.path.stat().st_mtime_ns)  # once for all members
         except OSError:
             return None
@@ -80,21 +79,25 @@ class Source:
         if self.member is not None:
             return containers.read_member(self.path, self.member, intensities), self.sha256() or ""
         try:
-            data = self.path.read_bytes()
+            data = formats.read_file(self.path)
         except OSError as error:
-            raise UnreadableImage(self.path, images.one_line(error)) from error
-        return images.decode(data, self.path, intensities), hashlib.sha256(data).hexdigest()
+            raise UnreadableImage(self.path, one_line(error)) from error
+        return formats.decode(data, self.path, intensities), hashlib.sha256(data).hexdigest()
 
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path}::{self.member}"
 
 
 def find_sources(
-    patterns: str | Path | Iterable[str | Path], recursive: bool = False, out: Path | None = None
+    patterns: str | Path | Iterable[str | Path],
+    recursive: bool = False,
+    out: Path | None = None,
+    intensities: Range | None = None,
 ) -> tuple[list[Source], list[UnreadableImage], Found]:
     """(images in the files that `find_images` finds, containers that could not be listed, what was found at all).
 
-    Nothing is looked for in the output folder `out`.
+    Nothing is looked for in the output folder `out`. Arrays whose type does not say what 0 and 1 are, labels most
+    often, are images of a container only where `intensities` say it.
     """
     found = find(patterns, recursive, out)
     sources: list[Source] = []
@@ -104,7 +107,7 @@ def find_sources(
             sources.append(Source(path, place))
             continue
         try:
-            members, others = containers.members(path)
+            members, others = containers.members(path, any_type=intensities is not None)
             sources += [Source(path, place, member, i) for i, member in enumerate(members)]
             found.members += len(others)
         except UnreadableImage as error:

@@ -1,0 +1,444 @@
+"""Files that hold many images: arrays, archives, TIFF stacks. Their results are one such file again.
+
+    stack.npy           (N, C, H, W), C = 1 or 3, or (N, H, W), N not 1 or 3      members 0 .. N - 1
+    arrays.npz          any number of arrays, each an image or such a stack       members `name`, and `name[i]`
+    scans.h5            datasets, in groups or not                                members as for .npz
+    stack.tif           pages, or planes of an ImageJ stack or a volume           members 0 .. N - 1
+    train-images-idx3   as MNIST is distributed, gzipped or not                   members 0 .. N - 1
+    photos.zip          files of any format in formats.py                         members by their name
+
+Nothing is allocated on the word of a header, and nothing is read that lies in other files.
+
+While a job runs, results lie as single files in a hidden folder; when the last one is there, the container is
+written in one go and the folder vanishes. So a kill costs what it costs for plain files.
+"""
+
+import collections
+import functools
+import gzip
+import math
+import os
+import shutil
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from .. import atomic
+from . import formats, tiff
+from .formats import HEADER_LOCK, head_of, npy_header, to_npy
+from .image import RANGELESS, Image, Range, Stored, UnreadableImage, check_size, from_array, one_line
+
+MOST_MEMBERS = 10**6
+PLANES = (1, 3)
+IDX_UINT8 = 0x08
+
+
+@dataclass(frozen=True)
+class Member:
+    """One image of a container.
+
+    Attributes
+    ----------
+    name : str
+        Of the array or file in it; "" for the one array of a .npy, TIFF or idx file.
+    index : int or None
+        Position in a stack, or among the files of one name that a .zip may hold.
+    """
+
+    name: str
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.index is None else f"{self.name}[{self.index}]"
+
+
+Listing = tuple[list[Member], list[str]]  # images, and what else there is
+
+
+@dataclass(frozen=True)
+class Container:
+    """A row of the table: how its members are listed, how one is read, how results are put together."""
+
+    members: Callable[[Path, bool], Listing]
+    read: Callable[[Path, Member], Stored] | None  # None: a member is a file of its own format
+    pack: Callable[[Path, list[tuple[Member, Path]], Path], None]
+
+
+def is_container(path: Path) -> bool:
+    """Whether a file holds images to be listed; the header tells a stack from an image."""
+    kind = _kind(path)
+    if kind not in (".npy", ".tif"):
+        return kind in CONTAINERS
+    if not formats.BY_SUFFIX[kind].begins(head_of(path)):
+        return False
+    try:
+        return tiff.count(path) > 1 if kind == ".tif" else len(_list_array(_mapped(path), True)[0]) > 1
+    except Exception:
+        return False  # reading it as an image will say what is wrong
+
+
+def is_archive(path: Path) -> bool:
+    """Whether its members are files of formats of their own."""
+    return _kind(path) == ".zip"
+
+
+def is_source(path: Path) -> bool:
+    """Whether a file in a folder is taken for one of images, by its name; or it has no suffix and is DICOM."""
+    return _kind(path) in CONTAINERS or formats.is_image(path)
+
+
+def members(path: Path, any_type: bool = True) -> Listing:
+    """The images of a container, in its order, and what it holds besides.
+
+    Parameters
+    ----------
+    path : Path
+    any_type : bool
+        Whether arrays of a type that does not say what 0 and 1 are, labels say, count as images.
+
+    Raises
+    ------
+    UnreadableImage
+        No container, or one without images.
+    """
+    try:
+        formats.read_file(path, 1)  # a pipe would be waited for
+        found, others = CONTAINERS[_kind(path)].members(path, any_type)
+        if not found:
+            raise ValueError("it holds no images" + (f", but {others[0]}" if others else ""))
+        if len(found) > MOST_MEMBERS:
+            raise ValueError(f"it must hold at most {MOST_MEMBERS} images, got {len(found)}")
+    except Exception as error:  # see formats.decode_stored
+        raise UnreadableImage(path, one_line(error)) from error
+    return found, others
+
+
+def member_bytes(path: Path, member: Member) -> bytes:
+    """The file in an archive.
+
+    Raises
+    ------
+    UnreadableImage
+        The archive, or the file in it, is damaged.
+    """
+    try:
+        archive = _archive(path, _changed(path))
+        if member.index is None:
+            entry = archive.getinfo(member.name)
+        else:
+            entry = [entry for entry in archive.infolist() if entry.filename == member.name][member.index]
+        check_size(entry.file_size, min(entry.compress_size, path.stat().st_size))
+        return archive.read(entry)
+    except Exception as error:
+        raise UnreadableImage(Path(f"{path}::{member}"), one_line(error)) from error
+
+
+def member_stored(path: Path, member: Member, intensities: Range | None = None) -> Stored:
+    """One image of a container, as stored; see `read_member`."""
+    shown = Path(f"{path}::{member}")
+    try:
+        if is_archive(path):
+            data = member_bytes(path, member)
+            return formats.decode_stored(data, Path(f"{path}::{member.name}"), intensities)  # its suffix may decide
+        read = CONTAINERS[_kind(path)].read
+        return formats.with_range(read(path, member), intensities)
+    except UnreadableImage:
+        raise
+    except Exception as error:
+        raise UnreadableImage(shown, one_line(error)) from error
+
+
+def read_member(path: Path, member: Member, intensities: Range | None = None) -> Image:
+    """One image of a container; its `path` is that of the container and the member's name.
+
+    Raises
+    ------
+    UnreadableImage
+        As `read_image`.
+    """
+    shown, stored = Path(f"{path}::{member}"), member_stored(path, member, intensities)
+    try:
+        return stored.image(shown)
+    except ValueError as error:
+        raise UnreadableImage(shown, one_line(error)) from error
+
+
+def part_suffix(path: Path, member: Member) -> str:
+    """Of the file that holds a member's result until all are there."""
+    return Path(member.name).suffix.lower() if is_archive(path) else ".npy"
+
+
+def pack(source: Path, parts: list[tuple[Member, Path]], out: Path) -> None:
+    """Write the results of a container, made from the files that hold them, as one file like `source`.
+
+    Parameters
+    ----------
+    source : Path
+        The container the members came from.
+    parts : list of (Member, Path)
+        Results in the order of the container; a stack must be complete.
+    out : Path
+        Absent or complete after this.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be written to, or is full.
+    """
+    with atomic.replacing(out, alone=True) as temporary:
+        CONTAINERS[_kind(source)].pack(source, parts, temporary)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove a folder of parts so that it is whole or gone: a kill in between must not leave some of them."""
+    gone = atomic.beside(folder, ".", ".gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    os.replace(folder, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _kind(path: Path) -> str:
+    """Key of the table below, if it has one."""
+    name = path.name.lower().removesuffix(".gz")
+    if name.endswith(("-ubyte", ".ubyte", ".idx")) or "-idx" in name:
+        return ".idx"
+    suffix = path.suffix.lower()
+    return {".tiff": ".tif", ".hdf5": ".h5"}.get(suffix, suffix)
+
+
+# ---- arrays
+
+
+def _of_array(name: str, shape: tuple[int, ...], dtype: np.dtype, any_type: bool, listing: Listing) -> None:
+    """Add an array to a listing.
+
+    (H, W), (C, H, W) and (H, W, C) are images, the last one to be refused; all else is a stack of them. What is no
+    image keeps no result from being complete.
+    """
+    fits = math.prod(shape) > 0 and 2 <= len(shape) <= 4 and dtype.kind in "fiu"
+    if not fits or not (any_type or dtype.kind == "f" or (dtype.kind == "u" and dtype.itemsize <= 2)):
+        listing[1].append(f"{name or 'its array'} of shape {shape} and type {dtype}{RANGELESS if fits else ''}")
+    elif len(shape) == 2 or (len(shape) == 3 and (shape[0] in PLANES or shape[-1] in PLANES)):
+        listing[0].append(Member(name))
+    else:
+        listing[0].extend(Member(name, index) for index in range(min(shape[0], MOST_MEMBERS + 1)))
+
+
+def _list_array(array: np.ndarray, any_type: bool) -> Listing:
+    listing: Listing = ([], [])
+    _of_array("", array.shape, array.dtype, any_type, listing)
+    return listing
+
+
+def _part(array: np.ndarray, member: Member) -> Stored:
+    return from_array(array if member.index is None else array[member.index])
+
+
+def _load(part: Path) -> np.ndarray:
+    with HEADER_LOCK:
+        return np.load(part, allow_pickle=False)
+
+
+def _stacked(parts: list[tuple[Member, Path]]) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) per array of the container, one at a time; members of a stack lie next to each other."""
+    start = 0
+    while start < len(parts):
+        member, stop = parts[start][0], start + 1
+        if member.index is None:
+            yield member.name, _load(parts[start][1])
+        else:
+            while stop < len(parts) and parts[stop][0].name == member.name:
+                stop += 1
+            yield member.name, np.stack([_load(part) for _, part in parts[start:stop]])
+        start = stop
+
+
+def _mapped(path: Path) -> np.ndarray:
+    with open(path, "rb") as file:
+        shape, is_fortran, dtype = npy_header(file)
+        return np.memmap(file, dtype, "r", file.tell(), shape, "F" if is_fortran else "C")
+
+
+def _pack_npy(source: Path, parts, out: Path) -> None:
+    """Part by part into a mapped file: a stack need not fit into memory."""
+    first = _load(parts[0][1])
+    target = np.lib.format.open_memmap(out, mode="w+", dtype=first.dtype, shape=(len(parts), *first.shape))
+    for row, (_, part) in zip(target, parts, strict=True):
+        row[...] = _load(part)
+    target.flush()
+
+
+# ---- archives
+
+
+@functools.lru_cache(maxsize=2)
+def _archive(path: Path, changed_ns: int) -> zipfile.ZipFile:
+    """Its list of files is read once for all members; any thread may read from it."""
+    return zipfile.ZipFile(path)
+
+
+def _entries(path: Path) -> list[zipfile.ZipInfo]:
+    """Files of an archive; ValueError for claims that it cannot hold."""
+    entries, size = (
+        [entry for entry in _archive(path, _changed(path)).infolist() if not entry.is_dir()],
+        path.stat().st_size,
+    )
+    for entry in entries:
+        check_size(entry.file_size, min(entry.compress_size, size))
+    return entries
+
+
+def _list_npz(path: Path, any_type: bool) -> Listing:
+    """From the headers: the arrays themselves stay on disk."""
+    listing: Listing = ([], [])
+    entries = _entries(path)
+    names = [entry.filename for entry in entries]
+    if len(set(names)) < len(names):
+        raise ValueError(f"its arrays must have different names, got several {max(names, key=names.count)}")
+    for entry in entries:
+        if entry.filename.endswith(".npy"):
+            with _archive(path, _changed(path)).open(entry) as file:
+                shape, _, dtype = npy_header(file)
+            if math.prod(shape) * dtype.itemsize > entry.file_size:
+                raise ValueError(f"{entry.filename} announces {shape} of {dtype} in {entry.file_size} bytes")
+            _of_array(entry.filename[: -len(".npy")], shape, dtype, any_type, listing)
+    return listing
+
+
+@functools.lru_cache(maxsize=1)
+def _npz_array(path: Path, changed_ns: int, name: str) -> np.ndarray:
+    """A stack is compressed as a whole: its members come one after the other and share one unpacking."""
+    return formats.from_npy(member_bytes(path, Member(f"{name}.npy")))
+
+
+def _pack_npz(source: Path, parts, out: Path) -> None:
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:
+        for name, array in _stacked(parts):
+            archive.writestr(f"{name}.npy", to_npy(array))
+
+
+def _list_zip(path: Path, any_type: bool) -> Listing:
+    names = [entry.filename for entry in _entries(path)]
+    visible = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)]
+    found, others, seen, total = [], [], collections.Counter(), collections.Counter(visible)
+    for name in visible:
+        if Path(name).suffix.lower() not in formats.BY_SUFFIX:
+            others.append(name)
+            continue
+        found.append(Member(name, seen[name] if total[name] > 1 else None))
+        seen[name] += 1
+    return found, others
+
+
+def _pack_zip(source: Path, parts, out: Path) -> None:
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:  # images are compressed already
+        for member, part in parts:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # a name that is there already, as in the source
+                archive.write(part, member.name)
+
+
+# ---- HDF5
+
+
+def _h5py():
+    try:
+        import h5py
+    except ImportError as error:
+        raise ValueError('reading HDF5 needs h5py: pip install "lpn-fast[hdf5]"') from error
+    return h5py
+
+
+def _checked(dataset):
+    """The dataset; ValueError if its numbers lie in other files, or are more than the file can hold."""
+    if dataset.external or dataset.is_virtual:
+        raise ValueError(f"{dataset.name} lies in other files (external or virtual storage), which are not read")
+    stored = dataset.id.get_storage_size()
+    check_size(dataset.nbytes, stored)
+    check_size(math.prod(dataset.chunks or ()) * dataset.dtype.itemsize, stored)
+    return dataset
+
+
+def _list_h5(path: Path, any_type: bool) -> Listing:
+    listing: Listing = ([], [])
+
+    def visit(name: str | bytes, item) -> None:
+        if isinstance(name, bytes):
+            raise ValueError(f"names of datasets must be UTF-8, got {name!r}")
+        if hasattr(item, "shape") and item.shape is not None:
+            numbers = _checked(item) if item.dtype.kind in "fiu" else item
+            _of_array(name, numbers.shape, numbers.dtype, any_type, listing)
+
+    with _h5py().File(path, "r") as file:
+        file.visititems(visit)  # which follows no link to other files
+    return listing
+
+
+def _read_h5(path: Path, member: Member) -> Stored:
+    with _h5py().File(path, "r") as file:
+        dataset = _checked(file[member.name])
+        return from_array(np.asarray(dataset[() if member.index is None else member.index]))
+
+
+def _pack_h5(source: Path, parts, out: Path) -> None:
+    with _h5py().File(out, "w") as file:
+        for name, array in _stacked(parts):
+            file.create_dataset(name, data=array, compression="gzip", compression_opts=1)
+
+
+# ---- TIFF and idx
+
+
+def _read_tiff(path: Path, member: Member) -> Stored:
+    stored = tiff.read(path, member.index)
+    return replace(stored, encoding=replace(stored.encoding, suffix=".npy", kept={}))
+
+
+def _pack_tiff(source: Path, parts, out: Path) -> None:
+    tiff.pack(source, (_load(part) for _, part in parts), _load(parts[0][1]), out)
+
+
+@functools.lru_cache(maxsize=1)
+def _idx_array(path: Path, changed_ns: int) -> np.ndarray:
+    """The array of an idx file of bytes, unpacked no further than its header announces."""
+    size = path.stat().st_size
+    with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+        magic = file.read(4)
+        if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] != IDX_UINT8:
+            raise ValueError(f"not an idx file of bytes, its magic number is {magic.hex()}")
+        shape = struct.unpack(f">{magic[3]}I", file.read(4 * magic[3]))
+        check_size(math.prod(shape), size)
+        content = file.read(math.prod(shape) + 1)
+    if len(content) != math.prod(shape):
+        raise ValueError(f"its header announces {shape} bytes, it holds {len(content)}: truncated?")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _pack_idx(source: Path, parts, out: Path) -> None:
+    with gzip.open(out, "wb") if source.suffix.lower() == ".gz" else open(out, "wb") as file:
+        for _, array in _stacked(parts):
+            file.write(struct.pack(f">HBB{array.ndim}I", 0, IDX_UINT8, array.ndim, *array.shape) + array.tobytes())
+
+
+def _changed(path: Path) -> int:
+    return path.stat().st_mtime_ns
+
+
+CONTAINERS = {
+    ".npy": Container(lambda p, t: _list_array(_mapped(p), t), lambda p, m: _part(_mapped(p), m), _pack_npy),
+    ".npz": Container(_list_npz, lambda p, m: _part(_npz_array(p, _changed(p), m.name), m), _pack_npz),
+    ".zip": Container(_list_zip, None, _pack_zip),
+    ".h5": Container(_list_h5, _read_h5, _pack_h5),
+    ".tif": Container(lambda p, _: ([Member("", i) for i in range(tiff.count(p))], []), _read_tiff, _pack_tiff),
+    ".idx": Container(
+        lambda p, t: _list_array(_idx_array(p, _changed(p)), t),
+        lambda p, m: _part(_idx_array(p, _changed(p)), m),
+        _pack_idx,
+    ),
+}
+CONTAINER_SUFFIXES = (".npz", ".zip", ".h5", ".hdf5")

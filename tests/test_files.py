@@ -1,0 +1,166 @@
+"""Files of real life, in and out: what `python -m bench.files` shows, and what travels with the pixels."""
+
+import io
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pillow
+from PIL.JpegImagePlugin import get_sampling
+
+import lpn_fast as lf
+from lpn_fast.io import read_image, write_image
+from lpn_fast.pipeline import Denoise, reconstruct
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))  # bench/ belongs to the checkout, not to the installed package
+
+pytest.importorskip("tifffile", reason="tifffile is not installed (extra 'tiff')")
+pytest.importorskip("pydicom", reason="pydicom is not installed (extra 'ct')")
+pytest.importorskip("h5py", reason="h5py is not installed (extra 'hdf5')")
+from bench import files  # noqa: E402
+
+SIGMA = 0.05
+
+
+@pytest.mark.parametrize("case", files.CASES, ids=lambda case: case.name)
+def test_a_file_is_read_written_and_refused_as_it_should_be(case, tmp_path):
+    right, shown, seen = files.tried(case, tmp_path)
+    assert right, (shown, seen)
+
+
+def test_a_wrong_value_is_noticed(tmp_path):
+    case = files.CASES[0]
+    for other in (case.expected + 1e-5, case.expected[..., :-1], "refused"):
+        assert not files.tried(replace(case, expected=other), tmp_path)[0]
+    assert not files.tried(replace(case, notes="uses"), tmp_path)[0]
+
+
+def test_a_job_does_the_whole_folder_and_lists_what_it_refuses(tmp_path):
+    torch.manual_seed(0)
+    model = lf.ConvLPN(1, hidden=4, strides=(1, 2), sigma_conditional=True).eval()
+    folder = tmp_path / "images"
+    folder.mkdir()
+    cases = [case for case in files.CASES if case.intensities is None]
+    for case in cases:
+        case.write(folder)
+    summary = reconstruct(folder, tmp_path / "out", task=Denoise(SIGMA), model=model)
+    refused = {case.name for case in cases if isinstance(case.expected, str)}
+    assert {result.item for result in summary.failed} == refused
+    for case in cases:
+        if case.name not in refused and case.lost == 0:
+            with torch.no_grad():
+                planes = torch.from_numpy(case.expected.reshape(-1, 1, *case.expected.shape[2:])).float()
+                wanted = model(planes, sigma=SIGMA).reshape(case.expected.shape).numpy()
+            again, _ = files.read_by_job(tmp_path / "out" / case.name, case)
+            inside = (wanted > 0) & (wanted < 1)
+            if case.name == "padded.dcm":
+                inside &= files.padded() != -2000
+            assert np.abs(again - wanted)[inside].max() < 1 / 255, case.name
+
+
+# ---- what travels with the pixels
+
+
+def through(path, tmp_path):
+    """The file after reading and writing, opened by Pillow."""
+    image = read_image(path)
+    return Pillow.open(write_image(tmp_path / f"again{path.suffix}", image.pixels, image.encoding))
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_jpeg_keeps_exif_profile_resolution_and_subsampling(tmp_path, subsampling):
+    exif = Pillow.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Maker"
+    exif.get_ifd(0x8769)[0x829A] = 0.01  # exposure time
+    options = {"dpi": (300, 300), "icc_profile": b"profile", "exif": exif, "subsampling": subsampling}
+    (tmp_path / "a.jpg").write_bytes(files.pillow(files.RGB8, "JPEG", **options))
+    again = through(tmp_path / "a.jpg", tmp_path)
+    assert again.info["dpi"] == (300, 300) and again.info["icc_profile"] == b"profile"
+    assert dict(again.getexif()) == dict(exif) | {0x8769: again.getexif()[0x8769]}
+    assert again.getexif().get_ifd(0x8769)[0x829A] == pytest.approx(0.01)
+    assert get_sampling(again) == subsampling
+
+
+def test_png_and_webp_keep_exif_profile_and_resolution(tmp_path):
+    exif = Pillow.Exif()
+    exif[0x0112] = 3
+    for kind, suffix in (("PNG", ".png"), ("WEBP", ".webp")):
+        data = files.pillow(files.RGB8, kind, dpi=(300, 300), icc_profile=b"profile", exif=exif)
+        (tmp_path / f"a{suffix}").write_bytes(data)
+        again = through(tmp_path / f"a{suffix}", tmp_path)
+        assert again.getexif()[0x0112] == 3 and again.info["icc_profile"] == b"profile"
+        assert suffix == ".webp" or again.info["dpi"] == pytest.approx((300, 300), abs=0.01)
+
+
+def test_tiff_keeps_profile_resolution_names_and_layout(tmp_path):
+    import tifffile
+
+    planar = np.ascontiguousarray(files.RGB16.transpose(2, 0, 1))
+    options = {"photometric": "rgb", "planarconfig": "separate", "compression": "zlib", "iccprofile": b"profile"}
+    options |= {"resolution": (300, 200), "resolutionunit": "CENTIMETER", "description": "kept", "metadata": None}
+    tifffile.imwrite(tmp_path / "a.tif", planar, **options, extratags=[(274, "H", 1, 6, True)])
+    image = read_image(tmp_path / "a.tif")
+    write_image(tmp_path / "b.tif", image.pixels, image.encoding)
+    with tifffile.TiffFile(tmp_path / "b.tif") as tif:
+        (page,) = tif.pages
+        assert (page.asarray() == planar).all() and page.planarconfig == 2 and page.compression == 8
+        assert page.iccprofile == b"profile" and page.description == "kept" and page.tags.valueof(274) == 6
+        assert page.tags.valueof(282) == (300, 1) and page.tags.valueof(296) == 3
+
+
+def test_an_imagej_hyperstack_keeps_its_axes_and_its_description(tmp_path):
+    import tifffile
+
+    from lpn_fast.io import containers
+
+    stack = files.noise(2, 3, 4, 8, 9, dtype=np.uint16)
+    metadata = {"axes": "TZCYX", "spacing": 2.5, "unit": "um"}
+    tifffile.imwrite(tmp_path / "a.tif", stack, imagej=True, resolution=(5, 5), metadata=metadata)
+    parts = []
+    for number, member in enumerate(containers.members(tmp_path / "a.tif")[0]):
+        image = containers.read_member(tmp_path / "a.tif", member)
+        parts.append((member, write_image(tmp_path / f"{number}.npy", image.pixels, image.encoding)))
+    containers.pack(tmp_path / "a.tif", parts, tmp_path / "b.tif")
+    with tifffile.TiffFile(tmp_path / "b.tif") as tif:
+        assert tif.series[0].axes == "TZCYX" and (tif.asarray() == stack).all()
+        assert tif.imagej_metadata["spacing"] == 2.5 and tif.pages[0].tags.valueof(282) == (5, 1)
+    (tmp_path / "lie.tif").write_bytes((tmp_path / "a.tif").read_bytes().replace(b"images=24", b"images=99"))
+    with pytest.raises(ValueError, match="declares 99 images and holds 24"):
+        read_image(tmp_path / "lie.tif")
+
+
+def test_padding_of_a_dicom_slice_is_back_in_its_place_and_touches_nothing(tmp_path):
+    import pydicom
+
+    (tmp_path / "a.dcm").write_bytes(files.dicom(files.padded(), PixelPaddingValue=-2000))
+    image = read_image(tmp_path / "a.dcm")
+    write_image(tmp_path / "b.dcm", 0.5 * image.pixels, image.encoding)
+    before, after = (pydicom.dcmread(tmp_path / name).pixel_array for name in ("a.dcm", "b.dcm"))
+    outside = before == -2000
+    assert outside.any() and (after[outside] == -2000).all()
+    assert np.abs(after - np.rint(0.5 * (before + 1024.0) - 1024))[~outside].max() <= 1
+
+
+def test_dicom_results_keep_what_kind_of_numbers_they_were(tmp_path):
+    import pydicom
+
+    for name, data in (
+        ("float", files.dicom(files.FLOAT, modality="PT")),
+        ("bare", files.dicom(files.GRAY16, modality="MR", preamble=False)),
+        ("negative", files.dicom(files.GRAY8, modality="DX", PhotometricInterpretation="MONOCHROME1")),
+    ):
+        (tmp_path / name).write_bytes(data)
+        image = read_image(tmp_path / name)
+        write_image(tmp_path / f"{name}.again", image.pixels, image.encoding)
+        before, after = (
+            pydicom.dcmread(io.BytesIO(d), force=True) for d in (data, (tmp_path / f"{name}.again").read_bytes())
+        )
+        before.file_meta.TransferSyntaxUID = after.file_meta.TransferSyntaxUID
+        assert after.PhotometricInterpretation == before.PhotometricInterpretation
+        assert after.pixel_array.dtype == before.pixel_array.dtype
+        assert (after.pixel_array == before.pixel_array).all()

@@ -19,7 +19,7 @@ from killed_job import BATCH, SCALE, SIDE, SIGMA
 
 import lpn_fast as lf
 from lpn_fast import cli, pipeline
-from lpn_fast.pipeline import Denoise, Share, batches, reconstruct
+from lpn_fast.pipeline import Denoise, Reconstruct, Share, batches, problems, reconstruct
 from lpn_fast.pipeline.flow import Background, Solvers, ahead_of_time, in_order
 from lpn_fast.pipeline.manifest import lock_of, open_manifest, read_results
 
@@ -387,7 +387,11 @@ def test_an_error_of_one_solver_stops_the_others_and_surfaces(threads):
 
 
 @pytest.mark.parametrize(
-    "task", [Denoise(0.1), pipeline.Deblur(lf.physics.Blur.gaussian(1.0), noise=0.03, iterations=4)]
+    "task",
+    [
+        Denoise(0.1),
+        Reconstruct(problems.blur(lf.physics.Blur.gaussian(1.0)), noise=0.03, solver="pgd", iterations=4),
+    ],
 )
 def test_results_do_not_depend_on_the_number_of_solvers(tmp_path, model, threads, task):
     """Images of several sizes, one larger than a batch, one unreadable, one that breaks the solver."""

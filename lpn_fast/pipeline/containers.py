@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 
 from .. import atomic
 from . import images
@@ -51,19 +52,33 @@ class Member:
         return self.name if self.index is None else f"{self.name}[{self.index}]"
 
 
-def is_container(path: Path) -> bool:
-    """Whether a file holds images to be listed; the header of a .npy file tells a stack from an image."""
+@dataclass(frozen=True)
+class Arrays:
+    """Measurements that are no images: arrays of so many axes, or stacks of them.
+
+    Attributes
+    ----------
+    dims : int
+    is_complex : bool
+    """
+
+    dims: int
+    is_complex: bool = False
+
+
+def is_container(path: Path, arrays: Arrays | None = None) -> bool:
+    """Whether a file holds several images or arrays; the header of a .npy file tells a stack from a single one."""
     suffix = path.suffix.lower()
     if suffix != ".npy":
         return suffix in CONTAINER_SUFFIXES
     try:
-        return len(_mapped(path).shape) == STACK_DIMENSIONS
+        return len(_mapped(path).shape) == (STACK_DIMENSIONS if arrays is None else arrays.dims + 1)
     except (OSError, ValueError, EOFError):
         return False  # reading it as an image will say what is wrong
 
 
-def members(path: Path) -> tuple[list[Member], list[str]]:
-    """The images of a container, in its order, and what it holds besides.
+def members(path: Path, arrays: Arrays | None = None) -> tuple[list[Member], list[str]]:
+    """The images of a container, or such arrays, in its order, and what it holds besides.
 
     Raises
     ------
@@ -71,7 +86,7 @@ def members(path: Path) -> tuple[list[Member], list[str]]:
         No container, or one without images.
     """
     try:
-        found, others = _LISTINGS[path.suffix.lower()](path)
+        found, others = _LISTINGS[path.suffix.lower()](path, arrays)
     except Exception as error:  # see images.decode
         raise UnreadableImage(path, one_line(error)) from error
     if not found:
@@ -103,8 +118,35 @@ def read_member(path: Path, member: Member, intensities: Range | None = None) ->
     return image
 
 
-def part_suffix(path: Path, member: Member) -> str:
-    """Of the file that holds a member's result until all are there."""
+def read_array(path: Path, member: Member | None) -> np.ndarray:
+    """An array as it is stored, of a container or of a .npy or float TIFF file.
+
+    Raises
+    ------
+    UnreadableImage
+        As `read_image`, or a file of another kind.
+    """
+    shown = path if member is None else Path(f"{path}::{member}")
+    try:
+        if member is not None and path.suffix.lower() != ".zip":
+            return _ARRAYS[path.suffix.lower()](path, member)
+        data = path.read_bytes() if member is None else _zip_member(path, member)
+        suffix = Path(path.name if member is None else member.name).suffix.lower()
+        if suffix == ".npy":
+            with HEADER_LOCK:
+                return np.load(io.BytesIO(data), allow_pickle=False)
+        with PIL.Image.open(io.BytesIO(data)) as picture:
+            if picture.mode != "F" or getattr(picture, "n_frames", 1) > 1:
+                raise ValueError("measurements must be floating-point: .npy, .npz, .h5, or one page of float TIFF")
+            return np.asarray(picture)
+    except Exception as error:  # see images.decode
+        raise UnreadableImage(shown, one_line(error)) from error
+
+
+def part_suffix(path: Path, member: Member | None) -> str:
+    """Of the file that holds a member's result until all are there, or of the result of a file."""
+    if member is None:
+        return path.suffix.lower()
     return Path(member.name).suffix.lower() if path.suffix.lower() == ".zip" else ".npy"
 
 
@@ -143,23 +185,29 @@ def remove_parts(folder: Path) -> None:
 Listing = tuple[list[Member], list[str]]  # images, and what else there is
 
 
-def _of_array(name: str, shape: tuple[int, ...], dtype: np.dtype, listing: Listing) -> None:
+def _of_array(name: str, shape: tuple[int, ...], dtype: np.dtype, listing: Listing, wanted: Arrays | None) -> None:
     """Add an array to a listing. Labels, say, are no images: as such they would keep the result from being complete."""
-    if not 2 <= len(shape) <= STACK_DIMENSIONS or (dtype.kind != "f" and dtype not in (np.uint8, np.uint16)):
+    if wanted is None:
+        dims, suits = STACK_DIMENSIONS - 1, dtype.kind == "f" or dtype in (np.uint8, np.uint16)
+        suits &= 2 <= len(shape) <= STACK_DIMENSIONS
+    else:
+        dims, suits = wanted.dims, dtype.kind == "c" if wanted.is_complex else dtype.kind in "fui"
+        suits &= len(shape) in (dims, dims + 1)
+    if not suits:
         listing[1].append(f"{name or 'its array'} of shape {shape} and type {dtype}")
-    elif len(shape) == STACK_DIMENSIONS:
+    elif len(shape) == dims + 1:
         listing[0].extend(Member(name, index) for index in range(shape[0]))
     else:
         listing[0].append(Member(name))
 
 
-def _list_npy(path: Path) -> Listing:
+def _list_npy(path: Path, arrays: Arrays | None) -> Listing:
     array, listing = _mapped(path), ([], [])
-    _of_array("", array.shape, array.dtype, listing)
+    _of_array("", array.shape, array.dtype, listing, arrays)
     return listing
 
 
-def _list_npz(path: Path) -> Listing:
+def _list_npz(path: Path, arrays: Arrays | None) -> Listing:
     """From the headers: the arrays themselves stay on disk."""
     listing: Listing = ([], [])
     with zipfile.ZipFile(path) as archive:
@@ -169,7 +217,7 @@ def _list_npz(path: Path) -> Listing:
         for entry in archive.infolist():
             if entry.filename.endswith(".npy"):
                 with archive.open(entry) as file:
-                    _of_array(entry.filename[: -len(".npy")], *_header(file), listing)
+                    _of_array(entry.filename[: -len(".npy")], *_header(file), listing, arrays)
     return listing
 
 
@@ -181,7 +229,7 @@ def _header(file) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def _list_zip(path: Path) -> Listing:
+def _list_zip(path: Path, arrays: Arrays | None) -> Listing:
     with zipfile.ZipFile(path) as archive:
         names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
     visible = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)]
@@ -195,14 +243,14 @@ def _list_zip(path: Path) -> Listing:
     return found, others
 
 
-def _list_h5(path: Path) -> Listing:
+def _list_h5(path: Path, arrays: Arrays | None) -> Listing:
     listing: Listing = ([], [])
 
     def visit(name: str | bytes, item) -> None:
         if isinstance(name, bytes):
             raise ValueError(f"names of datasets must be UTF-8, got {name!r}")
         if hasattr(item, "shape"):
-            _of_array(name, item.shape, item.dtype, listing)
+            _of_array(name, item.shape, item.dtype, listing, arrays)
 
     with _h5py().File(path, "r") as file:
         file.visititems(visit)

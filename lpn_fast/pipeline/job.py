@@ -95,7 +95,7 @@ def reconstruct(
         `simulate`.
     out : path
         Folder for the results, made if need be.
-    task : Deblur, Denoise or Score
+    task : Denoise, Reconstruct or Score
     model : LPN or "auto"
         For images in [0, 1]. One with a single channel takes colour images plane by plane. "auto" gives each image
         the shipped one for colour, gray, or CT.
@@ -149,8 +149,9 @@ def reconstruct(
     (1, 0)
     """
     out, share = Path(out), share or Share()
-    networks = Networks(model, device)
-    everything, unlisted, found = find_sources(images, recursive, out)
+    networks = Networks(model, device, getattr(task, "networks", None))
+    arrays = None if simulate else getattr(getattr(task, "problem", None), "arrays", None)
+    everything, unlisted, found = find_sources(images, recursive, out, arrays)
     broken = {Source(error.path, found.places[error.path]): error.reason for error in unlisted}
     _check_places([*everything, *broken], out, simulate)
     if simulate and not task.makes_images:

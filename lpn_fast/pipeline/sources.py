@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from .. import atomic
 from . import containers, images
-from .containers import Member
+from .containers import Arrays, Member
 from .finding import Found, find
 from .images import Image, Range, UnreadableImage
 
@@ -85,26 +87,33 @@ class Source:
             raise UnreadableImage(self.path, images.one_line(error)) from error
         return images.decode(data, self.path, intensities), hashlib.sha256(data).hexdigest()
 
+    def read_array(self) -> tuple[np.ndarray, str]:
+        """(a measurement that is no image, digest of its file); UnreadableImage as for `read`."""
+        return containers.read_array(self.path, self.member), self.sha256() or ""
+
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path}::{self.member}"
 
 
 def find_sources(
-    patterns: str | Path | Iterable[str | Path], recursive: bool = False, out: Path | None = None
+    patterns: str | Path | Iterable[str | Path],
+    recursive: bool = False,
+    out: Path | None = None,
+    arrays: Arrays | None = None,
 ) -> tuple[list[Source], list[UnreadableImage], Found]:
     """(images in the files that `find_images` finds, containers that could not be listed, what was found at all).
 
-    Nothing is looked for in the output folder `out`.
+    Nothing is looked for in the output folder `out`. With `arrays`, containers hold those and not images.
     """
     found = find(patterns, recursive, out)
     sources: list[Source] = []
     broken: list[UnreadableImage] = []
     for path, place in found.places.items():
-        if not containers.is_container(path):
+        if not containers.is_container(path, arrays):
             sources.append(Source(path, place))
             continue
         try:
-            members, others = containers.members(path)
+            members, others = containers.members(path, arrays)
             sources += [Source(path, place, member, i) for i, member in enumerate(members)]
             found.members += len(others)
         except UnreadableImage as error:

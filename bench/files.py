@@ -26,6 +26,7 @@ from lpn_fast.io import containers, read_image, write_image
 from lpn_fast.io.formats import to_npy
 from lpn_fast.io.png import SIGNATURE, _chunk
 from lpn_fast.io.png import encode as png
+from lpn_fast.io.wanted import Images
 from lpn_fast.pipeline.sources import find_sources
 
 SIZE = HEIGHT, WIDTH = 20, 28
@@ -361,7 +362,7 @@ CASES = (
 
 def read_by_job(path: Path, case: Case) -> tuple[np.ndarray, str]:
     """(images (N, C, H, W), their notes) as jobs read them; ValueError or OSError if one is refused."""
-    sources, broken, _ = find_sources(path, intensities=case.intensities)
+    sources, broken, _ = find_sources(path, wanted=Images(any_type=case.intensities is not None))
     if broken:
         raise broken[0]
     images = [source.read(case.intensities)[0] for source in sources]
@@ -386,7 +387,7 @@ def write_again(path: Path, case: Case) -> np.ndarray:
         write_image(out, image.pixels, image.encoding)
     else:
         parts = []
-        for number, member in enumerate(containers.members(path)[0]):
+        for number, member in enumerate(containers.members(path, Images(any_type=True))[0]):
             image, part = containers.read_member(path, member, case.intensities), out.with_name(f"{number}.npy")
             parts.append((member, write_image(part, image.pixels, image.encoding)))
         containers.pack(path, parts, out)

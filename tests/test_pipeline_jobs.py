@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from killed_job import BATCH, SCALE, SIDE, SIGMA
+from killed_job import BATCH, SCALE, SIDE, SIGMA, TASKS
 
 import lpn_fast as lf
-from lpn_fast import cli, pipeline
-from lpn_fast.pipeline import Denoise, Share, batches, reconstruct
+from lpn_fast import cli
+from lpn_fast.pipeline import Denoise, Reconstruct, Share, batches, problems, reconstruct
 from lpn_fast.pipeline.flow import Background, Solvers, ahead_of_time, in_order
 from lpn_fast.pipeline.manifest import ItemResult, lock_of, manifest_name, open_manifest, read_results
 
@@ -64,12 +64,13 @@ def assert_all_right(folder, out, model):
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_job_of_a_thousand_images_killed_five_times_ends_with_all_and_does_none_twice(
-    tmp_path, checkpoint, model, world
+@pytest.mark.parametrize("task", ["denoise", "reconstruct", "prior"])
+def test_a_job_of_three_hundred_images_killed_six_times_ends_with_all_and_does_none_twice(
+    tmp_path, checkpoint, model, task, world
 ):
-    folder, out, kills = numbered_images(tmp_path / "images", 1000), tmp_path / "out", 5
+    folder, out, kills = numbered_images(tmp_path / "images", 300), tmp_path / "out", 6
     script = Path(__file__).parent / "killed_job.py"
-    command = [sys.executable, script, folder, out, checkpoint, world, kills, 3 + world]
+    command = [sys.executable, script, task, folder, out, checkpoint, world, kills, 3 + world]
     done = subprocess.run(list(map(str, command)), env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     story = json.loads(done.stdout)
@@ -80,9 +81,20 @@ def test_a_job_of_a_thousand_images_killed_five_times_ends_with_all_and_does_non
     assert not re.search(r"^process \d: ", done.stderr, re.MULTILINE), done.stderr  # nor did any in a killed round
     assert all(r["computed_again"] == [] for r in story["rounds"])
     # lost by a kill: at most the batch being computed and the one being written, of each process
-    assert 1000 <= story["computed"] <= 1000 + kills * world * 2 * BATCH
-    assert story["rounds"][-1]["finished"] == 1000
-    assert_all_right(folder, out, model)
+    assert 300 <= story["computed"] <= 300 + kills * world * 2 * BATCH
+    assert story["rounds"][-1]["finished"] == 300
+    if task == "denoise":
+        assert_all_right(folder, out, model)
+    else:
+        straight = reconstruct(folder, tmp_path / "straight", task=TASKS[task], model=lf.load(checkpoint))
+        results = read_results(out)
+        for result in straight.done:
+            if task == "prior":
+                assert results[result.item].value == pytest.approx(result.value, rel=1e-3, abs=1e-3)
+            else:
+                a, b = np.load(out / result.item), np.load(tmp_path / "straight" / result.item)
+                assert np.abs(a - b).max() <= 1e-4, result.item
+        assert not list(out.rglob(".*.tmp"))
 
 
 def launch(count, folder, out, checkpoint, *options):
@@ -412,7 +424,11 @@ def test_an_error_of_one_solver_stops_the_others_and_surfaces(threads):
 
 
 @pytest.mark.parametrize(
-    "task", [Denoise(0.1), pipeline.Deblur(lf.physics.Blur.gaussian(1.0), noise=0.03, iterations=4)]
+    "task",
+    [
+        Denoise(0.1),
+        Reconstruct(problems.blur(lf.physics.Blur.gaussian(1.0)), noise=0.03, solver="pgd", iterations=4),
+    ],
 )
 def test_results_do_not_depend_on_the_number_of_solvers(tmp_path, model, threads, task):
     """Images of several sizes, one larger than a batch, one unreadable, one that breaks the solver."""

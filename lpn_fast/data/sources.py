@@ -17,6 +17,7 @@ import numpy as np
 
 from ..io import Member, UnreadableImage, containers, formats
 from ..io.image import one_line
+from ..io.wanted import Images
 from .readers import Reader
 
 SPLITS = {"train": 0, "validation": 1, "test": 2}  # CelebA's numbers
@@ -98,7 +99,7 @@ def _file(path: Path, wanted: set[str] | None = None) -> Iterator[Item]:
     if not containers.is_container(path):
         yield Item(str(path), _stamp(path), partial(_read, path))
         return
-    (found, _), stamp = containers.members(path), _stamp(path)
+    (found, _), stamp = containers.members(path, Images(any_type=True)), _stamp(path)
     if containers.is_archive(path):
         found = sorted(found, key=lambda member: member.name)
     else:

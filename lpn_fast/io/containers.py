@@ -31,53 +31,31 @@ import numpy as np
 from .. import atomic
 from . import formats, tiff
 from .formats import HEADER_LOCK, head_of, npy_header, to_npy
-from .image import RANGELESS, Image, Range, Stored, UnreadableImage, check_size, from_array, one_line
+from .image import RANGELESS, Encoding, Image, Range, Stored, UnreadableImage, check_size, from_array, one_line
+from .wanted import IMAGES, Arrays, Images, Listing, Member, Wanted
 
 MOST_MEMBERS = 10**6
-PLANES = (1, 3)
 IDX_UINT8 = 0x08
-
-
-@dataclass(frozen=True)
-class Member:
-    """One image of a container.
-
-    Attributes
-    ----------
-    name : str
-        Of the array or file in it; "" for the one array of a .npy, TIFF or idx file.
-    index : int or None
-        Position in a stack, or among the files of one name that a .zip may hold.
-    """
-
-    name: str
-    index: int | None = None
-
-    def __str__(self) -> str:
-        return self.name if self.index is None else f"{self.name}[{self.index}]"
-
-
-Listing = tuple[list[Member], list[str]]  # images, and what else there is
 
 
 @dataclass(frozen=True)
 class Container:
     """A row of the table: how its members are listed, how one is read, how results are put together."""
 
-    members: Callable[[Path, bool], Listing]
-    read: Callable[[Path, Member], Stored] | None  # None: a member is a file of its own format
+    members: Callable[[Path, Wanted], Listing]
+    array: Callable[[Path, Member], np.ndarray] | None  # None: a member is a file of its own format
     pack: Callable[[Path, list[tuple[Member, Path]], Path], None]
 
 
-def is_container(path: Path) -> bool:
-    """Whether a file holds images to be listed; the header tells a stack from an image."""
+def is_container(path: Path, wanted: Wanted = IMAGES) -> bool:
+    """Whether a file holds several to be listed; the header tells a stack from a single one."""
     kind = _kind(path)
     if kind not in (".npy", ".tif"):
         return kind in CONTAINERS
     if not formats.BY_SUFFIX[kind].begins(head_of(path)):
         return False
     try:
-        return tiff.count(path) > 1 if kind == ".tif" else len(_list_array(_mapped(path), True)[0]) > 1
+        return tiff.count(path) > 1 if kind == ".tif" else bool(wanted.is_stack(_mapped(path).shape))
     except Exception:
         return False  # reading it as an image will say what is wrong
 
@@ -92,23 +70,17 @@ def is_source(path: Path) -> bool:
     return _kind(path) in CONTAINERS or formats.is_image(path)
 
 
-def members(path: Path, any_type: bool = True) -> Listing:
-    """The images of a container, in its order, and what it holds besides.
-
-    Parameters
-    ----------
-    path : Path
-    any_type : bool
-        Whether arrays of a type that does not say what 0 and 1 are, labels say, count as images.
+def members(path: Path, wanted: Wanted = IMAGES) -> Listing:
+    """What is wanted of a container, in its order, and what it holds besides.
 
     Raises
     ------
     UnreadableImage
-        No container, or one without images.
+        No container, or one without any.
     """
     try:
         formats.read_file(path, 1)  # a pipe would be waited for
-        found, others = CONTAINERS[_kind(path)].members(path, any_type)
+        found, others = CONTAINERS[_kind(path)].members(path, wanted)
         if not found:
             raise ValueError("it holds no images" + (f", but {others[0]}" if others else ""))
         if len(found) > MOST_MEMBERS:
@@ -145,8 +117,9 @@ def member_stored(path: Path, member: Member, intensities: Range | None = None) 
         if is_archive(path):
             data = member_bytes(path, member)
             return formats.decode_stored(data, Path(f"{path}::{member.name}"), intensities)  # its suffix may decide
-        read = CONTAINERS[_kind(path)].read
-        return formats.with_range(read(path, member), intensities)
+        kind = _kind(path)
+        stored = _tiff_stored(path, member) if kind == ".tif" else from_array(CONTAINERS[kind].array(path, member))
+        return formats.with_range(stored, intensities)
     except UnreadableImage:
         raise
     except Exception as error:
@@ -166,6 +139,41 @@ def read_member(path: Path, member: Member, intensities: Range | None = None) ->
         return stored.image(shown)
     except ValueError as error:
         raise UnreadableImage(shown, one_line(error)) from error
+
+
+def read_array(path: Path, member: Member | None) -> np.ndarray:
+    """A measurement as it is stored, of a container or of a .npy or float TIFF file.
+
+    Raises
+    ------
+    UnreadableImage
+        As `read_image`, or a file of another kind.
+    """
+    shown = path if member is None else Path(f"{path}::{member}")
+    try:
+        if member is not None and not is_archive(path):
+            return CONTAINERS[_kind(path)].array(path, member)
+        data = formats.read_file(path) if member is None else member_bytes(path, member)
+        file = path if member is None else Path(f"{path}::{member.name}")
+        if formats.is_array(data, file):
+            return formats.from_npy(data)
+        return _one_plane(formats.decode_stored(data, file))
+    except UnreadableImage:
+        raise
+    except Exception as error:
+        raise UnreadableImage(shown, one_line(error)) from error
+
+
+def _one_plane(stored: Stored) -> np.ndarray:
+    if stored.values.dtype.kind != "f" or len(stored.values) > 1:
+        raise ValueError("measurements must be floating-point: .npy, .npz, .h5, or float TIFF")
+    return stored.values[0]
+
+
+def encoding_of_result(path: Path, member: Member | None, intensities: Range | None) -> Encoding:
+    """How the image is stored that comes from the measurement in a file, or in a member of it."""
+    suffix = path.suffix.lower() if member is None else part_suffix(path, member)
+    return Encoding(suffix, "float32", is_plane=suffix == ".npy" and _kind(path) != ".tif", intensities=intensities)
 
 
 def part_suffix(path: Path, member: Member) -> str:
@@ -214,29 +222,26 @@ def _kind(path: Path) -> str:
 # ---- arrays
 
 
-def _of_array(name: str, shape: tuple[int, ...], dtype: np.dtype, any_type: bool, listing: Listing) -> None:
-    """Add an array to a listing.
-
-    (H, W), (C, H, W) and (H, W, C) are images, the last one to be refused; all else is a stack of them. What is no
-    image keeps no result from being complete.
-    """
-    fits = math.prod(shape) > 0 and 2 <= len(shape) <= 4 and dtype.kind in "fiu"
-    if not fits or not (any_type or dtype.kind == "f" or (dtype.kind == "u" and dtype.itemsize <= 2)):
-        listing[1].append(f"{name or 'its array'} of shape {shape} and type {dtype}{RANGELESS if fits else ''}")
-    elif len(shape) == 2 or (len(shape) == 3 and (shape[0] in PLANES or shape[-1] in PLANES)):
-        listing[0].append(Member(name))
-    else:
+def _of_array(name: str, shape: tuple[int, ...], dtype: np.dtype, wanted: Wanted, listing: Listing) -> None:
+    """Add an array to a listing. What is not wanted keeps no result from being complete."""
+    is_stack = wanted.is_stack(shape) if math.prod(shape) > 0 else None
+    if is_stack is None or not wanted.suits(dtype):
+        needs_range = is_stack is not None and isinstance(wanted, Images) and dtype.kind in "iu"
+        listing[1].append(f"{name or 'its array'} of shape {shape} and type {dtype}{RANGELESS if needs_range else ''}")
+    elif is_stack:
         listing[0].extend(Member(name, index) for index in range(min(shape[0], MOST_MEMBERS + 1)))
+    else:
+        listing[0].append(Member(name))
 
 
-def _list_array(array: np.ndarray, any_type: bool) -> Listing:
+def _list_array(array: np.ndarray, wanted: Wanted) -> Listing:
     listing: Listing = ([], [])
-    _of_array("", array.shape, array.dtype, any_type, listing)
+    _of_array("", array.shape, array.dtype, wanted, listing)
     return listing
 
 
-def _part(array: np.ndarray, member: Member) -> Stored:
-    return from_array(array if member.index is None else array[member.index])
+def _part(array: np.ndarray, member: Member) -> np.ndarray:
+    return array if member.index is None else array[member.index]
 
 
 def _load(part: Path) -> np.ndarray:
@@ -293,7 +298,7 @@ def _entries(path: Path) -> list[zipfile.ZipInfo]:
     return entries
 
 
-def _list_npz(path: Path, any_type: bool) -> Listing:
+def _list_npz(path: Path, wanted: Wanted) -> Listing:
     """From the headers: the arrays themselves stay on disk."""
     listing: Listing = ([], [])
     entries = _entries(path)
@@ -306,7 +311,7 @@ def _list_npz(path: Path, any_type: bool) -> Listing:
                 shape, _, dtype = npy_header(file)
             if math.prod(shape) * dtype.itemsize > entry.file_size:
                 raise ValueError(f"{entry.filename} announces {shape} of {dtype} in {entry.file_size} bytes")
-            _of_array(entry.filename[: -len(".npy")], shape, dtype, any_type, listing)
+            _of_array(entry.filename[: -len(".npy")], shape, dtype, wanted, listing)
     return listing
 
 
@@ -322,7 +327,7 @@ def _pack_npz(source: Path, parts, out: Path) -> None:
             archive.writestr(f"{name}.npy", to_npy(array))
 
 
-def _list_zip(path: Path, any_type: bool) -> Listing:
+def _list_zip(path: Path, wanted: Wanted) -> Listing:
     names = [entry.filename for entry in _entries(path)]
     visible = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)]
     found, others, seen, total = [], [], collections.Counter(), collections.Counter(visible)
@@ -364,25 +369,25 @@ def _checked(dataset):
     return dataset
 
 
-def _list_h5(path: Path, any_type: bool) -> Listing:
+def _list_h5(path: Path, wanted: Wanted) -> Listing:
     listing: Listing = ([], [])
 
     def visit(name: str | bytes, item) -> None:
         if isinstance(name, bytes):
             raise ValueError(f"names of datasets must be UTF-8, got {name!r}")
         if hasattr(item, "shape") and item.shape is not None:
-            numbers = _checked(item) if item.dtype.kind in "fiu" else item
-            _of_array(name, numbers.shape, numbers.dtype, any_type, listing)
+            numbers = _checked(item) if item.dtype.kind in "fiuc" else item
+            _of_array(name, numbers.shape, numbers.dtype, wanted, listing)
 
     with _h5py().File(path, "r") as file:
         file.visititems(visit)  # which follows no link to other files
     return listing
 
 
-def _read_h5(path: Path, member: Member) -> Stored:
+def _h5_array(path: Path, member: Member) -> np.ndarray:
     with _h5py().File(path, "r") as file:
         dataset = _checked(file[member.name])
-        return from_array(np.asarray(dataset[() if member.index is None else member.index]))
+        return np.asarray(dataset[() if member.index is None else member.index])
 
 
 def _pack_h5(source: Path, parts, out: Path) -> None:
@@ -394,7 +399,11 @@ def _pack_h5(source: Path, parts, out: Path) -> None:
 # ---- TIFF and idx
 
 
-def _read_tiff(path: Path, member: Member) -> Stored:
+def _list_tiff(path: Path, wanted: Wanted) -> Listing:
+    return [Member("", index) for index in range(tiff.count(path))], []
+
+
+def _tiff_stored(path: Path, member: Member) -> Stored:
     stored = tiff.read(path, member.index)
     return replace(stored, encoding=replace(stored.encoding, suffix=".npy", kept={}))
 
@@ -419,6 +428,12 @@ def _idx_array(path: Path, changed_ns: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
+def _list_idx(path: Path, wanted: Wanted) -> Listing:
+    if isinstance(wanted, Arrays):
+        raise ValueError("measurements must be floating-point, it holds bytes")
+    return _list_array(_idx_array(path, _changed(path)), wanted)
+
+
 def _pack_idx(source: Path, parts, out: Path) -> None:
     with gzip.open(out, "wb") if source.suffix.lower() == ".gz" else open(out, "wb") as file:
         for _, array in _stacked(parts):
@@ -433,12 +448,8 @@ CONTAINERS = {
     ".npy": Container(lambda p, t: _list_array(_mapped(p), t), lambda p, m: _part(_mapped(p), m), _pack_npy),
     ".npz": Container(_list_npz, lambda p, m: _part(_npz_array(p, _changed(p), m.name), m), _pack_npz),
     ".zip": Container(_list_zip, None, _pack_zip),
-    ".h5": Container(_list_h5, _read_h5, _pack_h5),
-    ".tif": Container(lambda p, _: ([Member("", i) for i in range(tiff.count(p))], []), _read_tiff, _pack_tiff),
-    ".idx": Container(
-        lambda p, t: _list_array(_idx_array(p, _changed(p)), t),
-        lambda p, m: _part(_idx_array(p, _changed(p)), m),
-        _pack_idx,
-    ),
+    ".h5": Container(_list_h5, _h5_array, _pack_h5),
+    ".tif": Container(_list_tiff, lambda p, m: _one_plane(_tiff_stored(p, m)), _pack_tiff),
+    ".idx": Container(_list_idx, lambda p, m: _part(_idx_array(p, _changed(p)), m), _pack_idx),
 }
 CONTAINER_SUFFIXES = (".npz", ".zip", ".h5", ".hdf5")

@@ -97,6 +97,11 @@ def format_of(head: bytes, path: Path) -> Format | None:
     return next(rows, by_name)
 
 
+def is_array(data: bytes, path: Path) -> bool:
+    """Whether the bytes of a file are a .npy file."""
+    return format_of(data[:HEAD_BYTES], path) is BY_SUFFIX[".npy"]
+
+
 def is_image(path: Path) -> bool:
     """Whether a file in a folder is taken for an image: by its suffix, or it has none and is DICOM."""
     suffix = path.suffix.lower()

@@ -5,15 +5,16 @@ from .finding import find_images
 from .job import Summary, reconstruct
 from .manifest import ItemResult
 from .processes import Share
+from .restoring import Reconstruct
 from .scoring import Score
-from .tasks import Deblur, Denoise, Restoration
+from .tasks import Denoise, Restoration
 
 __all__ = [
-    "Deblur",
     "Denoise",
     "Encoding",
     "Image",
     "ItemResult",
+    "Reconstruct",
     "Restoration",
     "Score",
     "Share",

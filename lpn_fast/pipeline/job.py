@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from ..io import Range
+from ..io.wanted import Images, Wanted
 from ..networks import LPN
 from .batches import batch_pixels_for, bucketed, solvers_for
 from .flow import Background, Solvers, ahead_of_time, settle_thread_pool
@@ -95,7 +96,7 @@ def reconstruct(
         `simulate`.
     out : path
         Folder for the results, made if need be.
-    task : Deblur, Denoise or Score
+    task : Denoise, Reconstruct or Score
     model : LPN or "auto"
         For images in [0, 1]. One with a single channel takes colour images plane by plane. "auto" gives each image
         the shipped one for colour, gray, or CT.
@@ -149,8 +150,8 @@ def reconstruct(
     (1, 0)
     """
     out, share = Path(out), share or Share()
-    networks = Networks(model, device)
-    everything, unlisted, found = find_sources(images, recursive, out, intensities)
+    networks = Networks(model, device, getattr(task, "networks", None))
+    everything, unlisted, found = find_sources(images, recursive, out, wanted_of(task, simulate, intensities))
     broken = {Source(error.path, found.places[error.path]): error.reason for error in unlisted}
     _check_places([*everything, *broken], out, simulate)
     if simulate and not task.makes_images:
@@ -218,6 +219,12 @@ def reconstruct(
     finished, incomplete = gather(everything, list(broken), out, task.makes_images)
     done, failed, earlier = tuple(run.done), tuple(run.failed), tuple(skipped.values())
     return Summary(out, done, earlier, failed, finished, incomplete, str(found))
+
+
+def wanted_of(task: Task, simulate: bool, intensities: Range | None) -> Wanted:
+    """What counts of containers: measurements that are no images, or images of a type that says what 0 and 1 are."""
+    arrays = None if simulate else getattr(getattr(task, "problem", None), "arrays", None)
+    return arrays or Images(any_type=intensities is not None)
 
 
 def _check_places(sources: list[Source], out: Path, simulate: bool) -> None:

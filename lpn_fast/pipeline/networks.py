@@ -21,6 +21,8 @@ class Networks:
         For all images; "auto" loads shipped ones: another one for colour, for gray images and for CT slices.
     device : str or torch.device
         For those.
+    instead : dict
+        Names of shipped networks that a task prefers for a kind of image.
 
     Raises
     ------
@@ -33,8 +35,8 @@ class Networks:
     {'gray': 'natural-gray-mixture', 'colour': 'natural-color-mixture', 'CT': 'ct'}
     """
 
-    def __init__(self, given: LPN | str, device: str | torch.device = "cpu"):
-        self.names = dict(SHIPPED) if given == AUTO else {}
+    def __init__(self, given: LPN | str, device: str | torch.device = "cpu", instead: dict[str, str] | None = None):
+        self.names = SHIPPED | (instead or {}) if given == AUTO else {}
         self._of_kind = {kind: pretrained(name, device) for kind, name in self.names.items()}
         if not isinstance(given, LPN):
             if given != AUTO:
@@ -52,6 +54,10 @@ class Networks:
         if len(image.pixels) == 3:
             return "colour"
         return "CT" if _is_ct(image) else "gray"
+
+    def suiting(self, kind: str) -> str:
+        """The kind of network for an image of which that is known."""
+        return kind if self.names else ""
 
     def __getitem__(self, kind: str) -> LPN:
         return self._of_kind[kind]

@@ -6,6 +6,7 @@ each of them, which wait busily for the next operation on the cores that the sol
 
 import contextlib
 import hashlib
+import io
 import os
 import threading
 import time
@@ -14,19 +15,20 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from .. import atomic, metrics
-from ..io import Encoding, Range, UnreadableImage, encode
+from ..io import Encoding, Range, UnreadableImage, containers, encode
 from ..io.image import LARGEST_PLAUSIBLE, one_line
 from ..solvers.noise import SMALLEST_SIDE
 from .batches import from_samples, to_samples
 from .flow import Background, Solvers, in_order
 from .manifest import ItemResult, Manifest
 from .networks import Networks
-from .noise import noise_level
+from .problems import Problem
 from .scoring import gravest
 from .sources import Source
 from .tasks import Restoration, Task
@@ -82,6 +84,11 @@ class Run:
     failed: list[ItemResult] = field(default_factory=list)
     bar_lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def problem(self) -> Problem | None:
+        """What was measured, where that is not the image itself."""
+        return getattr(self.task, "problem", None)
+
     def advance(self, images: float) -> None:
         """Move the progress bar; any thread."""
         with self.bar_lock:
@@ -106,21 +113,28 @@ def _size(loaded: LoadedImage | Failure) -> int:
 
 def _read(run: Run, source: Source) -> LoadedImage | Failure:
     try:
-        image, digest = source.read(run.intensities)
-        truth = image.pixels if run.simulate else None
-        measured = run.task.degrade(truth, _generator(run.seed, source)) if run.simulate else image.pixels
-        kind, noise = run.networks.kind_of(image), noise_level(measured)
+        if run.problem is not None and run.problem.arrays is not None and not run.simulate:
+            array, digest = source.read_array()
+            measured, truth = run.problem.measured(array, run.intensities), None
+            kind, notes = run.networks.suiting(run.problem.kind), ()
+            encoding = containers.encoding_of_result(source.path, source.member, run.intensities)
+        else:
+            image, digest = source.read(run.intensities)
+            truth = image.pixels if run.simulate else None
+            measured = run.task.degrade(truth, _generator(run.seed, source)) if run.simulate else image.pixels
+            kind, encoding, notes = run.networks.kind_of(image), image.encoding, image.notes
+        noise = run.task.noise_of(measured)
         samples = to_samples(measured, run.networks[kind].spec.channels)
         if run.task.estimates_noise and noise is None:
             raise ValueError(
-                f"its noise can only be estimated from sides of at least {SMALLEST_SIDE} pixels, it has "
-                f"{' x '.join(map(str, measured.shape[1:]))}; give the noise level"
+                f"its noise cannot be estimated from {' x '.join(map(str, measured.shape[1:]))} values; give the noise "
+                f"level (images with sides of at least {SMALLEST_SIDE} pixels show it)"
             )
     except UnreadableImage as error:
         return Failure(source, error.reason)
     except ValueError as error:
         return Failure(source, one_line(error))
-    return LoadedImage(source, digest, image.encoding, truth, measured, samples, kind, noise, image.notes)
+    return LoadedImage(source, digest, encoding, truth, measured, samples, kind, noise, notes)
 
 
 def solve(
@@ -237,8 +251,9 @@ def _result(
     if solution.sigma is not None:
         found["sigma"] = float(solution.sigma[own][0])  # planes of one image have one level
     if loaded.truth is not None:
-        before = run.task.cropped(loaded.measured, tuple(loaded.truth.shape[-2:]))
-        found["psnr_before"], found["ssim_before"] = _quality(before, loaded.truth)
+        before = loaded.measured if run.problem is None else run.problem.cropped(loaded.measured, image.shape[-2:])
+        if before is not None:
+            found["psnr_before"], found["ssim_before"] = _quality(before, loaded.truth)
         found["psnr"], found["ssim"] = _quality(image, loaded.truth)
     return ItemResult(
         item=loaded.source.item,
@@ -263,7 +278,13 @@ def _result(
 
 def _keep_degraded(run: Run, loaded: LoadedImage) -> str | None:
     """Write the simulated measurement, or say why that cannot be."""
-    path, data = loaded.source.result(run.out / DEGRADED_FOLDER), encode(loaded.measured, loaded.encoding)
+    path = loaded.source.result(run.out / DEGRADED_FOLDER)
+    if run.problem is None or run.problem.arrays is None:
+        data = encode(loaded.measured, loaded.encoding)
+    else:
+        buffer = io.BytesIO()
+        np.save(buffer, loaded.measured.numpy())
+        path, data = path.with_name(f"{path.name}.npy"), buffer.getvalue()
     if path.exists():  # from before a kill, or a picture of somebody
         same = path.is_file() and path.read_bytes() == data
         return None if same else f"{path} is another picture than its simulated measurement; it is not overwritten"

@@ -6,9 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from .. import atomic
 from ..io import Image, Member, Range, UnreadableImage, containers, formats
 from ..io.image import one_line
+from ..io.wanted import IMAGES, Wanted
 from .finding import Found, find
 
 PARTS = ".parts"  # added to a container's name: the folder of its results while some are missing
@@ -84,6 +87,10 @@ class Source:
             raise UnreadableImage(self.path, one_line(error)) from error
         return formats.decode(data, self.path, intensities), hashlib.sha256(data).hexdigest()
 
+    def read_array(self) -> tuple[np.ndarray, str]:
+        """(a measurement that is no image, digest of its file); UnreadableImage as for `read`."""
+        return containers.read_array(self.path, self.member), self.sha256() or ""
+
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path}::{self.member}"
 
@@ -92,22 +99,21 @@ def find_sources(
     patterns: str | Path | Iterable[str | Path],
     recursive: bool = False,
     out: Path | None = None,
-    intensities: Range | None = None,
+    wanted: Wanted = IMAGES,
 ) -> tuple[list[Source], list[UnreadableImage], Found]:
     """(images in the files that `find_images` finds, containers that could not be listed, what was found at all).
 
-    Nothing is looked for in the output folder `out`. Arrays whose type does not say what 0 and 1 are, labels most
-    often, are images of a container only where `intensities` say it.
+    Nothing is looked for in the output folder `out`. Of containers, what is `wanted` counts.
     """
     found = find(patterns, recursive, out)
     sources: list[Source] = []
     broken: list[UnreadableImage] = []
     for path, place in found.places.items():
-        if not containers.is_container(path):
+        if not containers.is_container(path, wanted):
             sources.append(Source(path, place))
             continue
         try:
-            members, others = containers.members(path, any_type=intensities is not None)
+            members, others = containers.members(path, wanted)
             sources += [Source(path, place, member, i) for i, member in enumerate(members)]
             found.members += len(others)
         except UnreadableImage as error:

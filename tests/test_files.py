@@ -1,7 +1,11 @@
 """Files of real life, in and out: what `python -m bench.files` shows, and what travels with the pixels."""
 
 import io
+import struct
 import sys
+import tracemalloc
+import warnings
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +16,10 @@ from PIL import Image as Pillow
 from PIL.JpegImagePlugin import get_sampling
 
 import lpn_fast as lf
-from lpn_fast.io import read_image, write_image
+from lpn_fast.data import find_items
+from lpn_fast.io import members, read_image, write_image
 from lpn_fast.pipeline import Denoise, reconstruct
+from lpn_fast.pipeline.sources import find_sources
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -61,6 +67,93 @@ def test_a_job_does_the_whole_folder_and_lists_what_it_refuses(tmp_path):
             if case.name == "padded.dcm":
                 inside &= files.padded() != -2000
             assert np.abs(again - wanted)[inside].max() < 1 / 255, case.name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_files_of_every_format_are_read_or_refused(tmp_path):
+    """`python -m bench.files --fuzz 30000` is the same at length."""
+    outcomes = [(case.name, reason) for _, case, reason in files.read_mutants(range(600), tmp_path)]
+    refused = [(name, reason) for name, reason in outcomes if reason is not None]
+    assert 100 < len(refused) < 550 and all(reason and "\n" not in reason for _, reason in refused)
+    formats = {case.name for case in files.CASES if not isinstance(case.expected, str)}
+    assert {name for name, _ in refused} >= formats - {"photo.jpg", "renamed.png", "two.mpo", "a.ppm", "a.pgm"}
+
+
+# ---- what nobody is let in by
+
+
+def test_headers_that_claim_more_than_their_file_holds_are_refused_before_anything_is_allocated(tmp_path):
+    import tifffile
+
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 8), np.uint8), compression="zlib")
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        for name in ("ImageWidth", "ImageLength", "RowsPerStrip"):
+            tag = tif.pages[0].tags[name]
+            data[tag.offset + 2 : tag.offset + 12] = struct.pack("<HII", 4, 1, 200_000)
+    (tmp_path / "a.tif").write_bytes(data)
+    (tmp_path / "a.pgm").write_bytes(b"P5 200000 200000 255\n" + bytes(100))
+    (tmp_path / "a.dcm").write_bytes(files.dicom(files.GRAY8, Rows=65535, Columns=65535))
+    tracemalloc.start()
+    for name in ("a.tif", "a.pgm", "a.dcm", *(case.name for case in files.CASES if case.name.startswith("huge"))):
+        if name.startswith("huge"):
+            next(case for case in files.CASES if case.name == name).write(tmp_path)
+        sources, broken = find_sources(tmp_path / name)
+        with pytest.raises(ValueError, match="claims|announces"):
+            raise broken[0] if broken else sources[0].read()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**26
+
+
+def test_an_archive_with_two_files_of_one_name_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr("a.png", files.png(files.GRAY8))
+        archive.writestr("a.png", files.png(files.GRAY8))
+    _, (error,) = find_sources(tmp_path / "a.zip")
+    assert "different names, got several a.png" in str(error)
+
+
+def test_links_in_hdf5_to_other_files_are_not_followed(tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["a"] = files.GRAY8
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["link"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "a")
+        file["own"] = files.GRAY8
+    assert [str(member) for member in members(tmp_path / "a.h5")] == ["own"]
+    assert len(find_items([tmp_path / "a.h5"])) == 1
+
+
+# ---- intensities
+
+
+def test_intensities_hold_for_integers_and_a_file_that_uses_little_of_its_range_says_so(tmp_path):
+    (tmp_path / "a.png").write_bytes(files.png(files.TWELVE))
+    assert "6.2 % of its range; give the intensities" in read_image(tmp_path / "a.png").notes[0]
+    image = read_image(tmp_path / "a.png", (0.0, 4095.0))
+    assert image.notes == () and image.pixels.max() > 0.99
+    again = write_image(tmp_path / "b.png", image.pixels, image.encoding)
+    assert (np.asarray(Pillow.open(again)) == files.TWELVE).all()
+    brighter = write_image(tmp_path / "c.png", 2 * image.pixels, image.encoding)  # beyond 4095: the type has room
+    assert (np.asarray(Pillow.open(brighter)) == 2 * files.TWELVE).all()
+    with pytest.raises(ValueError, match="must be about"):
+        read_image(tmp_path / "a.png", (0.0, 255.0))
+
+
+def test_signed_and_large_integers_come_back_through_their_intensities(tmp_path):
+    for dtype in ("int8", "int16", "uint32", "int64"):
+        stored = np.random.default_rng(0).integers(-100 * (dtype[0] == "i"), 100, (5, 7)).astype(dtype)
+        np.save(tmp_path / "a.npy", stored)
+        with pytest.raises(ValueError, match=f"{dtype} numbers, of no known range"):
+            read_image(tmp_path / "a.npy")
+        image = read_image(tmp_path / "a.npy", (-128.0, 127.0))
+        again = np.load(write_image(tmp_path / "b.npy", image.pixels, image.encoding))
+        assert again.dtype == stored.dtype and (again == stored).all()
+        clipped = np.load(write_image(tmp_path / "c.npy", image.pixels * 1e30, image.encoding))
+        assert clipped.max() > 0.99 * np.iinfo(dtype).max
 
 
 # ---- what travels with the pixels

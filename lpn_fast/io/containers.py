@@ -30,7 +30,7 @@ import numpy as np
 from .. import atomic
 from . import formats, tiff
 from .formats import HEADER_LOCK, head_of, npy_header, to_npy
-from .image import Image, Range, Stored, UnreadableImage, check_size, from_array, one_line
+from .image import Image, Range, Stored, UnreadableImage, check_size, from_array, one_line, version_of
 
 MOST_MEMBERS = 10**6
 PLANES = (1, 3)
@@ -117,7 +117,7 @@ def member_bytes(path: Path, name: str) -> bytes:
         The archive, or the file in it, is damaged.
     """
     try:
-        archive = _archive(path, _changed(path))
+        archive = _archive(path, version_of(path))
         entry = archive.getinfo(name)
         check_size(entry.file_size, min(entry.compress_size, path.stat().st_size))
         return archive.read(entry)
@@ -251,7 +251,7 @@ def _pack_npy(source: Path, parts, out: Path) -> None:
 
 
 @functools.lru_cache(maxsize=2)
-def _archive(path: Path, changed_ns: int) -> zipfile.ZipFile:
+def _archive(path: Path, version: tuple) -> zipfile.ZipFile:
     """Its list of files is read once for all members; any thread may read from it."""
     return zipfile.ZipFile(path)
 
@@ -259,7 +259,7 @@ def _archive(path: Path, changed_ns: int) -> zipfile.ZipFile:
 def _entries(path: Path) -> list[zipfile.ZipInfo]:
     """Files of an archive; ValueError for claims that it cannot hold, and for equal names."""
     entries, size = (
-        [entry for entry in _archive(path, _changed(path)).infolist() if not entry.is_dir()],
+        [entry for entry in _archive(path, version_of(path)).infolist() if not entry.is_dir()],
         path.stat().st_size,
     )
     for entry in entries:
@@ -275,7 +275,7 @@ def _list_npz(path: Path) -> list[Member]:
     found: list[Member] = []
     for entry in _entries(path):
         if entry.filename.endswith(".npy"):
-            with _archive(path, _changed(path)).open(entry) as file:
+            with _archive(path, version_of(path)).open(entry) as file:
                 shape, _, dtype = npy_header(file)
             if math.prod(shape) * dtype.itemsize > entry.file_size:
                 raise ValueError(f"{entry.filename} announces {shape} of {dtype} in {entry.file_size} bytes")
@@ -285,7 +285,7 @@ def _list_npz(path: Path) -> list[Member]:
 
 
 @functools.lru_cache(maxsize=1)
-def _npz_array(path: Path, changed_ns: int, name: str) -> np.ndarray:
+def _npz_array(path: Path, version: tuple, name: str) -> np.ndarray:
     """A stack is compressed as a whole: its members come one after the other and share one unpacking."""
     return formats.from_npy(member_bytes(path, f"{name}.npy"))
 
@@ -368,7 +368,7 @@ def _pack_tiff(source: Path, parts, out: Path) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _idx_array(path: Path, changed_ns: int) -> np.ndarray:
+def _idx_array(path: Path, version: tuple) -> np.ndarray:
     """The array of an idx file of bytes, unpacked no further than its header announces."""
     size = path.stat().st_size
     with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
@@ -389,19 +389,15 @@ def _pack_idx(source: Path, parts, out: Path) -> None:
             file.write(struct.pack(f">HBB{array.ndim}I", 0, IDX_UINT8, array.ndim, *array.shape) + array.tobytes())
 
 
-def _changed(path: Path) -> int:
-    return path.stat().st_mtime_ns
-
-
 CONTAINERS = {
     ".npy": Container(lambda p: _of_array("", _mapped(p).shape), lambda p, m: _part(_mapped(p), m), _pack_npy),
-    ".npz": Container(_list_npz, lambda p, m: _part(_npz_array(p, _changed(p), m.name), m), _pack_npz),
+    ".npz": Container(_list_npz, lambda p, m: _part(_npz_array(p, version_of(p), m.name), m), _pack_npz),
     ".zip": Container(_list_zip, None, _pack_zip),
     ".h5": Container(_list_h5, _read_h5, _pack_h5),
     ".tif": Container(lambda p: [Member("", i) for i in range(tiff.count(p))], _read_tiff, _pack_tiff),
     ".idx": Container(
-        lambda p: _of_array("", _idx_array(p, _changed(p)).shape),
-        lambda p, m: _part(_idx_array(p, _changed(p)), m),
+        lambda p: _of_array("", _idx_array(p, version_of(p)).shape),
+        lambda p, m: _part(_idx_array(p, version_of(p)), m),
         _pack_idx,
     ),
 }

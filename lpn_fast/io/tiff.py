@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from .image import Encoding, Stored, check_size
+from .image import Encoding, Stored, check_size, version_of
 from .pictures import KEPT, NATIVE, WITH_ALPHA, converted
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2  # PhotometricInterpretation
@@ -31,7 +31,7 @@ _lock = threading.RLock()  # a file that is open is read by one thread at a time
 
 def count(path: Path) -> int:
     """Number of pictures in it; 1 where tifffile is missing: reading says so then."""
-    return 1 if _tifffile() is None else math.prod(_stack(_opened(path, path.stat().st_mtime_ns))[1])
+    return 1 if _tifffile() is None else math.prod(_stack(_opened(path, version_of(path)))[1])
 
 
 def read(source: bytes | Path, index: int | None = None) -> Stored:
@@ -48,7 +48,7 @@ def read(source: bytes | Path, index: int | None = None) -> Stored:
         with _tifffile().TiffFile(io.BytesIO(source)) as tif:
             return _read(tif, source, index)
     with _lock:
-        return _read(_opened(source, source.stat().st_mtime_ns), source, index)
+        return _read(_opened(source, version_of(source)), source, index)
 
 
 def write(stored: np.ndarray, encoding: Encoding) -> bytes:
@@ -93,7 +93,7 @@ def _tifffile():
 
 
 @functools.lru_cache(maxsize=2)
-def _opened(path: Path, changed_ns: int):
+def _opened(path: Path, version: tuple):
     """The members of a stack come one after the other and share one look at its directories."""
     return _tifffile().TiffFile(path)
 
@@ -134,10 +134,12 @@ def _read(tif, source: bytes | Path, index: int | None) -> Stored:
         one = series.pages[index]
         if any(offset + length > size for offset, length in zip(one.dataoffsets, one.databytecounts, strict=True)):
             raise ValueError("it is truncated: its data begin or end behind its end")
-        values = one.asarray()
+        values = one.asarray(maxworkers=1)
     else:
         check_size(series.nbytes, size)
-        values = _whole(source, size).reshape(total, *series.shape[len(leading) :])[index]
+        values = _whole(source, None if isinstance(source, bytes) else version_of(source)).reshape(
+            total, *series.shape[len(leading) :]
+        )[index]
     if values.ndim > 2 and page.planarconfig != SEPARATE:
         values = np.moveaxis(values, -1, 0)
     values = values[None] if values.ndim == 2 else values
@@ -157,9 +159,9 @@ def _read(tif, source: bytes | Path, index: int | None) -> Stored:
 
 
 @functools.lru_cache(maxsize=1)
-def _whole(path: bytes | Path, size: int) -> np.ndarray:
-    with _tifffile().TiffFile(io.BytesIO(path) if isinstance(path, bytes) else path) as tif:
-        return _stack(tif)[0].asarray()
+def _whole(source: bytes | Path, version: tuple | None) -> np.ndarray:
+    with _tifffile().TiffFile(io.BytesIO(source) if isinstance(source, bytes) else source) as tif:
+        return _stack(tif)[0].asarray(maxworkers=1)
 
 
 def _check(page, size: int) -> None:

@@ -92,10 +92,22 @@ def test_headers_that_claim_more_than_their_file_holds_are_refused_before_anythi
             tag = tif.pages[0].tags[name]
             data[tag.offset + 2 : tag.offset + 12] = struct.pack("<HII", 4, 1, 200_000)
     (tmp_path / "a.tif").write_bytes(data)
+    tifffile.imwrite(tmp_path / "deep.tif", files.STACK8, volumetric=True, tile=(16, 16, 16))
+    data = bytearray((tmp_path / "deep.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "deep.tif") as tif:
+        place = tif.pages[0].tags["ImageDepth"].offset
+    data[place + 2 : place + 12] = struct.pack("<HII", 4, 1, 2**31)
+    (tmp_path / "deep.tif").write_bytes(data)
     (tmp_path / "a.pgm").write_bytes(b"P5 200000 200000 255\n" + bytes(100))
     (tmp_path / "a.dcm").write_bytes(files.dicom(files.GRAY8, Rows=65535, Columns=65535))
     tracemalloc.start()
-    for name in ("a.tif", "a.pgm", "a.dcm", *(case.name for case in files.CASES if case.name.startswith("huge"))):
+    for name in (
+        "a.tif",
+        "deep.tif",
+        "a.pgm",
+        "a.dcm",
+        *(case.name for case in files.CASES if case.name.startswith("huge")),
+    ):
         if name.startswith("huge"):
             next(case for case in files.CASES if case.name == name).write(tmp_path)
         sources, broken = find_sources(tmp_path / name)

@@ -18,7 +18,7 @@ from . import options
 from .tables import table
 
 RESUME = "finished images are kept, the same command goes on where this one stopped"
-FORMATS = "png, jpg, tif, bmp, npy, dcm; npz, zip, h5"
+FORMATS = "png, jpg, tif and stacks, bmp, webp, jp2, pgm, npy, dcm; npz, zip, h5"
 
 
 def add_arguments(parser: argparse.ArgumentParser, model: str = options.DEFAULT_MODEL) -> None:
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser, model: str = options.DEFAULT_
         type=float,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="what becomes 0 and 1 of floating-point and DICOM files (default: 0 1; for CT -1024 3071)",
+        help="what becomes 0 and 1 of the numbers in the files (default: by their type; of CT -1024 3071)",
     )
     add("--report", type=Path, metavar="HTML", help="write a page with thumbnails, numbers and conditions")
     options.add_machine(parser)

@@ -394,7 +394,9 @@ CONTAINERS = {
     ".npz": Container(_list_npz, lambda p, m: _part(_npz_array(p, version_of(p), m.name), m), _pack_npz),
     ".zip": Container(_list_zip, None, _pack_zip),
     ".h5": Container(_list_h5, _read_h5, _pack_h5),
-    ".tif": Container(lambda p: [Member("", i) for i in range(tiff.count(p))], _read_tiff, _pack_tiff),
+    ".tif": Container(
+        lambda p: [Member("", i) for i in range(min(tiff.count(p), MOST_MEMBERS + 1))], _read_tiff, _pack_tiff
+    ),
     ".idx": Container(
         lambda p: _of_array("", _idx_array(p, version_of(p)).shape),
         lambda p, m: _part(_idx_array(p, version_of(p)), m),

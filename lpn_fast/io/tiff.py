@@ -109,6 +109,7 @@ def _stack(tif):
     if tail is None:
         raise ValueError(f"its axes must end in YX, YXS or SYX, got {axes}")
     leading = series.shape[: len(axes) - len(tail)]
+    check_size(math.prod(series.shape) * series.dtype.itemsize, tif.filehandle.size)
     if tif.is_imagej:
         declared = (tif.imagej_metadata or {}).get("images", 1)
         if declared > math.prod(leading):
@@ -136,7 +137,6 @@ def _read(tif, source: bytes | Path, index: int | None) -> Stored:
             raise ValueError("it is truncated: its data begin or end behind its end")
         values = one.asarray(maxworkers=1)
     else:
-        check_size(series.nbytes, size)
         values = _whole(source, None if isinstance(source, bytes) else version_of(source)).reshape(
             total, *series.shape[len(leading) :]
         )[index]

@@ -218,6 +218,26 @@ def test_tiff_keeps_profile_resolution_names_and_layout(tmp_path):
         assert page.tags.valueof(282) == (300, 1) and page.tags.valueof(296) == 3
 
 
+def test_without_tifffile_plain_tiff_is_read_and_written_and_all_else_says_what_to_install(tmp_path, monkeypatch):
+    plain, rest = {}, {}
+    for case in files.CASES:
+        if case.name.endswith(".tif") and not isinstance(case.expected, str) and case.intensities is None:
+            (plain if case.name in ("gray16.tif", "lzw.tif", "inks.tif") else rest)[case.name] = case
+            case.write(tmp_path)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    for name, case in plain.items():
+        image = read_image(tmp_path / name)
+        assert np.abs(image.pixels.numpy() - case.expected[0]).max() <= case.rounding, name
+        again = read_image(write_image(tmp_path / f"again{name}", image.pixels, image.encoding))
+        assert torch.equal(again.pixels, image.pixels) and again.encoding.dtype == image.encoding.dtype
+    outcomes = {name: files.outcome(lambda name: read_image(tmp_path / name).pixels.numpy(), name) for name in rest}
+    for name, seen in outcomes.items():  # refused, or right: never a wrong value
+        right = not isinstance(seen, str) and np.abs(seen - rest[name].expected[0]).max() < 1e-6
+        assert right or "lpn-fast[tiff]" in seen, (name, seen)
+    assert "lpn-fast[tiff]" in outcomes["planar.tif"] and "lpn-fast[tiff]" in outcomes["pages.tif"]
+    assert "lpn-fast[tiff]" in outcomes["imagej.tif"] and "lpn-fast[tiff]" in outcomes["volume.tif"]
+
+
 def test_an_imagej_hyperstack_keeps_its_axes_and_its_description(tmp_path):
     import tifffile
 
@@ -249,6 +269,26 @@ def test_padding_of_a_dicom_slice_is_back_in_its_place_and_touches_nothing(tmp_p
     outside = before == -2000
     assert outside.any() and (after[outside] == -2000).all()
     assert np.abs(after - np.rint(0.5 * (before + 1024.0) - 1024))[~outside].max() <= 1
+
+
+def test_dicom_of_every_transfer_syntax_comes_back(tmp_path):
+    """Files that pydicom brings: big-endian, run lengths, JPEG 2000, deflated, implicit types."""
+    import pydicom
+
+    folder = Path(pydicom.__file__).parent / "data/test_files"
+    names = [
+        "MR_small_bigendian",
+        "MR_small_RLE",
+        "MR_small_jp2klossless",
+        "image_dfl",
+        "MR_small_implicit",
+        "CT_small",
+    ]
+    for name in names:
+        before = pydicom.dcmread(folder / f"{name}.dcm")
+        image = read_image(folder / f"{name}.dcm")
+        write_image(tmp_path / "a.dcm", image.pixels, image.encoding)
+        assert (pydicom.dcmread(tmp_path / "a.dcm").pixel_array == before.pixel_array).all(), name
 
 
 def test_dicom_results_keep_what_kind_of_numbers_they_were(tmp_path):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from .image import Encoding, Stored, check_size, version_of
+from .image import Encoding, Stored, check_size, one_line, version_of
 from .pictures import KEPT, NATIVE, WITH_ALPHA, converted
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2  # PhotometricInterpretation
@@ -43,7 +43,10 @@ def read(source: bytes | Path, index: int | None = None) -> Stored:
         Several pictures and no index, several sizes, a kind of picture that is not supported.
     """
     if _tifffile() is None:
-        return _by_pillow(source, 0, None)
+        try:
+            return _by_pillow(source, 0, None)
+        except Exception as error:  # Pillow takes for damaged what it does not know
+            raise ValueError(f"{one_line(error)}; tifffile reads more: {INSTALL}") from error
     if isinstance(source, bytes):
         with _tifffile().TiffFile(io.BytesIO(source)) as tif:
             return _read(tif, source, index)
@@ -191,7 +194,7 @@ def _by_pillow(source: bytes | Path, index: int, page) -> Stored:
     """A page as Pillow decodes it; `page` is what tifffile says of it, None without tifffile."""
     with PIL.Image.OPEN["TIFF"][0](io.BytesIO(source) if isinstance(source, bytes) else source, "") as picture:
         if page is None and getattr(picture, "n_frames", 1) > 1:
-            raise ValueError(f"it holds several pages, which needs tifffile: {INSTALL}")
+            raise ValueError("it holds several pages")
         picture.seek(index)
         tags = picture.tag_v2
         bits, formats = set(tags.get(258, (1,))), set(tags.get(339, (1,)))
@@ -201,7 +204,7 @@ def _by_pillow(source: bytes | Path, index: int, page) -> Stored:
         if tags.get(262) == WHITE_IS_ZERO and picture.mode not in ("1", "L"):
             exact = False  # Pillow turns these two round, and others not
         if not exact or (page is None and "images=" in description):
-            raise ValueError(f"its {max(bits)}-bit {picture.mode} needs tifffile and imagecodecs: {INSTALL}")
+            raise ValueError(f"its {max(bits)}-bit {picture.mode} needs tifffile with imagecodecs: {INSTALL}")
         if page is None:
             file_size = len(source) if isinstance(source, bytes) else source.stat().st_size
             check_size(math.prod(picture.size) * len(picture.getbands()) * max(1, max(bits) // 8), file_size)

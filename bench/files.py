@@ -3,17 +3,23 @@
 Every file is read as jobs read it and as training reads it, written back, and read again. Its values are compared with
 those that the script put in, in [0, 1]; a file that must be refused is refused for the reason given. Exit code 1 if one
 is not. tests/test_files.py runs the same table.
+
+    python -m bench.files --fuzz 30000      damaged copies of them: read or refused, no crash, no hang, bounded memory
 """
 
 import argparse
+import gzip
 import io
 import os
 import re
+import resource
+import signal
 import struct
+import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +28,7 @@ import PIL.Image
 
 from lpn_fast.data import find_items
 from lpn_fast.data.readers import Reader
-from lpn_fast.io import containers, read_image, write_image
+from lpn_fast.io import UnreadableImage, containers, read_image, write_image
 from lpn_fast.io.formats import to_npy
 from lpn_fast.io.png import SIGNATURE, _chunk
 from lpn_fast.io.png import encode as png
@@ -31,6 +37,7 @@ from lpn_fast.pipeline.sources import find_sources
 
 SIZE = HEIGHT, WIDTH = 20, 28
 EXACT = 2e-7  # float32 numbers in [0, 1]
+MOST_MEMBERS, LONGEST_SECONDS = 8, 20  # read of a damaged container; that a damaged file may take
 LINE = "{:<24} {:<44} {:>9} {:>9} {:>9}"
 
 
@@ -226,6 +233,13 @@ def huge_npz(path: Path) -> None:
         archive.writestr("a.npy", claiming(120_000, 120_000))
 
 
+def photos(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "no picture")
+        archive.writestr("a/b.png", png(STACK8[0]))
+        archive.writestr("c.bmp", pillow(STACK8[1], "BMP"))
+
+
 def h5(fill: Callable) -> Callable[[Path], None]:
     """Writes an HDF5 file."""
 
@@ -269,6 +283,7 @@ SMOOTH = np.asarray(PIL.Image.fromarray(noise(3, 4, 3)).resize((WIDTH, HEIGHT), 
 PHOTO = pillow(SMOOTH, "JPEG", quality=90, subsampling=2, dpi=(300, 300), icc_profile=b"profile", exif=EXIF)
 MPO = multi_page(SMOOTH, SMOOTH, kind="MPO", quality=95)
 INKS = pillow(noise(*SIZE, 4, most=200), "TIFF", "CMYK", icc_profile=black_ink_profile())
+IDX = struct.pack(">HBB3I", 0, 8, 3, *STACK8.shape)
 WIDE_PPM = b"P6\n%d %d\n4095\n" % (WIDTH, HEIGHT) + (RGB16 >> 4).astype(">u2").tobytes()
 
 CASES = (
@@ -322,6 +337,9 @@ CASES = (
     Case("stack.npy", ".npy stack", to_npy(STACK8[:, None]), planes(STACK8)),
     Case("huge.npy", "header of 10^9 images", claiming(10**9, 1, 9, 9), "announces"),
     Case("huge.npz", "header of 14 GB", huge_npz, "announces"),
+    Case("x.npz", ".npz, deflated", lambda path: np.savez_compressed(path, x_train=STACK8), planes(STACK8)),
+    Case("photos.zip", "zip of pictures and a text", photos, planes(STACK8[:2])),
+    Case("x-idx3-ubyte.gz", "digits as MNIST has them", gzip.compress(IDX + STACK8.tobytes()), planes(STACK8)),
     Case("stack.h5", "HDF5 stack", h5(lambda file, *_: file.create_dataset("a", data=STACK8)), planes(STACK8)),
     Case("external.h5", "HDF5 that names other files", h5(external), "lies in other files"),
     Case("virtual.h5", "virtual HDF5", h5(virtual), "lies in other files"),
@@ -426,10 +444,78 @@ def tried(case: Case, folder: Path) -> tuple[bool, list[str], list]:
     return right, [text for _, text in results], [*seen, notes]
 
 
+def mutant(good: bytes, number: int) -> bytes:
+    """A damaged copy: bytes, or numbers of four, replaced by any or by extremes, most of them near the start; cut."""
+    rng, data = np.random.default_rng(number), bytearray(good)
+    for _ in range(rng.integers(1, 5)):
+        end = len(data) if rng.random() < 0.4 else min(len(data), 600)
+        place, width = int(rng.integers(end)), int(rng.choice([1, 1, 1, 4]))
+        value = (
+            bytes(rng.integers(0, 256, width, np.uint8)) if rng.random() < 0.7 else rng.choice([b"\0", b"\xff"]) * width
+        )
+        data[place : place + width] = value
+    return bytes(data[: int(len(data) * rng.choice([1.0] * 9 + [0.9, 0.5, 0.1]))])
+
+
+def read_mutants(numbers: Iterable[int], folder: Path) -> Iterator[tuple[int, Case, str | None]]:
+    """(number, what it was made of, why it is refused) of damaged files; raises what is no refusal."""
+    cases = [case for case in CASES if not isinstance(case.expected, str)]
+    good = {case.name: case.write(folder).read_bytes() for case in cases}
+    for number in numbers:
+        case = cases[number % len(cases)]
+        path = folder / case.name
+        path.write_bytes(mutant(good[case.name], number))
+        sources, broken, _ = find_sources(path, wanted=Images(any_type=case.intensities is not None))
+        reasons = [error.reason for error in broken]
+        for source in sources[:MOST_MEMBERS]:
+            try:
+                image, _ = source.read(case.intensities)
+                if not (image.pixels.isfinite().all() and image.pixels.ndim == 3):
+                    raise AssertionError(f"number {number} of {case.name} gives {image}")
+            except UnreadableImage as error:
+                reasons.append(error.reason)
+        yield number, case, reasons[0] if reasons else None
+
+
+def fuzz(count: int, first: int = 0) -> int:
+    """Read damaged files in a process that is started anew after a crash or a hang; how many of those there were."""
+    if first:  # in that process
+        refused = 0
+        with tempfile.TemporaryDirectory() as folder:
+            for number, _, reason in read_mutants(range(first, first + count), Path(folder)):
+                refused += reason is not None
+                signal.alarm(LONGEST_SECONDS)
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+                print(number, refused, peak, flush=True)
+        return 0
+    ended, refused, peak, number = 0, 0, 0, 0
+    while number < count:
+        command = [sys.executable, "-m", "bench.files", "--fuzz", str(count - number), "--first", str(number + 1)]
+        before = refused
+        with tempfile.TemporaryFile() as log:  # a pipe would fill up with the warnings of decoders
+            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+            for line in child.stdout:
+                number, refused, mib = (int(word) for word in line.split())
+                refused, peak = before + refused, max(peak, mib)
+            if child.wait():
+                number, ended = number + 1, ended + 1
+                log.seek(max(0, log.tell() - 300))
+                print(f"number {number} ended its process: {child.returncode}, {log.read().decode()}", flush=True)
+    read = count - refused - ended
+    print(f"{count} damaged files: {refused} refused, {read} read, {ended} crashes or hangs, at most {peak} MiB")
+    return 1 if ended else 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print the table; 1 if a file is not read or refused as it should be."""
-    parser = argparse.ArgumentParser(prog="python -m bench.files", description=__doc__)
-    parser.parse_args(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.files", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--fuzz", type=int, metavar="COUNT", help="instead, read so many damaged files")
+    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    if args.fuzz:
+        return fuzz(args.fuzz, args.first)
     wrong = 0
     print(LINE.format("file", "what", "job", "training", "rewritten"))
     for case in CASES:

@@ -185,6 +185,17 @@ def test_float_tiff_and_zip_hold_measurements_as_well(place):
         assert np.allclose(np.load(member), b, atol=1e-5)
 
 
+def test_a_stack_of_sinograms_in_a_tiff_file_becomes_a_stack_of_slices(place):
+    tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed (extra 'tiff')")
+    sinograms = noisy(ParallelBeamCT(SIDE, 40, pixel=0.5).A(smooth(count=3)), 0.05)[:, 0].numpy()
+    tifffile.imwrite("scans.tif", sinograms, photometric="minisblack")
+    np.save("scans.npy", sinograms)
+    run("scans.tif", "scans.npy", "-o", "out", "--physics", "ct", "--geometry", "scan.toml")
+    slices = tifffile.imread("out/scans.tif")
+    assert slices.shape == (3, SIDE, SIDE) and slices.dtype == np.float32
+    assert np.array_equal(slices, np.load("out/scans.npy"))
+
+
 def test_a_matrix_is_the_operator_that_it_says(place):
     sparse = pytest.importorskip("scipy.sparse")
     x = smooth(count=2)

@@ -197,6 +197,18 @@ def test_windows_map_hounsfield_units_to_the_unit_interval():
         Reader(1, (1.0, 1.0))
 
 
+def test_options_without_effect_are_refused(tmp_path):
+    pytest.importorskip("pydicom", reason="pydicom is not installed")
+    (tmp_path / "a.dcm").write_bytes(files.dicom(files.SIGNED))
+    (tmp_path / "a.png").write_bytes(files.png(files.GRAY8))
+    both = [tmp_path / "a.dcm", tmp_path / "a.png"]
+    assert len(ImageCrops(both, crop=8, window=(-160.0, 240.0), full_scale=200.0)) == 2
+    with pytest.raises(ValueError, match="window is for DICOM files"):
+        ImageCrops(both[1:], crop=8, window=(-160.0, 240.0))
+    with pytest.raises(ValueError, match="not for DICOM"):
+        ImageCrops(both[:1], crop=8, full_scale=200.0)
+
+
 def test_dicom_slices_are_rescaled_windowed_and_ordered(tmp_path):
     pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
     from pydicom.data import get_testdata_file

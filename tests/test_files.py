@@ -1,7 +1,11 @@
 """Files of real life, in and out: what `python -m bench.files` shows, and what travels with the pixels."""
 
 import io
+import struct
 import sys
+import tracemalloc
+import warnings
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +16,12 @@ from PIL import Image as Pillow
 from PIL.JpegImagePlugin import get_sampling
 
 import lpn_fast as lf
-from lpn_fast.io import read_image, write_image
+from lpn_fast.data import find_items
+from lpn_fast.io import members, read_image, write_image
+from lpn_fast.io.formats import to_npy
+from lpn_fast.io.wanted import Images
 from lpn_fast.pipeline import Denoise, reconstruct
+from lpn_fast.pipeline.sources import find_sources
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -61,6 +69,117 @@ def test_a_job_does_the_whole_folder_and_lists_what_it_refuses(tmp_path):
             if case.name == "padded.dcm":
                 inside &= files.padded() != -2000
             assert np.abs(again - wanted)[inside].max() < 1 / 255, case.name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_files_of_every_format_are_read_or_refused(tmp_path):
+    """`python -m bench.files --fuzz 30000` is the same at length."""
+    outcomes = [(case.name, reason) for _, case, reason in files.read_mutants(range(600), tmp_path)]
+    refused = [(name, reason) for name, reason in outcomes if reason is not None]
+    assert 100 < len(refused) < 550 and all(reason and "\n" not in reason for _, reason in refused)
+    formats = {case.name for case in files.CASES if not isinstance(case.expected, str)}
+    assert {name for name, _ in refused} >= formats - {"photo.jpg", "renamed.png", "two.mpo", "a.ppm", "a.pgm"}
+
+
+# ---- what nobody is let in by
+
+
+def test_headers_that_claim_more_than_their_file_holds_are_refused_before_anything_is_allocated(tmp_path):
+    import tifffile
+
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 8), np.uint8), compression="zlib")
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        for name in ("ImageWidth", "ImageLength", "RowsPerStrip"):
+            tag = tif.pages[0].tags[name]
+            data[tag.offset + 2 : tag.offset + 12] = struct.pack("<HII", 4, 1, 200_000)
+    (tmp_path / "a.tif").write_bytes(data)
+    tifffile.imwrite(tmp_path / "deep.tif", files.STACK8, volumetric=True, tile=(16, 16, 16))
+    data = bytearray((tmp_path / "deep.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "deep.tif") as tif:
+        place = tif.pages[0].tags["ImageDepth"].offset
+    data[place + 2 : place + 12] = struct.pack("<HII", 4, 1, 2**31)
+    (tmp_path / "deep.tif").write_bytes(data)
+    (tmp_path / "a.pgm").write_bytes(b"P5 200000 200000 255\n" + bytes(100))
+    (tmp_path / "a.dcm").write_bytes(files.dicom(files.GRAY8, Rows=65535, Columns=65535))
+    tracemalloc.start()
+    for name in (
+        "a.tif",
+        "deep.tif",
+        "a.pgm",
+        "a.dcm",
+        *(case.name for case in files.CASES if case.name.startswith("huge")),
+    ):
+        if name.startswith("huge"):
+            next(case for case in files.CASES if case.name == name).write(tmp_path)
+        sources, broken, _ = find_sources(tmp_path / name)
+        with pytest.raises(ValueError, match="claims|announces"):
+            raise broken[0] if broken else sources[0].read()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**26
+
+
+def test_arrays_of_one_name_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr("a.npy", to_npy(files.GRAY8))
+        archive.writestr("a.npy", to_npy(files.GRAY8))
+    _, (error,), _ = find_sources(tmp_path / "a.npz")
+    assert "different names, got several a.npy" in str(error)
+
+
+def test_arrays_of_a_type_without_a_range_are_images_where_intensities_are_given(tmp_path):
+    np.savez(tmp_path / "a.npz", image=files.GRAY8, volume=files.GRAY8.astype(np.int32))
+    sources, _, found = find_sources(tmp_path / "a.npz")
+    assert [source.member.name for source in sources] == ["image"] and found.members == 1
+    sources, _, found = find_sources(tmp_path / "a.npz", wanted=Images(any_type=True))
+    assert [source.member.name for source in sources] == ["image", "volume"] and found.members == 0
+    assert np.allclose(sources[1].read((0.0, 510.0))[0].pixels, files.GRAY8 / 510, atol=1e-6)
+    np.savez(tmp_path / "a.npz", volume=files.GRAY8.astype(np.int32))
+    _, (error,), _ = find_sources(tmp_path / "a.npz")
+    assert "holds no images, but volume" in str(error) and "--intensities" in str(error)
+
+
+def test_links_in_hdf5_to_other_files_are_not_followed(tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["a"] = files.GRAY8
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["link"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "a")
+        file["own"] = files.GRAY8
+    assert [str(member) for member in members(tmp_path / "a.h5")[0]] == ["own"]
+    assert len(find_items([tmp_path / "a.h5"])) == 1
+
+
+# ---- intensities
+
+
+def test_intensities_hold_for_integers_and_a_file_that_uses_little_of_its_range_says_so(tmp_path):
+    (tmp_path / "a.png").write_bytes(files.png(files.TWELVE))
+    assert "6.2 % of its range; give the intensities" in read_image(tmp_path / "a.png").notes[0]
+    image = read_image(tmp_path / "a.png", (0.0, 4095.0))
+    assert image.notes == () and image.pixels.max() > 0.99
+    again = write_image(tmp_path / "b.png", image.pixels, image.encoding)
+    assert (np.asarray(Pillow.open(again)) == files.TWELVE).all()
+    brighter = write_image(tmp_path / "c.png", 2 * image.pixels, image.encoding)  # beyond 4095: the type has room
+    assert (np.asarray(Pillow.open(brighter)) == 2 * files.TWELVE).all()
+    with pytest.raises(ValueError, match="must be about"):
+        read_image(tmp_path / "a.png", (0.0, 255.0))
+
+
+def test_signed_and_large_integers_come_back_through_their_intensities(tmp_path):
+    for dtype in ("int8", "int16", "uint32", "int64"):
+        stored = np.random.default_rng(0).integers(-100 * (dtype[0] == "i"), 100, (5, 7)).astype(dtype)
+        np.save(tmp_path / "a.npy", stored)
+        with pytest.raises(ValueError, match=f"{dtype} numbers, of no known range"):
+            read_image(tmp_path / "a.npy")
+        image = read_image(tmp_path / "a.npy", (-128.0, 127.0))
+        again = np.load(write_image(tmp_path / "b.npy", image.pixels, image.encoding))
+        assert again.dtype == stored.dtype and (again == stored).all()
+        clipped = np.load(write_image(tmp_path / "c.npy", image.pixels * 1e30, image.encoding))
+        assert clipped.max() > 0.99 * np.iinfo(dtype).max
 
 
 # ---- what travels with the pixels
@@ -113,6 +232,26 @@ def test_tiff_keeps_profile_resolution_names_and_layout(tmp_path):
         assert page.tags.valueof(282) == (300, 1) and page.tags.valueof(296) == 3
 
 
+def test_without_tifffile_plain_tiff_is_read_and_written_and_all_else_says_what_to_install(tmp_path, monkeypatch):
+    plain, rest = {}, {}
+    for case in files.CASES:
+        if case.name.endswith(".tif") and not isinstance(case.expected, str) and case.intensities is None:
+            (plain if case.name in ("gray16.tif", "lzw.tif", "inks.tif") else rest)[case.name] = case
+            case.write(tmp_path)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    for name, case in plain.items():
+        image = read_image(tmp_path / name)
+        assert np.abs(image.pixels.numpy() - case.expected[0]).max() <= case.rounding, name
+        again = read_image(write_image(tmp_path / f"again{name}", image.pixels, image.encoding))
+        assert torch.equal(again.pixels, image.pixels) and again.encoding.dtype == image.encoding.dtype
+    outcomes = {name: files.outcome(lambda name: read_image(tmp_path / name).pixels.numpy(), name) for name in rest}
+    for name, seen in outcomes.items():  # refused, or right: never a wrong value
+        right = not isinstance(seen, str) and np.abs(seen - rest[name].expected[0]).max() < 1e-6
+        assert right or "lpn-fast[tiff]" in seen, (name, seen)
+    assert "lpn-fast[tiff]" in outcomes["planar.tif"] and "lpn-fast[tiff]" in outcomes["pages.tif"]
+    assert "lpn-fast[tiff]" in outcomes["imagej.tif"] and "lpn-fast[tiff]" in outcomes["volume.tif"]
+
+
 def test_an_imagej_hyperstack_keeps_its_axes_and_its_description(tmp_path):
     import tifffile
 
@@ -144,6 +283,26 @@ def test_padding_of_a_dicom_slice_is_back_in_its_place_and_touches_nothing(tmp_p
     outside = before == -2000
     assert outside.any() and (after[outside] == -2000).all()
     assert np.abs(after - np.rint(0.5 * (before + 1024.0) - 1024))[~outside].max() <= 1
+
+
+def test_dicom_of_every_transfer_syntax_comes_back(tmp_path):
+    """Files that pydicom brings: big-endian, run lengths, JPEG 2000, deflated, implicit types."""
+    import pydicom
+
+    folder = Path(pydicom.__file__).parent / "data/test_files"
+    names = [
+        "MR_small_bigendian",
+        "MR_small_RLE",
+        "MR_small_jp2klossless",
+        "image_dfl",
+        "MR_small_implicit",
+        "CT_small",
+    ]
+    for name in names:
+        before = pydicom.dcmread(folder / f"{name}.dcm")
+        image = read_image(folder / f"{name}.dcm")
+        write_image(tmp_path / "a.dcm", image.pixels, image.encoding)
+        assert (pydicom.dcmread(tmp_path / "a.dcm").pixel_array == before.pixel_array).all(), name
 
 
 def test_dicom_results_keep_what_kind_of_numbers_they_were(tmp_path):

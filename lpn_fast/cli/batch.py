@@ -22,7 +22,7 @@ from .tables import table
 
 FAR = 3.0  # factor between a noise level and its estimate from which on one of them is doubted
 RESUME = "finished images are kept, the same command goes on where this one stopped"
-FORMATS = "png, jpg, tif, bmp, npy, dcm; npz, zip, h5"
+FORMATS = "png, jpg, tif and stacks, bmp, webp, jp2, pgm, npy, dcm; npz, zip, h5"
 
 
 def add_job(parser: argparse.ArgumentParser, out: str, purpose: str, model: str = options.AUTO) -> None:
@@ -37,7 +37,7 @@ def add_job(parser: argparse.ArgumentParser, out: str, purpose: str, model: str 
         type=float,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="what becomes 0 and 1 of floating-point and DICOM files (default: 0 1; for CT -1024 3071)",
+        help="what becomes 0 and 1 of the numbers in the files (default: by their type; of CT -1024 3071)",
     )
     options.add_machine(parser)
     add("--batch-pixels", type=int, metavar="N", help="pixels per network evaluation (default: what fits into memory)")

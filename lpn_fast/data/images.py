@@ -128,6 +128,7 @@ class ImageCrops:
                 warnings.warn(f"{len(broken)} samples left out: {'; '.join(broken)}", RuntimeWarning, stacklevel=3)
             if not arrays:
                 raise ValueError(f"none of {len(items)} samples could be read, the first one: {broken[0]}")
+            read.check_options()
             narrow = sum(_uses_little(array, read.full_scale) for array in arrays)
             if narrow:
                 text = f"{narrow} of {len(arrays)} samples use under {LEAST_SHARE:g} of their range; give full_scale"

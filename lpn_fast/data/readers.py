@@ -4,7 +4,7 @@ Gray from colour is ITU-R 601 luma, in integers as Pillow rounds it; colour from
 as they are stored where 0 is black and white is `full_scale`; everything else becomes float32 in about [0, 1].
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ class Reader:
     channels: int
     window: Range | str | None = None
     intensities: Range | None = None
+    seen: set[str] = field(default_factory=set, repr=False)  # suffixes of the formats it has read
 
     def __post_init__(self):
         if self.channels not in (1, 3):
@@ -58,10 +59,18 @@ class Reader:
         """The stored integer that becomes 1; None is the largest of its type."""
         return self.intensities[1] if self.intensities and self.intensities[0] == 0 else None
 
+    def check_options(self) -> None:
+        """ValueError for a window or intensities that no file asked for."""
+        if self.window is not None and DICOM.suffix not in self.seen:
+            raise ValueError(f"window is for DICOM files, got {self.window} and none of them; give intensities")
+        if self.intensities is not None and self.seen == {DICOM.suffix}:
+            raise ValueError(f"intensities and full_scale are not for DICOM, got {self.intensities}; give window")
+
     def sample(self, name: str, stored: Stored) -> np.ndarray:
         """The sample in what a file holds; ValueError with `name`."""
         try:
             encoding = stored.encoding
+            self.seen.add(encoding.suffix)
             dtype = stored.values.dtype
             if dtype in (np.uint8, np.uint16) and encoding.range == (0, self.full_scale or np.iinfo(dtype).max):
                 return _planes(stored.values, self.channels)

@@ -31,7 +31,18 @@ import numpy as np
 from .. import atomic
 from . import formats, tiff
 from .formats import HEADER_LOCK, head_of, npy_header, to_npy
-from .image import RANGELESS, Encoding, Image, Range, Stored, UnreadableImage, check_size, from_array, one_line
+from .image import (
+    RANGELESS,
+    Encoding,
+    Image,
+    Range,
+    Stored,
+    UnreadableImage,
+    check_size,
+    from_array,
+    one_line,
+    version_of,
+)
 from .wanted import IMAGES, Arrays, Images, Listing, Member, Wanted
 
 MOST_MEMBERS = 10**6
@@ -99,7 +110,7 @@ def member_bytes(path: Path, member: Member) -> bytes:
         The archive, or the file in it, is damaged.
     """
     try:
-        archive = _archive(path, _changed(path))
+        archive = _archive(path, version_of(path))
         if member.index is None:
             entry = archive.getinfo(member.name)
         else:
@@ -282,7 +293,7 @@ def _pack_npy(source: Path, parts, out: Path) -> None:
 
 
 @functools.lru_cache(maxsize=2)
-def _archive(path: Path, changed_ns: int) -> zipfile.ZipFile:
+def _archive(path: Path, version: tuple) -> zipfile.ZipFile:
     """Its list of files is read once for all members; any thread may read from it."""
     return zipfile.ZipFile(path)
 
@@ -290,7 +301,7 @@ def _archive(path: Path, changed_ns: int) -> zipfile.ZipFile:
 def _entries(path: Path) -> list[zipfile.ZipInfo]:
     """Files of an archive; ValueError for claims that it cannot hold."""
     entries, size = (
-        [entry for entry in _archive(path, _changed(path)).infolist() if not entry.is_dir()],
+        [entry for entry in _archive(path, version_of(path)).infolist() if not entry.is_dir()],
         path.stat().st_size,
     )
     for entry in entries:
@@ -307,7 +318,7 @@ def _list_npz(path: Path, wanted: Wanted) -> Listing:
         raise ValueError(f"its arrays must have different names, got several {max(names, key=names.count)}")
     for entry in entries:
         if entry.filename.endswith(".npy"):
-            with _archive(path, _changed(path)).open(entry) as file:
+            with _archive(path, version_of(path)).open(entry) as file:
                 shape, _, dtype = npy_header(file)
             if math.prod(shape) * dtype.itemsize > entry.file_size:
                 raise ValueError(f"{entry.filename} announces {shape} of {dtype} in {entry.file_size} bytes")
@@ -316,7 +327,7 @@ def _list_npz(path: Path, wanted: Wanted) -> Listing:
 
 
 @functools.lru_cache(maxsize=1)
-def _npz_array(path: Path, changed_ns: int, name: str) -> np.ndarray:
+def _npz_array(path: Path, version: tuple, name: str) -> np.ndarray:
     """A stack is compressed as a whole: its members come one after the other and share one unpacking."""
     return formats.from_npy(member_bytes(path, Member(f"{name}.npy")))
 
@@ -400,7 +411,7 @@ def _pack_h5(source: Path, parts, out: Path) -> None:
 
 
 def _list_tiff(path: Path, wanted: Wanted) -> Listing:
-    return [Member("", index) for index in range(tiff.count(path))], []
+    return [Member("", index) for index in range(min(tiff.count(path), MOST_MEMBERS + 1))], []
 
 
 def _tiff_stored(path: Path, member: Member) -> Stored:
@@ -413,7 +424,7 @@ def _pack_tiff(source: Path, parts, out: Path) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _idx_array(path: Path, changed_ns: int) -> np.ndarray:
+def _idx_array(path: Path, version: tuple) -> np.ndarray:
     """The array of an idx file of bytes, unpacked no further than its header announces."""
     size = path.stat().st_size
     with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
@@ -431,7 +442,7 @@ def _idx_array(path: Path, changed_ns: int) -> np.ndarray:
 def _list_idx(path: Path, wanted: Wanted) -> Listing:
     if isinstance(wanted, Arrays):
         raise ValueError("measurements must be floating-point, it holds bytes")
-    return _list_array(_idx_array(path, _changed(path)), wanted)
+    return _list_array(_idx_array(path, version_of(path)), wanted)
 
 
 def _pack_idx(source: Path, parts, out: Path) -> None:
@@ -440,16 +451,12 @@ def _pack_idx(source: Path, parts, out: Path) -> None:
             file.write(struct.pack(f">HBB{array.ndim}I", 0, IDX_UINT8, array.ndim, *array.shape) + array.tobytes())
 
 
-def _changed(path: Path) -> int:
-    return path.stat().st_mtime_ns
-
-
 CONTAINERS = {
     ".npy": Container(lambda p, t: _list_array(_mapped(p), t), lambda p, m: _part(_mapped(p), m), _pack_npy),
-    ".npz": Container(_list_npz, lambda p, m: _part(_npz_array(p, _changed(p), m.name), m), _pack_npz),
+    ".npz": Container(_list_npz, lambda p, m: _part(_npz_array(p, version_of(p), m.name), m), _pack_npz),
     ".zip": Container(_list_zip, None, _pack_zip),
     ".h5": Container(_list_h5, _h5_array, _pack_h5),
     ".tif": Container(_list_tiff, lambda p, m: _one_plane(_tiff_stored(p, m)), _pack_tiff),
-    ".idx": Container(_list_idx, lambda p, m: _part(_idx_array(p, _changed(p)), m), _pack_idx),
+    ".idx": Container(_list_idx, lambda p, m: _part(_idx_array(p, version_of(p)), m), _pack_idx),
 }
 CONTAINER_SUFFIXES = (".npz", ".zip", ".h5", ".hdf5")

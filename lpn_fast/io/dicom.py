@@ -72,16 +72,19 @@ def read(data: bytes, intensities: Range | None) -> Stored:
 
 def write(stored: np.ndarray, encoding: Encoding) -> bytes:
     """The file that holds (H, W) in place of the pixels of its template."""
-    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
     template = encoding.kept["template"]
     dataset = _read(template)
     name = next(name for name in PIXELS if name in dataset)
     before = dataset.pixel_array
+    is_little = dataset.original_encoding[1] is not False
     if name == "PixelData":
-        stored = stored.clip(*_stored_limits(dataset)).astype(f"<{before.dtype.str[1:]}")
+        stored = stored.clip(*_stored_limits(dataset))
     padding = _padding(dataset, before)
-    stored[padding] = before[padding]
+    if stored.shape == before.shape:
+        stored[padding] = before[padding]
+    stored = stored.astype(("<" if is_little else ">") + before.dtype.str[1:])
 
     content = hashlib.sha256(template).hexdigest()
     series = str(dataset.get("SeriesInstanceUID", content))
@@ -91,7 +94,7 @@ def write(stored: np.ndarray, encoding: Encoding) -> bytes:
         dataset[name].VR = "OB" if stored.itemsize == 1 else "OW"
     dataset.Rows, dataset.Columns = stored.shape
     dataset.SOPClassUID = _entry(dataset, "SOPClassUID", SecondaryCaptureImageStorage)
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
     dataset.SOPInstanceUID = generate_uid(entropy_srcs=[DERIVATION, content])
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
@@ -104,7 +107,7 @@ def write(stored: np.ndarray, encoding: Encoding) -> bytes:
         if name in dataset:
             del dataset[name]
     buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True, implicit_vr=False, little_endian=True)
+    dataset.save_as(buffer, enforce_file_format=True, implicit_vr=False, little_endian=is_little)
     return buffer.getvalue()
 
 

@@ -158,6 +158,12 @@ def check_size(claimed: int, stored: int) -> None:
         raise ValueError(f"its header claims {claimed} bytes, which its {stored} cannot hold: damaged or hostile")
 
 
+def version_of(path: Path) -> tuple[int, ...]:
+    """Differs where a file has been written anew: what is known of it is forgotten then."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
 def one_line(error: BaseException) -> str:
     """What an error says, on one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from .image import Encoding, Stored, check_size
+from .image import Encoding, Stored, check_size, one_line, version_of
 from .pictures import KEPT, NATIVE, WITH_ALPHA, converted
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2  # PhotometricInterpretation
@@ -31,7 +31,7 @@ _lock = threading.RLock()  # a file that is open is read by one thread at a time
 
 def count(path: Path) -> int:
     """Number of pictures in it; 1 where tifffile is missing: reading says so then."""
-    return 1 if _tifffile() is None else math.prod(_stack(_opened(path, path.stat().st_mtime_ns))[1])
+    return 1 if _tifffile() is None else math.prod(_stack(_opened(path, version_of(path)))[1])
 
 
 def read(source: bytes | Path, index: int | None = None) -> Stored:
@@ -43,12 +43,15 @@ def read(source: bytes | Path, index: int | None = None) -> Stored:
         Several pictures and no index, several sizes, a kind of picture that is not supported.
     """
     if _tifffile() is None:
-        return _by_pillow(source, 0, None)
+        try:
+            return _by_pillow(source, 0, None)
+        except Exception as error:  # Pillow takes for damaged what it does not know
+            raise ValueError(f"{one_line(error)}; tifffile reads more: {INSTALL}") from error
     if isinstance(source, bytes):
         with _tifffile().TiffFile(io.BytesIO(source)) as tif:
             return _read(tif, source, index)
     with _lock:
-        return _read(_opened(source, source.stat().st_mtime_ns), source, index)
+        return _read(_opened(source, version_of(source)), source, index)
 
 
 def write(stored: np.ndarray, encoding: Encoding) -> bytes:
@@ -93,7 +96,7 @@ def _tifffile():
 
 
 @functools.lru_cache(maxsize=2)
-def _opened(path: Path, changed_ns: int):
+def _opened(path: Path, version: tuple):
     """The members of a stack come one after the other and share one look at its directories."""
     return _tifffile().TiffFile(path)
 
@@ -109,6 +112,7 @@ def _stack(tif):
     if tail is None:
         raise ValueError(f"its axes must end in YX, YXS or SYX, got {axes}")
     leading = series.shape[: len(axes) - len(tail)]
+    check_size(math.prod(series.shape) * series.dtype.itemsize, tif.filehandle.size)
     if tif.is_imagej:
         declared = (tif.imagej_metadata or {}).get("images", 1)
         if declared > math.prod(leading):
@@ -134,10 +138,11 @@ def _read(tif, source: bytes | Path, index: int | None) -> Stored:
         one = series.pages[index]
         if any(offset + length > size for offset, length in zip(one.dataoffsets, one.databytecounts, strict=True)):
             raise ValueError("it is truncated: its data begin or end behind its end")
-        values = one.asarray()
+        values = one.asarray(maxworkers=1)
     else:
-        check_size(series.nbytes, size)
-        values = _whole(source, size).reshape(total, *series.shape[len(leading) :])[index]
+        values = _whole(source, None if isinstance(source, bytes) else version_of(source)).reshape(
+            total, *series.shape[len(leading) :]
+        )[index]
     if values.ndim > 2 and page.planarconfig != SEPARATE:
         values = np.moveaxis(values, -1, 0)
     values = values[None] if values.ndim == 2 else values
@@ -157,9 +162,9 @@ def _read(tif, source: bytes | Path, index: int | None) -> Stored:
 
 
 @functools.lru_cache(maxsize=1)
-def _whole(path: bytes | Path, size: int) -> np.ndarray:
-    with _tifffile().TiffFile(io.BytesIO(path) if isinstance(path, bytes) else path) as tif:
-        return _stack(tif)[0].asarray()
+def _whole(source: bytes | Path, version: tuple | None) -> np.ndarray:
+    with _tifffile().TiffFile(io.BytesIO(source) if isinstance(source, bytes) else source) as tif:
+        return _stack(tif)[0].asarray(maxworkers=1)
 
 
 def _check(page, size: int) -> None:
@@ -189,7 +194,7 @@ def _by_pillow(source: bytes | Path, index: int, page) -> Stored:
     """A page as Pillow decodes it; `page` is what tifffile says of it, None without tifffile."""
     with PIL.Image.OPEN["TIFF"][0](io.BytesIO(source) if isinstance(source, bytes) else source, "") as picture:
         if page is None and getattr(picture, "n_frames", 1) > 1:
-            raise ValueError(f"it holds several pages, which needs tifffile: {INSTALL}")
+            raise ValueError("it holds several pages")
         picture.seek(index)
         tags = picture.tag_v2
         bits, formats = set(tags.get(258, (1,))), set(tags.get(339, (1,)))
@@ -199,7 +204,7 @@ def _by_pillow(source: bytes | Path, index: int, page) -> Stored:
         if tags.get(262) == WHITE_IS_ZERO and picture.mode not in ("1", "L"):
             exact = False  # Pillow turns these two round, and others not
         if not exact or (page is None and "images=" in description):
-            raise ValueError(f"its {max(bits)}-bit {picture.mode} needs tifffile and imagecodecs: {INSTALL}")
+            raise ValueError(f"its {max(bits)}-bit {picture.mode} needs tifffile with imagecodecs: {INSTALL}")
         if page is None:
             file_size = len(source) if isinstance(source, bytes) else source.stat().st_size
             check_size(math.prod(picture.size) * len(picture.getbands()) * max(1, max(bits) // 8), file_size)

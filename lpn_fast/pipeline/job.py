@@ -114,8 +114,7 @@ def reconstruct(
         of torch's. None is one per thread, or 1 for a few images. Images larger than `batch_pixels` are solved
         one at a time by all threads.
     intensities : (low, high), optional
-        What becomes 0 and 1 of floating-point and DICOM files; None takes the former as they are and chooses
-        -1024..3071 Hounsfield units for CT.
+        What becomes 0 and 1 of the numbers in the files; None is what their type says, see `io.read_image`.
     share : Share, optional
         Which of several processes this is, see `Share`; None is the only one.
     device : str or torch.device

@@ -35,8 +35,18 @@ def settle_thread_pool() -> None:
     torch.set_num_threads(torch.get_num_threads())
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Iterator[Result]:
+def in_order(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    ahead: int,
+    size_of: Callable[[Result], int] = lambda result: 0,
+    most: int = 0,
+) -> Iterator[Result]:
     """function(item) for every item, in order, computed by threads at most `ahead` items early.
+
+    Results that wait to be taken have a size of `most` together, and those of `workers` more, at most: what is not
+    computed yet counts as the largest so far.
 
     Examples
     --------
@@ -45,11 +55,19 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
     """
     waiting: deque[Future] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="lpn_fast read")
+    largest = most // workers  # as long as none is known
+
+    def held() -> int:
+        nonlocal largest
+        known = [size_of(call.result()) for call in waiting if call.done() and call.exception() is None]
+        largest = max(known, default=largest)
+        return sum(known) + largest * (len(waiting) - len(known))
+
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > ahead:
+            while waiting and (len(waiting) > ahead or held() > most):
                 yield waiting.popleft().result()
+            waiting.append(pool.submit(function, item))
         while waiting:
             yield waiting.popleft().result()
     finally:

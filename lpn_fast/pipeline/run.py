@@ -37,7 +37,7 @@ from .transfer import Transfer
 
 DEGRADED_FOLDER = "degraded"  # inside the output folder
 READERS = 2  # threads; decoding a photograph takes some 10 ms, so two keep up with any network here
-READ_AHEAD = 8  # images
+READ_AHEAD, READ_BYTES = 8, 2**28  # images, and what they may take unpacked
 LEAST_NOISE = 1e-4  # told to a network of an image that shows none
 
 
@@ -98,13 +98,21 @@ class Run:
 
 def usable(run: Run, sources: list[Source]) -> Iterator[LoadedImage]:
     """The images, read ahead of time; those that cannot be used are recorded as failed and left out."""
-    with contextlib.closing(in_order(lambda source: _read(run, source), sources, READERS, READ_AHEAD)) as read:
+    ahead = in_order(lambda source: _read(run, source), sources, READERS, READ_AHEAD, _bytes, READ_BYTES)
+    with contextlib.closing(ahead) as read:
         for loaded in read:
             if isinstance(loaded, LoadedImage):
                 yield loaded
             else:
                 record_failures(run, loaded)
                 run.advance(1)
+
+
+def _bytes(loaded: LoadedImage | Failure) -> int:
+    """What an image takes: `measured` and `samples` share it."""
+    if isinstance(loaded, Failure):
+        return 0
+    return sum(t.numel() * t.element_size() for t in (loaded.measured, loaded.truth) if t is not None)
 
 
 def _read(run: Run, source: Source) -> LoadedImage | Failure:
@@ -147,7 +155,7 @@ def solve(
         run.advance(images - shown)
         shown = images
 
-    def advance(iteration: int) -> None:
+    def advance(iteration: float) -> None:
         if run.solvers.stopped.is_set():
             raise CancelledError
         show(len(batch) * min(iteration / run.task.iterations, 1.0))

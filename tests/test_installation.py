@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "solvers": {"networks", "physics", "per_sample"},
     "restoration": {"networks", "physics", "solvers", "per_sample"},
     "prior": {"networks", "ops", "algebra", "per_sample"},
-    "pipeline": {"atomic", "io", "networks", "physics", "solvers", "prior", "metrics"},
+    "pipeline": {"atomic", "io", "networks", "per_sample", "physics", "solvers", "prior", "metrics"},
     "interop": {"atomic", "algebra", "networks", "ops", "physics", "prior"},
 }
 

@@ -361,6 +361,43 @@ def test_reading_ahead_is_bounded_by_what_the_results_weigh():
         assert next(stream, None) is None
 
 
+def test_what_is_read_ahead_is_bounded_in_bytes():
+    """Results of size 10 with room for 25 and two workers: at most two wait, two are in work, one was handed out."""
+    alive, most, lock = 0, 0, threading.Lock()
+
+    def read(number):
+        nonlocal alive, most
+        with lock:
+            alive += 1
+            most = max(most, alive)
+        return number
+
+    seen = []
+    for number in in_order(read, range(40), workers=2, ahead=30, weight=lambda number: 10, most=25):
+        time.sleep(0.002)
+        seen.append(number)
+        with lock:
+            alive -= 1
+    assert seen == list(range(40)) and most <= 5
+    assert list(in_order(read, range(3), workers=2, ahead=2, weight=lambda number: 10**9, most=1)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("shape", [(70, 45), (64, 64)])
+def test_large_images_are_evaluated_in_tiles_with_the_same_result_and_progress(tmp_path, monkeypatch, shape):
+    model = lf.pretrained("natural-gray")
+    images = torch.rand(2, 1, *shape, generator=torch.Generator().manual_seed(0))
+    whole = Denoise(0.1).solve(images, model)
+    monkeypatch.setattr("lpn_fast.pipeline.tasks.MOST_AT_ONCE", 1000)
+    monkeypatch.setattr("lpn_fast.pipeline.tasks.TILE_SIDE", 32)
+    shares = []
+    tiled = Denoise(0.1).solve(images, model, on_iteration=shares.append)
+    assert torch.allclose(tiled.x, whole.x, atol=1e-5)
+    assert torch.allclose(tiled.objective, whole.objective, rtol=1e-4)
+    assert len(shares) > 4 and shares == sorted(shares) and shares[-1] == 1 and shares[0] < 0.3
+    mixture = lf.pretrained("natural-gray-mixture")
+    assert torch.allclose(Denoise(0.1).solve(images, mixture).x, mixture(images, sigma=0.1), atol=1e-5)
+
+
 def test_errors_of_a_stage_surface_after_what_came_before():
     def items():
         yield 1

@@ -150,7 +150,7 @@ def solve(
         run.advance(images - shown)
         shown = images
 
-    def advance(iteration: int) -> None:
+    def advance(iteration: float) -> None:
         if run.solvers.stopped.is_set():
             raise CancelledError
         show(len(batch) * min(iteration / run.task.iterations, 1.0))

@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 
 from .. import solvers
-from ..networks import LPN
+from ..networks import LPN, InTiles
+from ..per_sample import norm
 from .noise import noise_level
 
 PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model and sigma fit together
 PROBE_NOISE = 0.1
 LEVEL_TOLERANCE = 0.1  # relative distance of the noise from the level that a one-level network knows
 
-OnIteration = Callable[[int], None]  # called with the number of iterations done
+MOST_AT_ONCE = 2**20  # pixels of an image, beyond which it is evaluated in tiles
+TILE_SIDE = 512
+
+OnIteration = Callable[[float], None]  # called with the number of iterations done, or a part of one
 
 
 class Task(Protocol):
@@ -176,8 +180,8 @@ class Denoise:
     ) -> Restoration:
         """Denoised samples y, (N, c, h, w), with noise (N,) where that is estimated; minimises 1/2 |x - y|^2 + R(x)."""
         sigma = self.network_sigma(model, noise)
-        x, prior = model.prox_and_prior(y, sigma=sigma)
-        objective = 0.5 * (x - y).double().square().sum(dim=(1, 2, 3)) + prior  # (N,)
+        x, prior = in_tiles(model, y, on_iteration).prox_and_prior(y, sigma=sigma)
+        objective = 0.5 * norm(x - y).square() + prior  # (N,)
         if on_iteration is not None:
             on_iteration(1)
         finite = objective.isfinite() & x.flatten(1).isfinite().all(dim=1)
@@ -189,6 +193,34 @@ class Denoise:
     def iterations(self) -> int:
         """One evaluation."""
         return 1
+
+
+class _Watched:
+    """A network that says what share of the tiles it has evaluated."""
+
+    def __init__(self, model: LPN, tiles: int, on_share: Callable[[float], None] | None):
+        self._model, self._tiles, self._on_share, self._done = model, tiles, on_share, 0
+
+    def __getattr__(self, name: str):
+        return getattr(self._model, name)
+
+    def potential_and_prox(self, x: Tensor, sigma=None) -> tuple[Tensor, Tensor]:
+        result = self._model.potential_and_prox(x, sigma)
+        self._done += 1
+        if self._on_share is not None:
+            self._on_share(self._done / self._tiles)
+        return result
+
+
+def in_tiles(model: LPN, y: Tensor, on_share: Callable[[float], None] | None) -> LPN | InTiles:
+    """The network for samples y (N, C, H, W): where they are large, tile by tile, which bounds memory, exactly."""
+    if math.prod(y.shape[2:]) <= MOST_AT_ONCE or model.spec.image_size is not None:
+        return model
+    tiles = len(y) * math.prod(-(-side // TILE_SIDE) for side in y.shape[2:])
+    try:
+        return InTiles(_Watched(model, tiles, on_share), TILE_SIDE)
+    except ValueError:  # stages that do not keep step with the image
+        return model
 
 
 def fingerprint(model: LPN) -> str:

@@ -20,20 +20,21 @@ PACKAGE = Path(lf.__file__).parent
 KERNELS = next(Path(folder) for folder in importlib.import_module("lpn_fast.kernels").__path__)
 ROOT = Path(__file__).resolve().parent.parent
 
-# cli -> pipeline, training -> solvers, prior -> networks -> ops -> algebra; physics, metrics, data stand alone
+# cli -> pipeline, training -> solvers, prior -> networks -> ops -> algebra; physics, metrics stand alone, data and pipeline read by io
 MAY_IMPORT = {
     "atomic": set(),  # whoever writes files may import it
     "algebra": set(),
     "metrics": set(),
     "per_sample": set(),
     "physics": {"per_sample"},
-    "data": {"atomic"},
+    "io": {"atomic"},
+    "data": {"atomic", "io"},
     "ops": {"algebra", "per_sample"},
     "networks": {"atomic", "algebra", "ops", "per_sample"},
     "training": {"atomic", "networks", "metrics", "data", "physics", "solvers", "per_sample"},  # through minimisers
     "solvers": {"networks", "physics", "per_sample"},
     "prior": {"networks", "ops", "algebra", "per_sample"},
-    "pipeline": {"atomic", "networks", "physics", "solvers", "prior", "metrics", "data"},
+    "pipeline": {"atomic", "networks", "physics", "solvers", "prior", "metrics", "io"},
     "interop": {"atomic", "algebra", "networks", "ops", "physics", "prior"},
 }
 

@@ -15,13 +15,11 @@ written in one go and the folder vanishes. So a kill costs what it costs for pla
 
 import collections
 import functools
-import gzip
 import math
 import os
 import shutil
-import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,31 +27,21 @@ import numpy as np
 
 from .. import atomic
 from . import formats, tiff
-from .formats import HEADER_LOCK, head_of, npy_header, to_npy
-from .image import Image, Range, Stored, UnreadableImage, check_size, from_array, one_line, version_of
-
-MOST_MEMBERS = 10**6
-PLANES = (1, 3)
-IDX_UINT8 = 0x08
-
-
-@dataclass(frozen=True)
-class Member:
-    """One image of a container.
-
-    Attributes
-    ----------
-    name : str
-        Of the array or file in it; "" for the one array of a .npy, TIFF or idx file.
-    index : int or None
-        Position in a stack.
-    """
-
-    name: str
-    index: int | None = None
-
-    def __str__(self) -> str:
-        return self.name if self.index is None else f"{self.name}[{self.index}]"
+from .formats import head_of, npy_header, to_npy
+from .image import Image, Range, Stored, UnreadableImage, check_size, one_line, version_of
+from .stacks import (
+    MOST_MEMBERS,
+    Member,
+    idx_array,
+    image_of,
+    list_h5,
+    load,
+    of_array,
+    pack_h5,
+    pack_idx,
+    read_h5,
+    stacked,
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +61,9 @@ def is_container(path: Path) -> bool:
     if not formats.BY_SUFFIX[kind].begins(head_of(path)):
         return False
     try:
-        return tiff.count(path) > 1 if kind == ".tif" else len(_of_array("", _mapped(path).shape)) > 1
+        if kind == ".tif":
+            return tiff.count(path) > 1
+        return any(member.index is not None for member in of_array("", _mapped(path).shape))
     except Exception:
         return False  # reading it as an image will say what is wrong
 
@@ -200,50 +190,20 @@ def _kind(path: Path) -> str:
 # ---- arrays
 
 
-def _of_array(name: str, shape: tuple[int, ...]) -> list[Member]:
-    """(H, W), (C, H, W) and (H, W, C) are images, the last one to be refused; all else a stack of them."""
-    if math.prod(shape) == 0 or not 2 <= len(shape) <= 4:
-        return []
-    if len(shape) == 2 or (len(shape) == 3 and (shape[0] in PLANES or shape[-1] in PLANES)):
-        return [Member(name)]
-    return [Member(name, index) for index in range(min(shape[0], MOST_MEMBERS + 1))]
-
-
-def _part(array: np.ndarray, member: Member) -> Stored:
-    return from_array(array if member.index is None else array[member.index])
-
-
-def _load(part: Path) -> np.ndarray:
-    with HEADER_LOCK:
-        return np.load(part, allow_pickle=False)
-
-
-def _stacked(parts: list[tuple[Member, Path]]) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array) per array of the container, one at a time; members of a stack lie next to each other."""
-    start = 0
-    while start < len(parts):
-        member, stop = parts[start][0], start + 1
-        if member.index is None:
-            yield member.name, _load(parts[start][1])
-        else:
-            while stop < len(parts) and parts[stop][0].name == member.name:
-                stop += 1
-            yield member.name, np.stack([_load(part) for _, part in parts[start:stop]])
-        start = stop
-
-
 def _mapped(path: Path) -> np.ndarray:
     with open(path, "rb") as file:
         shape, is_fortran, dtype = npy_header(file)
+        if dtype.kind not in "fiu":  # not to be mapped if it holds Python objects
+            raise ValueError(f"dtype must be a floating-point or integer type, got {dtype}")
         return np.memmap(file, dtype, "r", file.tell(), shape, "F" if is_fortran else "C")
 
 
 def _pack_npy(source: Path, parts, out: Path) -> None:
     """Part by part into a mapped file: a stack need not fit into memory."""
-    first = _load(parts[0][1])
+    first = load(parts[0][1])
     target = np.lib.format.open_memmap(out, mode="w+", dtype=first.dtype, shape=(len(parts), *first.shape))
     for row, (_, part) in zip(target, parts, strict=True):
-        row[...] = _load(part)
+        row[...] = load(part)
     target.flush()
 
 
@@ -258,12 +218,9 @@ def _archive(path: Path, version: tuple) -> zipfile.ZipFile:
 
 def _entries(path: Path) -> list[zipfile.ZipInfo]:
     """Files of an archive; ValueError for claims that it cannot hold, and for equal names."""
-    entries, size = (
-        [entry for entry in _archive(path, version_of(path)).infolist() if not entry.is_dir()],
-        path.stat().st_size,
-    )
+    entries = [entry for entry in _archive(path, version_of(path)).infolist() if not entry.is_dir()]
     for entry in entries:
-        check_size(entry.file_size, min(entry.compress_size, size))
+        check_size(entry.file_size, min(entry.compress_size, path.stat().st_size))
     twice = [name for name, times in collections.Counter(entry.filename for entry in entries).items() if times > 1]
     if twice:
         raise ValueError(f"its files must have different names, got several {twice[0]}")
@@ -280,7 +237,7 @@ def _list_npz(path: Path) -> list[Member]:
             if math.prod(shape) * dtype.itemsize > entry.file_size:
                 raise ValueError(f"{entry.filename} announces {shape} of {dtype} in {entry.file_size} bytes")
             if dtype.kind in "fiu":
-                found += _of_array(entry.filename[: -len(".npy")], shape)
+                found += of_array(entry.filename[: -len(".npy")], shape)
     return found
 
 
@@ -292,7 +249,7 @@ def _npz_array(path: Path, version: tuple, name: str) -> np.ndarray:
 
 def _pack_npz(source: Path, parts, out: Path) -> None:
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:
-        for name, array in _stacked(parts):
+        for name, array in stacked(parts):
             archive.writestr(f"{name}.npy", to_npy(array))
 
 
@@ -308,54 +265,7 @@ def _pack_zip(source: Path, parts, out: Path) -> None:
             archive.write(part, member.name)
 
 
-# ---- HDF5
-
-
-def _h5py():
-    try:
-        import h5py
-    except ImportError as error:
-        raise ValueError('reading HDF5 needs h5py: pip install "lpn-fast[hdf5]"') from error
-    return h5py
-
-
-def _checked(dataset):
-    """The dataset; ValueError if its numbers lie in other files, or are more than the file can hold."""
-    if dataset.external or dataset.is_virtual:
-        raise ValueError(f"{dataset.name} lies in other files (external or virtual storage), which are not read")
-    stored = dataset.id.get_storage_size()
-    check_size(dataset.nbytes, stored)
-    check_size(math.prod(dataset.chunks or ()) * dataset.dtype.itemsize, stored)
-    return dataset
-
-
-def _list_h5(path: Path) -> list[Member]:
-    found: list[Member] = []
-
-    def visit(name: str | bytes, item) -> None:
-        if isinstance(name, bytes):
-            raise ValueError(f"names of datasets must be UTF-8, got {name!r}")
-        if hasattr(item, "shape") and item.shape is not None and item.dtype.kind in "fiu":
-            found.extend(_of_array(name, _checked(item).shape))
-
-    with _h5py().File(path, "r") as file:
-        file.visititems(visit)  # which follows no link to other files
-    return found
-
-
-def _read_h5(path: Path, member: Member) -> Stored:
-    with _h5py().File(path, "r") as file:
-        dataset = _checked(file[member.name])
-        return from_array(np.asarray(dataset[() if member.index is None else member.index]))
-
-
-def _pack_h5(source: Path, parts, out: Path) -> None:
-    with _h5py().File(out, "w") as file:
-        for name, array in _stacked(parts):
-            file.create_dataset(name, data=array, compression="gzip", compression_opts=1)
-
-
-# ---- TIFF and idx
+# ---- TIFF
 
 
 def _read_tiff(path: Path, member: Member) -> Stored:
@@ -364,43 +274,21 @@ def _read_tiff(path: Path, member: Member) -> Stored:
 
 
 def _pack_tiff(source: Path, parts, out: Path) -> None:
-    tiff.pack(source, (_load(part) for _, part in parts), _load(parts[0][1]), out)
-
-
-@functools.lru_cache(maxsize=1)
-def _idx_array(path: Path, version: tuple) -> np.ndarray:
-    """The array of an idx file of bytes, unpacked no further than its header announces."""
-    size = path.stat().st_size
-    with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
-        magic = file.read(4)
-        if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] != IDX_UINT8:
-            raise ValueError(f"not an idx file of bytes, its magic number is {magic.hex()}")
-        shape = struct.unpack(f">{magic[3]}I", file.read(4 * magic[3]))
-        check_size(math.prod(shape), size)
-        content = file.read(math.prod(shape) + 1)
-    if len(content) != math.prod(shape):
-        raise ValueError(f"its header announces {shape} bytes, it holds {len(content)}: truncated?")
-    return np.frombuffer(content, np.uint8).reshape(shape)
-
-
-def _pack_idx(source: Path, parts, out: Path) -> None:
-    with gzip.open(out, "wb") if source.suffix.lower() == ".gz" else open(out, "wb") as file:
-        for _, array in _stacked(parts):
-            file.write(struct.pack(f">HBB{array.ndim}I", 0, IDX_UINT8, array.ndim, *array.shape) + array.tobytes())
+    tiff.pack(source, (load(part) for _, part in parts), load(parts[0][1]), out)
 
 
 CONTAINERS = {
-    ".npy": Container(lambda p: _of_array("", _mapped(p).shape), lambda p, m: _part(_mapped(p), m), _pack_npy),
-    ".npz": Container(_list_npz, lambda p, m: _part(_npz_array(p, version_of(p), m.name), m), _pack_npz),
+    ".npy": Container(lambda p: of_array("", _mapped(p).shape), lambda p, m: image_of(_mapped(p), m), _pack_npy),
+    ".npz": Container(_list_npz, lambda p, m: image_of(_npz_array(p, version_of(p), m.name), m), _pack_npz),
     ".zip": Container(_list_zip, None, _pack_zip),
-    ".h5": Container(_list_h5, _read_h5, _pack_h5),
+    ".h5": Container(list_h5, read_h5, pack_h5),
     ".tif": Container(
         lambda p: [Member("", i) for i in range(min(tiff.count(p), MOST_MEMBERS + 1))], _read_tiff, _pack_tiff
     ),
     ".idx": Container(
-        lambda p: _of_array("", _idx_array(p, version_of(p)).shape),
-        lambda p, m: _part(_idx_array(p, version_of(p)), m),
-        _pack_idx,
+        lambda p: of_array("", idx_array(p, version_of(p)).shape),
+        lambda p, m: image_of(idx_array(p, version_of(p)), m),
+        pack_idx,
     ),
 }
 CONTAINER_SUFFIXES = (".npz", ".zip", ".h5", ".hdf5")

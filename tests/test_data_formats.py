@@ -260,6 +260,9 @@ def test_broken_samples_are_named_or_left_out_with_a_warning(tmp_path, name, con
             warnings.simplefilter("ignore")
             ImageCrops([tmp_path], crop=8, skip_broken=True)
     np.save(tmp_path / "good.npy", np.zeros((20, 20), np.float32))
+    np.save(tmp_path / "small.npy", np.zeros((20, 3), np.float32))
+    with pytest.raises(ValueError, match=r"2 of 3 samples cannot be used.*small.npy is \(20, 3\) pixels"):
+        ImageCrops([tmp_path], crop=8)
     with pytest.warns(RuntimeWarning, match=name):
         assert len(ImageCrops([tmp_path], crop=8, skip_broken=True)) == 1
 

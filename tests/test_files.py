@@ -1,6 +1,7 @@
 """Files of real life, in and out: what `python -m bench.files` shows, and what travels with the pixels."""
 
 import io
+import os
 import struct
 import sys
 import tracemalloc
@@ -139,6 +140,26 @@ def test_arrays_of_a_type_without_a_range_are_images_where_intensities_are_given
     np.savez(tmp_path / "a.npz", volume=files.GRAY8.astype(np.int32))
     _, (error,), _ = find_sources(tmp_path / "a.npz")
     assert "holds no images, but volume" in str(error) and "--intensities" in str(error)
+
+
+def test_python_objects_are_never_unpickled(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    harmful = np.array([[Harmful()]], dtype=object)
+    np.save(tmp_path / "a.npy", harmful, allow_pickle=True)
+    np.savez(tmp_path / "b.npz", harmful=harmful, good=files.FLOAT)
+    with pytest.raises(ValueError, match="Python objects"):
+        read_image(tmp_path / "a.npy")
+    assert [str(member) for member in members(tmp_path / "b.npz")[0]] == ["good"]
+    assert find_items([tmp_path / "a.npy", tmp_path / "b.npz"]) and not (tmp_path / "executed").exists()
+
+
+def test_a_stack_of_one_image_is_a_stack(tmp_path):
+    np.save(tmp_path / "a.npy", files.FLOAT[None, None])
+    (source,), broken, _ = find_sources(tmp_path / "a.npy")
+    assert not broken and source.read()[0].pixels.shape == (1, *files.SIZE)
 
 
 def test_links_in_hdf5_to_other_files_are_not_followed(tmp_path):

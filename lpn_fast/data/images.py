@@ -22,6 +22,8 @@ from .readers import Reader
 from .sources import find_items
 from .store import ImageStore
 
+MOST_NAMED = 5  # of the samples that cannot be used
+
 
 class ImageCrops:
     """Sampler of random crops: `crops(count, generator)` -> (count, channels, crop, crop) in [0, 1].
@@ -54,7 +56,7 @@ class ImageCrops:
     intensities : (low, high), optional
         Stored numbers that become 0 and 1, of files other than DICOM. None is what their type says.
     skip_broken : bool
-        Warn of unreadable files, listing them, instead of raising.
+        Warn of unreadable and small files, naming them, instead of raising.
     cache : path, optional
         Folder for decoded pixels; they are mapped from there, by all runs that read the same files.
     device : device
@@ -116,18 +118,18 @@ class ImageCrops:
                     if crop is not None and min(array.shape[1:]) < crop:
                         size = array.shape[1:]
                         raise ValueError(f"{item.name} is {size} pixels, smaller than the crop of {crop}")
-                    if array.shape[0] != channels:
-                        raise ValueError(f"{item.name} has {array.shape[0]} channels, must have {channels}")
+                    arrays.append(array)
                 except ValueError as error:
-                    if not skip_broken:
-                        raise
                     broken.append(str(error))
-                    continue
-                arrays.append(array)
-            if broken:
-                warnings.warn(f"{len(broken)} samples left out: {'; '.join(broken)}", RuntimeWarning, stacklevel=3)
+            named = "; ".join(broken[:MOST_NAMED]) + f"; and {len(broken) - MOST_NAMED} more" * (
+                len(broken) > MOST_NAMED
+            )
             if not arrays:
-                raise ValueError(f"none of {len(items)} samples could be read, the first one: {broken[0]}")
+                raise ValueError(f"none of {len(items)} samples could be read: {named}")
+            if broken and not skip_broken:
+                raise ValueError(f"{len(broken)} of {len(items)} samples cannot be used (skip_broken?): {named}")
+            if broken:
+                warnings.warn(f"{len(broken)} samples left out: {named}", RuntimeWarning, stacklevel=3)
             read.check_options()
             narrow = sum(_uses_little(array, read.full_scale) for array in arrays)
             if narrow:

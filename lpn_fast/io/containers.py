@@ -15,14 +15,12 @@ written in one go and the folder vanishes. So a kill costs what it costs for pla
 
 import collections
 import functools
-import gzip
 import math
 import os
 import shutil
-import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,23 +28,23 @@ import numpy as np
 
 from .. import atomic
 from . import formats, tiff
-from .formats import HEADER_LOCK, head_of, npy_header, to_npy
-from .image import (
-    RANGELESS,
-    Encoding,
-    Image,
-    Range,
-    Stored,
-    UnreadableImage,
-    check_size,
-    from_array,
-    one_line,
-    version_of,
+from .formats import head_of, npy_header, to_npy
+from .image import Encoding, Image, Range, Stored, UnreadableImage, check_size, from_array, one_line, version_of
+from .stacks import (
+    MOST_MEMBERS,
+    h5_array,
+    idx_array,
+    list_array,
+    list_h5,
+    list_idx,
+    load,
+    of_array,
+    pack_h5,
+    pack_idx,
+    part_of,
+    stacked,
 )
-from .wanted import IMAGES, Arrays, Images, Listing, Member, Wanted
-
-MOST_MEMBERS = 10**6
-IDX_UINT8 = 0x08
+from .wanted import IMAGES, Listing, Member, Wanted
 
 
 @dataclass(frozen=True)
@@ -233,59 +231,20 @@ def _kind(path: Path) -> str:
 # ---- arrays
 
 
-def _of_array(name: str, shape: tuple[int, ...], dtype: np.dtype, wanted: Wanted, listing: Listing) -> None:
-    """Add an array to a listing. What is not wanted keeps no result from being complete."""
-    is_stack = wanted.is_stack(shape) if math.prod(shape) > 0 else None
-    if is_stack is None or not wanted.suits(dtype):
-        needs_range = is_stack is not None and isinstance(wanted, Images) and dtype.kind in "iu"
-        listing[1].append(f"{name or 'its array'} of shape {shape} and type {dtype}{RANGELESS if needs_range else ''}")
-    elif is_stack:
-        listing[0].extend(Member(name, index) for index in range(min(shape[0], MOST_MEMBERS + 1)))
-    else:
-        listing[0].append(Member(name))
-
-
-def _list_array(array: np.ndarray, wanted: Wanted) -> Listing:
-    listing: Listing = ([], [])
-    _of_array("", array.shape, array.dtype, wanted, listing)
-    return listing
-
-
-def _part(array: np.ndarray, member: Member) -> np.ndarray:
-    return array if member.index is None else array[member.index]
-
-
-def _load(part: Path) -> np.ndarray:
-    with HEADER_LOCK:
-        return np.load(part, allow_pickle=False)
-
-
-def _stacked(parts: list[tuple[Member, Path]]) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array) per array of the container, one at a time; members of a stack lie next to each other."""
-    start = 0
-    while start < len(parts):
-        member, stop = parts[start][0], start + 1
-        if member.index is None:
-            yield member.name, _load(parts[start][1])
-        else:
-            while stop < len(parts) and parts[stop][0].name == member.name:
-                stop += 1
-            yield member.name, np.stack([_load(part) for _, part in parts[start:stop]])
-        start = stop
-
-
 def _mapped(path: Path) -> np.ndarray:
     with open(path, "rb") as file:
         shape, is_fortran, dtype = npy_header(file)
+        if dtype.kind not in "fiuc":  # not to be mapped if it holds Python objects
+            raise ValueError(f"dtype must be a floating-point, complex or integer type, got {dtype}")
         return np.memmap(file, dtype, "r", file.tell(), shape, "F" if is_fortran else "C")
 
 
 def _pack_npy(source: Path, parts, out: Path) -> None:
     """Part by part into a mapped file: a stack need not fit into memory."""
-    first = _load(parts[0][1])
+    first = load(parts[0][1])
     target = np.lib.format.open_memmap(out, mode="w+", dtype=first.dtype, shape=(len(parts), *first.shape))
     for row, (_, part) in zip(target, parts, strict=True):
-        row[...] = _load(part)
+        row[...] = load(part)
     target.flush()
 
 
@@ -300,12 +259,9 @@ def _archive(path: Path, version: tuple) -> zipfile.ZipFile:
 
 def _entries(path: Path) -> list[zipfile.ZipInfo]:
     """Files of an archive; ValueError for claims that it cannot hold."""
-    entries, size = (
-        [entry for entry in _archive(path, version_of(path)).infolist() if not entry.is_dir()],
-        path.stat().st_size,
-    )
+    entries = [entry for entry in _archive(path, version_of(path)).infolist() if not entry.is_dir()]
     for entry in entries:
-        check_size(entry.file_size, min(entry.compress_size, size))
+        check_size(entry.file_size, min(entry.compress_size, path.stat().st_size))
     return entries
 
 
@@ -322,7 +278,7 @@ def _list_npz(path: Path, wanted: Wanted) -> Listing:
                 shape, _, dtype = npy_header(file)
             if math.prod(shape) * dtype.itemsize > entry.file_size:
                 raise ValueError(f"{entry.filename} announces {shape} of {dtype} in {entry.file_size} bytes")
-            _of_array(entry.filename[: -len(".npy")], shape, dtype, wanted, listing)
+            of_array(entry.filename[: -len(".npy")], shape, dtype, wanted, listing)
     return listing
 
 
@@ -334,7 +290,7 @@ def _npz_array(path: Path, version: tuple, name: str) -> np.ndarray:
 
 def _pack_npz(source: Path, parts, out: Path) -> None:
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:
-        for name, array in _stacked(parts):
+        for name, array in stacked(parts):
             archive.writestr(f"{name}.npy", to_npy(array))
 
 
@@ -359,55 +315,7 @@ def _pack_zip(source: Path, parts, out: Path) -> None:
                 archive.write(part, member.name)
 
 
-# ---- HDF5
-
-
-def _h5py():
-    try:
-        import h5py
-    except ImportError as error:
-        raise ValueError('reading HDF5 needs h5py: pip install "lpn-fast[hdf5]"') from error
-    return h5py
-
-
-def _checked(dataset):
-    """The dataset; ValueError if its numbers lie in other files, or are more than the file can hold."""
-    if dataset.external or dataset.is_virtual:
-        raise ValueError(f"{dataset.name} lies in other files (external or virtual storage), which are not read")
-    stored = dataset.id.get_storage_size()
-    check_size(dataset.nbytes, stored)
-    check_size(math.prod(dataset.chunks or ()) * dataset.dtype.itemsize, stored)
-    return dataset
-
-
-def _list_h5(path: Path, wanted: Wanted) -> Listing:
-    listing: Listing = ([], [])
-
-    def visit(name: str | bytes, item) -> None:
-        if isinstance(name, bytes):
-            raise ValueError(f"names of datasets must be UTF-8, got {name!r}")
-        if hasattr(item, "shape") and item.shape is not None:
-            numbers = _checked(item) if item.dtype.kind in "fiuc" else item
-            _of_array(name, numbers.shape, numbers.dtype, wanted, listing)
-
-    with _h5py().File(path, "r") as file:
-        file.visititems(visit)  # which follows no link to other files
-    return listing
-
-
-def _h5_array(path: Path, member: Member) -> np.ndarray:
-    with _h5py().File(path, "r") as file:
-        dataset = _checked(file[member.name])
-        return np.asarray(dataset[() if member.index is None else member.index])
-
-
-def _pack_h5(source: Path, parts, out: Path) -> None:
-    with _h5py().File(out, "w") as file:
-        for name, array in _stacked(parts):
-            file.create_dataset(name, data=array, compression="gzip", compression_opts=1)
-
-
-# ---- TIFF and idx
+# ---- TIFF
 
 
 def _list_tiff(path: Path, wanted: Wanted) -> Listing:
@@ -420,43 +328,15 @@ def _tiff_stored(path: Path, member: Member) -> Stored:
 
 
 def _pack_tiff(source: Path, parts, out: Path) -> None:
-    tiff.pack(source, (_load(part) for _, part in parts), _load(parts[0][1]), out)
-
-
-@functools.lru_cache(maxsize=1)
-def _idx_array(path: Path, version: tuple) -> np.ndarray:
-    """The array of an idx file of bytes, unpacked no further than its header announces."""
-    size = path.stat().st_size
-    with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
-        magic = file.read(4)
-        if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] != IDX_UINT8:
-            raise ValueError(f"not an idx file of bytes, its magic number is {magic.hex()}")
-        shape = struct.unpack(f">{magic[3]}I", file.read(4 * magic[3]))
-        check_size(math.prod(shape), size)
-        content = file.read(math.prod(shape) + 1)
-    if len(content) != math.prod(shape):
-        raise ValueError(f"its header announces {shape} bytes, it holds {len(content)}: truncated?")
-    return np.frombuffer(content, np.uint8).reshape(shape)
-
-
-def _list_idx(path: Path, wanted: Wanted) -> Listing:
-    if isinstance(wanted, Arrays):
-        raise ValueError("measurements must be floating-point, it holds bytes")
-    return _list_array(_idx_array(path, version_of(path)), wanted)
-
-
-def _pack_idx(source: Path, parts, out: Path) -> None:
-    with gzip.open(out, "wb") if source.suffix.lower() == ".gz" else open(out, "wb") as file:
-        for _, array in _stacked(parts):
-            file.write(struct.pack(f">HBB{array.ndim}I", 0, IDX_UINT8, array.ndim, *array.shape) + array.tobytes())
+    tiff.pack(source, (load(part) for _, part in parts), load(parts[0][1]), out)
 
 
 CONTAINERS = {
-    ".npy": Container(lambda p, t: _list_array(_mapped(p), t), lambda p, m: _part(_mapped(p), m), _pack_npy),
-    ".npz": Container(_list_npz, lambda p, m: _part(_npz_array(p, version_of(p), m.name), m), _pack_npz),
+    ".npy": Container(lambda p, w: list_array(_mapped(p), w), lambda p, m: part_of(_mapped(p), m), _pack_npy),
+    ".npz": Container(_list_npz, lambda p, m: part_of(_npz_array(p, version_of(p), m.name), m), _pack_npz),
     ".zip": Container(_list_zip, None, _pack_zip),
-    ".h5": Container(_list_h5, _h5_array, _pack_h5),
+    ".h5": Container(list_h5, h5_array, pack_h5),
     ".tif": Container(_list_tiff, lambda p, m: _one_plane(_tiff_stored(p, m)), _pack_tiff),
-    ".idx": Container(_list_idx, lambda p, m: _part(_idx_array(p, version_of(p)), m), _pack_idx),
+    ".idx": Container(list_idx, lambda p, m: part_of(idx_array(p, version_of(p)), m), pack_idx),
 }
 CONTAINER_SUFFIXES = (".npz", ".zip", ".h5", ".hdf5")

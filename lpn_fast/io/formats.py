@@ -262,8 +262,6 @@ def npy_header(file: io.BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype
             shape, is_fortran, dtype = read(file)
     except (tokenize.TokenError, SyntaxError) as error:  # numpy hands on what the parser thinks of a broken header
         raise ValueError(f"the header of the array is damaged: {error}") from error
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects, which are not read")
     return shape, is_fortran, dtype
 
 
@@ -271,6 +269,8 @@ def from_npy(data: bytes) -> np.ndarray:
     """The array in the bytes of a .npy file; nothing is allocated on the word of its header."""
     file = io.BytesIO(data)
     shape, is_fortran, dtype = npy_header(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are not read")
     flat = np.frombuffer(data, np.uint8, offset=file.tell())
     wanted = int(np.prod(shape, dtype=object)) * dtype.itemsize
     if flat.size < wanted:

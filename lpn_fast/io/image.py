@@ -96,7 +96,7 @@ class Encoding:
         if dtype.kind != "f":
             limits = np.iinfo(dtype)
             most = float(limits.max) if dtype.itemsize < 8 else np.nextafter(float(limits.max), 0)
-            values = np.rint(values, out=values).clip(float(limits.min), most)
+            np.clip(np.rint(values, out=values), float(limits.min), most, out=values)
         values = values.astype(dtype)
         return values[0] if self.is_plane else values
 
@@ -122,7 +122,8 @@ class Stored:
     def image(self, path: Path) -> Image:
         """As float32 pixels; ValueError for NaN or infinite values, or values far from [0, 1]."""
         pixels, notes = self.encoding.to_unit(self.values), self.notes
-        least, most = float(pixels.min()), float(pixels.max())
+        ends = np.array([self.values.min(), self.values.max()])  # of bytes faster than of their pixels
+        least, most = sorted(self.encoding.to_unit(ends).tolist())
         if not np.isfinite(most - least):
             raise ValueError(
                 f"it holds {np.count_nonzero(~np.isfinite(pixels))} NaN or infinite values of {pixels.size}"

@@ -15,6 +15,7 @@ from lpn_fast.cli import reconstruct as command
 from lpn_fast.physics import MRI, Blur, CompressedSensing, Downsampling, ParallelBeamCT
 from lpn_fast.pipeline import Reconstruct, problems
 from lpn_fast.pipeline import reconstruct as run_job
+from lpn_fast.pipeline.manifest import read_results
 
 SIDE = 32
 
@@ -108,6 +109,28 @@ def start_psnr(physics, y, truth):
 
 def run(*words):
     assert cli.main(["reconstruct", *map(str, words)]) == 0
+
+
+def test_with_nothing_to_choose_a_photograph_is_reconstructed_as_by_the_library(place):
+    """By lf.reconstruct, with what lies beyond the frame unknown; results have the size of their photographs."""
+    run("photos", "-o", "out", "--noise", 0.02)
+    y = torch.from_numpy(np.asarray(Pillow.open("photos/a.png"), np.float32) / 255)[None, None]
+    wanted = lf.reconstruct(y, Blur.gaussian(1.6, boundary="valid"), noise=0.02).x[0, 0].clamp(0, 1).numpy()
+    found = np.asarray(Pillow.open("out/a.png"), np.float64) / 255
+    assert found.shape == (SIDE, SIDE) and np.abs(found - wanted).max() <= 0.51 / 255
+    (line,) = read_results(place / "out").values()
+    assert line.model == "natural-gray-mixture + natural-gray-deblur" and line.settings["boundary"] == "valid"
+    run("photos", "-o", "pgd", "--noise", 0.02, "--solver", "pgd", "--iterations", 5)
+    assert Pillow.open("pgd/a.png").size == (SIDE, SIDE)
+
+
+@pytest.mark.parametrize(("boundary", "side"), [(None, SIDE), ("valid", SIDE - 4), ("full", SIDE)])
+def test_simulated_photographs_are_compared_where_they_show_something(place, boundary, side):
+    words = [] if boundary is None else ["--boundary", boundary]
+    run("truths", "-o", "out", "--simulate", "--noise", 0.02, "--blur-size", "published", *words)
+    (line,) = read_results(place / "out").values()
+    assert line.settings["boundary"] == (boundary or "circular") and line.settings["kernel"].startswith("5x5:")
+    assert (line.height, line.width) == (side, side) and line.psnr > line.psnr_before
 
 
 def test_sinograms_become_the_slices_they_are_of(place):

@@ -20,7 +20,7 @@ PACKAGE = Path(lf.__file__).parent
 KERNELS = next(Path(folder) for folder in importlib.import_module("lpn_fast.kernels").__path__)
 ROOT = Path(__file__).resolve().parent.parent
 
-# cli -> pipeline, training -> solvers, prior -> networks -> ops -> algebra; pipeline, data -> io; physics, metrics: none
+# cli -> pipeline, training -> solvers, prior -> networks -> ops -> algebra; pipeline, data -> io
 MAY_IMPORT = {
     "atomic": set(),  # whoever writes files may import it
     "algebra": set(),
@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "solvers": {"networks", "physics", "per_sample"},
     "restoration": {"networks", "physics", "solvers", "per_sample"},
     "prior": {"networks", "ops", "algebra", "per_sample"},
-    "pipeline": {"atomic", "io", "networks", "per_sample", "physics", "solvers", "prior", "metrics"},
+    "pipeline": {"atomic", "io", "networks", "per_sample", "physics", "solvers", "restoration", "prior", "metrics"},
     "interop": {"atomic", "algebra", "networks", "ops", "physics", "prior"},
 }
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import pipeline
 from ..io import containers
 from ..io.wanted import Arrays
-from ..physics import Blur, CompressedSensing, Downsampling, ParallelBeamCT
+from ..physics import Blur, CompressedSensing, Downsampling, ParallelBeamCT, gaussian_kernel
 from ..physics.blur import BOUNDARIES
 from ..pipeline import problems
 from ..pipeline.problems import Problem
@@ -46,8 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="Gaussian blur, in pixels (default: 1.6; factor / 2 to downsample)",
     )
+    add(
+        "--blur-size",
+        type=_side,
+        metavar="N",
+        help="pixels of a side of the Gaussian kernel, or published: cut off as in the paper's experiments "
+        "(default: 4 S to each side)",
+    )
     add("--kernel", metavar="FILE", help=f"blur kernel (kh, kw): {OPERANDS}, whose values are made to sum to 1")
-    add("--boundary", choices=BOUNDARIES, help="how images go on beyond their borders (default: circular)")
+    add("--boundary", choices=BOUNDARIES, help="how images go on beyond their borders (default: valid, "
+        "unknown, as in photographs; with --simulate circular)")  # fmt: skip
     add("--mask", metavar="FILE", help=f"(H, W), above 0.5 where pixels or frequencies are known: {OPERANDS}")
     add("--factor", type=int, metavar="N", help="images are N times smaller")
     add("--geometry", type=Path, metavar="TOML", help="size = [H, W]; angles = N, a list of radians, or degrees = "
@@ -77,21 +85,22 @@ def problem_of(args: argparse.Namespace) -> Problem:
 
 
 def _blur(args) -> Problem:
-    return problems.blur(Blur(_kernel(args, BLUR_SIGMA), args.boundary or "circular"))
+    return problems.blur(Blur(_kernel(args, BLUR_SIGMA), args.boundary or ("circular" if args.simulate else "valid")))
 
 
 def _downsample(args) -> Problem:
     factor = _needed(args, "factor")
-    if args.kernel is None and args.blur_sigma is None:
+    if args.kernel is None and args.blur_sigma is None and args.blur_size is None:
         return problems.downsample(Downsampling.gaussian(factor))
-    return problems.downsample(Downsampling(factor, _kernel(args, BLUR_SIGMA)))
+    return problems.downsample(Downsampling(factor, _kernel(args, factor / 2)))
 
 
 def _kernel(args, default: float) -> Tensor:
-    if args.kernel is not None and args.blur_sigma is not None:
-        raise ValueError("--kernel and --blur-sigma are two blurs; give one of them")
     if args.kernel is None:
-        return Blur.gaussian(default if args.blur_sigma is None else args.blur_sigma).kernel
+        return gaussian_kernel(default if args.blur_sigma is None else args.blur_sigma, args.blur_size)
+    for option in ("blur_sigma", "blur_size"):
+        if getattr(args, option) is not None:
+            raise ValueError(f"--kernel and {_flag(option)} are two blurs; give one of them")
     kernel = read_operand("--kernel", args.kernel, 2).double()
     is_picture = Path(args.kernel.partition("::")[0]).suffix.lower() not in (".npy", *containers.CONTAINER_SUFFIXES)
     return kernel / kernel.sum() if is_picture else kernel
@@ -157,9 +166,9 @@ def _matrix(args) -> Problem:
 
 
 OPERATORS = {
-    "blur": Operator("a kernel", ("blur_sigma", "kernel", "boundary"), _blur),
+    "blur": Operator("a kernel", ("blur_sigma", "blur_size", "kernel", "boundary"), _blur),
     "inpaint": Operator("pixels are missing", ("mask",), _inpaint),
-    "downsample": Operator("images are small", ("factor", "blur_sigma", "kernel"), _downsample),
+    "downsample": Operator("images are small", ("factor", "blur_sigma", "blur_size", "kernel"), _downsample),
     "ct": Operator("sinograms (angles, bins) of parallel beams", ("geometry",), _ct),
     "mri": Operator("k-space (H, W) or (coils, H, W)", ("mask", "coils", "centred"), _mri),
     "cs": Operator("compressed sensing, vectors", ("size", "ratio", "operator_seed"), _cs),
@@ -207,6 +216,15 @@ def _needed(args, option: str):
     if value is None:
         raise ValueError(f"--physics {args.physics} needs {_flag(option)}")
     return value
+
+
+def _side(text: str) -> int | str:
+    if text == "published":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number or published, got {text!r}") from None
 
 
 def _flag(option: str) -> str:

@@ -98,6 +98,10 @@ class Problem:
             y = (y - low * self.physics.A(torch.ones(1, 1, *self.image_size))[0]) / (high - low)
         return y * self.physics.mask.to(y) if isinstance(self.physics, MRI) else y
 
+    def framed(self, x: Tensor) -> Tensor:
+        """What of an image a result shows: what lies in the frame of a photograph."""
+        return self.physics.crop(x) if isinstance(self.physics, Blur) else x
+
     def image(self, x: Tensor) -> Tensor:
         """An image as files have it, from one as the operator has it."""
         return torch.fft.fftshift(x, dim=(-2, -1)) if self.centred else x

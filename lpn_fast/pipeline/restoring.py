@@ -7,6 +7,7 @@ is in solvers/automatic.py.
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from .. import solvers
 from ..io import Range
 from ..networks import LPN
 from ..physics import Blur
+from ..restoration import BLUR, GRAY, Choice, reconstruct
 from .problems import Problem
 from .tasks import OnIteration, Restoration, blank_image, check_sigma, noisy
 
@@ -36,7 +38,7 @@ class Reconstruct:
         Standard deviation of the measurements' noise, where images are in [0, 1]; None is what each measurement shows
         of it.
     solver : str, optional
-        "pgd", "fista", "admm", "drs" or "hqs"; None leaves everything to `restore`.
+        "pgd", "fista", "admm", "drs" or "hqs"; None leaves everything to `lpn_fast.reconstruct`.
     iterations : int, optional
         Most iterations of that solver; None is 100.
     sigma : float, optional
@@ -101,13 +103,16 @@ class Reconstruct:
         return self.problem.noise_of(measured)
 
     @property
-    def networks(self) -> dict[str, str]:
+    def networks(self) -> dict[str, tuple[str, ...]]:
         """Shipped networks that replace the usual ones of an image."""
-        return {"gray": "natural-gray-deblur"} if isinstance(self.problem.physics, Blur) else {}
+        if not isinstance(self.problem.physics, Blur):
+            return {}
+        return {"gray": (GRAY, BLUR) if self.solver is None else (BLUR,)}
 
     def settings(self) -> dict:
         """What decides the result besides measurement and network, JSON-ready."""
-        chosen = {name: getattr(self, name) for name in ("noise", "solver", "iterations", "tol", "sigma")}
+        names = ("noise", "solver") if self.solver is None else ("noise", "solver", "iterations", "tol", "sigma")
+        chosen = {name: getattr(self, name) for name in names}
         return {"task": self.name, "physics": self.problem.name, **self.problem.settings, **chosen}
 
     def conditions(self, model: LPN) -> solvers.Conditions | None:
@@ -123,7 +128,9 @@ class Reconstruct:
         size = self.problem.image_size or (self.problem.least_side,) * 2
         y = self.problem.physics.A(blank_image(model, size))
         noise = torch.full((1,), PROBE_NOISE).to(y)
-        return self._run(y, model, noise, max_iter=1, callback=None).conditions
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a blank image comes back as it started
+            return self._run(y, model, noise, max_iter=1, callback=None).conditions
 
     def measured(self, array, intensities: Range | None) -> Tensor:
         """A measurement from the array of a file, see `Problem.measured`."""
@@ -146,14 +153,20 @@ class Reconstruct:
         return noisy(self.problem.physics.A(self.problem.truth(truth)[None])[0], self.noise, generator)
 
     def solve(
-        self, y: Tensor, model: LPN, noise: Tensor | None = None, on_iteration: OnIteration | None = None
+        self, y: Tensor, model: LPN | Choice, noise: Tensor | None = None, on_iteration: OnIteration | None = None
     ) -> Restoration:
         """Reconstructions of the samples y, (N, c, ...), with noise (N,) where that is estimated."""
-        callback = None if on_iteration is None else lambda iteration, x, objective: on_iteration(iteration)
-        result = self._run(y, model, self.noise if noise is None else noise, self.iterations, callback)
+        noise = self.noise if noise is None else noise
+        if self.solver is None:
+            result = reconstruct(y, self.problem.physics, model, noise=noise, progress=on_iteration or False)
+            x = result.x
+        else:
+            callback = None if on_iteration is None else lambda iteration, x, objective: on_iteration(iteration)
+            result = self._run(y, model, noise, self.iterations, callback)
+            x = self.problem.framed(result.x)
         sigma = result.settings.sigma
         return Restoration(
-            self.problem.image(result.x),
+            self.problem.image(x),
             result.objective,
             result.residual[-1],
             result.iterations,
@@ -163,14 +176,6 @@ class Reconstruct:
         )
 
     def _run(self, y: Tensor, model: LPN, noise: float | Tensor | None, max_iter: int, callback):
-        if self.solver is None:
-            return restore(y, self.problem.physics, model, noise, callback)
         options = {"sigma": self.sigma, "tol": self.tol, "strict": self.strict}
         solver = SOLVERS[self.solver]
         return solver(y, self.problem.physics, model, noise=noise, max_iter=max_iter, callback=callback, **options)
-
-
-def restore(y: Tensor, physics, model: LPN, noise: float | Tensor | None, callback) -> solvers.Reconstruction:
-    """With nothing to choose: the place of `lpn_fast.reconstruct`, which is to take it."""
-    solver = solvers.fista if isinstance(physics, Blur) else solvers.hqs
-    return solver(y, physics, model, noise=noise, max_iter=AUTO_ITERATIONS, callback=callback)

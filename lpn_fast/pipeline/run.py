@@ -160,7 +160,7 @@ def solve(
         levels = [max(loaded.noise, LEAST_NOISE) for loaded in batch for _ in loaded.samples]
         noise = torch.tensor(levels, dtype=y.dtype, device=y.device)  # (sum n,)
     try:
-        solution = run.task.solve(y, run.networks[batch[0].kind], noise, on_iteration=advance)
+        solution = run.task.solve(y, run.networks.chosen(batch[0].kind), noise, on_iteration=advance)
         computed = run.transfer.computed()
     except (ValueError, RuntimeError) as error:
         run.transfer.check_alive()
@@ -251,10 +251,12 @@ def _result(
     if solution.sigma is not None:
         found["sigma"] = float(solution.sigma[own][0])  # planes of one image have one level
     if loaded.truth is not None:
-        before = loaded.measured if run.problem is None else run.problem.cropped(loaded.measured, image.shape[-2:])
+        truth, before = loaded.truth, loaded.measured
+        if run.problem is not None:
+            truth, before = run.problem.framed(truth), run.problem.cropped(before, image.shape[-2:])
         if before is not None:
-            found["psnr_before"], found["ssim_before"] = _quality(before, loaded.truth)
-        found["psnr"], found["ssim"] = _quality(image, loaded.truth)
+            found["psnr_before"], found["ssim_before"] = _quality(before, truth)
+        found["psnr"], found["ssim"] = _quality(image, truth)
     return ItemResult(
         item=loaded.source.item,
         status="done",

@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -51,8 +51,8 @@ class Task(Protocol):
 
     def conditions(self, model: LPN) -> solvers.Conditions | None: ...  # ValueError where things do not fit together
 
-    def solve(
-        self, y: Tensor, model: LPN, noise: Tensor | None = None, on_iteration: OnIteration | None = None
+    def solve(  # with an LPN, or a Choice of two where the task asks for them
+        self, y: Tensor, model: Any, noise: Tensor | None = None, on_iteration: OnIteration | None = None
     ) -> "Restoration": ...
 
 

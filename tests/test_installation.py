@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "training": {"atomic", "networks", "metrics", "data", "physics", "solvers", "per_sample"},  # through minimisers
     "solvers": {"networks", "physics", "per_sample"},
     "prior": {"networks", "ops", "algebra", "per_sample"},
-    "pipeline": {"atomic", "networks", "physics", "solvers", "prior", "metrics", "data"},
+    "pipeline": {"atomic", "networks", "per_sample", "physics", "solvers", "prior", "metrics", "data"},
     "interop": {"atomic", "algebra", "networks", "ops", "physics", "prior"},
 }
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from .. import solvers
-from ..networks import LPN
-from ..physics import Blur
+from ..networks import LPN, pretrained
+from ..physics import Blur, LinearOperator, ParallelBeamCT, start
 from .images import Range
+from .networks import SHIPPED
 from .problems import Problem
 from .tasks import OnIteration, Restoration, blank_image, check_sigma, noisy
 
@@ -105,6 +106,11 @@ class Reconstruct:
         """Shipped networks that replace the usual ones of an image."""
         return {"gray": "natural-gray-deblur"} if isinstance(self.problem.physics, Blur) else {}
 
+    @property
+    def chooses_network(self) -> bool:
+        """Whether "auto" is left to what chooses everything else."""
+        return self.solver is None
+
     def settings(self) -> dict:
         """What decides the result besides measurement and network, JSON-ready."""
         chosen = {name: getattr(self, name) for name in ("noise", "solver", "iterations", "tol", "sigma")}
@@ -143,10 +149,11 @@ class Reconstruct:
         """
         if self.noise is None:
             raise ValueError("noise must be given to simulate measurements")
-        return noisy(self.problem.physics.A(self.problem.truth(truth)[None])[0], self.noise, generator)
+        planes = self.problem.truth(truth)[:, None]  # (C, 1, H, W)
+        return noisy(self.problem.physics.A(planes)[:, 0], self.noise, generator)
 
     def solve(
-        self, y: Tensor, model: LPN, noise: Tensor | None = None, on_iteration: OnIteration | None = None
+        self, y: Tensor, model: LPN | str, noise: Tensor | None = None, on_iteration: OnIteration | None = None
     ) -> Restoration:
         """Reconstructions of the samples y, (N, c, ...), with noise (N,) where that is estimated."""
         callback = None if on_iteration is None else lambda iteration, x, objective: on_iteration(iteration)
@@ -162,7 +169,7 @@ class Reconstruct:
             sigma=None if sigma is None else torch.as_tensor(sigma).to(result.residual).expand(len(y)),
         )
 
-    def _run(self, y: Tensor, model: LPN, noise: float | Tensor | None, max_iter: int, callback):
+    def _run(self, y: Tensor, model: LPN | str, noise: float | Tensor | None, max_iter: int, callback):
         if self.solver is None:
             return restore(y, self.problem.physics, model, noise, callback)
         options = {"sigma": self.sigma, "tol": self.tol, "strict": self.strict}
@@ -170,7 +177,13 @@ class Reconstruct:
         return solver(y, self.problem.physics, model, noise=noise, max_iter=max_iter, callback=callback, **options)
 
 
-def restore(y: Tensor, physics, model: LPN, noise: float | Tensor | None, callback) -> solvers.Reconstruction:
-    """With nothing to choose: the place of `lpn_fast.reconstruct`, which is to take it."""
-    solver = solvers.fista if isinstance(physics, Blur) else solvers.hqs
+def restore(
+    y: Tensor, physics: LinearOperator, model: LPN | str, noise: float | Tensor | None, callback
+) -> solvers.Reconstruction:
+    """With nothing to choose, not even the network if it is "auto": the place of `lpn_fast.reconstruct`."""
+    is_blur = isinstance(physics, Blur)
+    if isinstance(model, str):
+        gray = "natural-gray-deblur" if is_blur else "ct" if isinstance(physics, ParallelBeamCT) else SHIPPED["gray"]
+        model = pretrained(SHIPPED["colour"] if start(physics, y[:1]).shape[1] == 3 else gray, y.device)
+    solver = solvers.fista if is_blur else solvers.hqs
     return solver(y, physics, model, noise=noise, max_iter=AUTO_ITERATIONS, callback=callback)

@@ -22,13 +22,14 @@ from tqdm import tqdm
 
 from .. import atomic, metrics
 from ..data.readers import LARGEST_PLAUSIBLE
+from ..networks import LPN
 from ..solvers.noise import SMALLEST_SIDE
 from . import containers
 from .batches import from_samples, to_samples
 from .flow import Background, Solvers, in_order
 from .images import Encoding, Range, UnreadableImage, encode, one_line
 from .manifest import ItemResult, Manifest
-from .networks import Networks
+from .networks import AUTO, Networks
 from .problems import Problem
 from .scoring import gravest
 from .sources import Source
@@ -90,6 +91,12 @@ class Run:
         """What was measured, where that is not the image itself."""
         return getattr(self.task, "problem", None)
 
+    def network_of(self, loaded: LoadedImage) -> LPN | str:
+        """The network of an image, or "auto" where the task chooses it."""
+        if self.networks.names and getattr(self.task, "chooses_network", False):
+            return AUTO
+        return self.networks[loaded.kind]
+
     def advance(self, images: float) -> None:
         """Move the progress bar; any thread."""
         with self.bar_lock:
@@ -128,6 +135,8 @@ def _read(run: Run, source: Source) -> LoadedImage | Failure:
             truth = image.pixels if run.simulate else None
             measured = run.task.degrade(truth, _generator(run.seed, source)) if run.simulate else image.pixels
             kind, encoding, notes = run.networks.kind_of(image), image.encoding, image.notes
+            if kind == "gray" and run.problem is not None:
+                kind = run.problem.kind
         noise = run.task.noise_of(measured)
         samples = to_samples(measured, run.networks[kind].spec.channels)
         if run.task.estimates_noise and noise is None:
@@ -165,7 +174,7 @@ def solve(
         levels = [max(loaded.noise, LEAST_NOISE) for loaded in batch for _ in loaded.samples]
         noise = torch.tensor(levels, dtype=y.dtype, device=y.device)  # (sum n,)
     try:
-        solution = run.task.solve(y, run.networks[batch[0].kind], noise, on_iteration=advance)
+        solution = run.task.solve(y, run.network_of(batch[0]), noise, on_iteration=advance)
         computed = run.transfer.computed()
     except (ValueError, RuntimeError) as error:
         run.transfer.check_alive()

@@ -150,7 +150,8 @@ class Reconstruct:
         """
         if self.noise is None:
             raise ValueError("noise must be given to simulate measurements")
-        return noisy(self.problem.physics.A(self.problem.truth(truth)[None])[0], self.noise, generator)
+        planes = self.problem.truth(truth)[:, None]  # (C, 1, H, W)
+        return noisy(self.problem.physics.A(planes)[:, 0], self.noise, generator)
 
     def solve(
         self, y: Tensor, model: LPN | Choice, noise: Tensor | None = None, on_iteration: OnIteration | None = None

@@ -123,6 +123,8 @@ def _read(run: Run, source: Source) -> LoadedImage | Failure:
             truth = image.pixels if run.simulate else None
             measured = run.task.degrade(truth, _generator(run.seed, source)) if run.simulate else image.pixels
             kind, encoding, notes = run.networks.kind_of(image), image.encoding, image.notes
+            if kind == "gray" and run.problem is not None:
+                kind = run.problem.kind
         noise = run.task.noise_of(measured)
         samples = to_samples(measured, run.networks[kind].spec.channels)
         if run.task.estimates_noise and noise is None:

@@ -303,6 +303,7 @@ CASES = (
     Case("a.bmp", "BMP", pillow(RGB8, "BMP"), unit(RGB8)),
     Case("a.webp", "WebP", pillow(RGB8, "WEBP", lossless=True), unit(RGB8)),
     Case("a.jp2", "JPEG 2000", pillow(RGB8, "JPEG2000"), unit(RGB8)),
+    Case("a.j2k", "JPEG 2000 codestream", pillow(RGB8, "JPEG2000", no_jp2=True), unit(RGB8)),
     Case("wide.jp2", "JPEG 2000, 16-bit gray", pillow(GRAY16, "JPEG2000"), unit(GRAY16)),
     Case("a.pgm", "PGM, 16 bits", pillow(GRAY16.astype(np.int32), "PPM"), unit(GRAY16)),
     Case("a.ppm", "PPM, 12 bits", WIDE_PPM, unit(RGB16 >> 4, 0, 4095)),

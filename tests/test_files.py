@@ -223,6 +223,13 @@ def test_png_and_webp_keep_exif_profile_and_resolution(tmp_path):
         assert suffix == ".webp" or again.info["dpi"] == pytest.approx((300, 300), abs=0.01)
 
 
+def test_a_jpeg_2000_codestream_stays_one(tmp_path):
+    (tmp_path / "a.j2k").write_bytes(files.pillow(files.GRAY8, "JPEG2000", no_jp2=True))
+    image = read_image(tmp_path / "a.j2k")
+    again = write_image(tmp_path / "b.j2k", image.pixels, image.encoding).read_bytes()
+    assert again.startswith(b"\xff\x4f\xff\x51")
+
+
 def test_tiff_keeps_profile_resolution_names_and_layout(tmp_path):
     import tifffile
 

@@ -20,7 +20,7 @@ PACKAGE = Path(lf.__file__).parent
 KERNELS = next(Path(folder) for folder in importlib.import_module("lpn_fast.kernels").__path__)
 ROOT = Path(__file__).resolve().parent.parent
 
-# cli -> pipeline, training -> solvers, prior -> networks -> ops -> algebra; pipeline, data -> io; physics, metrics alone
+# cli -> pipeline, training -> solvers, prior -> networks -> ops -> algebra; pipeline, data -> io
 MAY_IMPORT = {
     "atomic": set(),  # whoever writes files may import it
     "algebra": set(),

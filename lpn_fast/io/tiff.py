@@ -31,7 +31,10 @@ _lock = threading.RLock()  # a file that is open is read by one thread at a time
 
 def count(path: Path) -> int:
     """Number of pictures in it; 1 where tifffile is missing: reading says so then."""
-    return 1 if _tifffile() is None else math.prod(_stack(_opened(path, version_of(path)))[1])
+    if _tifffile() is None:
+        return 1
+    with _lock:
+        return math.prod(_stack(_opened(path, version_of(path)))[1])
 
 
 def read(source: bytes | Path, index: int | None = None) -> Stored:

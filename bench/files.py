@@ -208,8 +208,8 @@ def black_ink(inks: np.ndarray) -> np.ndarray:
     return np.repeat(gray[None, None], 3, 1)
 
 
-def multi_page(*frames: np.ndarray, kind: str = "TIFF", **options) -> bytes:
-    first, *others = map(PIL.Image.fromarray, frames)
+def multi_page(*frames: np.ndarray, kind: str = "TIFF", mode: str | None = None, **options) -> bytes:
+    first, *others = (PIL.Image.fromarray(frame).convert(mode) for frame in frames)
     buffer = io.BytesIO()
     first.save(buffer, kind, save_all=True, append_images=others, **options)
     return buffer.getvalue()

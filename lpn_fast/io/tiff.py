@@ -73,6 +73,11 @@ def pack(source: Path, parts: Iterator[np.ndarray], first: np.ndarray, out: Path
     with _tifffile().TiffFile(source) as tif:
         series, leading = _stack(tif)
         kept = _kept(tif, series.keyframe)
+        if _needs_pillow(series.keyframe):  # which has made gray or RGB of it, black as 0
+            kept["photometric"] = RGB if len(first) == 3 else BLACK_IS_ZERO
+            kept.pop("planarconfig", None)
+        if series.keyframe.photometric in FOR_PILLOW:
+            kept.pop("iccprofile", None)
         axes, one = series.axes[: len(leading)], _laid_out(first, kept)
         axes += {2: "YX", 3: "SYX" if kept.get("planarconfig") == SEPARATE else "YXS"}[one.ndim]
         options = kept | {"shape": (*leading, *one.shape), "dtype": first.dtype, "metadata": None}

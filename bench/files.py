@@ -209,8 +209,8 @@ def black_ink(inks: np.ndarray) -> np.ndarray:
     return np.repeat(gray[None, None], 3, 1)
 
 
-def multi_page(*frames: np.ndarray, kind: str = "TIFF", **options) -> bytes:
-    first, *others = map(PIL.Image.fromarray, frames)
+def multi_page(*frames: np.ndarray, kind: str = "TIFF", mode: str | None = None, **options) -> bytes:
+    first, *others = (PIL.Image.fromarray(frame).convert(mode) for frame in frames)
     buffer = io.BytesIO()
     first.save(buffer, kind, save_all=True, append_images=others, **options)
     return buffer.getvalue()
@@ -304,6 +304,7 @@ CASES = (
     Case("a.bmp", "BMP", pillow(RGB8, "BMP"), unit(RGB8)),
     Case("a.webp", "WebP", pillow(RGB8, "WEBP", lossless=True), unit(RGB8)),
     Case("a.jp2", "JPEG 2000", pillow(RGB8, "JPEG2000"), unit(RGB8)),
+    Case("a.j2k", "JPEG 2000 codestream", pillow(RGB8, "JPEG2000", no_jp2=True), unit(RGB8)),
     Case("wide.jp2", "JPEG 2000, 16-bit gray", pillow(GRAY16, "JPEG2000"), unit(GRAY16)),
     Case("a.pgm", "PGM, 16 bits", pillow(GRAY16.astype(np.int32), "PPM"), unit(GRAY16)),
     Case("a.ppm", "PPM, 12 bits", WIDE_PPM, unit(RGB16 >> 4, 0, 4095)),

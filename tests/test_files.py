@@ -237,6 +237,13 @@ def test_png_and_webp_keep_exif_profile_and_resolution(tmp_path):
         assert suffix == ".webp" or again.info["dpi"] == pytest.approx((300, 300), abs=0.01)
 
 
+def test_a_jpeg_2000_codestream_stays_one(tmp_path):
+    (tmp_path / "a.j2k").write_bytes(files.pillow(files.GRAY8, "JPEG2000", no_jp2=True))
+    image = read_image(tmp_path / "a.j2k")
+    again = write_image(tmp_path / "b.j2k", image.pixels, image.encoding).read_bytes()
+    assert again.startswith(b"\xff\x4f\xff\x51")
+
+
 def test_tiff_keeps_profile_resolution_names_and_layout(tmp_path):
     import tifffile
 
@@ -292,6 +299,40 @@ def test_an_imagej_hyperstack_keeps_its_axes_and_its_description(tmp_path):
     (tmp_path / "lie.tif").write_bytes((tmp_path / "a.tif").read_bytes().replace(b"images=24", b"images=99"))
     with pytest.raises(ValueError, match="declares 99 images and holds 24"):
         read_image(tmp_path / "lie.tif")
+
+
+COLOURS = files.noise(3, *files.SIZE, 3)
+BILEVEL = np.where(files.STACK8 > 99, 255, 0).astype(np.uint8)
+STACKS = {
+    "lzw": (files.multi_page(*files.STACK8, compression="tiff_lzw"), files.planes(files.STACK8)),
+    "colour": (files.multi_page(*COLOURS), np.concatenate([files.unit(c) for c in COLOURS])),
+    "planar": (
+        files.tiff(COLOURS.transpose(0, 3, 1, 2), photometric="rgb", planarconfig="separate", metadata=None),
+        np.concatenate([files.unit(c) for c in COLOURS]),
+    ),
+    "fax": (files.multi_page(*BILEVEL, mode="1", compression="group4"), files.planes(BILEVEL)),
+    "float": (
+        files.tiff(files.noise(4, 8, 9, dtype=np.float32), photometric="minisblack", compression="zlib"),
+        files.planes(files.noise(4, 8, 9, dtype=np.float32)),
+    ),
+    "white": (
+        files.tiff(files.STACK8, photometric="miniswhite", compression="zlib", metadata=None),
+        1 - files.planes(files.STACK8),
+    ),
+    "ome": (files.tiff(files.STACK8, ome=True, metadata={"axes": "ZYX"}), files.planes(files.STACK8)),
+    "alpha": (
+        files.tiff(files.ALPHA16[None].repeat(2, 0), photometric="rgb", extrasamples=["unassalpha"], metadata=None),
+        np.concatenate(2 * [files.unit(files.ALPHA16[..., :3])]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_tiff_stacks_of_every_kind_come_back(name, tmp_path):
+    made, expected = STACKS[name]
+    notes = {"fax": "mode 1", "alpha": "alpha"}.get(name, "^$")
+    right, shown, seen = files.tried(files.Case(f"{name}.tif", name, made, expected, notes=notes), tmp_path)
+    assert right, (shown, seen)
 
 
 def test_padding_of_a_dicom_slice_is_back_in_its_place_and_touches_nothing(tmp_path):

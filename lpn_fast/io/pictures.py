@@ -59,7 +59,7 @@ def read(data: bytes, suffix: str, plugin: str) -> Stored:
             values, intensities = _wide_netpbm(data, picture), (0.0, float(most))
         else:
             if plugin == "JPEG2000":
-                intensities = _j2k_range(data, picture.mode)
+                intensities, kept["no_jp2"] = _j2k_range(data, picture.mode), data.startswith(J2K_SIZES)
             picture.load()
             values = np.asarray(converted(picture, kept, notes))
     if has_alpha:

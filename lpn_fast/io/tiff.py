@@ -31,7 +31,10 @@ _lock = threading.RLock()  # a file that is open is read by one thread at a time
 
 def count(path: Path) -> int:
     """Number of pictures in it; 1 where tifffile is missing: reading says so then."""
-    return 1 if _tifffile() is None else math.prod(_stack(_opened(path, version_of(path)))[1])
+    if _tifffile() is None:
+        return 1
+    with _lock:
+        return math.prod(_stack(_opened(path, version_of(path)))[1])
 
 
 def read(source: bytes | Path, index: int | None = None) -> Stored:
@@ -70,6 +73,11 @@ def pack(source: Path, parts: Iterator[np.ndarray], first: np.ndarray, out: Path
     with _tifffile().TiffFile(source) as tif:
         series, leading = _stack(tif)
         kept = _kept(tif, series.keyframe)
+        if _needs_pillow(series.keyframe):  # which has made gray or RGB of it, black as 0
+            kept["photometric"] = RGB if len(first) == 3 else BLACK_IS_ZERO
+            kept.pop("planarconfig", None)
+        if series.keyframe.photometric in FOR_PILLOW:
+            kept.pop("iccprofile", None)
         axes, one = series.axes[: len(leading)], _laid_out(first, kept)
         axes += {2: "YX", 3: "SYX" if kept.get("planarconfig") == SEPARATE else "YXS"}[one.ndim]
         options = kept | {"shape": (*leading, *one.shape), "dtype": first.dtype, "metadata": None}

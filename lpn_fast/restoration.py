@@ -119,9 +119,8 @@ def reconstruct(
             note = f"proximal gradient descent, {choice.reason}; no pilot: {why}"
         else:
             pilot = follow_levels(problem, choice.pilot, level, progress)
-            most = int(pilot.iterations.max())
-            options |= _told(progress, most)
-            stages.append(_stage("pilot", problem, pilot.x, level, f"{most} iterations, {choice.reason}"))
+            options |= _told(progress, int(pilot.iterations.max()))
+            stages.append(_stage("pilot", problem, pilot.x, level, choice.reason, pilot.iterations))
             if choice.descent is not choice.pilot:
                 result = fista(y, physics, choice.descent, noise=ASSUMED * level, x0=pilot.x, **options)
                 note = f"FISTA with {BLUR}, which was trained through the minimisers of such problems"
@@ -135,7 +134,7 @@ def reconstruct(
                     **options,
                 )  # fmt: skip
                 note = "half-quadratic splitting at the pilot's last noise level"
-    stages.append(_stage("descent", problem, result.x, level, note))
+    stages.append(_stage("descent", problem, result.x, level, note, result.iterations))
     result = replace(result, misfit=stages[-1].misfit, warnings=(), stages=tuple(stages))
     known = level > LEAST_NOISE * torch.as_tensor(problem.norm).to(level)  # a misfit over nothing says nothing
     found += alarms.of_units(choice.descent, problem.x0) + _unfinished(result)
@@ -162,6 +161,9 @@ def _choice(problem: InverseProblem, model: LPN | Choice | str) -> Choice:
     if isinstance(model, Choice):
         return model
     if isinstance(model, LPN):
+        own = next(model.parameters())
+        if own.dtype != x.dtype:
+            raise TypeError(f"y must be {own.dtype} as the model is, got {x.dtype}; convert with y.to({own.dtype})")
         return Choice(model, model, "the model given")
     if not isinstance(model, str):
         raise TypeError(f'model must be an LPN, the name of a shipped one or "auto", got {type(model).__name__}')
@@ -193,8 +195,11 @@ def _is_isometry(problem: InverseProblem) -> bool:
     return bool((norm(w - c * v) <= ISOMETRY * norm(w)).all())
 
 
-def _stage(name: str, problem: InverseProblem, x: Tensor, level: Tensor, note: str) -> Stage:
-    return Stage(name, x, relative_misfit(problem.physics, x, problem.y, level), note)
+def _stage(
+    name: str, problem: InverseProblem, x: Tensor, level: Tensor, note: str, iterations: Tensor | None = None
+) -> Stage:
+    done = torch.zeros(len(x), dtype=torch.int64, device=x.device) if iterations is None else iterations
+    return Stage(name, x, relative_misfit(problem.physics, x, problem.y, level), done, note)
 
 
 def _doubts(problem: InverseProblem, level: Tensor) -> list[str]:

@@ -121,9 +121,9 @@ def test_total_variation_of_a_step_is_shrunk_in_closed_form():
     assert torch.allclose(found, expected, atol=1e-3)
 
 
-def test_differences_and_their_adjoint_match():
+def testdifferences_and_their_adjoint_match():
     x, u = torch.randn(2, 1, 5, 6, dtype=torch.float64), torch.randn(2, 2, 1, 5, 6, dtype=torch.float64)
-    left, right = (baselines._differences(x) * u).sum(), (x * baselines._differences_adjoint(u)).sum()
+    left, right = (baselines.differences(x) * u).sum(), (x * baselines.differences_adjoint(u)).sum()
     assert left.item() == pytest.approx(right.item(), rel=1e-12)
 
 

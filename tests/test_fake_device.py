@@ -22,6 +22,7 @@ DEVICE = "meta"  # with autograd, where fake tensors of "cuda" have none
 NETWORKS = {
     "conv": (lambda: lf.ConvLPN(1, hidden=256, sigma_conditional=True), (2, 1, 16, 24)),  # of the launch table: TMA
     "frame": (lambda: lf.FrameLPN(1, kernel=3, gates=((1, 1, 5),)), (2, 1, 9, 10)),
+    "mixture": (lambda: lf.MixtureLPN(1, kernel=3, experts=5), (2, 1, 9, 10)),
     "square": (lambda: square("conv"), (2, 2, 9, 10)),
     "mnist": (lambda: lf.paper_network("mnist"), (2, 1, 28, 28)),
 }  # fmt: skip
@@ -32,7 +33,7 @@ each_network = pytest.mark.parametrize("name", NETWORKS)
 def launches(monkeypatch):
     """The Triton kernels as recorders: (name, device that was current) of every launch."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    from lpn_fast.kernels.triton import assemble, correlate, elementwise, gradient, units
+    from lpn_fast.kernels.triton import assemble, correlate, elementwise, frame, gradient, units
     from lpn_fast.ops.backends.triton import device as device_facts
 
     found, current = [], ["cuda:0"]
@@ -56,10 +57,11 @@ def launches(monkeypatch):
             assert {str(t.device) for t in tensors if isinstance(t, torch.Tensor)} == {DEVICE}
             found.append((self.name, current[-1]))
 
-    for module in (assemble, correlate, elementwise, gradient, units):
+    for module in (assemble, correlate, elementwise, frame, gradient, units):
         name = module.__name__.rsplit(".", 1)[-1]
         monkeypatch.setattr(module, f"{name}_kernel", Recorder(name))
         monkeypatch.setattr(module, "device_of", device_of)
+    monkeypatch.setattr(frame, "fold_kernel", Recorder("fold"))
     monkeypatch.setattr(device_facts, "facts", lambda device: (90, 132))
     monkeypatch.setattr(device_facts, "name", lambda device: "a device that is not there")
     return found
@@ -87,7 +89,9 @@ def test_triton_launches_on_the_tensors_device_and_nothing_waits(launches, monke
         assert [t.shape for t in (psi, f, hv, gx, gP)] == [p.shape, x.shape, x.shape, x.shape, packed.shape]
         assert watched.devices == {DEVICE}
     assert launches and {device for _, device in launches} == {DEVICE}
-    wanted = {"assemble", "correlate", "gradient"} | ({"units"} if precision == "fp16" else set())
+    wanted = {"frame", "fold"} if name in ("frame", "mixture") else set()
+    if name != "mixture":
+        wanted |= {"assemble", "correlate", "gradient"} | ({"units"} if precision == "fp16" else set())
     assert wanted <= {kernel for kernel, _ in launches}
 
 

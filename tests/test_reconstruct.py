@@ -175,6 +175,18 @@ def test_a_returned_start_is_noticed():
     assert found == ("samples [0] came back as they started",)
 
 
+class EveryOther:
+    """Every other column, with an adjoint that knows one size."""
+
+    def A(self, x):
+        return x[..., ::2]
+
+    def A_adjoint(self, y):
+        x = torch.zeros(len(y), 1, 52, 52)
+        x[..., ::2] = y
+        return x
+
+
 class Unmoved:
     def prox_and_prior(self, z, *, strength=1.0, sigma=None):
         return z, torch.zeros(len(z), dtype=torch.float64)
@@ -195,6 +207,24 @@ def test_a_misfit_far_from_one_is_noticed():
         (lambda y, a: lf.reconstruct(y, a, noise=-1), ValueError, "noise must be at least 0"),
         (lambda y, a: lf.reconstruct(y, a, noise=torch.ones(3)), ValueError, "noise must be a number"),
         (lambda y, a: lf.reconstruct(y[0, 0], a), ValueError, "y must have"),
+        (lambda y, a: lf.reconstruct(y[0], a), ValueError, r"add a batch axis with y\[None\]"),
+        (lambda y, a: lf.reconstruct(y[0, 0], P.Blur.gaussian(1)), ValueError, r"axes with y\[None, None\]"),
+        (lambda y, a: lf.reconstruct(y.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous(), P.Blur.gaussian(1)),
+         ValueError, r"looks like \(N, H, W, C\); use y.permute\(0, 3, 1, 2\)"),
+        (lambda y, a: lf.reconstruct(y.double(), a, GRAY, noise=1), TypeError, "y must be torch.float32"),
+        (lambda y, a: lf.solvers.hqs(y.double(), a, GRAY, noise=1), TypeError, "y must be torch.float32"),
+        (lambda y, a: lf.reconstruct((255 * y).byte(), a), TypeError, "y must be float32 or float64, got torch.uint8"),
+        (lambda y, a: lf.reconstruct(y, a, noise="0.1"), TypeError, "noise must be a number or a tensor, got '0.1'"),
+        (lambda y, a: lf.reconstruct(y, a, lf.pretrained("natural-color"), noise=1), ValueError, "N, 3, H, W"),
+        (lambda y, a: lf.reconstruct(y[..., :52, :20], EveryOther()), ValueError, r"\(1, 1, 52, 20\) is refused by"),
+        (lambda y, a: lf.solvers.pgd(y, a, "natural-gray"), TypeError, r"lf.pretrained\('natural-gray'\) loads"),
+        (lambda y, a: lf.solvers.pgd(y, a, torch.nn.Conv2d(1, 1, 3)), TypeError, "a denoiser alone has no R"),
+        (lambda y, a: lf.pretrained("natural_gray"), ValueError, "did you mean 'natural-gray'"),
+        (lambda y, a: GRAY(y[0], sigma=0.1), ValueError, r"add a batch axis with x\[None\]"),
+        (lambda y, a: GRAY(y.permute(0, 2, 3, 1), sigma=0.1), ValueError, r"x.permute\(0, 3, 1, 2\)"),
+        (lambda y, a: lf.pretrained("natural-color")(torch.rand(8, 9, 3), sigma=0.1), ValueError,
+         r"x.permute\(2, 0, 1\)\[None\]"),
+        (lambda y, a: GRAY(y, sigma="0.1"), TypeError, "sigma must be a number or a tensor, got '0.1'"),
         (lambda y, a: lf.reconstruct(y, None), TypeError, "physics must have a method A"),
         (lambda y, a: lf.solvers.pilot(y, a, lf.ConvLPN(1, hidden=8), noise=1), ValueError, "conditioned on the noise"),
     ],

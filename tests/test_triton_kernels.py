@@ -62,10 +62,11 @@ GATED = (
 
 
 @pytest.mark.slow
-def test_every_kernel_under_the_interpreter_agrees_with_float64():
+@pytest.mark.parametrize("name", ["triton_kernels.py", "triton_frame.py"])
+def test_every_kernel_under_the_interpreter_agrees_with_float64(name):
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    command += [str(HERE / "interpreted" / "triton_kernels.py"), "--rootdir", str(HERE.parent)]
+    command += [str(HERE / "interpreted" / name), "--rootdir", str(HERE.parent)]
     done = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
@@ -84,6 +85,21 @@ def test_a_launch_compiles_without_spills_into_tensor_core_code(key, config, pro
     assert found.shared_bytes <= launch.SHARED_BYTES[key.arch]
     assert found.tensor_core > 0
     assert (found.tma_loads > 0) == config.tma
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the compiler is off under the interpreter")
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
+@pytest.mark.parametrize(
+    "atoms, channels, gates, competing", [(7, 1, 128, True), (7, 1, 96, False), (5, 3, 192, True), (5, 3, 144, False)]
+)
+def test_the_kernel_of_a_whole_frame_compiles_without_spills(atoms, channels, gates, competing, precision, arch):
+    for with_value in (False, True) if precision == "fp32" else (True,):
+        found = ahead.frame_report(arch, precision, atoms, channels, gates, competing, with_value)
+        assert found.spilled_bytes == 0
+        assert not found.hazards
+        assert found.shared_bytes <= launch.SHARED_BYTES[86]  # as the smaller devices of the same generation have
+        assert found.tensor_core > 0
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the compiler is off under the interpreter")

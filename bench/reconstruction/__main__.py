@@ -4,6 +4,7 @@
     python -m bench.reconstruction --full                    all methods on larger and more images; hours on two cores
     python -m bench.reconstruction --quick                   two small tasks and the rest in small, two minutes
     python -m bench.reconstruction --tasks deblur --photographs 4
+    python -m bench.reconstruction --only everyday           lf.reconstruct on the tasks that people come with
     python -m bench.reconstruction --only throughput         16 problems against the published way; cost of F
     python -m bench.reconstruction --only oscillating        operators outside the o-minimal class
 
@@ -24,9 +25,9 @@ import torch
 import lpn_fast as lf
 
 from ..experiments.provenance import ROOT, write_among, write_csv
-from . import data, figures, oscillating, quality, throughput
+from . import data, everyday, figures, oscillating, quality, throughput
 
-PARTS = ("quality", "throughput", "oscillating")
+PARTS = ("everyday", "quality", "throughput", "oscillating")
 RESULTS = ROOT / "bench" / "results" / "reconstruction"
 
 
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m bench.reconstruction", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", metavar="DIR", help="folder with natural, ct_mayo, kernels, weights")
-    parser.add_argument("--only", choices=PARTS, help="one part of the three")
+    parser.add_argument("--only", choices=PARTS, help="one part alone")
     parser.add_argument("--tasks", metavar="REGEX", default="", help=", ".join(t.name for t in quality.TASKS))
     parser.add_argument("--methods", metavar="REGEX", default="", help="e.g. 'lpn|TV'")
     parser.add_argument("--photographs", type=int, metavar="N", help=f"default: {quality.MAIN.photographs}")
@@ -83,6 +84,13 @@ def _run(args) -> int:
     model = next(iter(models.values()))
     missed = False
 
+    if args.only == "everyday":
+        scored = []
+        for one in everyday.run(data.find(args.data), args.tasks, args.methods, show):
+            scored.append(one)
+            write_among(out / "everyday.csv", [one.row], ("task", "method"), everyday.in_order)
+        for path in figures.draw(scored, out):
+            show(f"written: {path}")
     if args.only in (None, "quality"):
         effort = quality.QUICK if args.quick else quality.FULL if args.full else quality.MAIN
         changes = {"photographs": args.photographs, "slices": args.slices, "slice_side": args.slice_side}

@@ -38,29 +38,31 @@ def tuned(method: Callable[[Instance, float], Outcome], grid: tuple[float, ...],
 # ---- total variation
 
 
-def total_variation(instance: Instance, weight: float, iterations: int = 200) -> Outcome:
+def total_variation(instance: Instance, weight: float, iterations: int = 200, tol: float = 0.0) -> Outcome:
     """Primal-dual splitting on h + weight s^2 TV, in units where the data term has curvature one."""
     curvature = instance.physics.norm() ** 2
     limit = weight * instance.noise**2 / curvature
     tau, sigma = 0.5, 0.15  # 1 / tau - 8 sigma >= 1/2
     x = instance.simple
     u = torch.zeros(2, *x.shape)
-    for _ in range(iterations):
+    for done in range(1, iterations + 1):  # noqa: B007
         gradient = instance.physics.A_adjoint(instance.physics.A(x) - instance.y) / curvature
-        new = x - tau * (gradient + _differences_adjoint(u))
-        u = u + sigma * _differences(2 * new - x)
+        new = x - tau * (gradient + differences_adjoint(u))
+        u = u + sigma * differences(2 * new - x)
         u = u / (u.norm(dim=0) / limit).clamp_min(1)
-        x = new
-    return Outcome(x, iterations, config={"weight": weight})
+        still, x = bool(((new - x).flatten(1).norm(dim=1) <= tol * new.flatten(1).norm(dim=1)).all()), new
+        if still:
+            break
+    return Outcome(x, done, config={"weight": weight, "tol": tol})
 
 
-def _differences(x: Tensor) -> Tensor:  # (N, C, H, W) -> (2, N, C, H, W), zero at the far borders
+def differences(x: Tensor) -> Tensor:  # (N, C, H, W) -> (2, N, C, H, W), zero at the far borders
     return torch.stack(
         (F.pad(x[..., 1:, :] - x[..., :-1, :], (0, 0, 0, 1)), F.pad(x[..., :, 1:] - x[..., :, :-1], (0, 1)))
     )
 
 
-def _differences_adjoint(u: Tensor) -> Tensor:
+def differences_adjoint(u: Tensor) -> Tensor:
     rows, columns = u[0][..., :-1, :], u[1][..., :, :-1]
     return F.pad(rows, (0, 0, 1, 0)) - F.pad(rows, (0, 0, 0, 1)) + F.pad(columns, (1, 0)) - F.pad(columns, (0, 1))
 

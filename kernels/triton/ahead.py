@@ -14,14 +14,14 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import assemble, elementwise, launch, units
+from . import assemble, elementwise, frame, launch, units
 from .correlate import correlate_kernel
 from .gradient import gradient_kernel
 from .hazards import register_hazards
 from .launch import DOT_PRECISION, Config, Key, power_of_two, tile_shape
 from .tiles import TRITON_TYPE, stages_of
 
-FLOATS = ("gain", "dgain", "unscale", "beta", "weight_scale")  # scalars that are no integers
+FLOATS = ("gain", "dgain", "unscale", "beta", "weight_scale", "core_scale", "alpha")  # scalars that are no integers
 ELEMENT = {tl.float32: "fp32", tl.float16: "fp16", tl.bfloat16: "bf16"}
 
 
@@ -92,6 +92,12 @@ def small_kernels(arch: int) -> dict[str, Report]:
     steps = {"CHANNELS": 64, "BLOCK": elementwise.BLOCK}
     found = {
         "assemble": (assemble.assemble_kernel, {"f": "*fp32", "products": "*fp32"}, {"PARTS": 2} | skip, 4),
+        "fold": (
+            frame.fold_kernel,
+            {"f": "*fp32", "rows": "*fp32", "x": "*fp32"},
+            {"CHANNELS": 3, "KERNEL": 5, "BLOCK": frame.BLOCK},
+            4,
+        ),
         "units": (
             units.units_kernel,
             {"units": "*fp32", "bounds": "*fp32"},
@@ -102,6 +108,23 @@ def small_kernels(arch: int) -> dict[str, Report]:
     for step in ("forward", "slope", "tangent", "adjoint", "square_factor", "square_adjoint"):
         found[step] = elementwise.elementwise_kernel, operands | heads, {"EPILOGUE": step} | steps, 4
     return {name: _compiled(*what[:3], arch, what[3], 3) for name, what in found.items()}
+
+
+def frame_report(
+    arch: int, precision: str, kernel: int, channels: int, gates: int, competing: bool, with_value: bool = False
+) -> Report:
+    """Compile the kernel of a whole frame, of `channels` images and `kernel` x `kernel` atoms, for `arch`."""
+    element, count = ELEMENT[TRITON_TYPE[precision]], channels * kernel**2
+    tile = frame.default_tile(count, precision, arch)
+    gain = frame.HALF_GAIN if precision == "fp16" else 1.0
+    constants = frame.constants(channels, kernel, count, gates, competing, precision, gain, tile) | {"x_w": 1}
+    pointers = dict.fromkeys(("rows", "x", "bias", "head", "gate_head", "gate_unit"), "*fp32")
+    pointers |= {"atoms": f"*{element}", "core": f"*{element}"}
+    if with_value:
+        pointers["psi"] = "*fp32"
+    else:
+        constants["psi"] = None
+    return _compiled(frame.frame_kernel, pointers, constants, arch, tile[-1], 1)
 
 
 def _compiled(kernel, pointers: dict, constants: dict, arch: int, warps: int, stages: int) -> Report:

@@ -24,8 +24,7 @@ def checked_input(
     dims = 2 if spec.is_dense else 2 + spec.ndim
     if x.dim() != dims or x.shape[1] != spec.channels:
         shape = ", ".join(("N", str(spec.channels), *spec.axes))
-        hint = "; add a batch axis with x[None]" if x.dim() == dims - 1 else ""
-        raise ValueError(f"x must have shape ({shape}), got {tuple(x.shape)}{hint}")
+        raise ValueError(f"x must have shape ({shape}), got {tuple(x.shape)}{_hint(spec, x, dims)}")
     if spec.image_size is not None and tuple(x.shape[2:]) != spec.image_size:
         raise ValueError(f"this network takes images of {spec.image_size} pixels, got {tuple(x.shape[2:])}")
     if x.device != own.device:
@@ -40,6 +39,21 @@ def checked_input(
     features = noise_features(levels, spec.noise_levels, log_levels)
     unit = levels.view(-1, *(1,) * (x.dim() - 1)) if spec.noise_units else None
     return x.contiguous(), features, unit
+
+
+def _hint(spec: Spec, x: Tensor, dims: int) -> str:
+    """What would give a tensor of another layout the right one, as code; empty where that cannot be told."""
+    channels, last = spec.channels, x.shape[-1] if x.dim() else 0
+    if x.dim() == dims and last == channels:
+        return f"; channels come second: x.permute(0, {dims - 1}, {', '.join(map(str, range(1, dims - 1)))})"
+    if x.dim() == dims - 1 and last == channels and not spec.is_dense and x.shape[0] != channels:
+        axes = ", ".join(map(str, (dims - 2, *range(dims - 2))))
+        return f"; channels come before rows, and a batch axis first: x.permute({axes})[None]"
+    if x.dim() == dims - 1:
+        return "; add a batch axis with x[None]"
+    if x.dim() == dims - 2 and channels == 1:
+        return "; add batch and channel axes with x[None, None]"
+    return ""
 
 
 def checked_strength(model: Network, strength: float | Tensor, z: Tensor) -> Tensor:
@@ -72,6 +86,8 @@ def _levels(spec: Spec, sigma: float | Tensor | None, x: Tensor) -> Tensor | Non
         return None
     if sigma is None:
         raise ValueError("sigma must be given: this network is noise-conditional, e.g. model(x, sigma=0.1)")
+    if isinstance(sigma, str | list | tuple):
+        raise TypeError(f"sigma must be a number or a tensor, got {sigma!r}")
     if isinstance(sigma, Tensor):
         if sigma.dim() > 1 or (sigma.dim() == 1 and sigma.shape[0] not in (1, x.shape[0])):
             raise ValueError(f"sigma must have shape () or ({x.shape[0]},), got {tuple(sigma.shape)}")

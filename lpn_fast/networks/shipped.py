@@ -1,5 +1,6 @@
 """Models that ship with the package, each a safetensors file with its card beside it."""
 
+import difflib
 from importlib import resources
 
 import torch
@@ -38,7 +39,9 @@ def pretrained(name: str, device: str | torch.device = "cpu") -> LPN:
     """
     names = list_pretrained()
     if name not in names:
-        raise ValueError(f"name must be one of {names}, got {name!r}")
+        close = difflib.get_close_matches(str(name), names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"name must be one of {names}, got {name!r}{hint}")
     with resources.as_file(resources.files("lpn_fast") / "pretrained" / f"{name}.safetensors") as path:
         return load(path, device)
 

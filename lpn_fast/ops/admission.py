@@ -33,7 +33,8 @@ from .tracing import is_eager
 if TYPE_CHECKING:
     from .registry import Backend
 
-LEAST_GAIN = 1.05  # below this a difference is within the spread of two runs
+# Of one work at least, and no other may lose as much: less is within the spread of two runs.
+LEAST_GAIN = 1.05
 FORMAT = 1
 _log = logging.getLogger("lpn_fast")
 _known: dict[tuple, "Verdict"] = {}  # of this process
@@ -61,11 +62,11 @@ class Verdict:
         """Why "auto" does not take them."""
         if self.wrong:
             return f"checked on this device and not used: {self.wrong}"
-        slow = {work: gain for work, gain in self.findings.gains.items() if gain < LEAST_GAIN}
-        if slow:
-            said = ", ".join(f"{work} {gain:.2f}" for work, gain in slow.items())
-            return f"right, but not faster than torch on this device (times its speed: {said})"
-        return None
+        gains = self.findings.gains
+        if max(gains.values()) >= LEAST_GAIN and min(gains.values()) >= 1 / LEAST_GAIN:
+            return None
+        said = ", ".join(f"{work} {gain:.2f}" for work, gain in gains.items())
+        return f"right, but not faster than torch on this device (times its speed: {said})"
 
     def __str__(self) -> str:
         gains = ", ".join(f"{work} {gain:.2f} times torch's speed" for work, gain in self.findings.gains.items())

@@ -12,6 +12,8 @@ sweeps is what bends exactness (README, "What is guaranteed").
 
 import torch
 
+from ..algebra.spec import Spec
+
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 
 
@@ -22,6 +24,11 @@ def checked(precision: str) -> str:
     return precision
 
 
-def storage(precision: str, dtype: torch.dtype) -> torch.dtype:
-    """The type in which activations are stored for tensors of `dtype`."""
+def storage(spec: Spec, precision: str, dtype: torch.dtype) -> torch.dtype:
+    """The type in which activations of a network are stored for tensors of `dtype`.
+
+    Those of gates that compete stay wide: the soft maximum lives on differences near one of energies in the hundreds.
+    """
+    if spec.stages[-1].competing:
+        return dtype
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, dtype)

@@ -104,7 +104,7 @@ def _has_tape(spec: Spec, x: Tensor) -> bool:
 def _tape_like(spec: Spec, x: Tensor, precision: str) -> list[Tensor]:
     if spec.is_dense:
         return registry.select(spec, x, precision).dense_tape(spec, x)
-    like = {"dtype": storage(precision, x.dtype), "device": x.device, "memory_format": channels_last(x.dim())}
+    like = {"dtype": storage(spec, precision, x.dtype), "device": x.device, "memory_format": channels_last(x.dim())}
     sizes = spec.stage_sizes(*x.shape[2:])
     tensors = [
         torch.empty((x.shape[0], stage.width, *size), **like) for stage, size in zip(spec.stages, sizes, strict=True)

@@ -40,6 +40,8 @@ def check_batch(name: str, value, expected: tuple) -> None:
             isinstance(size, str) or size == got for size, got in zip(expected[1:], value.shape, strict=True)
         )
         remedy = f"; add a batch axis with {name}[None]" if without_batch else ""
+        if value.dim() == 2 and len(expected) == 4:
+            remedy = f"; add batch and channel axes with {name}[None, None]"
         raise ValueError(f"{name} must have shape {shape_text(expected)}, got {tuple(value.shape)}{remedy}")
 
 

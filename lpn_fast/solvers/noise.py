@@ -122,6 +122,8 @@ def noise_level(physics: LinearOperator, y: Tensor, given: float | Tensor | None
     known = known_noise(physics, y) if given is None else given
     if known is None:
         return estimate_noise(y, physics)
+    if isinstance(known, str):
+        raise TypeError(f"noise must be a number or a tensor, got {known!r}")
     level = torch.as_tensor(known, dtype=torch.float64, device=y.device)
     if level.dim() > 1 or (level.dim() == 1 and len(level) != len(y)):
         raise ValueError(f"noise must be a number or have shape ({len(y)},), got shape {tuple(level.shape)}")

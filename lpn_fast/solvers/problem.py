@@ -80,7 +80,15 @@ def checked_problem(
         if (x0.dtype, x0.device) != (y.dtype, y.device):
             raise TypeError(f"x0 must be {y.dtype} on {y.device} as y is, got {x0.dtype} on {x0.device}")
     else:
-        x0 = start(physics, y)
+        try:
+            x0 = start(physics, y)
+        except RuntimeError as error:  # a foreign operator's, in words of its own
+            raise ValueError(f"y of shape {tuple(y.shape)} is refused by the operator's A_adjoint: {error}") from error
+    if x0.dim() == 4 and x0.shape[-1] in (1, 3, 4) and min(x0.shape[1:3]) > 4:
+        raise ValueError(
+            f"images must have shape (N, C, H, W), got {tuple(x0.shape)}, which looks like (N, H, W, C); "
+            "use y.permute(0, 3, 1, 2)"
+        )
     first = subset(physics, torch.zeros(1, dtype=torch.int64, device=y.device))
     expected = (samples, *first.A(x0[:1]).shape[1:])
     if y.shape != expected:

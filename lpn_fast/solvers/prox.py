@@ -42,6 +42,13 @@ class LearnedProx:
     @classmethod
     def of(cls, model: ProxModel) -> Self:
         """Looks once at what the model accepts."""
+        if not callable(getattr(model, "prox_and_prior", None)):
+            seen = repr(model) if isinstance(model, str) else type(model).__name__
+            hint = f": lf.pretrained({model!r}) loads a shipped one" if isinstance(model, str) else ""
+            raise TypeError(
+                f"model must have prox_and_prior(z, strength=, sigma=), as every LPN has; a denoiser alone has no R to "
+                f"minimise. Got {seen}{hint}"
+            )
         accepted = inspect.signature(model.prox_and_prior).parameters
         return cls(model, {"start", "return_preimage"} <= accepted.keys())
 

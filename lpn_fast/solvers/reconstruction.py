@@ -19,6 +19,7 @@ class Stage:
         Where it ended.
     misfit : Tensor, shape (N,), float64
         As of `Reconstruction`.
+    iterations : Tensor, shape (N,), int64
     note : str
         What was done, with which model and why.
     """
@@ -26,6 +27,7 @@ class Stage:
     name: str
     x: Tensor
     misfit: Tensor
+    iterations: Tensor
     note: str
 
 

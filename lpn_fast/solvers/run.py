@@ -60,6 +60,9 @@ def solve(
     if settings.rule == "discrepancy":
         settings, problem = meet_discrepancy(method, problem, settings)
     model = method.prox.model
+    own = next(model.parameters(), problem.y) if isinstance(model, torch.nn.Module) else problem.y
+    if own.dtype != problem.y.dtype:
+        raise TypeError(f"y must be {own.dtype} as the model is, got {problem.y.dtype}; convert with y.to({own.dtype})")
     found = alarms.of_units(model, problem.x0) + alarms.of_level(model, settings.sigma)
     result = iterate(
         name, method.step, method.start(problem, settings), conditions, settings,

@@ -4,13 +4,11 @@ Sizes are odd, batches 1 and 3, tiles smaller than the images: borders are where
 are filled with NaN first. Planted bugs (the last tests) show that these comparisons would see one.
 """
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import Case, relative
+from planted import mutant
 
 import lpn_fast as lf
 from lpn_fast.algebra import reference
@@ -402,18 +400,6 @@ def test_results_are_the_same_bits_every_time_and_backward_runs_through_autograd
             model(x).square().sum().backward()
             gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert torch.equal(*gradients)
-
-
-def mutant(module, old, new, folder):
-    """A copy of a kernel's module with one piece of its text replaced."""
-    text = Path(module.__file__).read_text()
-    assert old in text, f"{old!r} is not in {module.__file__} any more: plant the bug elsewhere"
-    path = folder / f"mutant_{Path(module.__file__).name}"
-    path.write_text(text.replace(old, new))
-    spec = importlib.util.spec_from_file_location(f"{module.__package__}.mutant_{path.stem}", path)
-    planted = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(planted)
-    return planted
 
 
 BUGS = {

@@ -45,28 +45,31 @@ def _value_prox(spec: Spec, x, packed, features, with_value: bool) -> tuple[Tens
     psi = (0.5 * spec.alpha) * x.square().sum((1, 2, 3)) if with_value else None
     image = F.conv2d(x, first.skip.contiguous(memory_format=torch.channels_last), None, 1, padding)
     c = image.permute(0, 2, 3, 1).flatten(1, 2)  # [N, positions, n], memory of a channels-last result
-    z = [c * c]
+    z = c * c
     if with_value and first.head is not None:
-        psi += z[0].sum(1) @ first.head
+        psi += z.sum(1) @ first.head
+    steps = []  # softmax(beta u) of gates that compete, u of the others
     for gate in gates:
-        u = _affine(z[-1], gate.core.flatten(1), _bias(gate, features))
-        last = competing and gate is gates[-1]
-        if last and with_value:
-            psi += gate.head * u.mul(spec.beta).logsumexp(2).div_(spec.beta).sum(1)
-        if last:
-            z.append((u if spec.beta == 1 else u.mul_(spec.beta)).softmax(2))
-        else:
-            z.append(torch.ops.aten.softplus.out(u, spec.beta, SOFTPLUS_THRESHOLD, out=u))
+        u, last = _affine(z, gate.core.flatten(1), _bias(gate, features)), gate is gates[-1]
+        if last and competing:
+            if with_value:
+                psi += gate.head * u.mul(spec.beta).logsumexp(2).div_(spec.beta).sum(1)
+            u = (u if spec.beta == 1 else u.mul_(spec.beta)).softmax(2)
+        elif not last or (with_value and gate.head is not None):
+            z = F.softplus(u, spec.beta, SOFTPLUS_THRESHOLD)
             if with_value and gate.head is not None:
-                psi += z[-1].sum(1) @ gate.head
+                psi += z.sum(1) @ gate.head
+        steps.append(u)
     a = None  # W_{l+1}^T e_{l+1} + w_l, twice that at the first stage
-    for l in range(len(gates), 0, -1):
-        gate, weight = gates[l - 1], gates[l - 1].core.flatten(1)
-        below, scale = (first.head, 2.0) if l == 1 else (gates[l - 2].head, 1.0)
-        if competing and l == len(gates):
-            e, weight = z[l], weight * gate.head  # e_l is w p
+    for l in reversed(range(len(gates))):
+        gate, weight, e = gates[l], gates[l].core.flatten(1), steps[l]
+        if not (competing and a is None):
+            e = (e if spec.beta == 1 else e.mul_(spec.beta)).sigmoid_()  # sigma'
+        if a is None:
+            weight = weight * gate.head[:, None]  # e_L is w g
         else:
-            e = z[l].mul_(-spec.beta).expm1_().neg_().mul_(gate.head if a is None else a)
+            e = e.mul_(a)
+        below, scale = (gates[l - 1].head, 1.0) if l else (first.head, 2.0)
         weight = (weight * scale).T
         a = e @ weight.T if below is None else _affine(e, weight, scale * below[None])
     if a is None:

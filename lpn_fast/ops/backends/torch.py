@@ -42,7 +42,7 @@ class SweepsBackend:
         return []
 
     def _sweeps(self, spec: Spec, x, packed, features, precision: str) -> Sweeps:
-        return Sweeps(spec, x, packed, features, self.epilogues, storage(precision, x.dtype), self.maps_for)
+        return Sweeps(spec, x, packed, features, self.epilogues, storage(spec, precision, x.dtype), self.maps_for)
 
     @staticmethod
     def _tape(sweeps: Sweeps, tape: list[Tensor]) -> Tape:

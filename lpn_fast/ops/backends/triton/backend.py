@@ -11,9 +11,11 @@ from ....kernels.triton.interpreter import interpreted
 from ... import registry
 from ...precision import storage
 from ...sweeps import Sweeps
-from ..torch import SweepsBackend
+from ..torch import SweepsBackend, TorchBackend
+from . import fused
 from .choice import choice
 from .epilogues import TritonEpilogues, TritonSquareEpilogues
+from .layouts import power_of_two
 from .maps import TritonMaps
 
 LEAST_CAPABILITY = (8, 0)  # bf16 and TF32 products, asynchronous copies
@@ -33,14 +35,15 @@ class TritonBackend(SweepsBackend):
     """Convolutional networks on CUDA tensors; on CPU tensors under Triton's interpreter (TRITON_INTERPRET=1)."""
 
     name = "triton"
+    _plain = TorchBackend()  # for second order where the last units compete
 
     def supports(self, spec: Spec, x: Tensor, precision: str) -> str | None:
         if spec.is_dense:
             return "dense networks are not covered, these kernels are convolutions"
         if spec.ndim == 3:
             return "volumes are not covered"
-        if spec.stages[-1].competing:
-            return "networks whose last units compete are not covered"
+        if spec.stages[-1].competing and not fused.covers(spec):
+            return "of networks whose last units compete only frames under one stage of gates are covered"
         if x.dtype != torch.float32:
             return f"x is {x.dtype}, this backend takes float32 (and rounds inside, as the precision says)"
         if x.device.type == "cuda":
@@ -53,11 +56,20 @@ class TritonBackend(SweepsBackend):
             return "Triton's interpreter does not round to bfloat16 correctly"
         return None
 
+    def evaluate(self, spec, x: Tensor, packed: Tensor, features, value: bool, tape: bool, precision: str):
+        if not tape and fused.covers(spec):
+            return *fused.value_prox(spec, x, packed, features, value, precision), []
+        if spec.stages[-1].competing:
+            return self._plain.evaluate(spec, x, packed, features, value, tape, precision)
+        return super().evaluate(spec, x, packed, features, value, tape, precision)
+
     def must_be_checked(self, x: Tensor) -> bool:
         """Whether not even who asks for this backend by name gets it without a check on the device."""
         return x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) >= UNPROVEN_CAPABILITY
 
     def vjp(self, spec, x, packed, features, p: Tensor | None, v: Tensor | None, tape: list[Tensor], precision):
+        if spec.stages[-1].competing:
+            return self._plain.vjp(spec, x, packed, features, p, v, tape, precision)
         if precision != "fp16":
             return super().vjp(spec, x, packed, features, p, v, tape, precision)
         # Cotangents of a mean are tiny and the result is linear in them: bring the largest to [1, 2), exactly.
@@ -67,6 +79,8 @@ class TritonBackend(SweepsBackend):
         return gx.div_(scale), gradient.div_(scale)
 
     def hvp(self, spec, x, packed, features, v: Tensor, tape: list[Tensor], precision):
+        if spec.stages[-1].competing:
+            return self._plain.hvp(spec, x, packed, features, v, tape, precision)
         if precision != "fp16":
             return super().hvp(spec, x, packed, features, v, tape, precision)
         scale = power_of_two([v])
@@ -75,6 +89,10 @@ class TritonBackend(SweepsBackend):
     def details(self, spec: Spec, x: Tensor, precision: str) -> list[str]:
         """Who computes the products of each stage, and why; for explain."""
         sizes, lines = spec.stage_sizes(*x.shape[2:]), []
+        if fused.covers(spec):
+            lines.append("prox and potential, nothing kept: all stages in one kernel")
+        if spec.stages[-1].competing:
+            return [*lines, "passes that keep activations, and second order: torch's operations"]
         for l in range(1, len(spec.stages)):
             chosen = {}
             for what, role in (("forward", "forward"), ("back", "transposed"), ("second order", "adjoint")):
@@ -85,16 +103,9 @@ class TritonBackend(SweepsBackend):
 
     def _sweeps(self, spec: Spec, x, packed, features, precision: str) -> Sweeps:
         maps_for = functools.partial(TritonMaps, precision=precision)
-        sweeps = Sweeps(spec, x, packed, features, TritonEpilogues(), storage(precision, x.dtype), maps_for)
+        sweeps = Sweeps(spec, x, packed, features, TritonEpilogues(), storage(spec, precision, x.dtype), maps_for)
         last = len(spec.stages) - 1
         sweeps.epilogues = [TritonEpilogues(sweeps.maps.head_unit(last))] * len(spec.stages)
         if spec.square_first:
             sweeps.epilogues[0] = TritonSquareEpilogues(sweeps.maps.head_unit(last))
         return sweeps
-
-
-def power_of_two(tensors: list[Tensor]) -> Tensor:
-    """A power of two, on the device, that brings the largest entry to [1, 2); 1 for zeros."""
-    largest = torch.stack([t.abs().amax() if t.numel() else t.new_zeros(()) for t in tensors]).amax()
-    _, exponent = torch.frexp(torch.where(largest > 0, largest, 2.0))
-    return torch.ldexp(torch.ones_like(largest), 1 - exponent)

@@ -13,7 +13,7 @@ def launchers():
     """The kernels' launchers, loaded at the first call: importing Triton takes a while."""
     if interpreted():
         mend()
-    from ....kernels.triton import launch
+    from ....kernels.triton import frame, launch
     from ....kernels.triton.assemble import assemble
     from ....kernels.triton.correlate import correlate
     from ....kernels.triton.elementwise import elementwise
@@ -26,6 +26,7 @@ def launchers():
         assemble=assemble,
         correlate=correlate,
         elementwise=elementwise,
+        frame=frame,
         gradient=gradient,
         units_of=units_of,
     )

@@ -41,3 +41,10 @@ def nchw(t: Tensor) -> Tensor:
 
 def contiguous(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous()
+
+
+def power_of_two(tensors: list[Tensor]) -> Tensor:
+    """A power of two, on the device, that brings the largest entry to [1, 2); 1 for zeros."""
+    largest = torch.stack([t.abs().amax() if t.numel() else t.new_zeros(()) for t in tensors]).amax()
+    _, exponent = torch.frexp(torch.where(largest > 0, largest, 2.0))
+    return torch.ldexp(torch.ones_like(largest), 1 - exponent)

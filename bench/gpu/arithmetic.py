@@ -1,0 +1,206 @@
+"""Bytes, operations and expected time of one prox of every model that ships, by arithmetic: nothing is run.
+
+    python -m bench.gpu.arithmetic [--batch 64] [--size 512 512] [--markdown]
+
+A way to compute is a list of kernels, and a kernel takes as long as the slowest of its floating-point operations, its
+bytes and its special functions at the data sheet's rates, and 4 us at the least. Caches between kernels count for
+nothing, which is right where activations are larger than they are; nor do weights, which every block reads again.
+Ways that are compared are counted alike:
+
+    eager     the plain network and autograd, one kernel per torch operation
+    compile   torch.compile of the same: element-wise steps fused, products and convolutions the library's
+    torch     lpn_fast's torch backend (ops/backends/pointwise.py), or its sweeps
+    triton    lpn_fast's kernels: psi and f in one (kernels/triton/frame.py), or one per stage
+
+`fraction` is the time of the slower of the network's own operations, and of reading x and writing f once, over the
+time of the way. Numbers of a table like this one are expectations, to be replaced by what a device says.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+import lpn_fast as lf
+from bench.counters import work
+from lpn_fast.algebra.spec import Spec
+from lpn_fast.kernels.triton import frame
+from lpn_fast.ops.backends.triton import fused
+
+LAUNCH_US = 4.0
+
+
+@dataclass(frozen=True)
+class Device:
+    """Data sheet: dense rates without sparsity, special functions at 16 per clock and multiprocessor."""
+
+    name: str
+    bytes_per_s: float
+    fp16: float  # FLOP/s with float32 accumulation
+    tf32: float
+    fp32: float
+    special: float
+    arch: int
+
+
+DEVICES = (
+    Device("H200", 4.8e12, 989e12, 494e12, 67e12, 16 * 132 * 1.98e9, 90),
+    Device("A100 80 GB", 2.04e12, 312e12, 156e12, 19.5e12, 16 * 108 * 1.41e9, 80),
+    Device("RTX 4090", 1.01e12, 165e12, 82.6e12, 82.6e12, 16 * 128 * 2.52e9, 89),
+)
+PRECISIONS = ("fp32", "tf32", "fp16")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One launch: bytes, floating-point operations at the rate of a precision, special functions."""
+
+    bytes: float
+    flop: float = 0
+    rate: str = "fp32"
+    special: float = 0
+
+    def seconds(self, device: Device) -> float:
+        bounds = self.bytes / device.bytes_per_s, self.flop / getattr(device, self.rate), self.special / device.special
+        return max(*bounds, 1e-6 * LAUNCH_US)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    model: str
+    device: str
+    precision: str
+    way: str
+    gigabytes: float
+    teraflop: float
+    milliseconds: float
+    fraction: float
+
+
+def ways(spec: Spec, shape: tuple[int, int, int, int], precision: str, arch: int) -> dict[str, list[Kernel]]:
+    """The kernels of one prox, by way; those of networks that are no frames for our own ways alone."""
+    if fused.covers(spec):
+        return _of_a_frame(spec, shape, precision, arch)
+    storage = 2 if precision == "fp16" else 4
+    stages = 2 * len(spec.stages)
+    found = {}
+    for way, passes, width, times in (("torch", 14, 4, 1), ("triton", 5, storage, 3 if precision == "fp32" else 1)):
+        done = work(spec, "prox", shape, width)
+        moved = done.activation_bytes * passes / 5 + done.other_bytes
+        rate = precision if way == "triton" and precision != "fp32" else _product(precision)
+        rate = "tf32" if way == "triton" and precision == "fp32" else rate
+        each = Kernel(moved / stages, times * done.flop / stages, rate, done.special / stages)
+        found[way] = [each] * stages
+    return found
+
+
+def floor(spec: Spec, shape: tuple[int, int, int, int], precision: str, device: Device) -> float:
+    """Seconds of the network's own operations, or of x and f, whichever takes longer."""
+    done = work(spec, "prox", shape)
+    images = 8 * shape[0] * shape[1] * shape[2] * shape[3]
+    rate = device.tf32 / 3 if precision == "fp32" else getattr(device, precision)  # three products have its digits
+    return max(images / device.bytes_per_s, done.flop / max(rate, device.fp32 if precision == "fp32" else 0))
+
+
+def table(batch: int, size: tuple[int, int]) -> list[Row]:
+    """All rows; models that share a description share theirs."""
+    rows: list[Row] = []
+    names: dict[Spec, list[str]] = {}
+    for name in lf.list_pretrained():
+        names.setdefault(lf.pretrained(name).spec, []).append(name)
+    for spec, named in names.items():
+        name = ", ".join(named)
+        shape = (batch, spec.channels, *(spec.image_size or size))
+        for device in DEVICES:
+            for precision in PRECISIONS:
+                least = floor(spec, shape, precision, device)
+                for way, kernels in ways(spec, shape, precision, device.arch).items():
+                    seconds = sum(kernel.seconds(device) for kernel in kernels)
+                    moved, flop = sum(k.bytes for k in kernels), sum(k.flop for k in kernels)
+                    figures = moved / 1e9, flop / 1e12, 1e3 * seconds, least / seconds
+                    rows.append(Row(name, device.name, precision, way, *figures))
+    return rows
+
+
+def _of_a_frame(spec: Spec, shape, precision: str, arch: int) -> dict[str, list[Kernel]]:
+    batch, channels, height, width = shape
+    first, gates = spec.stages
+    n, m, k = first.width, gates.width, first.skip_kernel
+    positions = batch * (height + k - 1) * (width + k - 1)
+    image = 4 * batch * channels * height * width  # bytes
+    taps, rate = channels * k * k, _product(precision)
+
+    def step(
+        passes_n: float = 0, passes_m: float = 0, flop: float = 0, images: float = 0, special: float = 0
+    ) -> Kernel:
+        """So many float32 reads and writes of n and of m values per position."""
+        moved = 4 * positions * (passes_n * n + passes_m * m) + images * image
+        return Kernel(moved, positions * flop, rate, positions * special)
+
+    analyse, combine = 2 * taps * n, 2 * n * m
+    competing = spec.stages[-1].competing
+    soft = [step(passes_m=p, special=s * m) for p, s in ((1, 0), (2, 0), (2, 1), (1, 0))]  # max, sub, exp, sum
+    soft_back = [step(passes_m=p, special=s * m) for p, s in ((2, 0), (2, 1), (2, 0))]  # sub, exp, times the cotangent
+    softplus = [step(passes_m=2, special=2 * m), step(passes_m=1)]  # and the sum
+    softplus_back = [step(passes_m=3, special=2 * m)]
+    eager = [
+        step(1, flop=analyse, images=1), step(2), step(1), step(1, 1, combine), step(passes_m=2),
+        *(soft if competing else softplus), *(soft_back if competing else softplus_back),
+        step(1, 1, combine), step(3), step(2), step(3), step(1, flop=analyse, images=1), step(images=3),
+    ]  # fmt: skip
+    special = m if competing else 2 * m
+    compiled = [
+        step(1, flop=analyse, images=1), step(2), step(1, 1, combine), step(passes_m=2, special=special),
+        step(1, 1, combine), step(3), step(1, flop=analyse, images=1), step(images=3),
+    ]  # fmt: skip
+    plain = list(compiled)  # with the biases inside the products
+    return {"eager": eager, "compile": compiled, "torch": plain, "triton": _fused(spec, shape, precision, arch)}
+
+
+def _fused(spec: Spec, shape, precision: str, arch: int) -> list[Kernel]:
+    batch, channels, height, width = shape
+    first, gates = spec.stages
+    k, tile = first.skip_kernel, frame.default_tile(first.width, precision, arch)
+    block = frame.constants(channels, k, first.width, gates.width, gates.competing, precision, 1.0, tile)
+    step = block["BM"] - k + 1
+    blocks = batch * (height + k - 1) * -(-width // step)
+    computed = blocks * block["BM"]  # positions, those of two tiles twice
+    padded = -(-gates.width // block["BG"]) * block["BG"]
+    # operands in two halves count twice, float32's digits take three products
+    forward, back = {"fp16": (2, 1), "tf32": (1, 1), "fp32": (3, 3)}[precision]
+    flop = computed * 2 * block["UNITS_BLOCK"] * (block["TAPS"] + padded) * (forward + back)
+    image, sums = 4 * batch * channels * height * width, 4 * batch * channels * k * (height + k - 1) * width
+    special = computed * gates.width * (1 if gates.competing else 2)
+    rate = "fp16" if precision == "fp16" else "tf32"
+    return [Kernel(image + sums, flop, rate, special), Kernel(sums + 2 * image)]
+
+
+def _product(precision: str) -> str:
+    """The rate of torch's products: of frames TF32 where 16 bits are named."""
+    return "fp32" if precision == "fp32" else "tf32"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.arithmetic", description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("H", "W"))
+    parser.add_argument("--markdown", action="store_true")
+    args = parser.parse_args(arguments)
+    titles = ("model", "device", "precision", "way", "GB", "TFLOP", "ms", "fraction")
+    lines = [titles]
+    for row in table(args.batch, tuple(args.size)):
+        numbers = f"{row.gigabytes:.1f}", f"{row.teraflop:.2f}", f"{row.milliseconds:.2f}", f"{row.fraction:.2f}"
+        lines.append((row.model, row.device, row.precision, row.way, *numbers))
+    for number, line in enumerate(lines):
+        if args.markdown:
+            print("| " + " | ".join(line) + " |")
+            if not number:
+                print("|" + "---|" * len(line))
+        else:
+            print(f"{line[0]:<42}{line[1]:<12}{line[2]:<10}{line[3]:<9}" + "".join(f"{n:>9}" for n in line[4:]))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

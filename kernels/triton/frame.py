@@ -1,0 +1,230 @@
+"""psi and f of a squared first stage under one stage of gates of single pixels: everything on chip but sums of rows.
+
+    c_q = A (patch under position q),   z = c^2,   u = W z + b,   e = 2 c (W^T g + h)
+    f   = overlap-add of A^T e, + alpha x
+    g   = w softmax(beta u)  where the gates compete,     g = w sigmoid(beta u)  where they do not
+
+Positions are (H + k - 1) x (W + k - 1), with zeros around the image. A program takes BM positions of one row, of which
+BM - k + 1 pixels get all that they need from it:
+
+    patches [BM, taps] -> c [BM, n] -> BG gates at a time -> W^T g [BM, n] -> A^T e [BM, taps]
+
+of the taps (i, c, j) it then adds the k that differ in j, each from the position it belongs to, and stores k C sums of
+rows; `fold_kernel` adds the k sums of a pixel, always in the same order. There are no atomics.
+
+    traffic   4 C of x, 8 k C of the sums written and read, 8 C of x and f behind: 69 bytes per pixel where k = 7, C = 1
+    work      2 (2 taps n + 2 n G) FLOP and G special functions per position; taps, n and G padded to powers of two
+    overlap   BM / (BM - k + 1) of it, 5 % at k = 7
+
+Gates come in blocks, with the running maximum and sum of the soft maximum, so any number of them fits. Weights are
+rounded once and serve both directions: f is the gradient of the psi of the rounded weights. In half precision x and z
+enter as two halves each, because c^2 decides between gates by differences that one half does not hold.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .activations import LN2, LOG2E, softplus, within_half
+from .launch import DOT_PRECISION, MIN_SIDE, power_of_two
+from .tiles import TRITON_TYPE, device_of, dot_wide
+
+BLOCK = 256
+ROW_BYTES = 1 << 28  # of the sums: more images go in several launches
+HALF_SCALE, HALF_GAIN = 256.0, 1 / 256.0  # of W and c^2 in half precision: both stay in its range, W < 255, c < 4095
+
+
+@triton.jit
+def frame_kernel(
+    rows,  # [KERNEL, N, CHANNELS, height + KERNEL - 1, width] float32
+    psi,  # [N, height + KERNEL - 1, tiles] float32, or None
+    x, x_n, x_c, x_h, x_w,  # [N, CHANNELS, height, width] float32, and its strides
+    atoms,  # [TAPS, UNITS_BLOCK]: A by taps (i, c, j), zeros in the rest
+    core,  # [GATES, UNITS]: W times core_scale
+    bias,  # [N or 1, GATES] float32
+    head,  # [UNITS] float32, or None
+    gate_head,  # [GATES], or [1] of gates that compete, float32
+    gate_unit,  # [1] float32: power of two that brings the largest gate_head to [1, 2)
+    height, width, tiles, bias_stride, beta, core_scale,
+    CHANNELS: tl.constexpr, KERNEL: tl.constexpr, SIDE: tl.constexpr, TAPS: tl.constexpr, BT: tl.constexpr,
+    UNITS: tl.constexpr, UNITS_BLOCK: tl.constexpr, GATES: tl.constexpr, BG: tl.constexpr, BM: tl.constexpr,
+    COMPETING: tl.constexpr, STORAGE: tl.constexpr, PRECISION: tl.constexpr, GAIN: tl.constexpr,
+):  # fmt: skip
+    STEP: tl.constexpr = BM - KERNEL + 1
+    program, all_rows = tl.program_id(0), height + KERNEL - 1
+    tile = program % tiles
+    row = (program // tiles) % all_rows
+    image = program // (tiles * all_rows)
+
+    # position q sees the pixels q - KERNEL + 1 + j; taps lie at (i CHANNELS + c) SIDE + j
+    m, n = tl.arange(0, BM), tl.arange(0, UNITS_BLOCK)
+    q = tile * STEP + m
+    x += image.to(tl.int64) * x_n
+    coefficients = tl.zeros((BM, UNITS_BLOCK), tl.float32)
+    for t0 in tl.range(0, TAPS, BT, num_stages=1):
+        tap = t0 + tl.arange(0, BT)
+        j, c, i = tap % SIDE, (tap // SIDE) % CHANNELS, tap // (SIDE * CHANNELS)
+        h, w = row - KERNEL + 1 + i, q[:, None] - KERNEL + 1 + j[None, :]
+        seen = ((i < KERNEL) & (j < KERNEL) & (h >= 0) & (h < height))[None, :] & (w >= 0) & (w < width)
+        patches = tl.load(x + (c.to(tl.int64) * x_c + h.to(tl.int64) * x_h)[None, :] + w * x_w, mask=seen, other=0.0)
+        a_tile = tl.load(atoms + tap[:, None] * UNITS_BLOCK + n[None, :])
+        coefficients = dot_wide(patches, a_tile, coefficients, STORAGE, PRECISION)
+    z = coefficients * coefficients
+    operand = z * GAIN
+    if STORAGE == tl.float16:
+        operand = within_half(operand)
+
+    unit = tl.load(gate_unit)
+    back = tl.zeros((BM, UNITS_BLOCK), tl.float32)  # W^T g
+    largest = tl.full((BM,), float("-inf"), tl.float32)
+    total = tl.zeros((BM,), tl.float32)  # sum of exp(beta u - largest), or sum of w softplus(u)
+    for g0 in tl.range(0, GATES, BG, num_stages=1):
+        g = g0 + tl.arange(0, BG)
+        w_tile = tl.load(
+            core + g[:, None] * UNITS + n[None, :], mask=(g < GATES)[:, None] & (n < UNITS)[None, :], other=0.0
+        )
+        u = dot_wide(operand, tl.trans(w_tile), tl.zeros((BM, BG), tl.float32), STORAGE, PRECISION)
+        u = u * (1 / (GAIN * core_scale)) + tl.load(bias + image * bias_stride + g, mask=g < GATES, other=0.0)[None, :]
+        if COMPETING:
+            y = tl.where((g < GATES)[None, :], u * (beta * LOG2E), float("-inf"))
+            above = tl.maximum(largest, tl.max(y, 1))
+            share = tl.exp2(y - above[:, None])
+            fading = tl.exp2(largest - above)
+            total = total * fading + tl.sum(share, 1)
+            back = back * fading[:, None]
+            largest = above
+        else:
+            weight = tl.load(gate_head + g, mask=g < GATES, other=0.0)[None, :]
+            share = weight * unit / (1 + tl.exp2(-u * (beta * LOG2E)))
+            if psi is not None:
+                total += tl.sum(weight * softplus(u, beta), 1)
+        back = tl.dot(share.to(STORAGE), w_tile, back, input_precision=PRECISION)
+    value = total
+    if COMPETING:
+        weight = tl.load(gate_head)
+        back = back * (weight / (core_scale * total))[:, None]
+        value = weight * ((largest + tl.log2(total)) * LN2) / beta
+    else:
+        back = back / (unit * core_scale)
+    if head is not None:
+        direct = tl.load(head + n, mask=n < UNITS, other=0.0)[None, :]
+        back += direct
+        if psi is not None:
+            value += tl.sum(direct * z, 1)
+
+    e = (2 * coefficients * back).to(STORAGE)
+    for t0 in tl.range(0, TAPS, BT, num_stages=1):
+        tap = t0 + tl.arange(0, BT)
+        a_tile = tl.load(atoms + tap[:, None] * UNITS_BLOCK + n[None, :])
+        products = tl.dot(e, tl.trans(a_tile), input_precision=PRECISION)  # [BM, BT], A^T e
+        source = tl.minimum(m[:, None] + (KERNEL - 1) - tl.minimum(tap % SIDE, KERNEL - 1)[None, :], BM - 1)
+        sums = tl.sum(tl.reshape(tl.gather(products, source, 0), (BM, BT // SIDE, SIDE)), 2)  # [BM, (i, c)]
+        ic = t0 // SIDE + tl.arange(0, BT // SIDE)
+        plane = (ic // CHANNELS).to(tl.int64) * (tl.num_programs(0) // (tiles * all_rows)) + image
+        to = ((plane * CHANNELS + ic % CHANNELS) * all_rows + row) * width
+        wanted = (m < STEP)[:, None] & (q < width)[:, None] & (ic < KERNEL * CHANNELS)[None, :]
+        tl.store(rows + to[None, :] + q[:, None], sums, mask=wanted)
+    if psi is not None:
+        own = (q < width + KERNEL - 1) & ((m < STEP) | (tile == tiles - 1))  # the others are the next tile's
+        tl.store(psi + program, tl.sum(tl.where(own, value, 0.0), 0))
+
+
+@triton.jit
+def fold_kernel(
+    f,  # [N, CHANNELS, height, width] float32, contiguous; written
+    rows,  # as frame_kernel leaves it
+    x, x_n, x_c, x_h, x_w,
+    images, height, width, alpha,
+    CHANNELS: tl.constexpr, KERNEL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    blocks = tl.cdiv(height * width, BLOCK)
+    plane = tl.program_id(0) // blocks
+    at = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < height * width
+    h, w = (at // width).to(tl.int64), at % width
+    x += (plane // CHANNELS).to(tl.int64) * x_n + (plane % CHANNELS).to(tl.int64) * x_c
+    total = alpha * tl.load(x + h * x_h + w * x_w, mask=inside, other=0.0)
+    all_rows = height + KERNEL - 1
+    for i in tl.static_range(KERNEL):
+        line = (tl.full((), i, tl.int64) * images * CHANNELS + plane) * all_rows
+        total += tl.load(rows + (line + h + (KERNEL - 1 - i)) * width + w, mask=inside, other=0.0)
+    tl.store(f + plane.to(tl.int64) * height * width + at, total, mask=inside)
+
+
+def value_prox(
+    x: Tensor,  # [N, C, H, W] float32, any strides
+    filters: Tensor,  # [n, C, k, k] float32
+    core: Tensor,  # [G, n] float32, as all that follows
+    bias: Tensor,  # [1 or N, G]
+    head: Tensor | None,  # [n]
+    gate_head: Tensor,  # [G], or [1] where the gates compete
+    gate_unit: Tensor,  # [1]: power of two that brings the largest gate_head to [1, 2)
+    beta: float,
+    alpha: float,
+    competing: bool,
+    precision: str,
+    with_value: bool,
+    arch: int = 0,  # as in the launch table
+    tile: tuple[int, int, int, int] | None = None,  # (BM, BT, BG, warps)
+) -> tuple[Tensor | None, Tensor]:
+    """(psi without alpha/2 |x|^2 (N,) or None, f (N, C, H, W)) on the current stream of x's device."""
+    batch, channels, height, width = x.shape
+    units, gates, kernel = len(filters), len(core), filters.shape[-1]
+    f = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    all_rows = height + kernel - 1
+    tile = tile or default_tile(units, precision, arch)
+    core_scale, gain = (HALF_SCALE, HALF_GAIN) if precision == "fp16" else (1.0, 1.0)
+    shape = constants(channels, kernel, units, gates, competing, precision, gain, tile)
+    tiles = -(-width // (shape["BM"] - kernel + 1))
+    psi = torch.empty(batch, all_rows, tiles, dtype=torch.float32, device=x.device) if with_value else None
+    if not x.numel():
+        return None if psi is None else psi.sum((1, 2)), f
+    storage = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
+    atoms = x.new_zeros(shape["TAPS"] // shape["SIDE"], shape["SIDE"], shape["UNITS_BLOCK"], dtype=storage)
+    by_tap = filters.permute(2, 1, 3, 0).flatten(0, 1)  # [(i, c), j, n]
+    atoms[: kernel * channels, :kernel, :units] = by_tap
+    core = (core * core_scale).to(storage)
+    most = max(1, ROW_BYTES // (4 * kernel * channels * all_rows * width))
+    for first in range(0, batch, most):
+        some = slice(first, first + most)
+        part = x[some]
+        rows = torch.empty(kernel, len(part), channels, all_rows, width, dtype=torch.float32, device=x.device)
+        with device_of(x):
+            frame_kernel[(len(part) * all_rows * tiles,)](
+                rows, None if psi is None else psi[some], part, *part.stride(), atoms, core,
+                bias if len(bias) == 1 else bias[some], head, gate_head, gate_unit,
+                height, width, tiles, 0 if len(bias) == 1 else gates, float(beta), float(core_scale),
+                **shape, num_warps=tile[-1], num_stages=1,
+            )  # fmt: skip
+            fold_kernel[(len(part) * channels * -(-height * width // BLOCK),)](
+                f[some], rows, part, *part.stride(), len(part), height, width, float(alpha),
+                CHANNELS=channels, KERNEL=kernel, BLOCK=BLOCK,
+            )  # fmt: skip
+    return None if psi is None else psi.sum((1, 2)), f
+
+
+def constants(
+    channels: int, kernel: int, units: int, gates: int, competing: bool, precision: str, gain: float, tile
+) -> dict:
+    """The compile-time arguments of `frame_kernel`."""
+    side = power_of_two(kernel)
+    taps = max(MIN_SIDE, power_of_two(kernel * channels) * side)
+    positions, taps_block, block, _ = tile
+    return {
+        "CHANNELS": channels, "KERNEL": kernel, "SIDE": side,
+        "TAPS": taps, "BT": min(taps, max(side, taps_block)), "UNITS": units,
+        "UNITS_BLOCK": max(MIN_SIDE, power_of_two(units)), "GATES": gates,
+        "BG": min(block, max(MIN_SIDE, power_of_two(gates))), "BM": positions, "COMPETING": competing,
+        "STORAGE": TRITON_TYPE[precision], "PRECISION": DOT_PRECISION[precision], "GAIN": gain,
+    }  # fmt: skip
+
+
+def default_tile(units: int, precision: str, arch: int) -> tuple[int, int, int, int]:
+    """(BM, BT, BG, warps) that compile without spills, for the units of the models that ship; never timed."""
+    if precision != "fp32":
+        return (128, 32, 32, 8) if units <= 64 else (64, 32, 32, 8)
+    # three TF32 products hold both operands twice
+    if units <= 64:
+        return (64, 32, 32, 8) if arch == 90 else (32, 32, 32, 4)
+    return 16, 16, 32, 4

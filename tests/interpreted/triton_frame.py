@@ -1,0 +1,204 @@
+"""The kernel of whole frames and mixtures under the interpreter against float64; run by test_triton_kernels.py.
+
+Images are odd, smaller than a tile and of several, images of a batch have noise levels of their own; outputs are filled
+with NaN first, sums of rows too. Planted faults show that the comparisons would see one.
+"""
+
+import pytest
+import torch
+from cases import relative
+from planted import mutant
+
+import lpn_fast as lf
+from lpn_fast.algebra import reference
+from lpn_fast.kernels.triton import activations, frame
+from lpn_fast.ops.backends.triton import TritonBackend, fused
+from lpn_fast.ops.backends.triton.device import launchers
+
+# Relative errors of psi and f, in half precision of the network whose weights it represents: what is left is the
+# rounding of shares and of e.
+TOLERANCE = {"fp32": (2e-6, 2e-6), "fp16": (1e-5, 4e-4)}
+TILE = (16, 16, 16, 4)
+
+
+def mixture(channels, kernel, experts):
+    """A mixture of random weights: its soft maximum decides differently at every position."""
+    torch.manual_seed(1)
+    model = lf.MixtureLPN(channels, kernel=kernel, experts=experts)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("bias", "noise")):
+                parameter.add_(torch.randn_like(parameter))
+    return model
+
+
+NETWORKS = {
+    "frame": lambda: lf.FrameLPN(2, kernel=3, gates=((1, 1, 21),)),
+    "mixture": lambda: mixture(1, 3, 19),
+    "of colours": lambda: mixture(3, 2, 5),
+    "even, one block": lambda: lf.FrameLPN(1, kernel=4, gates=((1, 1, 16),)),
+}
+SIZES = [(1, 5, 37), (3, 4, 13), (2, 1, 1), (1, 2, 14)]
+
+
+def call(name, size, scale=4.0, dtype=torch.float32):
+    batch, height, width = size
+    model = NETWORKS[name]()
+    torch.manual_seed(0)
+    x = scale * torch.randn(batch, model.spec.channels, height, width)
+    features = torch.rand(batch, len(model.spec.noise_levels))
+    features /= features.sum(1, keepdim=True)
+    return model.spec, x, model.packed().detach(), features
+
+
+def truth(spec, x, packed, features):
+    wide = spec, x.double(), packed.double(), features.double()
+    return reference.potential(*wide), reference.prox(*wide)
+
+
+@pytest.fixture(autouse=True)
+def small_tiles_and_nan(monkeypatch):
+    """What a kernel does not write is NaN, and a small image has several tiles."""
+    monkeypatch.setattr(frame, "default_tile", lambda *_: TILE)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **how: empty(*shape, **how).fill_(float("nan")))
+
+
+def errors(name, size, precision, scale=4.0):
+    spec, x, packed, features = call(name, size, scale)
+    inputs = x, packed.half().float() if precision == "fp16" else packed, features
+    psi, f = fused.value_prox(spec, *inputs, True, precision)
+    want = truth(spec, *inputs)
+    found = relative(psi, want[0]), relative(f, want[1])
+    return tuple(float("inf") if error != error else error for error in found)  # max() passes NaN over
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_potential_and_prox_are_those_of_float64(name, size, precision):
+    assert fused.covers(NETWORKS[name]().spec)
+    assert all(e < t for e, t in zip(errors(name, size, precision), TOLERANCE[precision], strict=True))
+
+
+@pytest.mark.parametrize("tile", [(16, 16, 16, 4), (32, 16, 32, 4), (64, 64, 16, 8)])
+def test_tiles_change_no_more_than_the_last_digits(monkeypatch, tile):
+    monkeypatch.setattr(frame, "default_tile", lambda *_: tile)
+    assert max(errors("mixture", (2, 3, 41), "fp32")) < 2e-6
+
+
+def test_models_that_ship_are_covered_and_right():
+    for name in lf.list_pretrained():
+        model = lf.pretrained(name)
+        if not fused.covers(model.spec):
+            assert name == "mnist", name  # a published network of five stages
+            continue
+        if name not in ("natural-gray-mixture", "natural-color"):
+            continue  # of the same specs
+        NETWORKS[name] = lambda model=model: model
+        try:
+            assert max(errors(name, (1, 3, 9), "fp32")) < 2e-6
+        finally:
+            del NETWORKS[name]
+
+
+def test_energies_beyond_half_precision_leave_the_prox_as_it_is():
+    """c^2 of 1000 standard deviations of the noise, of which the soft maximum needs differences near one."""
+    assert max(errors("mixture", (1, 3, 13), "fp16", scale=1000.0)) < 1e-3
+
+
+def test_nothing_is_left_unwritten_and_results_are_the_same_bits_every_time():
+    spec, *inputs = call("mixture", (2, 4, 31))
+    psi, f = fused.value_prox(spec, *inputs, True, "fp32")
+    assert psi.isfinite().all() and f.isfinite().all()
+    again = fused.value_prox(spec, *inputs, False, "fp32")
+    assert again[0] is None and torch.equal(again[1], f)
+    empty = fused.value_prox(spec, inputs[0][:0], inputs[1], inputs[2][:0], True, "fp32")
+    assert empty[0].shape == (0,) and empty[1].shape == (0, 1, 4, 31)
+
+
+def test_images_that_go_in_several_launches_and_strided_ones_give_the_same(monkeypatch):
+    spec, x, packed, features = call("of colours", (3, 4, 13))
+    want = fused.value_prox(spec, x, packed, features, True, "fp32")
+    monkeypatch.setattr(frame, "ROW_BYTES", 1)
+    strided = x.to(memory_format=torch.channels_last)
+    for some in (x, strided):
+        assert all(map(torch.equal, fused.value_prox(spec, some, packed, features, True, "fp32"), want))
+
+
+def test_nan_stays_where_it_can_be_seen():
+    spec, x, packed, features = call("mixture", (1, 5, 37))
+    x[0, 0, 2, 20] = float("nan")
+    f = fused.value_prox(spec, x, packed, features, False, "fp32")[1]
+    assert f[0, 0, 2, 20].isnan() and f[0, 0, :, :10].isfinite().all()
+
+
+def test_the_backend_takes_it_for_values_and_torch_for_what_needs_a_tape():
+    backend = TritonBackend()
+    spec, x, packed, features = call("mixture", (2, 5, 8))
+    assert backend.supports(spec, x, "fp32") is None
+    v, p = torch.randn_like(x), torch.randn(2)
+    psi, f, tape = backend.evaluate(spec, x, packed, features, True, True, "fp32")
+    want = truth(spec, x, packed, features)
+    assert relative(psi, want[0]) < 1e-5 and relative(f, want[1]) < 1e-5
+    wide = spec, x.double(), packed.double(), features.double()
+    gx, gP = backend.vjp(spec, x, packed, features, p, v, tape, "fp32")
+    for found, right in zip((gx, gP), reference.vjp(*wide, p.double(), v.double()), strict=True):
+        assert relative(found, right) < 1e-5
+    hv = backend.hvp(spec, x, packed, features, v, [], "fp32")
+    assert relative(hv, reference.hvp(*wide, v.double())) < 1e-5
+    assert any("one kernel" in line for line in backend.details(spec, x, "fp32"))
+
+
+FAULTS = {
+    "the tap of another column": ("(KERNEL - 1) - tl.minimum(tap % SIDE", "(KERNEL - 2) - tl.minimum(tap % SIDE"),
+    "a row of taps off by one": ("h + (KERNEL - 1 - i)", "h + tl.minimum(KERNEL - i, KERNEL - 1)"),
+    "tiles that do not overlap": ("q = tile * STEP + m", "q = tile * BM + m"),
+    "pixels that no tile has": ("(m < STEP)[:, None] & (q < width)", "(m < STEP - 1)[:, None] & (q < width)"),
+    "positions counted twice": ("((m < STEP) | (tile == tiles - 1))", "(m < BM)"),
+    "the soft maximum's sum not faded": ("total = total * fading +", "total = total +"),
+    "the product not faded": ("back = back * fading[:, None]", "back = back"),
+    "gates that are not there": ("(g < GATES)[None, :], u * (beta * LOG2E)", "(g > -1)[None, :], u * (beta * LOG2E)"),
+    "the bias of the first image": ("bias + image * bias_stride + g", "bias + g"),
+    "the head forgotten": ("back += direct", "back += 0 * direct"),
+    "padding that reads the next row": ("& (w >= 0) & (w < width)", "& (w >= 0) & (w <= width)"),
+    "another channel": ("(tap // SIDE) % CHANNELS", "(tap // SIDE + 1) % CHANNELS"),
+    "alpha forgotten": ("total = alpha * tl.load", "total = 0 * tl.load"),
+    "a gate without its weight": ("share = weight * unit /", "share = unit /"),
+}
+
+
+def test_no_result_depends_on_which_program_comes_first(tmp_path, monkeypatch):
+    """The interpreter runs one after the other; a device does not, and where two write one place the last one wins."""
+    spec, *inputs = call("mixture", (2, 4, 31))
+    want = fused.value_prox(spec, *inputs, True, "fp32")
+    backwards = mutant(frame, "program, all_rows = tl.program_id(0)", BACKWARDS, tmp_path)
+    beyond = mutant(backwards, "(m < STEP)[:, None] & (q < width)", "(q < width)", tmp_path)
+    for planted, same in ((backwards, True), (beyond, False)):
+        monkeypatch.setattr(planted, "default_tile", lambda *_: TILE)
+        monkeypatch.setattr(launchers(), "frame", planted)
+        assert all(map(torch.equal, fused.value_prox(spec, *inputs, True, "fp32"), want)) == same
+
+
+BACKWARDS = "program, all_rows = tl.num_programs(0) - 1 - tl.program_id(0)"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_seen(fault, tmp_path, monkeypatch):
+    planted = mutant(frame, *FAULTS[fault], tmp_path)
+    monkeypatch.setattr(planted, "default_tile", lambda *_: TILE)
+    monkeypatch.setattr(launchers(), "frame", planted)
+    name = "frame" if "weight" in fault else "of colours" if "channel" in fault else "mixture"
+    try:
+        worst = max(errors(name, (3, 5, 37), "fp32"))
+    except Exception:
+        return  # an access that the interpreter refuses
+    assert not worst < 2e-6
+
+
+def test_a_planted_fault_of_the_rounding_is_seen_in_half_precision(tmp_path, monkeypatch):
+    planted = mutant(frame, "operand = within_half(operand)", "operand = operand * 16.0", tmp_path)
+    monkeypatch.setattr(planted, "default_tile", lambda *_: TILE)
+    monkeypatch.setattr(launchers(), "frame", planted)
+    assert not max(errors("mixture", (1, 3, 13), "fp16")) < 1e-3
+    assert activations.within_half is frame.within_half

@@ -1,0 +1,44 @@
+"""Expected times of GPU kernels: counts against counts by hand, and no way faster than the roofline."""
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+import lpn_fast as lf
+from bench.gpu import arithmetic
+
+SPEC = lf.pretrained("natural-gray-mixture").spec  # 49 coefficients of 7 x 7, 128 experts
+SHAPE = (64, 1, 512, 512)
+POSITIONS, PIXELS = 64 * 518 * 518, 64 * 512 * 512
+
+
+def moved(way):
+    return sum(kernel.bytes for kernel in arithmetic.ways(SPEC, SHAPE, "fp16", 90)[way])
+
+
+def test_bytes_are_those_counted_by_hand():
+    assert moved("eager") / POSITIONS == pytest.approx(4 * (14 * 49 + 16 * 128), rel=0.02)  # and a few images
+    assert moved("compile") / POSITIONS == pytest.approx(4 * (9 * 49 + 4 * 128), rel=0.01)
+    sums = 4 * 7 * 518 / 512  # of rows, per pixel
+    assert moved("triton") / PIXELS == pytest.approx(3 * 4 + 2 * sums)
+
+
+def test_operations_are_those_of_the_network_padded():
+    kernels = arithmetic.ways(SPEC, SHAPE, "tf32", 90)
+    own = POSITIONS * 4 * (49 * 49 + 49 * 128)
+    assert sum(k.flop for k in kernels["compile"]) == own
+    blocks = 64 * 518 * -(-512 // 122)  # 122 pixels per block of 128 positions
+    assert sum(k.flop for k in kernels["triton"]) == blocks * 128 * 4 * (64 * 64 + 64 * 128)
+
+
+def test_no_way_is_faster_than_the_roofline_and_every_model_has_its_rows():
+    rows = arithmetic.table(64, (512, 512))
+    assert all(0 < row.fraction <= 1.0 + 1e-9 for row in rows)
+    assert {name for row in rows for name in row.model.split(", ")} == set(lf.list_pretrained())
+    assert {row.precision for row in rows} == set(arithmetic.PRECISIONS)
+    assert len({row.device for row in rows}) == 3
+
+
+def test_the_command_prints_a_table(capsys):
+    assert arithmetic.main(["--batch", "1", "--size", "64", "64", "--markdown"]) == 0
+    assert "natural-gray, synthetic-gray | H200 | fp16 | triton |" in capsys.readouterr().out

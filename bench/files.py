@@ -29,10 +29,10 @@ import PIL.Image
 from lpn_fast.data import find_items
 from lpn_fast.data.readers import Reader
 from lpn_fast.io import UnreadableImage, containers, read_image, write_image
+from lpn_fast.io.content import Images
 from lpn_fast.io.formats import to_npy
 from lpn_fast.io.png import SIGNATURE, _chunk
 from lpn_fast.io.png import encode as png
-from lpn_fast.io.wanted import Images
 from lpn_fast.pipeline.sources import find_sources
 
 SIZE = HEIGHT, WIDTH = 20, 28
@@ -381,7 +381,7 @@ CASES = (
 
 def read_by_job(path: Path, case: Case) -> tuple[np.ndarray, str]:
     """(images (N, C, H, W), their notes) as jobs read them; ValueError or OSError if one is refused."""
-    sources, broken, _ = find_sources(path, wanted=Images(any_type=case.intensities is not None))
+    sources, broken, _ = find_sources(path, content=Images(any_type=case.intensities is not None))
     if broken:
         raise broken[0]
     images = [source.read(case.intensities)[0] for source in sources]
@@ -466,7 +466,7 @@ def read_mutants(numbers: Iterable[int], folder: Path) -> Iterator[tuple[int, Ca
         case = cases[number % len(cases)]
         path = folder / case.name
         path.write_bytes(mutant(good[case.name], number))
-        sources, broken, _ = find_sources(path, wanted=Images(any_type=case.intensities is not None))
+        sources, broken, _ = find_sources(path, content=Images(any_type=case.intensities is not None))
         reasons = [error.reason for error in broken]
         for source in sources[:MOST_MEMBERS]:
             try:

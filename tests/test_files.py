@@ -19,8 +19,8 @@ from PIL.JpegImagePlugin import get_sampling
 import lpn_fast as lf
 from lpn_fast.data import find_items
 from lpn_fast.io import members, read_image, write_image
+from lpn_fast.io.content import Images
 from lpn_fast.io.formats import to_npy
-from lpn_fast.io.wanted import Images
 from lpn_fast.pipeline import Denoise, reconstruct
 from lpn_fast.pipeline.sources import find_sources
 
@@ -134,7 +134,7 @@ def test_arrays_of_a_type_without_a_range_are_images_where_intensities_are_given
     np.savez(tmp_path / "a.npz", image=files.GRAY8, volume=files.GRAY8.astype(np.int32))
     sources, _, found = find_sources(tmp_path / "a.npz")
     assert [source.member.name for source in sources] == ["image"] and found.members == 1
-    sources, _, found = find_sources(tmp_path / "a.npz", wanted=Images(any_type=True))
+    sources, _, found = find_sources(tmp_path / "a.npz", content=Images(any_type=True))
     assert [source.member.name for source in sources] == ["image", "volume"] and found.members == 0
     assert np.allclose(sources[1].read((0.0, 510.0))[0].pixels, files.GRAY8 / 510, atol=1e-6)
     np.savez(tmp_path / "a.npz", volume=files.GRAY8.astype(np.int32))

@@ -12,7 +12,7 @@ from pathlib import Path
 from .. import pipeline
 from ..networks import LPN
 from ..pipeline import ItemResult, Share, Summary
-from ..pipeline.job import wanted_of
+from ..pipeline.job import content_of
 from ..pipeline.report import check_target, write_report
 from ..pipeline.sources import find_sources
 from ..pipeline.tasks import Task
@@ -78,8 +78,8 @@ def run(args, task: Task, model: LPN | str, share: Share, heading: str, conditio
     summary = work(args, task, model, share, args.out, simulate=args.simulate, seed=args.seed or 0)
     is_last = summary.everything is not None
     if args.report is not None and is_last:
-        wanted = wanted_of(task, args.simulate, args.intensities)
-        sources, *_ = find_sources(args.images, args.recursive, Path(args.out), wanted)
+        content = content_of(task, args.simulate, args.intensities)
+        sources, *_ = find_sources(args.images, args.recursive, Path(args.out), content)
         args.report.parent.mkdir(parents=True, exist_ok=True)
         write_report(args.report, summary.everything, sources, args.out, heading, conditions)
     if args.simulate and (summary.done or summary.skipped):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import pipeline
 from ..io import containers
-from ..io.wanted import Arrays
+from ..io.content import Arrays
 from ..physics import Blur, CompressedSensing, Downsampling, ParallelBeamCT, gaussian_kernel
 from ..physics.blur import BOUNDARIES
 from ..pipeline import problems

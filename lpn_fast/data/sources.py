@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from ..io import Member, UnreadableImage, containers, formats
+from ..io.content import Images
 from ..io.image import one_line
-from ..io.wanted import Images
 from .readers import Reader
 
 SPLITS = {"train": 0, "validation": 1, "test": 2}  # CelebA's numbers

@@ -1,10 +1,10 @@
 """Image files in, image files out: one table of formats, for training and for jobs."""
 
 from .containers import is_container, members, read_member
+from .content import Member
 from .dicom import series_in_order
 from .formats import FORMATS, decode, decode_stored, encode, read_image, write_image
 from .image import Encoding, Image, Range, Stored, UnreadableImage
-from .wanted import Member
 
 __all__ = [
     "FORMATS",

@@ -28,6 +28,7 @@ import numpy as np
 
 from .. import atomic
 from . import formats, tiff
+from .content import IMAGES, Content, Listing, Member
 from .formats import head_of, npy_header, to_npy
 from .image import Encoding, Image, Range, Stored, UnreadableImage, check_size, from_array, one_line, version_of
 from .stacks import (
@@ -44,19 +45,18 @@ from .stacks import (
     part_of,
     stacked,
 )
-from .wanted import IMAGES, Listing, Member, Wanted
 
 
 @dataclass(frozen=True)
 class Container:
     """A row of the table: how its members are listed, how one is read, how results are put together."""
 
-    members: Callable[[Path, Wanted], Listing]
+    members: Callable[[Path, Content], Listing]
     array: Callable[[Path, Member], np.ndarray] | None  # None: a member is a file of its own format
     pack: Callable[[Path, list[tuple[Member, Path]], Path], None]
 
 
-def is_container(path: Path, wanted: Wanted = IMAGES) -> bool:
+def is_container(path: Path, content: Content = IMAGES) -> bool:
     """Whether a file holds several to be listed; the header tells a stack from a single one."""
     kind = _kind(path)
     if kind not in (".npy", ".tif"):
@@ -64,7 +64,7 @@ def is_container(path: Path, wanted: Wanted = IMAGES) -> bool:
     if not formats.BY_SUFFIX[kind].begins(head_of(path)):
         return False
     try:
-        return tiff.count(path) > 1 if kind == ".tif" else bool(wanted.is_stack(_mapped(path).shape))
+        return tiff.count(path) > 1 if kind == ".tif" else bool(content.is_stack(_mapped(path).shape))
     except Exception:
         return False  # reading it as an image will say what is wrong
 
@@ -79,8 +79,8 @@ def is_source(path: Path) -> bool:
     return _kind(path) in CONTAINERS or formats.is_image(path)
 
 
-def members(path: Path, wanted: Wanted = IMAGES) -> Listing:
-    """What is wanted of a container, in its order, and what it holds besides.
+def members(path: Path, content: Content = IMAGES) -> Listing:
+    """What a container holds of `content`, in its order, and what besides.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def members(path: Path, wanted: Wanted = IMAGES) -> Listing:
     """
     try:
         formats.read_file(path, 1)  # a pipe would be waited for
-        found, others = CONTAINERS[_kind(path)].members(path, wanted)
+        found, others = CONTAINERS[_kind(path)].members(path, content)
         if not found:
             raise ValueError("it holds no images" + (f", but {others[0]}" if others else ""))
         if len(found) > MOST_MEMBERS:
@@ -265,7 +265,7 @@ def _entries(path: Path) -> list[zipfile.ZipInfo]:
     return entries
 
 
-def _list_npz(path: Path, wanted: Wanted) -> Listing:
+def _list_npz(path: Path, content: Content) -> Listing:
     """From the headers: the arrays themselves stay on disk."""
     listing: Listing = ([], [])
     entries = _entries(path)
@@ -278,7 +278,7 @@ def _list_npz(path: Path, wanted: Wanted) -> Listing:
                 shape, _, dtype = npy_header(file)
             if math.prod(shape) * dtype.itemsize > entry.file_size:
                 raise ValueError(f"{entry.filename} announces {shape} of {dtype} in {entry.file_size} bytes")
-            of_array(entry.filename[: -len(".npy")], shape, dtype, wanted, listing)
+            of_array(entry.filename[: -len(".npy")], shape, dtype, content, listing)
     return listing
 
 
@@ -294,7 +294,7 @@ def _pack_npz(source: Path, parts, out: Path) -> None:
             archive.writestr(f"{name}.npy", to_npy(array))
 
 
-def _list_zip(path: Path, wanted: Wanted) -> Listing:
+def _list_zip(path: Path, content: Content) -> Listing:
     names = [entry.filename for entry in _entries(path)]
     visible = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)]
     found, others, seen, total = [], [], collections.Counter(), collections.Counter(visible)
@@ -318,7 +318,7 @@ def _pack_zip(source: Path, parts, out: Path) -> None:
 # ---- TIFF
 
 
-def _list_tiff(path: Path, wanted: Wanted) -> Listing:
+def _list_tiff(path: Path, content: Content) -> Listing:
     return [Member("", index) for index in range(min(tiff.count(path), MOST_MEMBERS + 1))], []
 
 

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
+from .content import Arrays, Content, Images, Listing, Member
 from .formats import HEADER_LOCK
 from .image import RANGELESS, check_size, version_of
-from .wanted import Arrays, Images, Listing, Member, Wanted
 
 MOST_MEMBERS = 10**6
 IDX_UINT8 = 0x08
 
 
-def of_array(name: str, shape: tuple[int, ...], dtype: np.dtype, wanted: Wanted, listing: Listing) -> None:
-    """Add an array to a listing. What is not wanted keeps no result from being complete."""
-    is_stack = wanted.is_stack(shape) if math.prod(shape) > 0 else None
-    if is_stack is None or not wanted.suits(dtype):
-        needs_range = is_stack is not None and isinstance(wanted, Images) and dtype.kind in "iu"
+def of_array(name: str, shape: tuple[int, ...], dtype: np.dtype, content: Content, listing: Listing) -> None:
+    """Add an array to a listing. What is not looked for keeps no result from being complete."""
+    is_stack = content.is_stack(shape) if math.prod(shape) > 0 else None
+    if is_stack is None or not content.suits(dtype):
+        needs_range = is_stack is not None and isinstance(content, Images) and dtype.kind in "iu"
         listing[1].append(f"{name or 'its array'} of shape {shape} and type {dtype}{RANGELESS if needs_range else ''}")
     elif is_stack:
         listing[0].extend(Member(name, index) for index in range(min(shape[0], MOST_MEMBERS + 1)))
@@ -32,10 +32,10 @@ def of_array(name: str, shape: tuple[int, ...], dtype: np.dtype, wanted: Wanted,
         listing[0].append(Member(name))
 
 
-def list_array(array: np.ndarray, wanted: Wanted) -> Listing:
+def list_array(array: np.ndarray, content: Content) -> Listing:
     """Of the one array of a file."""
     listing: Listing = ([], [])
-    of_array("", array.shape, array.dtype, wanted, listing)
+    of_array("", array.shape, array.dtype, content, listing)
     return listing
 
 
@@ -80,7 +80,7 @@ def _checked(dataset):
     return dataset
 
 
-def list_h5(path: Path, wanted: Wanted) -> Listing:
+def list_h5(path: Path, content: Content) -> Listing:
     listing: Listing = ([], [])
 
     def visit(name: str | bytes, item) -> None:
@@ -88,7 +88,7 @@ def list_h5(path: Path, wanted: Wanted) -> Listing:
             raise ValueError(f"names of datasets must be UTF-8, got {name!r}")
         if hasattr(item, "shape") and item.shape is not None:
             numbers = _checked(item) if item.dtype.kind in "fiuc" else item
-            of_array(name, numbers.shape, numbers.dtype, wanted, listing)
+            of_array(name, numbers.shape, numbers.dtype, content, listing)
 
     with _h5py().File(path, "r") as file:
         file.visititems(visit)  # which follows no link to other files
@@ -123,10 +123,10 @@ def idx_array(path: Path, version: tuple) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def list_idx(path: Path, wanted: Wanted) -> Listing:
-    if isinstance(wanted, Arrays):
+def list_idx(path: Path, content: Content) -> Listing:
+    if isinstance(content, Arrays):
         raise ValueError("measurements must be floating-point, it holds bytes")
-    return list_array(idx_array(path, version_of(path)), wanted)
+    return list_array(idx_array(path, version_of(path)), content)
 
 
 def pack_idx(source: Path, parts, out: Path) -> None:

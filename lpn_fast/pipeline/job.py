@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from ..io import Range
-from ..io.wanted import Images, Wanted
+from ..io.content import Content, Images
 from ..networks import LPN
 from .batches import batch_pixels_for, bucketed, solvers_for
 from .flow import Background, Solvers, ahead_of_time, settle_thread_pool
@@ -150,7 +150,7 @@ def reconstruct(
     """
     out, share = Path(out), share or Share()
     networks = Networks(model, device, getattr(task, "networks", None))
-    everything, unlisted, found = find_sources(images, recursive, out, wanted_of(task, simulate, intensities))
+    everything, unlisted, found = find_sources(images, recursive, out, content_of(task, simulate, intensities))
     broken = {Source(error.path, found.places[error.path]): error.reason for error in unlisted}
     _check_places([*everything, *broken], out, simulate)
     if simulate and not task.makes_images:
@@ -220,7 +220,7 @@ def reconstruct(
     return Summary(out, done, earlier, failed, finished, incomplete, str(found))
 
 
-def wanted_of(task: Task, simulate: bool, intensities: Range | None) -> Wanted:
+def content_of(task: Task, simulate: bool, intensities: Range | None) -> Content:
     """What counts of containers: measurements that are no images, or images of a type that says what 0 and 1 are."""
     arrays = None if simulate else getattr(getattr(task, "problem", None), "arrays", None)
     return arrays or Images(any_type=intensities is not None)

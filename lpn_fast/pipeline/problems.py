@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..io import Range
-from ..io.wanted import Arrays
+from ..io.content import Arrays
 from ..physics import (
     MRI,
     Blur,

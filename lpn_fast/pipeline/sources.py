@@ -10,8 +10,8 @@ import numpy as np
 
 from .. import atomic
 from ..io import Image, Member, Range, UnreadableImage, containers, formats
+from ..io.content import IMAGES, Content
 from ..io.image import one_line
-from ..io.wanted import IMAGES, Wanted
 from .finding import Found, find
 
 PARTS = ".parts"  # added to a container's name: the folder of its results while some are missing
@@ -99,21 +99,21 @@ def find_sources(
     patterns: str | Path | Iterable[str | Path],
     recursive: bool = False,
     out: Path | None = None,
-    wanted: Wanted = IMAGES,
+    content: Content = IMAGES,
 ) -> tuple[list[Source], list[UnreadableImage], Found]:
     """(images in the files that `find_images` finds, containers that could not be listed, what was found at all).
 
-    Nothing is looked for in the output folder `out`. Of containers, what is `wanted` counts.
+    Nothing is looked for in the output folder `out`. Of containers, `content` counts.
     """
     found = find(patterns, recursive, out)
     sources: list[Source] = []
     broken: list[UnreadableImage] = []
     for path, place in found.places.items():
-        if not containers.is_container(path, wanted):
+        if not containers.is_container(path, content):
             sources.append(Source(path, place))
             continue
         try:
-            members, others = containers.members(path, wanted)
+            members, others = containers.members(path, content)
             sources += [Source(path, place, member, i) for i, member in enumerate(members)]
             found.members += len(others)
         except UnreadableImage as error:

@@ -28,7 +28,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Images:
-    """What is wanted of a container: arrays that are images, or stacks of them.
+    """What is looked for in a container: arrays that are images, or stacks of them.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Arrays:
-    """What is wanted of a container: measurements that are no images, of so many axes, or stacks of them.
+    """What is looked for in a container: measurements that are no images, of so many axes, or stacks of them.
 
     Attributes
     ----------
@@ -72,6 +72,6 @@ class Arrays:
         return len(shape) > self.dims if self.dims <= len(shape) <= self.dims + 1 else None
 
 
-Wanted = Images | Arrays
+Content = Images | Arrays
 IMAGES = Images()
-Listing = tuple[list[Member], list[str]]  # what is wanted, and what else there is
+Listing = tuple[list[Member], list[str]]  # what was looked for, and what else there is

@@ -1,8 +1,8 @@
 """`lpn-fast prior`: the value of the learned prior for every image, as a CSV file.
 
 The job's memory is the manifest in a folder beside the file, as for every task; the file is written from it at the
-end, as a whole: the images that were named, in that order, then those of earlier calls. A colour image given to a network of one channel is scored plane by plane: values add, the worst
-residual counts.
+end, as a whole: the images that were named, in that order, then those of earlier calls. A colour image given to a
+network of one channel is scored plane by plane: values add, the worst residual counts.
 """
 
 from collections.abc import Iterable

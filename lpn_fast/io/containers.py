@@ -137,11 +137,7 @@ def read_member(path: Path, member: Member, intensities: Range | None = None) ->
     UnreadableImage
         As `read_image`.
     """
-    shown, stored = Path(f"{path}::{member}"), member_stored(path, member, intensities)
-    try:
-        return stored.image(shown)
-    except ValueError as error:
-        raise UnreadableImage(shown, one_line(error)) from error
+    return member_stored(path, member, intensities).image(Path(f"{path}::{member}"))
 
 
 def part_suffix(path: Path, member: Member) -> str:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # bench/ belongs to the checkout, not to the installed package
 
-from bench import files  # noqa: E402
+from bench import real_files  # noqa: E402
 
 SHARED = Path(os.environ.get("LPN_FAST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 shared = pytest.mark.skipif(not (SHARED / "mnist").is_dir(), reason="LPN_FAST_DATA names no folder with the real data")
@@ -182,7 +182,7 @@ def test_missing_optional_packages_say_what_to_install(tmp_path, monkeypatch):
 def test_windows_map_hounsfield_units_to_the_unit_interval():
     pytest.importorskip("pydicom", reason="pydicom is not installed")
     hounsfield = np.array([[-2000, -1024, 0, 240, 3071]], np.int16)
-    content = files.dicom(hounsfield)
+    content = real_files.dicom(hounsfield)
 
     def through(window):
         return Reader(1, WINDOWS.get(window, window))("a.dcm", content)[0, 0].tolist()
@@ -191,7 +191,7 @@ def test_windows_map_hounsfield_units_to_the_unit_interval():
     assert through("soft-tissue") == pytest.approx([0, 0, 0.4, 1, 1])
     assert through("own") == pytest.approx([0, 976 / 5071, 2000 / 5071, 2240 / 5071, 1])
     assert through((0.0, 240.0)) == pytest.approx([0, 0, 0, 1, 1])
-    flat = files.dicom(np.full((2, 2), 7, np.int16))
+    flat = real_files.dicom(np.full((2, 2), 7, np.int16))
     assert (Reader(1, "own")("b.dcm", flat) == 0).all()
     with pytest.raises(ValueError, match="window must"):
         Reader(1, (1.0, 1.0))
@@ -199,8 +199,8 @@ def test_windows_map_hounsfield_units_to_the_unit_interval():
 
 def test_options_without_effect_are_refused(tmp_path):
     pytest.importorskip("pydicom", reason="pydicom is not installed")
-    (tmp_path / "a.dcm").write_bytes(files.dicom(files.SIGNED))
-    (tmp_path / "a.png").write_bytes(files.png(files.GRAY8))
+    (tmp_path / "a.dcm").write_bytes(real_files.dicom(real_files.SIGNED))
+    (tmp_path / "a.png").write_bytes(real_files.png(real_files.GRAY8))
     both = [tmp_path / "a.dcm", tmp_path / "a.png"]
     assert len(ImageCrops(both, crop=8, window=(-160.0, 240.0), full_scale=200.0)) == 2
     with pytest.raises(ValueError, match="window is for DICOM files"):

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..io import Range, Stored, UnreadableImage, decode_stored
+from ..io import Range, Stored, decode_stored
 from ..io.formats import DICOM, HEAD_BYTES, format_of
-from ..io.image import one_line
 
 # what becomes [0, 1] of DICOM values: as jobs have it, the slice's own range, or Hounsfield units, clipped
 WINDOWS: dict[str, Range | str | None] = {
@@ -68,19 +67,13 @@ class Reader:
 
     def sample(self, name: str, stored: Stored) -> np.ndarray:
         """The sample in what a file holds; ValueError with `name`."""
-        try:
-            encoding = stored.encoding
-            self.seen.add(encoding.suffix)
-            dtype = stored.values.dtype
-            if dtype in (np.uint8, np.uint16) and encoding.range == (0, self.full_scale or np.iinfo(dtype).max):
-                return _planes(stored.values, self.channels)
-            if encoding.suffix == ".dcm" and isinstance(self.window, tuple):
-                return _planes(encoding.to_unit(stored.values).clip(0, 1), self.channels)
-            pixels = stored.image(Path(name)).pixels.numpy()
-        except UnreadableImage:
-            raise
-        except ValueError as error:
-            raise UnreadableImage(Path(name), one_line(error)) from error
+        encoding, dtype = stored.encoding, stored.values.dtype
+        self.seen.add(encoding.suffix)
+        if dtype in (np.uint8, np.uint16) and encoding.range == (0, self.full_scale or np.iinfo(dtype).max):
+            return _planes(stored.values, self.channels)
+        if encoding.suffix == ".dcm" and isinstance(self.window, tuple):
+            return _planes(encoding.to_unit(stored.values).clip(0, 1), self.channels)
+        pixels = stored.image(Path(name)).pixels.numpy()
         if encoding.suffix == ".dcm" and self.window == "own":
             least, most = pixels.min(), pixels.max()
             pixels = (pixels - least) / (most - least or 1)

@@ -143,11 +143,7 @@ def read_member(path: Path, member: Member, intensities: Range | None = None) ->
     UnreadableImage
         As `read_image`.
     """
-    shown, stored = Path(f"{path}::{member}"), member_stored(path, member, intensities)
-    try:
-        return stored.image(shown)
-    except ValueError as error:
-        raise UnreadableImage(shown, one_line(error)) from error
+    return member_stored(path, member, intensities).image(Path(f"{path}::{member}"))
 
 
 def read_array(path: Path, member: Member | None) -> np.ndarray:

@@ -59,9 +59,9 @@ def read(data: bytes, intensities: Range | None) -> Stored:
         elif name == "PixelData":
             least, most = (slope * limit + intercept for limit in _stored_limits(dataset))
             intensities = (min(least, most), max(least, most))
-        if intensities is not None and kind == "MONOCHROME1":
-            intensities = intensities[::-1]
     low, high = intensities or (0.0, 1.0)
+    if kind == "MONOCHROME1":
+        low, high = high, low
     padding = _padding(dataset, stored)
     if padding.any() and not padding.all():
         stored = stored.copy()

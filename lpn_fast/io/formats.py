@@ -149,8 +149,6 @@ def decode_stored(data: bytes, path: Path, intensities: Range | None = None) -> 
         if path.suffix.lower() in BY_SUFFIX and path.suffix.lower() not in row.suffixes:
             stored = replace(stored, notes=(*stored.notes, f"is {row.suffix} by its content"))
         return stored
-    except UnreadableImage:
-        raise
     except Exception as error:  # a decoder that is fed garbage may raise anything; it concerns this file only
         raise UnreadableImage(path, one_line(error)) from error
 
@@ -173,11 +171,7 @@ def decode(data: bytes, path: Path, intensities: Range | None = None) -> Image:
     UnreadableImage
         Whatever is wrong with the bytes.
     """
-    stored = decode_stored(data, path, intensities)
-    try:
-        return stored.image(path)
-    except ValueError as error:
-        raise UnreadableImage(path, one_line(error)) from error
+    return decode_stored(data, path, intensities).image(path)
 
 
 def read_image(path: str | Path, intensities: Range | None = None) -> Image:

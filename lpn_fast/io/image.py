@@ -120,22 +120,25 @@ class Stored:
     notes: tuple[str, ...] = ()
 
     def image(self, path: Path) -> Image:
-        """As float32 pixels; ValueError for NaN or infinite values, or values far from [0, 1]."""
-        pixels, notes = self.encoding.to_unit(self.values), self.notes
-        ends = np.array([self.values.min(), self.values.max()])  # of bytes faster than of their pixels
-        least, most = sorted(self.encoding.to_unit(ends).tolist())
-        if not np.isfinite(most - least):
-            raise ValueError(
-                f"it holds {np.count_nonzero(~np.isfinite(pixels))} NaN or infinite values of {pixels.size}"
-            )
-        if max(most, -least) > LARGEST_PLAUSIBLE:
-            raise ValueError(f"intensities must be about [0, 1], got {max(most, -least, key=abs):g}{RANGELESS}")
+        """As float32 pixels; UnreadableImage for NaN or infinite values, or a range that is unknown or far off."""
+        try:
+            pixels, notes = self.encoding.to_unit(self.values), self.notes
+            ends = np.array([self.values.min(), self.values.max()])  # of bytes faster than of their pixels
+            least, most = sorted(self.encoding.to_unit(ends).tolist())
+            if not np.isfinite(most - least):
+                broken = np.count_nonzero(~np.isfinite(pixels))
+                raise ValueError(f"it holds {broken} NaN or infinite values of {pixels.size}")
+            if max(most, -least) > LARGEST_PLAUSIBLE:
+                largest = max(most, -least)
+                raise ValueError(f"intensities must be about [0, 1], got {largest:g}{RANGELESS}")
+        except ValueError as error:
+            raise UnreadableImage(path, one_line(error)) from error
         if 0 < most - least < LEAST_SHARE:
             notes += (f"uses {100 * (most - least):.2g} % of its range{RANGELESS}",)
         return Image(path, torch.from_numpy(pixels), self.encoding, notes)
 
 
-def from_array(stored: np.ndarray, intensities: Range | None = None, suffix: str = ".npy") -> Stored:
+def from_array(stored: np.ndarray) -> Stored:
     """The image in an array (H, W), (1, H, W) or (3, H, W) of any real type.
 
     Raises
@@ -149,7 +152,7 @@ def from_array(stored: np.ndarray, intensities: Range | None = None, suffix: str
     values = stored[None] if is_plane else stored
     if values.ndim != 3 or values.shape[0] not in (1, 3) or values.size == 0:
         raise ValueError(f"shape must be (H, W), (1, H, W) or (3, H, W), got {stored.shape}")
-    encoding = Encoding(suffix, stored.dtype.str if swapped else stored.dtype.name, is_plane, intensities)
+    encoding = Encoding(".npy", stored.dtype.str if swapped else stored.dtype.name, is_plane)
     return Stored(values.astype(values.dtype.newbyteorder("=")) if swapped else values, encoding)
 
 

@@ -44,15 +44,15 @@ def encode(
     """
     height, width = stored.shape[:2]
     depth, kind = 8 * stored.itemsize, GRAY if stored.ndim == 2 else COLOUR
-    parts = [SIGNATURE, _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))]
+    parts = [SIGNATURE, chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))]
     if icc_profile:
-        parts.append(_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc_profile)))
+        parts.append(chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc_profile)))
     if dpi:
         per_metre = (min(max(round(value / METRES_PER_INCH), 0), 2**31 - 1) for value in dpi)
-        parts.append(_chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1)))
+        parts.append(chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1)))
     if exif:
-        parts.append(_chunk(b"eXIf", exif.removeprefix(EXIF_MARK)))
-    parts += [_chunk(b"IDAT", _compressed(_filtered(stored))), _chunk(b"IEND", b"")]
+        parts.append(chunk(b"eXIf", exif.removeprefix(EXIF_MARK)))
+    parts += [chunk(b"IDAT", _compressed(_filtered(stored))), chunk(b"IEND", b"")]
     return b"".join(parts)
 
 
@@ -76,5 +76,6 @@ def _filtered(stored: np.ndarray) -> np.ndarray:
     return out
 
 
-def _chunk(name: bytes, data: bytes) -> bytes:
+def chunk(name: bytes, data: bytes) -> bytes:
+    """A part of a PNG file, with its length and checksum."""
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))

@@ -15,6 +15,7 @@ from lpn_fast.training import from_dict, run
 from lpn_fast.training.run import build_model
 
 SMALL = {  # options of networks that a test can train
+    "explicit": ["--skip-kernel", "3", "--hidden", "4"],
     "frame": ["--skip-kernel", "3", "--gates", "1,1,6"],
     "mixture": ["--skip-kernel", "3", "--hidden", "4"],
     "ridge": ["--skip-kernel", "3", "--hidden", "4"],

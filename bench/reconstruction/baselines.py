@@ -71,15 +71,15 @@ def differences_adjoint(u: Tensor) -> Tensor:
 
 
 class FlexibleDnCNN:
-    """The gray denoiser for all noise levels: x = net(noisy, map of the level)."""
+    """The denoiser for all noise levels, gray or in colour: x = net(noisy, map of the level)."""
 
-    def __init__(self, root: Path):
-        arrays = data.weights(root, "fdncnn_gray")
+    def __init__(self, root: Path, kind: str = "gray"):
+        arrays = data.weights(root, f"fdncnn_{kind}")
         count = sum(key.endswith("weight") for key in arrays)
         self.layers = [(arrays[f"conv{i:02d}.weight"], arrays[f"conv{i:02d}.bias"]) for i in range(count)]
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        z = torch.cat((x, torch.full_like(x, sigma)), dim=1)
+        z = torch.cat((x, torch.full_like(x[:, :1], sigma)), dim=1)
         for i, (weight, bias) in enumerate(self.layers):
             z = F.conv2d(z, weight, bias, padding=1)
             z = z if i == len(self.layers) - 1 else z.relu_()

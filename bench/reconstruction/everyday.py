@@ -83,6 +83,8 @@ class Everyday(Task):
         if kind == "ct":
             share = side / data.CT_SIDE
             return ParallelBeamCT(side, round(200 * share), round(400 * share), extent=EXTENT, pixel=256 / side), 2.0
+        if kind == "faces":
+            return Blur.gaussian(float(numbers[0]), boundary="full", size="published"), float(numbers[1])
         if kind == "fan":
             return fan_beam(side), 0.5
         return CompressedSensing(side, ratio=1 / int(numbers[0])), 0.001
@@ -103,6 +105,11 @@ TASKS = (
     Everyday("mri-4", "slices", "zero-filled", None, 128, 4),
     Everyday("world-1.6", "photographs", "degraded", None, 128, 10),
     Everyday("world-3", "photographs", "degraded", None, 128, 10),
+    *(
+        Everyday(f"faces-{blur}-{noise}", "faces", "degraded", None, 128, 8)
+        for blur in (1, 2)
+        for noise in (0.02, 0.04)
+    ),
 )
 
 
@@ -167,7 +174,7 @@ def _methods(task: Task, root: Path, train: Instance) -> dict[str, Callable[[], 
     if kind == "world":
         found["circular"] = lambda: circular
     if (root / "weights").is_dir():
-        denoiser = baselines.FlexibleDnCNN(root)
+        denoiser = baselines.FlexibleDnCNN(root, "color" if kind == "faces" else "gray")
         for steps in (8, 30):
             found[f"DPIR {steps}"] = lambda steps=steps: _tuned(
                 lambda i, c: falling(denoiser, i, c, steps), baselines.TRUST_GRID, train
@@ -197,7 +204,7 @@ def automatic(instance: Instance) -> Outcome:
 def best(instance: Instance) -> Outcome:
     """For every image the best pilot over TRUSTS, by the truth."""
     problem = checked_problem(instance.y, instance.physics)
-    model = lf.pretrained("natural-gray-mixture")
+    model = lf.pretrained(f"natural-{'color' if instance.x.shape[1] == 3 else 'gray'}-mixture")
     noise = continuation.working_noise(problem, instance.noise)
     kept, images = continuation.TRUST, []
     try:

@@ -20,6 +20,7 @@
 #include "narrow_bindings.h"
 #include "packing.h"
 #include "pages.h"
+#include "prior_bindings.h"
 #include "projector_bindings.h"
 #include "threads.h"
 #include "winograd_bindings.h"
@@ -314,6 +315,7 @@ PYBIND11_MODULE(_cpu, module) {
   define_activations<BFloat16>(module, "_bfloat16");
   define_narrow(module);
   define_frame(module);
+  define_prior(module);
 
   module.def("mlp_value_prox", &bind_mlp_value_prox, unlocked(), arg("x"), arg("P"), arg("table"),
              arg("rows"), arg("dim"), arg("stages"), arg("beta"), arg("alpha"), arg("psi"), arg("f"),

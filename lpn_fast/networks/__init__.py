@@ -2,6 +2,7 @@
 
 from .checkpoint import load, save
 from .explanation import explain
+from .explicit import ExplicitLPN
 from .families import MLPLPN, ConvLPN
 from .frame import FrameLPN
 from .gain import asymptotic_gain, limit_gain_, lipschitz_bound
@@ -15,6 +16,7 @@ from .tiles import InTiles
 __all__ = [
     "LPN",
     "ConvLPN",
+    "ExplicitLPN",
     "MLPLPN",
     "FrameLPN",
     "InTiles",

@@ -8,6 +8,7 @@ alpha_convention = "alpha/2 |x|^2".
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,15 +17,18 @@ from safetensors.torch import save_file
 from .. import atomic
 from ..algebra.parameters import Slot, layout
 from ..algebra.spec import Spec, from_dict, to_dict
+from .explicit import ExplicitLPN
+from .explicit_spec import ExplicitSpec
 from .lpn import LPN
 from .registry import network_class, stored_name
 
 VERSION = 1
 OLDEST = "RidgeLPN"  # files without the entry are of this family, or of none
+MOST_SKEW = 1e-4  # what the certificate of an explicit prior has to spare is a hundred times as much
 _ALPHA = "alpha/2 |x|^2"
 
 
-def save(model: LPN, path: str | Path) -> Path:
+def save(model: LPN | ExplicitLPN, path: str | Path) -> Path:
     """Write `model` to `path` (usually *.safetensors), through a temporary file and a rename.
 
     Returns
@@ -41,7 +45,7 @@ def save(model: LPN, path: str | Path) -> Path:
     OSError
         The folder cannot be written to, or is full; what was at `path` is still there.
     """
-    if not isinstance(model, LPN):
+    if not isinstance(model, LPN | ExplicitLPN):
         raise TypeError(f"model must be an lpn_fast.LPN, got {type(model).__name__}")
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     for name, tensor in tensors.items():
@@ -52,7 +56,7 @@ def save(model: LPN, path: str | Path) -> Path:
         "version": str(VERSION),
         "family": stored_name(type(model)),
         "alpha_convention": _ALPHA,
-        "spec": json.dumps(to_dict(model.spec)),
+        "spec": json.dumps(model.spec.to_dict() if isinstance(model, ExplicitLPN) else to_dict(model.spec)),
         "card": json.dumps(model.card),
     }
     path = Path(path)
@@ -89,17 +93,25 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LPN:
         version, card = int(header["version"]), json.loads(header.get("card", "{}"))
         if not isinstance(card, dict):
             raise ValueError(f"its card must be a JSON object, got {type(card).__name__}")
-        spec = from_dict(json.loads(header["spec"])) if version <= VERSION else None
-        slots = [] if spec is None else layout(spec)
+        spec = _spec_of(json.loads(header["spec"])) if version <= VERSION else None
+        slots = () if spec is None else spec.slots() if isinstance(spec, ExplicitSpec) else layout(spec)
     except Exception as error:  # a header is outside input: whatever it provokes concerns this file only
         raise ValueError(f"{path} must have a readable header, this one is damaged: {error!r}") from error
     if spec is None:
         raise ValueError(f"{path} has checkpoint version {version}, this lpn_fast reads up to {VERSION}")
     _check_tensors(path, tensors, slots)
-    model = _of_family(header.get("family"), spec).to(next(iter(tensors.values())).dtype)
+    model = ExplicitLPN.of_spec(spec) if isinstance(spec, ExplicitSpec) else _of_family(header.get("family"), spec)
+    model = model.to(next(iter(tensors.values())).dtype)
     model.load_state_dict(tensors)
+    if isinstance(model, ExplicitLPN) and (skew := model.skewness()) > MOST_SKEW:
+        raise ValueError(f"{path}: atoms must be orthonormal to {MOST_SKEW:g}, got an error of {skew:.1e}")
     model.card = card
-    return model.to(device).eval()
+    return cast(LPN, model.to(device).eval())  # explicit priors answer the same calls
+
+
+def _spec_of(data: dict) -> Spec | ExplicitSpec:
+    explicit = isinstance(data, dict) and data.get("kind") == ExplicitSpec.kind
+    return ExplicitSpec.from_dict(data) if explicit else from_dict(data)
 
 
 def _of_family(name: str | None, spec: Spec) -> LPN:

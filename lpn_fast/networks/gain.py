@@ -60,6 +60,8 @@ def asymptotic_gain(model: Network) -> float:
     >>> lf.asymptotic_gain(lf.MLPLPN(dim=2, alpha=0.1))
     0.1
     """
+    if (known := getattr(model, "largest_gain", None)) is not None:  # of an explicit prior
+        return known
     if any("squared" in stage.heads for stage in model.spec.stages[1:]):
         return math.inf
     first, operators = model.stages[0], []

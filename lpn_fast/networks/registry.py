@@ -124,7 +124,7 @@ def network_class(name: str) -> "type[LPN] | None":
     return next((family.network for family in FAMILIES.values() if family.network.__name__ == name), None)
 
 
-def stored_name(network: "type[LPN]") -> str:
+def stored_name(network: type) -> str:
     """What checkpoints call a class: the name of the nearest registered class it derives from."""
     known = {family.network for family in FAMILIES.values()}
     return next(base.__name__ for base in network.__mro__ if base in known)

@@ -17,7 +17,7 @@ from typing import Protocol, TypedDict
 import torch
 from torch import Tensor
 
-from ..networks import LPN
+from ..networks import LPN, ExplicitLPN
 from ..ops.solve import EQUATION_METHODS, EquationSolution, SolveOptions, Verdict, differentiable_solution
 from ..per_sample import choose, norm
 
@@ -94,7 +94,7 @@ class Inversion:
 
 
 def invert(
-    model: LPN,
+    model: LPN | ExplicitLPN,
     x: Tensor,
     *,
     sigma: float | Tensor | None = None,
@@ -112,7 +112,8 @@ def invert(
 
     Parameters
     ----------
-    model : LPN
+    model : LPN or ExplicitLPN
+        An explicit prior needs one pass, and no option but sigma and dtype.
     x : Tensor, shape (N, dim), (N, C, H, W) or (N, C, D, H, W)
         Points; a sample with NaN or infinity gets the verdict INVALID and a preimage of NaN.
     sigma : float or Tensor, shape () or (N,), optional
@@ -163,6 +164,10 @@ def invert(
     >>> bool(result.converged.all())
     True
     """
+    if isinstance(model, ExplicitLPN):
+        from .explicit import preimages  # which returns what this module defines
+
+        return preimages(model, x, sigma, dtype)
     options = SolveOptions(model.spec, method, tol, max_iter, radius, homotopy)
     _check(options, x, x0, dtype, batch_size)
     if warm_start is not None and x0 is not None:

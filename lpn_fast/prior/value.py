@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..networks import LPN
+from ..networks import LPN, ExplicitLPN
 from ..ops import functions
 from .inversion import Inversion, InvertOptions, _chunks, invert
 
@@ -56,13 +56,13 @@ class PriorValue:
 
 
 def prior(
-    model: LPN, x: Tensor, *, sigma: float | Tensor | None = None, **options: Unpack[InvertOptions]
+    model: LPN | ExplicitLPN, x: Tensor, *, sigma: float | Tensor | None = None, **options: Unpack[InvertOptions]
 ) -> PriorValue:
-    """R(x) for every sample, by inversion of f.
+    """R(x) for every sample, by inversion of f, or in one pass where the network is R itself.
 
     Parameters
     ----------
-    model : LPN
+    model : LPN or ExplicitLPN
     x : Tensor, shape (N, dim), (N, C, H, W) or (N, C, D, H, W)
     sigma : float or Tensor, shape () or (N,), optional
         For noise-conditional networks.
@@ -88,6 +88,10 @@ def prior(
     >>> torch.allclose(lf.prior(model, x).value, free, atol=1e-4)
     True
     """
+    if isinstance(model, ExplicitLPN):
+        from .explicit import value as in_one_pass  # which returns what this module defines
+
+        return in_one_pass(model, x, sigma, options.get("dtype"))
     inversion = invert(model, x, sigma=sigma, **options)
     x, features, unit = model._checked(x, sigma)
     value, absolute = _lower_bound(model, x, inversion.preimage, features, unit, options.get("batch_size"))

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..algebra.parameters import layout
-from ..networks import LPN
-from ..per_sample import norm
+from ..networks import LPN, ExplicitLPN
+from ..networks.checkpoint import MOST_SKEW
+from ..per_sample import broadcast, dot, norm
 from . import measures
 from .report import Property, Report
 
@@ -79,6 +80,8 @@ def verify(
     _check(model, sample)
     subject = _subject(model, sample, sigma, seed)
     properties = [*_structure(model)] if isinstance(model, LPN) else []
+    if isinstance(model, ExplicitLPN):
+        properties = [*_certificate(model, subject, sigma)]
     with torch.no_grad():
         properties += [_own_arithmetic(model, subject, sample, sigma), *_behaviour(subject)]
         properties.append(_border(model, subject))
@@ -103,6 +106,32 @@ def _structure(model: LPN) -> Iterator[Property]:
     else:
         detail = "psi is convex, not strongly: f need not be onto, and ADMM's theorem requires alpha > 0"
     yield Property("alpha", 0 <= spec.alpha < 1, spec.alpha, "in [0, 1)", detail)
+
+
+def _certificate(model: ExplicitLPN, subject: Subject, sigma) -> Iterator[Property]:
+    stored = dict(model.named_parameters())
+    broken = [name for name, t in stored.items() if not bool(t.isfinite().all())]
+    detail = f"NaN or infinity in {', '.join(broken)}" if broken else "every stored parameter"
+    yield Property("finite weights", not broken, float(len(broken)), "= 0", detail)
+    if broken:
+        return
+    skew, mu = model.skewness(), model.spec.concavity
+    yield Property("orthonormal atoms", skew <= MOST_SKEW, skew, f"<= {MOST_SKEW:g}", "largest eigenvalue of A A^T - I")
+    with torch.no_grad():
+        levels = torch.tensor(model.spec.noise_levels).to(stored["far"])
+        columns = float(model.potentials(levels).energies.double().sum(1).max()) * (1 + skew)
+    detail = "concavity of R, by the column sums of U: below 1 f is unique"
+    yield Property("certificate", columns < 1, columns, "< 1", detail)
+    exact = copy.deepcopy(model).to(subject.sample.dtype)
+    level = sigma[: len(subject.sample)] if isinstance(sigma, Tensor) and sigma.dim() else sigma
+    shift, v = mu + 1 / model.alpha, subject.draw()
+    for _ in range(measures.POWER_STEPS):  # towards the lowest eigenvalue of the Hessian
+        v = v / broadcast(norm(v), v)
+        h = exact.hessian_product(subject.sample, v, level)
+        lowest = float(dot(v, h).min())
+        v = shift * v - h
+    detail = "of the Hessian of R at the sample, found by power iteration"
+    yield Property("lowest curvature", lowest >= -columns, lowest, f">= -{columns:.3g}", detail)
 
 
 def _own_arithmetic(model, subject: Subject, sample: Tensor, sigma) -> Property:

@@ -8,6 +8,8 @@ ADMM   with penalty rho minimises h + t rho R; its iterates converge to a fixed 
        non-smooth term                                                    arXiv 2310.14344.
 DRS    with step gamma < 1 / ||A||^2 and relaxation in (0, 2): its envelope falls in every iteration for
        convex h and any R                                  Themelis, Patrinos, SIAM J. Optim. 30, 2020.
+smooth gradient descent with backtracking: F = h + w R falls in every iteration for any R whose gradient is Lipschitz,
+       which the gradient of R is, with 1 / alpha - 1, where psi is alpha-strongly convex.
 HQS    alternates two exact minimisations of one function, which falls for every rho > 0.
 
 Two hypotheses have no row because nothing else gets this far: every network of this package is a
@@ -160,6 +162,12 @@ def drs_conditions(problem: InverseProblem, step_size: float | Tensor, relaxatio
     """The hypotheses of envelope decrease for Douglas-Rachford splitting."""
     relaxed = Condition("relaxation", "0 < lambda < 2", f"{relaxation:.4g}", 0 < relaxation < 2)
     return Conditions("DRS", (_step("step size", "gamma", problem, step_size), relaxed, _adjoint(problem)))
+
+
+def smooth_conditions(problem: InverseProblem, alpha: float) -> Conditions:
+    """The hypotheses of decrease for gradient descent with backtracking on h + w R."""
+    smooth = Condition("smooth prior", "0 < alpha <= 1", f"{alpha:.4g}", 0 < alpha <= 1)
+    return Conditions("gradient", (smooth, _adjoint(problem)))
 
 
 def hqs_conditions(problem: InverseProblem, rho: float | Tensor) -> Conditions:

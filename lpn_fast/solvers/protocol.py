@@ -34,6 +34,18 @@ class StronglyConvexModel(ProxModel, Protocol):
         ...
 
 
+class SmoothModel(StronglyConvexModel, Protocol):
+    """A `ProxModel` that gives R and its gradient in one pass."""
+
+    def prior_and_grad(
+        self,
+        x: Tensor,  # (N, ...)
+        sigma: float | Tensor | None = None,  # (N,)
+    ) -> tuple[Tensor, Tensor]:
+        """(R(x), grad R(x)): (N,) float64, and shape of x."""
+        ...
+
+
 class WarmStartedModel(ProxModel, Protocol):
     """A `ProxModel` that iterates for t < 1 and can be told where to begin."""
 

@@ -10,6 +10,7 @@
 #include "mlp_blocks.h"
 #include "narrow.h"
 #include "panels.h"
+#include "prior.h"
 #include "projector.h"
 #include "winograd.h"
 
@@ -36,6 +37,7 @@ constexpr Kernels kernels_named(const char* name) {
           sum_partials,
           frame_prox,
           frame_second,
+          prior_rows,
           resample_kernels<float>(),
           resample_kernels<double>()};
 }

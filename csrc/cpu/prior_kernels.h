@@ -1,0 +1,55 @@
+// What an instruction set provides for explicit priors (isa/prior.h).
+//
+// Plain structs and no inline function, as in kernels.h and for its reason.
+
+#pragma once
+
+#include <stdint.h>
+
+#include "frame_kernels.h"
+
+namespace lpn {
+
+// Potentials of one image: P_g(u) = slope sqrt(near + u) - far sqrt(far^2 + u) + const.
+struct GroupPotentials {
+  const float* energies;  // [groups, atoms]   U
+  const float* slope;     // [groups]
+  const float* near;      // [groups]
+  const float* far;       // [groups]
+  int64_t groups;
+};
+
+// Patches of an image that is continued by mirrored pixels, k - 1 on every side. Of `frame`, `filters` are
+// the atoms, `line` is what a row of the continued image takes, with whole vectors behind, and `sum_line` its
+// whole vectors.
+struct PatchFrame {
+  Frame frame;
+  const int64_t* rows;          // [height + 2 k - 2]   row of the image that is repeated
+  const int64_t* columns;       // [width + 2 k - 2]
+  const float* row_weights;     // [height + k - 1]     of the positions of patches, 1 / k^2 included
+  const float* column_weights;  // [width + k - 1 in whole vectors], zeros at the end
+};
+
+// Scratch of one worker.
+struct PriorScratch {
+  float* lines;    // [rows + kernel - 1, channels, line]   the continued image
+  float* v_lines;  // as lines, of v
+  float* c;        // [atoms, line]   a row of coefficients, kernel - 1 zeros before and after
+  float* dc;       // as c, of v
+  float* energy;   // [atoms, block_rows]   c^2 of a tile
+  float* cross;    // as energy, c dc
+  float* gates;    // [groups, block_rows]
+  float* third;    // as gates
+  Term* terms;     // [channels kernel]
+};
+
+// Some rows of positions of one image; `v` of Hessian products only.
+struct PriorRows {
+  GroupPotentials potentials;
+  const float* x;  // [channels, height, width]
+  const float* v;  // as x or nullptr
+  float* sum;  // [rows + kernel - 1, channels, sum_line]: what the gradient, or the product, gets from them
+  double* value;  // [1] or nullptr: what R gets from them, without the constants of the potentials
+};
+
+}  // namespace lpn

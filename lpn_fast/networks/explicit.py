@@ -1,0 +1,372 @@
+"""An explicit prior: R is learned itself, certified weakly convex, and its prox is a solve with an error bound.
+
+In units of the noise, with the potentials of ops/explicit/potentials.py on all patches of an image,
+
+    R(x) = 1/k^2 sum_p w_p sum_g P_g(U_g . (A patch_p)^2),        U_gj = mu softmax over g and a slack,  A orthonormal
+    f(y) = argmin_x 1/2 |x - y|^2 + R(x),                         |x - f(y)| <= |x + grad R(x) - y| / (1 - mu)
+
+The other families learn psi, have f in one pass and R by an inversion. Here R(x), grad R(x) and the preimage
+x + grad R(x) are one pass each, and f is the solve: unique, because 1/2 |x - y|^2 + R(x) is (1 - mu)-strongly convex
+whatever the parameters are. R >= 0, and patch means carry no potential.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..algebra.cosines import cosine_atoms
+from ..algebra.noise import noise_features
+from ..ops.explicit import Potentials, Solution, SolveLimits, prior_gradient, prior_value, proximal_point
+from ..ops.explicit import potentials as passes
+from ..ops.explicit.descent import linear_solve
+from ..per_sample import broadcast, dot, norm
+from .explicit_spec import ExplicitSpec
+from .families import check_reads_noise, check_side, noise_knots
+from .frame import hold_orthonormal_, keep_rotations_
+from .registry import register
+
+TOL = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the solve, relative to |y|: what each type surely reaches
+# In training mode. A solve that stops early trains another map than the one that is used: potentials grow without end.
+TRAINING_TOL, TRAINING_ADJOINT_TOL = 1e-4, 1e-2  # of the solve, and of the linear system behind its derivatives
+STEPS = {"atoms": 1.5, "shares": 15.0, "far": 5.0, "bends": 15.0, "tails": 15.0}  # of an optimizer, see step_scales
+
+# At the start:
+NARROW, BROAD = 0.4, (1.0, 2.0, 4.0, 8.0)  # range of the frequencies that a group sees
+LEVELS = (1.2, 4.0)  # root of the energy where the concave part levels off, in units of its mean over noise
+BEND = 8.0  # curvature of the convex part over that of the concave one
+TAIL = 0.05  # tau - 1
+
+
+@register(
+    "explicit",
+    "R itself is learned and evaluated in one pass; its prox is a certified solve",
+    {"kernel": "skip_kernel", "groups": "hidden"},
+    noise="always",
+    own_start=True,
+)
+class ExplicitLPN(nn.Module):
+    """Noise-conditional prior R of images with one-pass values and gradients, and its exact prox by a solve.
+
+    Parameters
+    ----------
+    channels : int
+        Image channels.
+    kernel : int
+        Side k of the patches, 2 to 15; there are n = channels k^2 atoms.
+    groups : int
+        Groups M of coefficients, each with one potential.
+    concavity : float
+        mu in (0, 1): R + mu/2 |x|^2 is convex.
+    bend : float
+        Bound on rho^2, above 1: the curvature of R is at most mu (bend - 1), which bounds the steps of a solve.
+    sigma_conditional : True or tuple of float
+        Knots of the noise level between which potentials may vary; every call takes `sigma`.
+
+    Notes
+    -----
+    A prior is made in evaluation mode; in training mode solves end, if not told otherwise, where derivatives are
+    accurate enough for an optimizer's steps.
+
+    x is (N, C, H, W), of the parameters' dtype; `sigma` is a number or (N,), in x's units. R is in x's units too:
+    sigma^2 times its value in units of the noise.
+
+    Examples
+    --------
+    >>> import torch, lpn_fast as lf
+    >>> model = lf.ExplicitLPN(1, kernel=4, groups=12)
+    >>> x = torch.rand(2, 1, 37, 50)
+    >>> model.prior(x, sigma=0.1).shape, model(x, sigma=0.1).shape
+    (torch.Size([2]), torch.Size([2, 1, 37, 50]))
+    """
+
+    atoms: Tensor
+    shares: Tensor
+    far: Tensor
+    bends: Tensor
+    tails: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        kernel: int = 7,
+        groups: int = 64,
+        concavity: float = 0.98,
+        bend: float = 25.0,
+        sigma_conditional: bool | tuple[float, ...] = True,
+    ):
+        super().__init__()
+        check_side("kernel", kernel, 2, 15)
+        check_reads_noise(sigma_conditional)
+        if groups < 1:
+            raise ValueError(f"groups must be at least 1, got {groups}")
+        if not 0 < concavity < 1:
+            raise ValueError(f"concavity must be in (0, 1), got {concavity}")
+        if not bend > 1:
+            raise ValueError(f"bend must be above 1, got {bend}")
+        self.spec = ExplicitSpec(channels, kernel, groups, concavity, bend, noise_knots(sigma_conditional))
+        self.card: dict = {}
+        # shares: logits of U / mu, the slack's are 0; far: log e; bends: log-odds of (rho^2 - 1) / (bend - 1);
+        # tails: log(tau - 1)
+        for slot in self.spec.slots():
+            self.register_parameter(slot.name, nn.Parameter(torch.empty(slot.shape)))
+        self._draw()
+        self.eval()
+
+    @classmethod
+    def of_spec(cls, spec: ExplicitSpec) -> "ExplicitLPN":
+        """A fresh model of that architecture."""
+        levels = spec.noise_levels
+        return cls(spec.channels, spec.kernel, spec.groups, spec.concavity, spec.bend, levels)
+
+    @torch.no_grad()
+    def _draw(self) -> None:
+        """Start: cosine atoms; half of the groups see one of them each, the others many, and half of the budget."""
+        spec = self.spec
+        atoms, frequencies = cosine_atoms(spec.channels, spec.kernel)
+        self.atoms.copy_(atoms.view_as(self.atoms))
+        varied = spec.atoms - spec.channels
+        number, narrow = torch.arange(spec.groups), min((spec.groups + 1) // 2, varied)
+        breadth = torch.tensor(BROAD)[number % len(BROAD)]
+        breadth[:narrow] = NARROW
+        centre = torch.randint(varied, number.shape)
+        centre[:narrow] = torch.linspace(0, varied - 1, narrow).long()
+        scaled = frequencies[spec.channels :] * (7 / spec.kernel)
+        distance = (scaled[centre][:, None] - scaled).square().sum(-1)
+        logits = -distance / (2 * breadth[:, None] ** 2) + 0.2 * torch.randn(distance.shape)
+        for half in (logits[:narrow], logits[narrow:]):
+            half.sub_(half.logsumexp(0) - 2.0)  # of both halves, against the slack's zero
+        self.shares.copy_(logits.expand_as(self.shares))
+        share = self.shares[0].double().softmax(0)
+        levels = torch.empty(spec.groups).uniform_(*(math.log(level) for level in LEVELS))
+        self.far.copy_((0.5 * share.sum(1).log() + levels).expand_as(self.far))
+        part = (min(BEND, 0.9 * spec.bend + 0.1) - 1) / (spec.bend - 1)
+        self.bends.fill_(math.log(part / (1 - part)))
+        self.tails.fill_(math.log(TAIL))
+
+    # ---- what solvers and others look up
+
+    @property
+    def alpha(self) -> float:
+        """Strong-convexity modulus of psi, 1 / (1 + the largest curvature of R)."""
+        with torch.no_grad():
+            levels = torch.tensor(self.spec.noise_levels, dtype=self.far.dtype, device=self.far.device)
+            return 1 / (1 + float(self.potentials(levels).curvature().max()))
+
+    @property
+    def is_noise_conditional(self) -> bool:
+        return True
+
+    precision = "fp32"
+
+    @property
+    def largest_gain(self) -> float:
+        """limsup |f(x)| / |x|: gradients of R are bounded, so that f passes what is large."""
+        return 1.0
+
+    def skewness(self) -> float:
+        """Largest eigenvalue of A A^T - I: the certificate takes the atoms to be orthonormal."""
+        with torch.no_grad():
+            atoms = self.atoms.flatten(1).double()
+            return float(torch.linalg.matrix_norm(atoms @ atoms.T - torch.eye(len(atoms)).to(atoms), 2))
+
+    def stores_activations(self, x: Tensor) -> bool:
+        return False
+
+    def potentials(self, sigma: Tensor) -> Potentials:
+        """Atoms and potentials at noise levels sigma, (N,); differentiable in the parameters."""
+        spec = self.spec
+        atoms = self.atoms.flatten(1)
+        mixed = noise_features(sigma, spec.noise_levels)  # [N, knots]
+        logits = torch.tensordot(mixed, self.shares, 1)  # [N, M, n - C]
+        logits = torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1)
+        energies = spec.concavity * logits.softmax(1)[:, :-1]
+        energies = torch.cat([energies.new_zeros(*energies.shape[:2], spec.channels), energies], dim=2)
+        e = (mixed @ self.far).exp()
+        bend = 1 + (spec.bend - 1) * (mixed @ self.bends).sigmoid()  # rho^2
+        slope = e * (1 + (mixed @ self.tails).exp())
+        return Potentials(atoms, energies, slope, (slope / bend).square(), e)
+
+    # ---- one pass
+
+    def prior(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        """R(x), (N,) float64, differentiable in x and the parameters."""
+        x, unit, pot = self._checked(x, sigma)
+        return unit.flatten().double().square() * prior_value(pot, x / unit, self.spec.kernel)
+
+    def grad_prior(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        """grad R(x), of x's shape, differentiable once in x and the parameters."""
+        x, unit, pot = self._checked(x, sigma)
+        return unit * prior_gradient(pot, x / unit, self.spec.kernel)
+
+    @torch.no_grad()
+    def prior_and_grad(self, x: Tensor, sigma: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(R(x), grad R(x)) from one pass, without a graph."""
+        x, unit, pot = self._checked(x, sigma)
+        value, gradient = passes.value_and_gradient(pot, x / unit, self.spec.kernel)
+        return unit.flatten().double().square() * value, unit * gradient
+
+    def preimage(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        """x + grad R(x): the y with f(y) = x."""
+        return x + self.grad_prior(x, sigma)
+
+    @torch.no_grad()
+    def hessian_product(self, x: Tensor, v: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        """The Hessian of R at x times v."""
+        x, unit, pot = self._checked(x, sigma)
+        return passes.hvp(pot, x / unit, v, self.spec.kernel)
+
+    @torch.no_grad()
+    def error_bound(
+        self, x: Tensor, y: Tensor, sigma: float | Tensor | None = None, strength: float | Tensor = 1.0
+    ) -> Tensor:
+        """|x + t grad R(x) - y| / (1 - t mu), (N,) float64: x is at most so far from prox_{tR}(y), t = `strength`."""
+        if isinstance(strength, Tensor):
+            strength = strength.double()
+        residual = x + broadcast(strength, x) * self.grad_prior(x, sigma) - y
+        return norm(residual) / (1 - strength * self.spec.concavity)
+
+    # ---- the prox
+
+    def forward(self, x: Tensor, sigma=None, *, tol: float | None = None, start: Tensor | None = None) -> Tensor:
+        """f(x) = prox_R(x), by a solve from `start`, or x, to a residual of tol |x|; see `prox`."""
+        return self.prox(x, 1.0, sigma, tol=tol, start=start)
+
+    def prox(
+        self,
+        z: Tensor,
+        strength: float | Tensor = 1.0,
+        sigma=None,
+        *,
+        tol: float | None = None,
+        max_iter: int = 500,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """argmin_x 1/2 |x - z|^2 + strength R(x).
+
+        Parameters
+        ----------
+        z : Tensor, shape (N, C, H, W)
+        strength : float or Tensor, shape () or (N,), in (0, 1 / mu)
+            Weight t of the prior.
+        tol : float, optional
+            Bound on |x + t grad R(x) - z| / |z|; None is 1e-5 in float32 and 1e-12 in float64.
+        max_iter : int
+            Most steps of L-BFGS, one pass each.
+        start : Tensor, shape of z, optional
+            An estimate of the result; None is z.
+
+        Returns
+        -------
+        Tensor, shape of z
+            Differentiable, by the implicit function theorem, in z, strength and the parameters. `error_bound` says
+            how far it is from the exact prox.
+
+        Raises
+        ------
+        ValueError
+            strength outside (0, 1 / mu), where the prox need not be unique.
+        """
+        return self._solved(z, strength, sigma, tol, max_iter, start)[0]
+
+    @torch.no_grad()
+    def prox_and_prior(
+        self,
+        z: Tensor,
+        strength: float | Tensor = 1.0,
+        sigma=None,
+        *,
+        tol: float | None = None,
+        max_iter: int = 500,
+        start: Tensor | None = None,
+        return_preimage: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """(x, R(x)), x = prox_{tR}(z); with `return_preimage` also x + grad R(x). Arguments as for `prox`."""
+        x = self._solved(z, strength, sigma, tol, max_iter, start)[0]
+        value, gradient = self.prior_and_grad(x, sigma)
+        return (x, value, x + gradient) if return_preimage else (x, value)
+
+    def potential(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        """psi(x) = <x, f(x)> - 1/2 |f(x)|^2 - R(f(x)), (N,)."""
+        return self.potential_and_prox(x, sigma)[0]
+
+    def potential_and_prox(self, x: Tensor, sigma: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(psi(x), f(x)), shapes (N,) and x's."""
+        f = self(x, sigma)
+        return dot(torch.add(x, f, alpha=-0.5), f).to(x) - self.prior(f, sigma).to(x), f
+
+    @torch.no_grad()
+    def hvp(self, x: Tensor, v: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+        """The Jacobian of f at x, (I + grad^2 R(f(x)))^-1, times v."""
+        f = self(x, sigma)
+        f, unit, pot = self._checked(f, sigma)
+        return linear_solve(pot, f / unit, torch.ones_like(unit.flatten()), v, self.spec.kernel, TOL[x.dtype])
+
+    def _solved(self, z, strength, sigma, tol, max_iter, start) -> tuple[Tensor, Solution]:
+        z, unit, pot = self._checked(z, sigma)
+        if start is not None:
+            if start.shape != z.shape or start.dtype != z.dtype:
+                raise ValueError(f"start must match z, {tuple(z.shape)}, got {tuple(start.shape)} of {start.dtype}")
+            start = start / unit
+        weight = torch.as_tensor(strength, dtype=z.dtype, device=z.device).expand(len(z))
+        if not bool(((weight > 0) & (weight * self.spec.concavity < 1)).all()):
+            limit = 1 / self.spec.concavity
+            raise ValueError(f"strength must be positive and below {limit:g}, got {strength}")
+        usual, adjoint = (TRAINING_TOL, TRAINING_ADJOINT_TOL) if self.training else (TOL[z.dtype], None)
+        limits = SolveLimits(usual if tol is None else tol, max_iter)
+        x, solution = proximal_point(pot, z / unit, weight, self.spec.kernel, limits, start, adjoint)
+        return unit * x, solution
+
+    # ---- training
+
+    def project_(self) -> "ExplicitLPN":
+        """The nearest orthonormal atoms, their means in place; returns self."""
+        with torch.no_grad():
+            scaled = self.atoms / self.spec.kernel
+            hold_orthonormal_(scaled)
+            self.atoms.copy_(scaled * self.spec.kernel)
+        return self
+
+    def step_scales(self) -> dict[str, float]:
+        """What steps of an optimizer are multiplied by: most parameters are logarithms."""
+        return STEPS
+
+    @torch.no_grad()
+    def step_(self, steps: dict[str, Tensor]) -> None:
+        """Add steps, each shaped like the parameter of that name; in place, without projection."""
+        for name, step in steps.items():
+            getattr(self, name).add_(step)
+
+    def project_gradients_(self) -> "ExplicitLPN":
+        """The gradient of the atoms reduced to rotations that leave the means alone; returns self."""
+        if self.atoms.grad is not None:
+            scaled = self.atoms.detach() / self.spec.kernel
+            scaled.grad = self.atoms.grad
+            keep_rotations_(scaled)
+        return self
+
+    # ---- arguments
+
+    def _checked(self, x: Tensor, sigma) -> tuple[Tensor, Tensor, Potentials]:
+        """x, its unit (N, 1, 1, 1), and the potentials at its noise levels."""
+        spec = self.spec
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+        if x.dim() != 4 or x.shape[1] != spec.channels:
+            hint = "; add a batch axis with x[None]" if x.dim() == 3 else ""
+            raise ValueError(f"x must have shape (N, {spec.channels}, H, W), got {tuple(x.shape)}{hint}")
+        if x.dtype != self.far.dtype:
+            raise TypeError(f"x must have the model's dtype {self.far.dtype}, got {x.dtype}; convert with x.to(...)")
+        if sigma is None:
+            raise ValueError("sigma must be given: this prior is noise-conditional, e.g. model(x, sigma=0.1)")
+        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+        if level.dim() > 1 or (level.dim() == 1 and len(level) not in (1, len(x))):
+            raise ValueError(f"sigma must have shape () or ({len(x)},), got {tuple(level.shape)}")
+        if not bool((level > 0).all()):
+            raise ValueError(f"sigma must be positive, got {sigma}")
+        pot = self.potentials(level.reshape(-1)[:1] if level.numel() == 1 else level)
+        return x.contiguous(), level.expand(len(x)).view(-1, 1, 1, 1), pot
+
+    def extra_repr(self) -> str:
+        spec = self.spec
+        return f"channels={spec.channels}, kernel={spec.kernel}, groups={spec.groups}, concavity={spec.concavity:g}"

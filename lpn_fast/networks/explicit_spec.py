@@ -1,0 +1,75 @@
+"""The architecture of an explicit prior, as data."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+
+from ..algebra.parameters import Slot
+
+
+@dataclass(frozen=True)
+class ExplicitSpec:
+    """What an `ExplicitLPN` is, beyond its parameters.
+
+    Attributes
+    ----------
+    channels, kernel, groups : int
+        Image channels, side of the patches, groups M.
+    concavity : float
+        mu, the largest curvature of the concave part.
+    bend : float
+        Largest rho^2 of a group: the curvature of R is at most concavity * (bend - 1).
+    noise_levels : tuple of float
+        Knots between which potentials are interpolated.
+    """
+
+    channels: int
+    kernel: int
+    groups: int
+    concavity: float
+    bend: float
+    noise_levels: tuple[float, ...]
+
+    # what callers ask of the spec of any network
+    kind = "explicit"
+    axes = ("H", "W")
+    ndim = 2
+    is_dense = False
+    image_size = None
+    noise_units = True
+
+    @property
+    def atoms(self) -> int:
+        """n = C k^2."""
+        return self.channels * self.kernel**2
+
+    @property
+    def encoded(self) -> str:
+        """The spec as JSON."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    def to_dict(self) -> dict:
+        """Plain JSON-ready dictionary."""
+        return {"kind": self.kind, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> "ExplicitSpec":
+        """Spec from `to_dict`'s dictionary; ValueError names missing and unknown keys."""
+        given = {key: value for key, value in data.items() if key != "kind"}
+        known = {field.name for field in fields(cls)}
+        if set(given) != known:
+            raise ValueError(f"spec must have the keys {sorted(known)}, got {sorted(given)}")
+        return cls(**given | {"noise_levels": tuple(given["noise_levels"])})
+
+    def slots(self) -> tuple[Slot, ...]:
+        """Names and shapes of the parameters, in order."""
+        knots = len(self.noise_levels)
+        shapes = {
+            "atoms": (self.atoms, self.channels, self.kernel, self.kernel),
+            "shares": (knots, self.groups, self.atoms - self.channels),
+            **dict.fromkeys(("far", "bends", "tails"), (knots, self.groups)),
+        }
+        slots, offset = [], 0
+        for name, shape in shapes.items():
+            slots.append(Slot(name, shape, offset, nonnegative=False))
+            offset = slots[-1].end
+        return tuple(slots)

@@ -1,0 +1,188 @@
+"""The prox of an explicit prior, t R: the zero x of  x + t grad R(x) - y,  and linear systems with I + t H.
+
+    phi(x) = 1/2 |x - y|^2 + t R(x)  is (1 - t mu)-strongly convex:  |x - x*| <= |x + t grad R(x) - y| / (1 - t mu)
+
+L-BFGS, one memory per sample (Nocedal, 1980). All pairs have <s, y> >= (1 - t mu) |s|^2 > 0, so none is refused. A
+step is accepted by slopes alone, at most 0.8 of the first one upwards, which for quadratics is the condition of Armijo
+(Hager and Zhang, 2005): differences of objectives drown in rounding long before residuals do.
+
+The start of its recursion, and the preconditioner of the conjugate gradients, is
+
+    B = 1/k^2 E'^T sum_p A^T diag(1 / (1 + t SHARE D)) A patch_p,     D: curvature at zero along the atoms,
+
+as one correlation with its (2k - 1)^2 kernel, made even along both axes, on the mirrored image: the cosine transform
+diagonalises that, with positive eigenvalues because the frame is tight.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...per_sample import broadcast, choose, dot, norm
+from . import potentials
+from .patches import Patches
+from .potentials import Potentials
+
+MEMORY = 8
+SHARE = 0.3  # part of the curvature at zero that patches have in the mean
+MOST_TRIALS = 12  # steps along one direction
+STEEPEST = 0.8  # slope after a step over the one before it
+
+
+@dataclass(frozen=True)
+class SolveLimits:
+    """tol: bound on |x + t grad R(x) - y| / |y|; max_iter: most steps."""
+
+    tol: float
+    max_iter: int = 500
+
+
+@dataclass(frozen=True)
+class Solution:
+    """x, (N, C, H, W); its gradient of R; |x + t grad R(x) - y|, (N,) float64; steps (N,); converged (N,) bool."""
+
+    x: Tensor
+    gradient: Tensor
+    residual: Tensor
+    iterations: Tensor
+    converged: Tensor
+
+
+class Preconditioner:
+    """B of the module's text, for some samples."""
+
+    def __init__(self, pot: Potentials, weight: Tensor, k: int, channels: int):  # weight (N,)
+        scale = 1 / (1 + SHARE * weight[:, None] * pot.curvature())  # [N, n]
+        # sum over atoms of  scale_j a_j (x) a_j  correlated with itself: [N, C, C, 2k - 1, 2k - 1]
+        atoms = pot.atoms.view(-1, channels, k, k)
+        spectrum = torch.fft.rfft2(atoms, s=(2 * k - 1, 2 * k - 1))
+        product = torch.einsum("nj,jchw,jdhw->ncdhw", scale.to(spectrum.dtype), spectrum, spectrum.conj())
+        kernel = torch.fft.irfft2(product, s=(2 * k - 1, 2 * k - 1)).roll((k - 1, k - 1), (-2, -1)) / k**2
+        kernel = (kernel + kernel.flip(-1)) / 2
+        self.kernel = (kernel + kernel.flip(-2)) / 2
+        self.k = k
+
+    def __call__(self, v: Tensor) -> Tensor:
+        samples, channels, height, width = v.shape
+        extended = Patches(height, width, self.k, v).extended(v)
+        kernel = self.kernel.expand(samples, *self.kernel.shape[1:]).flatten(0, 1)
+        extended = extended.reshape(1, -1, *extended.shape[2:])
+        return F.conv2d(extended, kernel, groups=samples).view(v.shape)
+
+    def keep(self, rows: Tensor) -> None:
+        if len(self.kernel) > 1:
+            self.kernel = self.kernel[rows]
+
+
+@torch.no_grad()
+def solve(pot: Potentials, y: Tensor, weight: Tensor, k: int, limits: SolveLimits, start: Tensor | None) -> Solution:
+    """Zeros of x + t grad R(x) - y for all samples; t = weight, (N,); x begins at `start`, or at y."""
+    x = (y if start is None else start).clone()
+    gradient = torch.empty_like(x)
+    residual = torch.full((len(x),), float("inf"), dtype=torch.float64, device=x.device)
+    iterations = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    size = norm(y).clamp(min=torch.finfo(y.dtype).tiny)
+    rows = torch.arange(len(x), device=x.device)  # samples still at work
+    if not len(rows):
+        return Solution(x, gradient, residual, iterations, residual < 0)
+    state = _State(pot, y, weight, k, x)
+    for step in range(limits.max_iter + 1):
+        now = norm(state.r)
+        better = now < residual[rows]
+        taken = rows[better]
+        x[taken], gradient[taken], residual[taken] = state.x[better], state.gradient[better], now[better]
+        iterations[rows] = step
+        active = (residual[rows] > limits.tol * size[rows]) & now.isfinite() & ~state.stuck
+        if not bool(active.any()) or step == limits.max_iter:
+            break
+        if not bool(active.all()):
+            rows = rows[active]
+            state.keep(active)
+        state.advance()
+    return Solution(x, gradient, residual, iterations, residual <= limits.tol * size)
+
+
+class _State:
+    """Iterates of the samples at work, and their memories."""
+
+    def __init__(self, pot: Potentials, y: Tensor, weight: Tensor, k: int, x: Tensor):
+        self.pot, self.y, self.weight, self.k = pot, y, weight, k
+        self.precondition = Preconditioner(pot, weight, k, y.shape[1])
+        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # s, y [n, ...], 1 / <s, y> [n]
+        self.x = x
+        self.gradient, self.r = self._at(x, slice(None))
+        self.stuck = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+    def _at(self, x: Tensor, rows) -> tuple[Tensor, Tensor]:
+        gradient = potentials.gradient(self.pot.of(rows), x, self.k)
+        return gradient, x - self.y[rows] + broadcast(self.weight[rows], x) * gradient
+
+    def keep(self, rows: Tensor) -> None:
+        self.pot, self.y, self.weight = self.pot.of(rows), self.y[rows], self.weight[rows]
+        self.x, self.gradient, self.r, self.stuck = (t[rows] for t in (self.x, self.gradient, self.r, self.stuck))
+        self.pairs = [(s[rows], y[rows], inverse[rows]) for s, y, inverse in self.pairs]
+        self.precondition.keep(rows)
+
+    def advance(self) -> None:
+        """One step of every sample."""
+        d = self._direction()
+        slope = dot(self.r, d)  # [n], negative
+        size = torch.ones_like(slope)
+        x, rows = self.x + d, torch.arange(len(self.x), device=d.device)
+        gradient, r = self._at(x, slice(None))
+        for _ in range(MOST_TRIALS):
+            after = dot(r[rows], d[rows])
+            rejected = ~(after <= -STEEPEST * slope[rows])  # NaN counts
+            if not bool(rejected.any()):
+                break
+            ratio = (slope[rows] / (slope[rows] - after)).nan_to_num(0.1).clamp(0.1, 0.7)
+            rows, ratio = rows[rejected], ratio[rejected]
+            size[rows] *= ratio
+            x[rows] = self.x[rows] + broadcast(size[rows], d) * d[rows]
+            gradient[rows], r[rows] = self._at(x[rows], rows)
+        s, change = x - self.x, r - self.r
+        product = dot(s, change)
+        self.stuck = ~(product > 0)  # rounding is all that is left
+        self.pairs = [*self.pairs[-MEMORY + 1 :], (s, change, torch.where(self.stuck, 0.0, 1 / product))]
+        self.x, self.gradient, self.r = x, gradient, r
+
+    def _direction(self) -> Tensor:
+        q, weights = -self.r, []
+        for s, y, inverse in reversed(self.pairs):
+            a = inverse * dot(s, q)
+            q = q - broadcast(a, y) * y
+            weights.append(a)
+        q = self.precondition(q)
+        if self.pairs:
+            _, y, inverse = self.pairs[-1]
+            scale = 1 / (inverse * dot(y, self.precondition(y)))
+            q = broadcast(torch.where(inverse > 0, scale, 1.0), q) * q
+        for (s, y, inverse), a in zip(self.pairs, reversed(weights), strict=True):
+            q = q + broadcast(a - inverse * dot(y, q), s) * s
+        return q
+
+
+@torch.no_grad()
+def linear_solve(
+    pot: Potentials, x: Tensor, weight: Tensor, v: Tensor, k: int, tol: float, max_iter: int = 500
+) -> Tensor:
+    """q with (I + t H) q = v, H the Hessian of R at x, by conjugate gradients to a residual of tol |v|."""
+    precondition = Preconditioner(pot, weight, k, x.shape[1])
+    q, r = torch.zeros_like(v), v.clone()
+    z = precondition(r)
+    d, product = z, dot(r, z)
+    limit = tol * norm(v)
+    for _ in range(max_iter):
+        running = norm(r) > limit
+        if not bool(running.any()):
+            break
+        hd = d + broadcast(weight, d) * potentials.hvp(pot, x, d, k)
+        step = torch.where(running, product / dot(d, hd), 0.0)
+        q = q + broadcast(step, d) * d
+        r = r - broadcast(step, d) * hd
+        z = precondition(r)
+        before, product = product, dot(r, z)
+        d = choose(running, z + broadcast(product / before.clamp(min=torch.finfo(torch.float64).tiny), d) * d, d)
+    return q

@@ -1,0 +1,86 @@
+"""All patches of an image, as a tight frame up to and including its borders.
+
+    sum_p w_p |patch_p(E x)|^2 = k^2 |x|^2
+
+E continues x by k - 1 mirrored pixels on every side, and p runs over all (H + k - 1)(W + k - 1) positions of k x k
+windows in it. Along an axis w is 1 where the window lies inside x and 1/2 where it crosses the border; in two axes it
+is the product. A pixel i < k of an axis is then seen by i + 1 inner windows, by k - 1 - i that cross the border, and as
+often through its mirror image: i + 1 + (k - 1 - i) = k. Axes shorter than k - 1 are mirrored again and again, w is
+reduced until no pixel is seen more than k times, and = becomes <=.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+POSITIONS = 4096  # that go together: coefficients, energies and gates of so many stay in L2
+
+
+class Patches:
+    """Geometry of the patches of images of one size.
+
+    Attributes
+    ----------
+    rows, columns : Tensor, shape (H + 2 k - 2,), (W + 2 k - 2,), int64
+        Pixel of x that every pixel of E x repeats.
+    row_weights, column_weights : Tensor, shape (H + k - 1,), (W + k - 1,)
+        w along the axes.
+    weights : Tensor, shape (H + k - 1, W + k - 1)
+        w, their products.
+    """
+
+    def __init__(self, height: int, width: int, k: int, like: Tensor):
+        self.k = k
+        self.rows, self.columns = (_mirrored(side, k).to(like.device) for side in (height, width))
+        self.row_weights, self.column_weights = (_weights(side, k).to(like) for side in (height, width))
+        self.weights = torch.outer(self.row_weights, self.column_weights)
+
+    def extended(self, x: Tensor) -> Tensor:
+        """E x, (N, C, H + 2 k - 2, W + 2 k - 2)."""
+        return x.index_select(2, self.rows).index_select(3, self.columns)
+
+    def folded(self, extended: Tensor) -> Tensor:
+        """E^T: the adjoint, (N, C, H, W)."""
+        n, channels, height, width = extended.shape
+        margin = 2 * self.k - 2
+        rows = extended.new_zeros(n, channels, height - margin, width).index_add_(2, self.rows, extended)
+        return extended.new_zeros(n, channels, height - margin, width - margin).index_add_(3, self.columns, rows)
+
+    def blocks(self) -> Iterator[slice]:
+        """Rows of positions that go together."""
+        height, width = self.weights.shape
+        step = max(1, POSITIONS // width)
+        for first in range(0, height, step):
+            yield slice(first, min(first + step, height))
+
+    def gather(self, extended: Tensor, block: slice) -> Tensor:
+        """Patches of E x at the positions of a block, (N, C k^2, P)."""
+        return F.unfold(extended[:, :, block.start : block.stop + self.k - 1], self.k)
+
+    def scatter(self, patches: Tensor, extended: Tensor, block: slice) -> None:
+        """Add patches, (N, C k^2, P), to where they were gathered."""
+        part = extended[:, :, block.start : block.stop + self.k - 1]
+        part += F.fold(patches, part.shape[2:], self.k)
+
+    def weights_of(self, block: slice) -> Tensor:
+        """w_p of the positions of a block, (P,)."""
+        return self.weights[block].flatten()
+
+
+def _mirrored(side: int, k: int) -> Tensor:
+    index = torch.arange(1 - k, side + k - 1) % (2 * side)
+    return torch.where(index < side, index, 2 * side - 1 - index)
+
+
+@functools.cache
+def _weights(side: int, k: int) -> Tensor:
+    first = torch.arange(1 - k, side)
+    inside = (first >= 0) & (first + k <= side)
+    weights = torch.where(inside, 1.0, 0.5).double()
+    seen = torch.zeros(side, dtype=torch.float64)
+    for tap in range(k):
+        seen.index_add_(0, _mirrored(side, k)[tap : tap + side + k - 1], weights)
+    return weights / (seen.max() / k).clamp(min=1)

@@ -1,0 +1,150 @@
+"""R and its derivatives: group potentials of the energies of every patch.
+
+In units of the noise, with c_p = A patch_p(E x), A orthonormal, and w_p of patches.py,
+
+    R(x) = 1/k^2 sum_p w_p sum_g P_g(U_g . c_p^2),       U >= 0,   sum_g U_gj <= mu < 1
+    P(u) = a sqrt(b + u) - e sqrt(e^2 + u) + const,      P(0) = 0
+
+Certificate. The Hessian of e sqrt(e^2 + |z|^2) lies between 0 and I; z = U_g^(1/2) c makes that diag(U_g), the sum over
+g at most mu I, and the tight frame hands mu on to x: the concave part of R has curvature at most mu, whatever the
+convex part is, and 1/2 |x - y|^2 + R(x) is (1 - mu)-strongly convex. With
+
+    a = e tau,   b = (e tau / rho^2)^2,      rho >= 1, tau >= 1
+
+P rises, so that R >= 0, and the convex part has curvature at most sum_g U_gj rho_g^2. Derivatives, g(u) = 2 P'(u):
+
+    grad_c = c (U^T g),    g = a / sqrt(b + u) - e / sqrt(e^2 + u)
+    H dc   = dc (U^T g) - c (U^T (g3 U (c dc))),    g3 = a (b + u)^(-3/2) - e (e^2 + u)^(-3/2)
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import kernel
+from .patches import Patches
+
+
+@dataclass(frozen=True)
+class Potentials:
+    """Atoms and potentials; B is the number of samples, or 1 where all share them.
+
+    Attributes
+    ----------
+    atoms : Tensor, shape (n, n), n = C k^2
+        Orthonormal rows.
+    energies : Tensor, shape (B, M, n)
+        U, its columns at most mu in sum.
+    slope, near, far : Tensor, shape (B, M)
+        a, b and e.
+    """
+
+    atoms: Tensor
+    energies: Tensor
+    slope: Tensor
+    near: Tensor
+    far: Tensor
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.atoms, self.energies, self.slope, self.near, self.far
+
+    def of(self, rows) -> "Potentials":
+        """Those of some samples."""
+        if len(self.energies) == 1:
+            return self
+        return Potentials(self.atoms, *(t[rows] for t in self.tensors()[1:]))
+
+    def curvature(self) -> Tensor:
+        """Curvature of the potentials along every atom at zero, where it is largest, (B, n)."""
+        return ((self.slope * self.near.rsqrt() - 1)[:, None] @ self.energies)[:, 0]
+
+
+def gradient(pot: Potentials, x: Tensor, k: int) -> Tensor:
+    """grad R(x), like x (N, C, H, W), in units of the noise."""
+    return value_and_gradient(pot, x, k, with_value=False)[1]
+
+
+def value_and_gradient(pot: Potentials, x: Tensor, k: int, with_value: bool = True) -> tuple[Tensor, Tensor]:
+    """(R(x) (N,) float64, or zeros without values, grad R(x)); x in units of the noise, (N, C, H, W)."""
+    if kernel.runs(x):
+        return kernel.run(pot, x, None, k, with_value)
+    patches = Patches(*x.shape[2:], k, x)
+    extended = patches.extended(x)
+    gradient = torch.zeros_like(extended)
+    value = x.new_zeros(len(x), dtype=torch.float64)
+    for n in range(len(x)):
+        own, one = pot.of(slice(n, n + 1)), slice(n, n + 1)
+        atoms, (u_matrix, a, b, e) = own.atoms, _single(own)
+        for block in patches.blocks():
+            c = atoms @ patches.gather(extended[one], block)[0]  # [n, P]
+            energy = u_matrix @ c.square()  # [M, P]
+            near, far = torch.rsqrt(energy + b), torch.rsqrt(energy + e * e)
+            weights = patches.weights_of(block)
+            if with_value:
+                total = a * (near.reciprocal() - b.sqrt()) - e * (far.reciprocal() - e)
+                value[n] += (total.sum(0) * weights).sum(dtype=torch.float64) / k**2
+            gates = (near.mul_(a)).sub_(far.mul_(e))
+            c.mul_(u_matrix.T @ gates).mul_(weights / k**2)
+            patches.scatter((atoms.T @ c)[None], gradient[one], block)
+    return value, patches.folded(gradient)
+
+
+def hvp(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
+    """The Hessian of R at x times v, like x."""
+    if kernel.runs(x):
+        return kernel.run(pot, x, v, k, False)[1]
+    patches = Patches(*x.shape[2:], k, x)
+    at, along = patches.extended(x), patches.extended(v)
+    product = torch.zeros_like(at)
+    for n in range(len(x)):
+        own, one = pot.of(slice(n, n + 1)), slice(n, n + 1)
+        atoms, (u_matrix, a, b, e) = own.atoms, _single(own)
+        for block in patches.blocks():
+            c = atoms @ patches.gather(at[one], block)[0]
+            dc = atoms @ patches.gather(along[one], block)[0]
+            energy = u_matrix @ c.square()
+            near, far = torch.rsqrt(energy + b), torch.rsqrt(energy + e * e)
+            third = a * near**3 - e * far**3
+            gates = near.mul_(a).sub_(far.mul_(e))
+            turned = u_matrix.T @ (third * (u_matrix @ (c * dc)))
+            dc.mul_(u_matrix.T @ gates).sub_(c * turned).mul_(patches.weights_of(block) / k**2)
+            patches.scatter((atoms.T @ dc)[None], product[one], block)
+    return patches.folded(product)
+
+
+def pairing(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
+    """sum over samples of <v, grad R(x)>, by operations that autograd differentiates in the potentials."""
+    patches = Patches(*x.shape[2:], k, x)
+    at, along = patches.extended(x), patches.extended(v)
+    total = x.new_zeros(())
+    for n in range(len(x)):
+        own, one = pot.of(slice(n, n + 1)), slice(n, n + 1)
+        u_matrix, a, b, e = _single(own)
+        for block in patches.blocks():
+            c = own.atoms @ patches.gather(at[one], block)[0]
+            dc = own.atoms @ patches.gather(along[one], block)[0]
+            energy = u_matrix @ c.square()
+            gates = a * torch.rsqrt(energy + b) - e * torch.rsqrt(energy + e * e)
+            weights = patches.weights_of(block) / k**2
+            total = total + (gates * (u_matrix @ (c * dc * weights))).sum()
+    return total
+
+
+def values(pot: Potentials, x: Tensor, k: int) -> Tensor:
+    """R(x), (N,), by operations that autograd differentiates in the potentials."""
+    patches = Patches(*x.shape[2:], k, x)
+    at, totals = patches.extended(x), []
+    for n in range(len(x)):
+        own = pot.of(slice(n, n + 1))
+        u_matrix, a, b, e = _single(own)
+        for block in patches.blocks():
+            energy = u_matrix @ (own.atoms @ patches.gather(at[n : n + 1], block)[0]).square()
+            total = a * ((energy + b).sqrt() - b.sqrt()) - e * ((energy + e * e).sqrt() - e)
+            totals.append((total.sum(0) * patches.weights_of(block)).sum() / k**2)
+    return torch.stack(totals).view(len(x), -1).sum(1) if totals else x.new_zeros(0)
+
+
+def _single(pot: Potentials) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """U [M, n] and a, b, e [M, 1] of one sample."""
+    return pot.energies[0], pot.slope[0, :, None], pot.near[0, :, None], pot.far[0, :, None]

@@ -30,7 +30,7 @@ import torch
 import lpn_fast as lf
 from lpn_fast.data.synthetic import synthetic_images
 from lpn_fast.physics import Blur
-from lpn_fast.pipeline import Deblur, Denoise, Encoding, read_image, reconstruct, write_image
+from lpn_fast.pipeline import Denoise, Encoding, Reconstruct, problems, read_image, reconstruct, write_image
 from lpn_fast.pipeline.batches import BATCH_PIXELS, bucketed, concatenated, to_samples
 from lpn_fast.pipeline.flow import Solvers
 
@@ -39,7 +39,10 @@ from .timing import interleaved, spread
 
 SIDE, SIGMA = 512, 0.05
 TASKS = {  # and the share of the images that is enough to time it
-    "deblur": (Deblur(Blur.gaussian(1.6), noise=0.03, iterations=20, tol=0.0), 1 / 16),
+    "deblur": (
+        Reconstruct(problems.blur(Blur.gaussian(1.6)), noise=0.03, solver="pgd", iterations=20, tol=0.0),
+        1 / 16,
+    ),
     "denoise": (Denoise(SIGMA), 1),
 }
 ONE_BY_ONE, SIDE_BY_SIDE = "solver, one by one", "solver, side by side"
@@ -57,7 +60,7 @@ def photographs(folder: Path, count: int, side: int, distinct: int = 8) -> Path:
     for number in range(count):
         path = folder / f"{number:05d}.png"
         if number < len(noisy):
-            write_image(path, noisy[number], Encoding(".png", "L"))
+            write_image(path, noisy[number], Encoding(".png", "uint8"))
         else:
             os.link(folder / f"{number % len(noisy):05d}.png", path)
     return folder

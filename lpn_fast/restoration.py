@@ -15,6 +15,7 @@ on to fall in steps that cannot be seen (`python -m bench.reconstruction`): thes
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,11 +52,11 @@ class Choice:
 def reconstruct(
     y: Tensor,
     physics: LinearOperator,
-    model: LPN | str = "auto",
+    model: LPN | Choice | str = "auto",
     *,
     noise: float | Tensor | None = None,
     x0: Tensor | None = None,
-    progress: bool = False,
+    progress: bool | Callable[[int], object] = False,
 ) -> Reconstruction:
     """Reconstructions of images in [0, 1] from measurements y = A x + noise, with nothing to tune.
 
@@ -67,13 +68,15 @@ def reconstruct(
         An operator of `lf.physics`, or any other linear one.
     model : LPN or str
         A network, or the name of a shipped one. "auto" takes a shipped one that suits operator and channels, and
-        says which and why in the result's `stages`. A network of one channel is applied to every channel.
+        says which and why in the result's `stages`. A network of one channel is applied to every channel. A `Choice`
+        has one for the pilot and one for the descent.
     noise : float or Tensor, shape (N,), optional
         Standard deviation of the noise in y. None asks the physics (`physics.with_noise`), else estimates it from y.
     x0 : Tensor, shape (N, C, H, W), optional
         Where to start; None is the operator's own, `physics.start(y)`.
-    progress : bool
-        Show progress bars of pilot and descent.
+    progress : bool or callable
+        Show progress bars of pilot and descent; or a function that is called with the number of iterations so far, of
+        both together. What it raises ends the call.
 
     Returns
     -------
@@ -106,15 +109,17 @@ def reconstruct(
     found = [] if noise is None else _doubts(problem, level)
     stages = [_stage("start", problem, problem.x0, level, "the operator's own" if x0 is None else "given")]
     conditional = choice.pilot.is_noise_conditional
-    options = {"max_iter": DESCENT_ITERATIONS, "tol": VISIBLE, "progress": progress}
+    options = {"max_iter": DESCENT_ITERATIONS, "tol": VISIBLE, "progress": progress is True}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # given below, of the noise that is true
         if not conditional or _is_isometry(problem):
             why = "A^T A is a multiple of the identity" if conditional else "the model has a single noise level"
+            options |= _told(progress, 0)
             result = pgd(y, physics, choice.pilot, noise=level, x0=problem.x0, **options)
             note = f"proximal gradient descent, {choice.reason}; no pilot: {why}"
         else:
             pilot = follow_levels(problem, choice.pilot, level, progress)
+            options |= _told(progress, int(pilot.iterations.max()))
             stages.append(_stage("pilot", problem, pilot.x, level, choice.reason, pilot.iterations))
             if choice.descent is not choice.pilot:
                 result = fista(y, physics, choice.descent, noise=ASSUMED * level, x0=pilot.x, **options)
@@ -139,9 +144,22 @@ def reconstruct(
     return alarms.warned(result, found, stacklevel=2)
 
 
-def _choice(problem: InverseProblem, model: LPN | str) -> Choice:
+def _told(progress: bool | Callable[[int], object], before: int) -> dict:
+    """The callback of a solver that says how many iterations were done, after some of the pilot."""
+    if not callable(progress):
+        return {}
+
+    def callback(iteration: int, x: Tensor, objective: Tensor) -> None:
+        progress(before + iteration)
+
+    return {"callback": callback}
+
+
+def _choice(problem: InverseProblem, model: LPN | Choice | str) -> Choice:
     """The networks, on the device and in the type of the measurements."""
     x = problem.x0
+    if isinstance(model, Choice):
+        return model
     if isinstance(model, LPN):
         own = next(model.parameters())
         if own.dtype != x.dtype:

@@ -25,6 +25,16 @@ def test_what_a_kill_left_behind_is_overwritten(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_link_at_the_temporary_name_is_not_followed(tmp_path, alone):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    name = ".a.tmp" if alone else f".a.{os.getpid()}.tmp"
+    (tmp_path / name).symlink_to(victim)
+    assert atomic.write(tmp_path / "a", b"new", alone).read_bytes() == b"new"
+    assert victim.read_bytes() == b"precious" and not (tmp_path / "a").is_symlink()
+
+
 def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     steps = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: steps.append(os.fstat(descriptor).st_size))

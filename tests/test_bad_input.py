@@ -63,7 +63,7 @@ def test_message_names_argument_value_and_wish(call, error, message):
 
 def test_unreadable_and_small_training_images_are_named(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match="broken.png is not a readable image"):
+    with pytest.raises(ValueError, match="broken.png: cannot identify an image"):
         ImageCrops([tmp_path])
     from PIL import Image
 

@@ -87,10 +87,10 @@ def test_reconstruct_prints_conditions_and_a_table(call, place):
     assert code == 0 and "0 done, 2 finished earlier" in out and "b.png" in out
 
 
-@pytest.mark.parametrize("method", ["pgd", "admm"])
-def test_reconstruct_with_a_kernel_file(call, place, method):
+@pytest.mark.parametrize("solver", ["pgd", "fista", "admm", "drs", "hqs"])
+def test_reconstruct_with_a_kernel_file(call, place, solver):
     np.save(place / "kernel.npy", np.full((3, 4), 1 / 12, np.float32))
-    options = ("--kernel", place / "kernel.npy", "--boundary", "full", "--method", method, "--strict")
+    options = ("--kernel", place / "kernel.npy", "--boundary", "full", "--solver", solver, "--strict")
     code, _, err = call("reconstruct", "--iterations", 2, *options)
     assert code == 0, err
     assert Pillow.open(place / "out/a.png").size == (SIDE - 3, SIDE - 2)
@@ -120,7 +120,9 @@ def test_failed_images_are_listed_with_exit_code_1(call, place):
         (("--iterations", 0), ("iterations", "at least 1")),
         (("--threads", 0), ("--threads", "at least 1")),
         (("--batch-pixels", 0), ("batch_pixels", "at least 1")),
-        (("--noise", 0), ("sigma", "noise is 0")),
+        (("--noise", 0), ("noise", "positive")),
+        (("--mask", "a.png"), ("--mask has no effect with --physics blur",)),
+        (("--physics", "inpaint"), ("--physics inpaint needs --mask",)),
         (("--kernel", "absent.npy"), ("no kernel file absent.npy",)),
         (("--device", "toaster"), ("--device", "toaster")),
     ],
@@ -200,6 +202,20 @@ def test_info_names_versions_backends_and_models(capsys):
     out = capsys.readouterr().out
     for word in (lf.__version__, torch.__version__, "backends", "torch", "CUDA module", "shipped models"):
         assert word in out
+
+
+def test_info_fits_on_a_screen_and_tells_the_rest_of_a_model(capsys, place):
+    assert cli.main(["info"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 120
+    assert "  natural-gray: gray, 8,114 parameters, noise 0.01 to 0.251" in lines
+    assert cli.main(["info", "natural-gray"]) == 0
+    out = capsys.readouterr().out
+    assert "asymptotic_gain: 0.9994" in out and "result:\n    step: 1000" in out
+    assert cli.main(["info", str(place / "model.safetensors")]) == 0
+    assert "conv, channels=1" in capsys.readouterr().out
+    assert cli.main(["info", "unheard-of"]) == 2
+    assert_one_line(capsys.readouterr().err, "unheard-of")
 
 
 def test_demo_without_matplotlib_says_what_to_install(place, capsys, monkeypatch):

@@ -117,3 +117,21 @@ def test_a_level_is_asked_for_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match=r"sigma must be given, this model has a prior for each level from 0\.01"):
         run_cli(tmp_path / "a.png", "-o", tmp_path / "scores.csv")
     assert not (tmp_path / "scores.csv").exists()
+
+
+def test_several_processes_share_the_scores_and_the_last_one_writes_the_table(tmp_path, monkeypatch, capsys):
+    model = lf.ConvLPN(1, hidden=4, strides=(1, 2), alpha=0.1)
+    lf.save(model, tmp_path / "model.safetensors")
+    stack = np.random.default_rng(0).random((5, 1, 12, 10), np.float32)
+    np.save(tmp_path / "stack.npy", stack)
+    out = tmp_path / "scores.csv"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, done in ((1, 2), (0, 3)):
+        assert not out.exists()
+        monkeypatch.setenv("RANK", str(rank))
+        assert run_cli(tmp_path / "stack.npy", "-o", out, "--model", tmp_path / "model.safetensors") == 0
+        assert f"process {rank} of 2: {done} done" in capsys.readouterr().out
+    rows = list(csv.DictReader(out.open()))
+    wanted = lf.prior(model, torch.from_numpy(stack)).value.tolist()
+    assert [row["image"].rpartition("::")[2] for row in rows] == [f"[{i}]" for i in range(5)]
+    assert [float(row["value"]) for row in rows] == pytest.approx(wanted, rel=1e-6)

@@ -53,7 +53,7 @@ def test_cached_pixels_are_the_pixels_and_are_made_once(surfaces, tmp_path, monk
     folder, _ = surfaces
     plain = ImageCrops([folder], crop=9)(20, seeded())
     assert torch.equal(ImageCrops([folder], crop=9, cache=tmp_path / "cache")(20, seeded()), plain)
-    monkeypatch.setattr("lpn_fast.data.readers._picture", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("lpn_fast.data.readers.decode_stored", lambda *_: pytest.fail("decoded again"))
     again = ImageCrops([folder], crop=9, cache=tmp_path / "cache")
     assert torch.equal(again(20, seeded()), plain)
     again.store.buffer.zero_()  # copy on write: the file is not touched

@@ -20,14 +20,15 @@ PACKAGE = Path(lf.__file__).parent
 KERNELS = next(Path(folder) for folder in importlib.import_module("lpn_fast.kernels").__path__)
 ROOT = Path(__file__).resolve().parent.parent
 
-# cli -> pipeline, training -> solvers, prior -> networks -> ops -> algebra; physics, metrics, data stand alone
+# cli -> pipeline, training -> solvers, prior -> networks -> ops -> algebra; pipeline, data -> io
 MAY_IMPORT = {
     "atomic": set(),  # whoever writes files may import it
     "algebra": set(),
     "metrics": set(),
     "per_sample": set(),
     "physics": {"per_sample"},
-    "data": {"atomic"},
+    "io": {"atomic"},
+    "data": {"atomic", "io"},
     "ops": {"atomic", "algebra", "per_sample"},
     "networks": {"atomic", "algebra", "ops", "per_sample"},
     # solvers: training through minimisers; ops: the names of precisions
@@ -35,7 +36,7 @@ MAY_IMPORT = {
     "solvers": {"networks", "physics", "per_sample"},
     "restoration": {"networks", "physics", "solvers", "per_sample"},
     "prior": {"networks", "ops", "algebra", "per_sample"},
-    "pipeline": {"atomic", "networks", "physics", "solvers", "prior", "metrics", "data"},
+    "pipeline": {"atomic", "io", "networks", "per_sample", "physics", "solvers", "restoration", "prior", "metrics"},
     "interop": {"atomic", "algebra", "networks", "ops", "physics", "prior"},
 }
 

@@ -1,6 +1,7 @@
 """Folders as people have them: subfolders, equal names, other files in between; nothing is passed over in silence."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import torch
 
 import lpn_fast as lf
 from lpn_fast import cli
-from lpn_fast.pipeline import Denoise, find_images, reconstruct
+from lpn_fast.pipeline import Denoise, UnreadableImage, find_images, reconstruct
 from lpn_fast.pipeline.finding import find
+from lpn_fast.pipeline.sources import Source
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -98,11 +100,13 @@ def test_one_file_by_several_names_is_found_once(tree, monkeypatch):
     assert len(find_images(["a.npy", "./a.npy", "one/../a.npy", tree / "a.npy", "."])) == 1
 
 
-def test_pipes_and_loops_of_links_are_passed_over(tree):
+def test_loops_of_links_are_passed_over_and_pipes_are_left_to_be_refused(tree):
     os.mkfifo(tree / "pipe.npy")
     (tree / "one/loop").symlink_to(tree)
     found = find(tree, recursive=True)
-    assert len(found.places) == 4 and "npy 1" in str(found) and found.folders == 1
+    assert len(found.places) == 5 and found.places[tree / "pipe.npy"] == Path("pipe.npy") and found.folders == 1
+    with pytest.raises(UnreadableImage, match="no regular file"):
+        Source(tree / "pipe.npy", Path("pipe.npy")).read()
 
 
 def test_containers_of_one_name_are_put_together_in_their_folders(tmp_path, model):

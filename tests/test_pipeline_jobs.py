@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from killed_job import BATCH, SCALE, SIDE, SIGMA
+from killed_job import BATCH, SCALE, SIDE, SIGMA, TASKS
 
 import lpn_fast as lf
-from lpn_fast import cli, pipeline
-from lpn_fast.pipeline import Denoise, Share, batches, reconstruct
+from lpn_fast import cli
+from lpn_fast.pipeline import Denoise, Reconstruct, Share, batches, problems, reconstruct
 from lpn_fast.pipeline.flow import Background, Solvers, ahead_of_time, in_order
 from lpn_fast.pipeline.manifest import ItemResult, lock_of, manifest_name, open_manifest, read_results
 
@@ -64,12 +64,13 @@ def assert_all_right(folder, out, model):
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_job_of_a_thousand_images_killed_five_times_ends_with_all_and_does_none_twice(
-    tmp_path, checkpoint, model, world
+@pytest.mark.parametrize("task", ["denoise", "reconstruct", "prior"])
+def test_a_job_of_three_hundred_images_killed_six_times_ends_with_all_and_does_none_twice(
+    tmp_path, checkpoint, model, task, world
 ):
-    folder, out, kills = numbered_images(tmp_path / "images", 1000), tmp_path / "out", 5
+    folder, out, kills = numbered_images(tmp_path / "images", 300), tmp_path / "out", 6
     script = Path(__file__).parent / "killed_job.py"
-    command = [sys.executable, script, folder, out, checkpoint, world, kills, 3 + world]
+    command = [sys.executable, script, task, folder, out, checkpoint, world, kills, 3 + world]
     done = subprocess.run(list(map(str, command)), env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     story = json.loads(done.stdout)
@@ -80,9 +81,20 @@ def test_a_job_of_a_thousand_images_killed_five_times_ends_with_all_and_does_non
     assert not re.search(r"^process \d: ", done.stderr, re.MULTILINE), done.stderr  # nor did any in a killed round
     assert all(r["computed_again"] == [] for r in story["rounds"])
     # lost by a kill: at most the batch being computed and the one being written, of each process
-    assert 1000 <= story["computed"] <= 1000 + kills * world * 2 * BATCH
-    assert story["rounds"][-1]["finished"] == 1000
-    assert_all_right(folder, out, model)
+    assert 300 <= story["computed"] <= 300 + kills * world * 2 * BATCH
+    assert story["rounds"][-1]["finished"] == 300
+    if task == "denoise":
+        assert_all_right(folder, out, model)
+    else:
+        straight = reconstruct(folder, tmp_path / "straight", task=TASKS[task], model=lf.load(checkpoint))
+        results = read_results(out)
+        for result in straight.done:
+            if task == "prior":
+                assert results[result.item].value == pytest.approx(result.value, rel=1e-3, abs=1e-3)
+            else:
+                a, b = np.load(out / result.item), np.load(tmp_path / "straight" / result.item)
+                assert np.abs(a - b).max() <= 1e-4, result.item
+        assert not list(out.rglob(".*.tmp"))
 
 
 def launch(count, folder, out, checkpoint, *options):
@@ -271,8 +283,8 @@ def test_reading_computing_and_writing_overlap(tmp_path, model, monkeypatch):
         """How many images were solved while something of that stage went on."""
         return sum(any(a < end and start < b for a, b in times[stage]) for start, end in times["solve"])
 
-    monkeypatch.setattr("lpn_fast.pipeline.sources.images.decode", slowed("read", pipeline.images.decode))
-    monkeypatch.setattr("lpn_fast.pipeline.run.encode", slowed("write", pipeline.images.encode))
+    monkeypatch.setattr("lpn_fast.pipeline.sources.formats.decode", slowed("read", lf.io.decode))
+    monkeypatch.setattr("lpn_fast.pipeline.run.encode", slowed("write", lf.io.encode))
     summary = reconstruct(folder, tmp_path / "out", task=Slow(SIGMA), model=model, batch_pixels=SIDE * SIDE)
     assert len(summary.done) == len(times["read"]) == len(times["write"]) == count
     assert len(times["solve"]) == count + 1  # a blank image is tried first
@@ -329,6 +341,61 @@ def test_stages_stay_in_order_and_within_bounds():
     assert len(taken) <= 4  # one handed out, two waiting, one in hand
     stream.close()
     assert len(taken) < 100
+
+
+def test_reading_ahead_is_bounded_by_what_the_results_weigh():
+    begun, lock = [], threading.Lock()
+
+    def work(number):
+        with lock:
+            begun.append(number)
+        return number
+
+    for most, early in ((3, 3), (1, 1), (0.5, 1)):  # one at a time whatever it weighs
+        begun.clear()
+        stream = in_order(work, range(30), workers=2, ahead=20, weight=lambda number: 1, most=most)
+        for number in range(30):
+            assert next(stream) == number
+            time.sleep(0.005)
+            assert len(begun) - number - 1 <= early
+        assert next(stream, None) is None
+
+
+def test_what_is_read_ahead_is_bounded_in_bytes():
+    """Results of size 10 with room for 25 and two workers: at most two wait, two are in work, one was handed out."""
+    alive, most, lock = 0, 0, threading.Lock()
+
+    def read(number):
+        nonlocal alive, most
+        with lock:
+            alive += 1
+            most = max(most, alive)
+        return number
+
+    seen = []
+    for number in in_order(read, range(40), workers=2, ahead=30, weight=lambda number: 10, most=25):
+        time.sleep(0.002)
+        seen.append(number)
+        with lock:
+            alive -= 1
+    assert seen == list(range(40)) and most <= 5
+    assert list(in_order(read, range(3), workers=2, ahead=2, weight=lambda number: 10**9, most=1)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("shape", [(70, 45), (64, 64)])
+def test_large_images_are_evaluated_in_tiles_with_the_same_result_and_progress(tmp_path, monkeypatch, shape):
+    model = lf.pretrained("natural-gray")
+    images = torch.rand(2, 1, *shape, generator=torch.Generator().manual_seed(0))
+    whole = Denoise(0.1).solve(images, model)
+    monkeypatch.setattr("lpn_fast.pipeline.tasks.MOST_AT_ONCE", 1000)
+    monkeypatch.setattr("lpn_fast.pipeline.tasks.TILE_SIDE", 32)
+    shares = []
+    tiled = Denoise(0.1).solve(images, model, on_iteration=shares.append)
+    assert torch.allclose(tiled.x, whole.x, atol=1e-5)
+    assert torch.allclose(tiled.objective, whole.objective, rtol=1e-4)
+    assert len(shares) > 4 and shares == sorted(shares) and shares[-1] == 1 and shares[0] < 0.3
+    mixture = lf.pretrained("natural-gray-mixture")
+    assert torch.allclose(Denoise(0.1).solve(images, mixture).x, mixture(images, sigma=0.1), atol=1e-5)
 
 
 def test_errors_of_a_stage_surface_after_what_came_before():
@@ -394,7 +461,11 @@ def test_an_error_of_one_solver_stops_the_others_and_surfaces(threads):
 
 
 @pytest.mark.parametrize(
-    "task", [Denoise(0.1), pipeline.Deblur(lf.physics.Blur.gaussian(1.0), noise=0.03, iterations=4)]
+    "task",
+    [
+        Denoise(0.1),
+        Reconstruct(problems.blur(lf.physics.Blur.gaussian(1.0)), noise=0.03, solver="pgd", iterations=4),
+    ],
 )
 def test_results_do_not_depend_on_the_number_of_solvers(tmp_path, model, threads, task):
     """Images of several sizes, one larger than a batch, one unreadable, one that breaks the solver."""

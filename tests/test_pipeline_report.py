@@ -99,7 +99,7 @@ def test_a_simulated_job_shows_before_after_quality_and_conditions(place):
     ]  # fmt: skip
     assert "natural" not in page.headings[0] and "noise 0.03" in page.headings[0]
     settings, conditions, failed, numbers = page.tables
-    assert ["iterations", "3"] in settings and ["method", "pgd"] in settings
+    assert ["iterations", "3"] in settings and ["solver", "pgd"] in settings
     assert {row[-1] for row in conditions[1:]} <= {"yes", "no"} and len(conditions) > 2
     assert [Path(row[0]).name for row in failed[1:]] == ["broken.png"] and "cannot identify" in failed[1][1]
     assert [row[0] for row in numbers[1:]] == ["<script>&.png", "a.png", "b.png", "mean"]

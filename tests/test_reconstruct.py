@@ -248,3 +248,21 @@ def test_a_photograph_of_a_larger_scene_comes_back_sharper_and_without_frames():
     rim = torch.ones_like(truth, dtype=torch.bool)
     rim[..., 4:-4, 4:-4] = False
     assert (result.x - truth)[rim].square().mean() < 3 * (result.x - truth)[~rim].square().mean()
+
+
+@pytest.mark.parametrize("name", ["inpainting", "blur"])
+def test_a_function_is_told_of_every_iteration_and_may_end_the_call(name):
+    class Enough(Exception):
+        pass
+
+    _, physics, y = measured(name)
+    told: list[int] = []
+    result = lf.reconstruct(y, physics, noise=0.02, progress=told.append)
+    assert told == list(range(1, len(told) + 1)) and len(told) > int(result.iterations.max())
+
+    def stop(iterations: int) -> None:
+        if iterations == len(told) - 1:
+            raise Enough
+
+    with pytest.raises(Enough):
+        lf.reconstruct(y, physics, noise=0.02, progress=stop)

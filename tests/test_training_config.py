@@ -113,6 +113,7 @@ def test_flags_say_what_a_file_would(tmp_path):
         "sigma": ("0.05 0.2", [0.05, 0.2]), "data.window": ("-1000 400", [-1000.0, 400.0]),
         "model.gates": ("1,1,8 3,2,4", [(1, 1, 8), (3, 2, 4)]), "model.strides": ("1 2", [1, 2]),
         "data.sources": ("a b", ["a", "b"]), "data.validate": ("a b", ["a", "b"]),
+        "data.intensities": ("-1000 400", [-1000.0, 400.0]),
         "data.samples": ("1 3", [1, 3]), "data.validate_samples": ("1 3", [1, 3]),
     }  # fmt: skip
     for place, f in fields():

@@ -12,6 +12,7 @@ from pathlib import Path
 from .. import pipeline
 from ..networks import LPN
 from ..pipeline import ItemResult, Share, Summary
+from ..pipeline.job import content_of
 from ..pipeline.report import check_target, write_report
 from ..pipeline.sources import find_sources
 from ..pipeline.tasks import Task
@@ -21,7 +22,7 @@ from .tables import table
 
 FAR = 3.0  # factor between a noise level and its estimate from which on one of them is doubted
 RESUME = "finished images are kept, the same command goes on where this one stopped"
-FORMATS = "png, jpg, tif, bmp, npy, dcm; npz, zip, h5"
+FORMATS = "png, jpg, tif and stacks, bmp, webp, jp2, pgm, npy, dcm; npz, zip, h5"
 
 
 def add_job(parser: argparse.ArgumentParser, out: str, purpose: str, model: str = options.AUTO) -> None:
@@ -36,7 +37,7 @@ def add_job(parser: argparse.ArgumentParser, out: str, purpose: str, model: str 
         type=float,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="what becomes 0 and 1 of floating-point and DICOM files (default: 0 1; for CT -1024 3071)",
+        help="what becomes 0 and 1 of the numbers in the files (default: by their type; of CT -1024 3071)",
     )
     options.add_machine(parser)
     add("--batch-pixels", type=int, metavar="N", help="pixels per network evaluation (default: what fits into memory)")
@@ -77,7 +78,8 @@ def run(args, task: Task, model: LPN | str, share: Share, heading: str, conditio
     summary = work(args, task, model, share, args.out, simulate=args.simulate, seed=args.seed or 0)
     is_last = summary.everything is not None
     if args.report is not None and is_last:
-        sources, *_ = find_sources(args.images, args.recursive, Path(args.out))
+        content = content_of(task, args.simulate, args.intensities)
+        sources, *_ = find_sources(args.images, args.recursive, Path(args.out), content)
         args.report.parent.mkdir(parents=True, exist_ok=True)
         write_report(args.report, summary.everything, sources, args.out, heading, conditions)
     if args.simulate and (summary.done or summary.skipped):

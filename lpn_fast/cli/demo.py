@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from .. import pipeline
 from ..physics import Blur
+from ..pipeline import problems
 from ..training.laplacian import soft_threshold, sup_error, train_laplacian
 from . import options
 from .demo_photographs import PHOTOGRAPHS, Deblurred, deblur
@@ -70,14 +71,14 @@ def run(args) -> int:
     figures = _figures()
     options.set_threads(args.threads)
     extent = QUICK if args.quick else FULL
-    task = pipeline.Deblur(Blur.gaussian(BLUR_SIGMA), NOISE, iterations=extent.iterations)
+    blur = problems.blur(Blur.gaussian(BLUR_SIGMA))
+    task = pipeline.Reconstruct(blur, NOISE, solver="pgd", iterations=extent.iterations)
     model = options.load_image_model(args.model)
     conditions = task.conditions(model)
     args.out.mkdir(parents=True, exist_ok=True)
 
-    level = options.describe_level(model, task.network_sigma(model))
     print(f"{extent.photographs} photographs, Gaussian blur of {BLUR_SIGMA} pixels, noise {NOISE};")
-    print(f"{extent.iterations} PGD iterations with {args.model} at {level}\n\n{conditions}\n", flush=True)
+    print(f"{extent.iterations} PGD iterations with {args.model}\n\n{conditions}\n", flush=True)
     results = []
     for photograph in tqdm(PHOTOGRAPHS[: extent.photographs], desc="deblur", unit="img", disable=None):
         results.append(deblur(photograph, extent.side, task, model))

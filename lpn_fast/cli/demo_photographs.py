@@ -48,7 +48,7 @@ class Deblurred:
     seconds: float
 
 
-def deblur(photograph: Photograph, side: int, task: pipeline.Deblur, model: LPN) -> Deblurred:
+def deblur(photograph: Photograph, side: int, task: pipeline.Reconstruct, model: LPN) -> Deblurred:
     """Degrade and reconstruct one photograph; the noise depends on its name only."""
     truth = _load(photograph, side)
     seed = int.from_bytes(hashlib.sha256(photograph.name.encode()).digest()[:7], "big")

@@ -1,45 +1,57 @@
-"""`lpn-fast info`: what this installation is and can do; the first thing a bug report needs."""
+"""`lpn-fast info`: what this installation is and can do; the first thing a bug report needs. And what a model is."""
 
 import importlib
+import json
 import os
 import platform
 
 import torch
 
 from .. import __version__
-from ..networks import ConvLPN, explain, list_pretrained, pretrained
+from ..networks import LPN, ConvLPN, explain, list_pretrained, pretrained
 from ..ops import admission
 from . import options
 
 DESCRIPTION = """\
-Show versions, the CPU's instruction set, which backend runs and why the others do not, the CUDA module, and
-the models that ship with the package. Nothing is changed or written."""
+Show versions, the CPU's instruction set, which backend runs and why the others do not, the CUDA module, and the
+models that ship with the package; or everything that is known of one model. Nothing is changed or written."""
 
 EXAMPLES = """\
   lpn-fast info
+  lpn-fast info natural-gray                          what it was trained on, and what it reached
+  lpn-fast info runs/gray/model.safetensors
   LPN_FAST_BACKEND=torch lpn-fast info"""
 
 
 def add_parser(subparsers) -> None:
     """Add the command to the parser's commands."""
-    options.add_command(subparsers, "info", "versions, backends, shipped models", DESCRIPTION, EXAMPLES)
+    parser = options.add_command(subparsers, "info", "versions, backends, shipped models", DESCRIPTION, EXAMPLES)
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="a shipped model, or a file of lpn_fast.save")
 
 
 def run(args) -> int:
     """Do it; the exit code."""
+    if args.model is not None:
+        model = options.load_model(args.model)
+        _print(args.model, [_in_short(model), f"{model.extra_repr()}", *_card(model)])
+        return 0
     sections = {
         "versions": _versions(),
         "compiled CPU module": _cpu_module(),
         "CUDA module": _cuda_module(),
         "GPU kernels checked on this machine": _verdicts(),
         "backends, for a float32 image on the CPU": _backends(),
-        "shipped models": _models(),
+        "shipped models (lpn-fast info MODEL says more)": _models(),
     }
     for title, lines in sections.items():
-        print(title)
-        for line in lines:
-            print(f"  {line}")
+        _print(title, lines)
     return 0
+
+
+def _print(title: str, lines: list[str]) -> None:
+    print(title)
+    for line in lines or ["none"]:
+        print(f"  {line}")
 
 
 def _versions() -> list[str]:
@@ -87,16 +99,30 @@ def _backends() -> list[str]:
 
 
 def _models() -> list[str]:
+    return [f"{name}: {_in_short(pretrained(name))}" for name in list_pretrained()]
+
+
+def _in_short(model: LPN) -> str:
+    levels, own = model.spec.noise_levels, model.card.get("sigma")
+    level = f"noise {levels[0]:g} to {levels[-1]:g}" if levels else "one noise level"
+    level += f", {own:g}" if not levels and isinstance(own, int | float) else ""
+    channels = "gray" if model.spec.channels == 1 else f"{model.spec.channels} channels"
+    return f"{channels}, {sum(p.numel() for p in model.parameters()):,} parameters, {level}"
+
+
+def _card(model: LPN) -> list[str]:
+    """A line for each entry; those of a table below its name."""
     lines = []
-    for name in list_pretrained():
-        model = pretrained(name)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        levels = model.spec.noise_levels
-        level = f"noise levels {levels[0]:g} to {levels[-1]:g}" if levels else "one noise level"
-        lines.append(f"{name}: {model.spec.channels} channels, {parameters} parameters, {level}")
-        # the whole configuration is in the file, and fills a screen
-        lines += [f"    {key}: {value}" for key, value in model.card.items() if key != "config"]
-    return lines or ["none"]
+    for key, value in model.card.items():
+        if isinstance(value, dict):
+            lines += [f"{key}:", *(f"  {name}: {_shown(entry)}" for name, entry in value.items())]
+        else:
+            lines.append(f"{key}: {_shown(value)}")
+    return lines
+
+
+def _shown(value) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _compiled(name: str) -> tuple[object | None, str]:

@@ -1,8 +1,8 @@
 """`lpn-fast prior`: the value of the learned prior for every image, as a CSV file.
 
 The job's memory is the manifest in a folder beside the file, as for every task; the file is written from it at the
-end, as a whole. A colour image given to a network of one channel is scored plane by plane: values add, the worst
-residual counts.
+end, as a whole: the images that were named, in that order, then those of earlier calls. A colour image given to a
+network of one channel is scored plane by plane: values add, the worst residual counts.
 """
 
 from collections.abc import Iterable
@@ -69,7 +69,8 @@ def run(args) -> int:
     late = sum(result.converged is False for result in summary.everything)
     if late:
         print(f"{late} values did not converge; do not trust them, see `residual` and `verdict`")
-    _write(table, read_results(job).values())
+    named = {result.item: result for result in summary.everything}
+    _write(table, (named | {item: r for item, r in read_results(job).items() if item not in named}).values())
     return batch.exit_code(summary, share)
 
 

@@ -1,93 +1,84 @@
 """`lpn-fast reconstruct`: a folder of measurements into a folder of reconstructions."""
 
-from pathlib import Path
-
-import numpy as np
-import torch
-
 from .. import pipeline
-from ..physics import Blur
-from ..pipeline.tasks import SOLVERS
-from . import batch, options
+from ..pipeline.networks import Networks
+from ..pipeline.restoring import SOLVERS
+from . import batch, operators, options
 
 DESCRIPTION = """\
-Reconstruct blurred, noisy images by plug-and-play with a learned prior.
+Reconstruct images from measurements by plug-and-play with a learned prior.
 
-PGD minimises  1/2 ||A x - y||^2 + R(x) / eta,  ADMM  1/2 ||A x - y||^2 + rho R(x),  with the learned prior R
-of the model. With the default step sizes both run inside their convergence theorem; the report printed
-first says so with numbers. Results keep name, format and bit depth. Finished images are never overwritten:
-the same command goes on where it stopped."""
+Noise level, network and solver are chosen by themselves unless given. With --solver, what it minimises and the
+conditions of its convergence theorem are printed first, with numbers. Results keep name, format and bit depth;
+those of measurements that are no images (sinograms, k-space, vectors, as .npy, .npz, .h5 or float TIFF) are float
+arrays. Finished images are never overwritten: the same command goes on where it stopped."""
 
 EXAMPLES = """\
-  lpn-fast reconstruct photos/ -o sharp --blur-sigma 1.6 --noise 0.03
-  lpn-fast reconstruct "scans/*.tif" -o sharp --kernel motion.npy --boundary full --noise 0.01
-  lpn-fast reconstruct @files.txt -o sharp --report sharp.html       files named in a text file; a page about it
-  lpn-fast reconstruct stack.npy photos.zip -o sharp                 files of many images: results in such files
-  torchrun --nproc-per-node 2 -m lpn_fast.cli reconstruct photos/ -o sharp
-  lpn-fast reconstruct truths/ -o test --simulate            blurs them first and prints PSNR and SSIM"""
+  lpn-fast reconstruct photos/ -o sharp --blur-sigma 1.6
+  lpn-fast reconstruct "scans/*.tif" -o sharp --kernel motion.npy --boundary full --noise 0.01 --solver admm
+  lpn-fast reconstruct holes/ -o whole --physics inpaint --mask seen.png
+  lpn-fast reconstruct small/ -o large --physics downsample --factor 2
+  lpn-fast reconstruct sinograms.h5 -o slices --physics ct --geometry scan.toml
+  lpn-fast reconstruct kspace.h5 -o knees --physics mri --mask lines.npy --centred
+  lpn-fast reconstruct vectors.npy -o images --physics cs --size 64 64 --ratio 0.25 --noise 0.01
+  lpn-fast reconstruct vectors.npy -o images --physics matrix --operator system.npz --size 32 32 --noise 0.05
+  lpn-fast reconstruct @files.txt -o listed --report sharp.html         files named in a text file; a page about it
+  lpn-fast reconstruct truths/ -o test --simulate                       measures them first; prints PSNR and SSIM
+  torchrun --nproc-per-node 2 -m lpn_fast.cli reconstruct photos/ -o shared"""
+
+SIMULATED_NOISE = 0.03
 
 
 def add_parser(subparsers) -> None:
     """Add the command to the parser's commands."""
     parser = options.add_command(subparsers, "reconstruct", "reconstruct a batch of images", DESCRIPTION, EXAMPLES)
-    batch.add_images_out(parser, options.DEBLURRING_MODEL)
-    parser.add_argument("--task", choices=["deblur"], default="deblur", help="(default: deblur)")
-    blur = parser.add_mutually_exclusive_group()
-    blur.add_argument(
-        "--blur-sigma", type=float, default=1.6, metavar="S", help="Gaussian blur, in pixels (default: 1.6)"
-    )
-    blur.add_argument("--kernel", type=Path, metavar="FILE.npy", help="blur kernel, an array (kh, kw)")
-    parser.add_argument(
-        "--boundary",
-        choices=["circular", "full"],
-        default="circular",
-        help="the blur wraps around; or the measurement extends by kernel - 1 (default: circular)",
-    )
-    parser.add_argument(
+    batch.add_images_out(parser)
+    operators.add_arguments(parser)
+    add = parser.add_argument
+    add(
         "--noise",
-        type=float,
-        default=0.03,
+        type=options.noise_level,
         metavar="S",
-        help="standard deviation, for images in [0, 1] (default: 0.03)",
+        help="standard deviation, in the units of the measurements, images in [0, 1]; auto is what each of them shows "
+        "(default: auto; with --simulate 0.03)",
     )
-    parser.add_argument("--method", choices=tuple(SOLVERS), default="pgd", help="solver (default: pgd)")
-    parser.add_argument("--iterations", type=int, default=100, metavar="N", help="at most (default: 100)")
-    parser.add_argument(
+    add("--solver", choices=tuple(SOLVERS), help="(default: chosen; pgd if one of the next three is given)")
+    add("--iterations", type=int, metavar="N", help="at most (default: 100)")
+    add(
         "--sigma",
         type=float,
         metavar="S",
-        help="level of the network's prior, larger is smoother "
-        "(default: noise * sqrt(eta) for pgd, noise / sqrt(rho) for admm, the MAP choice)",
+        help="level of the network's prior, larger is smoother (default: the MAP choice, by noise and step)",
     )
-    parser.add_argument("--strict", action="store_true", help="refuse to run outside the convergence theorem")
+    add("--strict", action="store_true", help="refuse to run outside the convergence theorem")
 
 
 def run(args) -> int:
     """Run the job; the exit code."""
-    task = pipeline.Deblur(
-        physics=_blur(args),
-        noise=args.noise,
-        method=args.method,
+    if args.simulate and args.noise is None:
+        args.noise = SIMULATED_NOISE
+    if args.solver is None and (args.iterations is not None or args.sigma is not None or args.strict):
+        args.solver = "pgd"
+    problem, noise = operators.problem_of(args), args.noise
+    if args.intensities is not None and noise is not None and problem.arrays is not None:
+        noise /= args.intensities[1] - args.intensities[0]
+    task = pipeline.Reconstruct(
+        problem,
+        noise=noise,
+        solver=args.solver,
         iterations=args.iterations,
         sigma=args.sigma,
         strict=args.strict,
     )
     model, share = batch.prepare(args)
-    conditions = task.conditions(model)
-    level = options.describe_level(model, task.network_sigma(model))
-    heading = f"{task.physics}, noise {args.noise:g}; {args.model} at {level}"
-    return batch.run(args, task, model, share, heading, conditions)
-
-
-def _blur(args) -> Blur:
-    if args.kernel is None:
-        return Blur.gaussian(args.blur_sigma, boundary=args.boundary)
-    if not args.kernel.is_file():
-        raise FileNotFoundError(f"there is no kernel file {args.kernel}")
-    try:
-        kernel = np.load(args.kernel, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"--kernel must be a .npy array, {args.kernel} is none: {error}") from error
-    if not isinstance(kernel, np.ndarray) or kernel.dtype.kind not in "fiu":
-        raise ValueError(f"--kernel must be a .npy array of numbers, got {args.kernel}")
-    return Blur(torch.from_numpy(kernel.astype(np.float64)), args.boundary)
+    conditions = None
+    if task.solver is not None:
+        suiting = Networks(model, args.device, task.networks)
+        conditions = task.conditions(suiting[suiting.suiting(problem.kind)])
+    seen = "the noise that each measurement shows" if args.noise is None else f"noise {args.noise:g}"
+    by = "a solver and a model that suit" if args.solver is None else args.solver
+    if args.solver is not None or args.model != options.AUTO:
+        by += f" with {'a model that suits' if args.model == options.AUTO else args.model}"
+    if model != options.AUTO and not model.is_noise_conditional:
+        by += f" at {options.describe_level(model, None)}"
+    return batch.run(args, task, model, share, f"{problem}, {seen}; {by}", conditions)

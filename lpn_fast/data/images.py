@@ -14,11 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import ct
+from ..io import Range
+from ..io.dicom import HOUNSFIELD
+from ..io.image import LEAST_SHARE
 from .augment import Augment, symmetry_table
 from .readers import Reader
 from .sources import find_items
 from .store import ImageStore
+
+MOST_NAMED = 5  # of the samples that cannot be used
 
 
 class ImageCrops:
@@ -45,12 +49,14 @@ class ImageCrops:
         Only samples first <= n < last of the sources, in their order.
     split, recursive
         As for `find_items`.
-    window : Window
-        Hounsfield units that become [0, 1], for DICOM files.
+    window : (low, high), "own" or None
+        What becomes 0 and 1 of the values of DICOM files; the slice's own range; or as jobs have it, see WINDOWS.
     full_scale : float, optional
-        Stored value that becomes 1, for integer images: 4095 for 12 bits in a 16-bit file.
+        Stored number that becomes 1: 4095 for 12 bits in a 16-bit file. Short for `intensities=(0, full_scale)`.
+    intensities : (low, high), optional
+        Stored numbers that become 0 and 1, of files other than DICOM. None is what their type says.
     skip_broken : bool
-        Warn of unreadable files, listing them, instead of raising.
+        Warn of unreadable and small files, naming them, instead of raising.
     cache : path, optional
         Folder for decoded pixels; they are mapped from there, by all runs that read the same files.
     device : device
@@ -81,8 +87,9 @@ class ImageCrops:
         samples: tuple[int, int] | None = None,
         split: str | None = None,
         recursive: bool = False,
-        window: ct.Window = ct.FULL_RANGE,
+        window: Range | str | None = None,
         full_scale: float | None = None,
+        intensities: Range | None = None,
         skip_broken: bool = False,
         cache: str | Path | None = None,
         device: str | torch.device = "cpu",
@@ -92,7 +99,7 @@ class ImageCrops:
         if augment is not None and contrast != 1:
             raise ValueError("contrast must be given to augment where augment is used, got both")
         augment = Augment(contrast=contrast) if augment is None else augment
-        read = Reader(channels, window)
+        read = _reader(channels, window, full_scale, intensities)
         items = find_items(sources, exclude, split=split, recursive=recursive)
         if samples is not None:
             first, last = samples
@@ -111,26 +118,32 @@ class ImageCrops:
                     if crop is not None and min(array.shape[1:]) < crop:
                         size = array.shape[1:]
                         raise ValueError(f"{item.name} is {size} pixels, smaller than the crop of {crop}")
-                    if array.shape[0] != channels:
-                        raise ValueError(f"{item.name} has {array.shape[0]} channels, must have {channels}")
+                    arrays.append(array)
                 except ValueError as error:
-                    if not skip_broken:
-                        raise
                     broken.append(str(error))
-                    continue
-                arrays.append(array)
-            if broken:
-                warnings.warn(f"{len(broken)} samples left out: {'; '.join(broken)}", RuntimeWarning, stacklevel=3)
+            named = "; ".join(broken[:MOST_NAMED]) + f"; and {len(broken) - MOST_NAMED} more" * (
+                len(broken) > MOST_NAMED
+            )
             if not arrays:
-                raise ValueError(f"none of {len(items)} samples could be read, the first one: {broken[0]}")
+                raise ValueError(f"none of {len(items)} samples could be read: {named}")
+            if broken and not skip_broken:
+                raise ValueError(f"{len(broken)} of {len(items)} samples cannot be used (skip_broken?): {named}")
+            if broken:
+                warnings.warn(f"{len(broken)} samples left out: {named}", RuntimeWarning, stacklevel=3)
+            read.check_options()
+            narrow = sum(_uses_little(array, read.full_scale) for array in arrays)
+            if narrow:
+                text = f"{narrow} of {len(arrays)} samples use under {LEAST_SHARE:g} of their range; give full_scale"
+                warnings.warn(f"{text}, intensities or window", RuntimeWarning, stacklevel=3)
             return arrays
 
-        options = [channels, centre, crop if skip_broken else None, astuple(window), skip_broken]
-        key = [[(item.name, *item.stamp) for item in items], options]
+        options = [channels, centre, crop if skip_broken else None, window or HOUNSFIELD, skip_broken]
+        options += [intensities] if intensities is not None else []
+        key = [[(item.name, *item.stamp) for item in items], options, full_scale]
         if cache is None:
-            store = ImageStore.of_arrays(decode(), full_scale, device)
+            store = ImageStore.of_arrays(decode(), read.full_scale, device)
         else:
-            store = ImageStore.cached(key, cache, decode, full_scale, device)
+            store = ImageStore.cached(key, cache, decode, read.full_scale, device)
         self._start(store, crop, augment)
         self.names = [item.name for item in items]
         self.fingerprint = _digest([sorted(item.name for item in items), options, full_scale, crop, astuple(augment)])
@@ -194,18 +207,35 @@ def validation_batch(
     samples: tuple[int, int] | None = None,
     split: str | None = None,
     recursive: bool = False,
-    window: ct.Window = ct.FULL_RANGE,
+    window: Range | str | None = None,
     full_scale: float | None = None,
+    intensities: Range | None = None,
 ) -> Tensor:
     """Centre crops of `side` pixels of every image of the sources, float32 (count, channels, side, side).
 
     Arguments as for `ImageCrops`; ValueError names an image that is smaller than `side`.
     """
-    read = Reader(channels, window)
+    read = _reader(channels, window, full_scale, intensities)
     items = find_items(sources, exclude, split=split, recursive=recursive)[slice(*(samples or (None,)))]
     arrays = [_centred(item.read(read), side, item.name, "the validation side") for item in items]
-    store = ImageStore.of_arrays(arrays, full_scale)
+    store = ImageStore.of_arrays(arrays, read.full_scale)
     return torch.stack([store.image(index) for index in range(len(store))])
+
+
+def _reader(channels: int, window, full_scale: float | None, intensities: Range | None) -> Reader:
+    if full_scale is None:
+        return Reader(channels, window, intensities)
+    if intensities is not None:
+        raise ValueError("either full_scale or intensities must be given, got both")
+    if not full_scale > 0:
+        raise ValueError(f"full_scale must be positive, got {full_scale}")
+    return Reader(channels, window, (0, full_scale))
+
+
+def _uses_little(array: np.ndarray, full_scale: float | None) -> bool:
+    """Whether the sample spreads over a small part of its range, which then is hardly that of the data."""
+    scale = 1 if array.dtype == np.float32 else full_scale or np.iinfo(array.dtype).max
+    return 0 < float(array.max()) - float(array.min()) < LEAST_SHARE * scale
 
 
 def _centred(image: np.ndarray, side: int | None, name: str, what: str = "the centre") -> np.ndarray:

@@ -1,95 +1,83 @@
-"""One sample from one file: uint8, uint16 or float32 of shape (C, H, W), and an error that names the file.
+"""Samples for training: what `lpn_fast.io` reads, uint8, uint16 or float32 of shape (C, H, W), as jobs read it.
 
-    images   8-bit gray and colour (anything Pillow reads), 16-bit gray as stored
-    .npy     (H, W), (1, H, W) or (3, H, W): uint8, uint16, or floating point in about [0, 1]
-    DICOM    Hounsfield units, windowed to [0, 1] (ct.py)
-
-Gray from colour is ITU-R 601 luma; colour from gray repeats the plane.
+Gray from colour is ITU-R 601 luma, in integers as Pillow rounds it; colour from gray repeats the plane. Integers stay
+as they are stored where 0 is black and white is `full_scale`; everything else becomes float32 in about [0, 1].
 """
 
-import io
-import tokenize
-import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 
-from . import ct
+from ..io import Range, Stored, decode_stored
+from ..io.formats import DICOM, HEAD_BYTES, format_of
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-ARRAY_SUFFIXES = {".npy"}
-DICOM_SUFFIXES = {".dcm", ".ima"}
-SAMPLE_SUFFIXES = {*PICTURE_SUFFIXES, *ARRAY_SUFFIXES, *DICOM_SUFFIXES}
-
-# What decoders raise on damaged bytes; numpy reads the header of an array as a Python literal, hence TokenError.
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, zlib.error, tokenize.TokenError)
-
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601
-WIDE_GRAY = ("I;16", "I;16B", "I;16L", "I;16N")
-# Noise takes an image somewhat outside [0, 1]; beyond this it is on another scale, most often 0..255.
-LARGEST_PLAUSIBLE = 8.0
+# what becomes [0, 1] of DICOM values: as jobs have it, the slice's own range, or Hounsfield units, clipped
+WINDOWS: dict[str, Range | str | None] = {
+    "full": None,
+    "own": "own",
+    "lung": (-1350.0, 150.0),
+    "soft-tissue": (-160.0, 240.0),
+}
+LUMA = np.array([19595, 38470, 7471], np.uint32)  # 0.299, 0.587, 0.114 in units of 2^-16: ITU-R 601
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Decodes samples of `channels` planes; DICOM values go through `window`."""
+    """Decodes samples of `channels` planes.
+
+    Parameters
+    ----------
+    channels : 1 or 3
+    window : (low, high), "own" or None
+        What becomes 0 and 1 of DICOM files; see WINDOWS.
+    intensities : (low, high), optional
+        The stored numbers that become 0 and 1 of other files.
+    """
 
     channels: int
-    window: ct.Window = ct.FULL_RANGE
+    window: Range | str | None = None
+    intensities: Range | None = None
+    seen: set[str] = field(default_factory=set, repr=False)  # suffixes of the formats it has read
 
     def __post_init__(self):
         if self.channels not in (1, 3):
             raise ValueError(f"channels must be 1 (gray) or 3 (colour), got {self.channels}")
+        for name, pair in (("window", self.window), ("intensities", self.intensities)):
+            if pair not in (None, "own") and not pair[0] < pair[1]:
+                raise ValueError(f"{name} must be an increasing pair, got {pair}")
 
     def __call__(self, name: str, content: bytes) -> np.ndarray:
-        """The sample (C, H, W) that `content` encodes, by the suffix of `name`; ValueError with that name."""
-        suffix = Path(name).suffix.lower()
-        try:
-            if suffix in ARRAY_SUFFIXES:
-                return self.of_array(_array(content))
-            if suffix in DICOM_SUFFIXES or ct.looks_like_dicom(content):
-                return _planes(ct.read_dicom(content, self.window)[None], self.channels)
-            return _picture(content, self.channels)
-        except (*BROKEN, PIL.Image.DecompressionBombError) as error:
-            kind = "array" if suffix in ARRAY_SUFFIXES else "DICOM file" if suffix in DICOM_SUFFIXES else "image"
-            raise ValueError(f"{name} is not a readable {kind}: {' '.join(str(error).split())}") from error
+        """The sample (C, H, W) that `content` encodes; ValueError with `name`."""
+        path, window = Path(name), None if self.window == "own" else self.window
+        is_dicom = format_of(content[:HEAD_BYTES], path) is DICOM
+        return self.sample(name, decode_stored(content, path, window if is_dicom else self.intensities))
 
-    def of_array(self, stored: np.ndarray) -> np.ndarray:
-        """The sample (C, H, W) of an array (H, W), (1, H, W) or (3, H, W); ValueError for anything else."""
-        return _planes(_checked(stored), self.channels)
+    @property
+    def full_scale(self) -> float | None:
+        """The stored integer that becomes 1; None is the largest of its type."""
+        return self.intensities[1] if self.intensities and self.intensities[0] == 0 else None
 
+    def check_options(self) -> None:
+        """ValueError for a window or intensities that no file asked for."""
+        if self.window is not None and DICOM.suffix not in self.seen:
+            raise ValueError(f"window is for DICOM files, got {self.window} and none of them; give intensities")
+        if self.intensities is not None and self.seen == {DICOM.suffix}:
+            raise ValueError(f"intensities and full_scale are not for DICOM, got {self.intensities}; give window")
 
-def _picture(content: bytes, channels: int) -> np.ndarray:
-    with PIL.Image.open(io.BytesIO(content)) as picture:
-        if picture.mode in WIDE_GRAY:
-            return _planes(np.asarray(picture).astype(np.uint16)[None], channels)
-        if picture.mode in ("I", "F"):
-            raise ValueError(f"its values have mode {picture.mode}, of unknown range; convert it to .npy")
-        pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
-    return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
-
-
-def _array(content: bytes) -> np.ndarray:
-    return np.load(io.BytesIO(content), allow_pickle=False)
-
-
-def _checked(stored: np.ndarray) -> np.ndarray:
-    """A plane or planes as (C, H, W); ValueError for another shape or type, NaN, or values far from [0, 1]."""
-    planes = stored[None] if stored.ndim == 2 else stored
-    if planes.ndim != 3 or planes.shape[0] not in (1, 3) or planes.size == 0:
-        raise ValueError(f"shape must be (H, W), (1, H, W) or (3, H, W), got {stored.shape}")
-    if planes.dtype in (np.uint8, np.uint16):
-        return planes
-    if planes.dtype.kind != "f":
-        raise ValueError(f"dtype must be floating point, uint8 or uint16, got {planes.dtype}")
-    planes = planes.astype(np.float32)
-    if not np.isfinite(planes).all():
-        raise ValueError(f"it holds {np.count_nonzero(~np.isfinite(planes))} NaN or infinite values of {planes.size}")
-    if np.abs(planes).max() > LARGEST_PLAUSIBLE:
-        raise ValueError(f"values must be about [0, 1], got {np.abs(planes).max():g}; divide by the full range")
-    return planes
+    def sample(self, name: str, stored: Stored) -> np.ndarray:
+        """The sample in what a file holds; ValueError with `name`."""
+        encoding, dtype = stored.encoding, stored.values.dtype
+        self.seen.add(encoding.suffix)
+        if dtype in (np.uint8, np.uint16) and encoding.range == (0, self.full_scale or np.iinfo(dtype).max):
+            return _planes(stored.values, self.channels)
+        if encoding.suffix == ".dcm" and isinstance(self.window, tuple):
+            return _planes(encoding.to_unit(stored.values).clip(0, 1), self.channels)
+        pixels = stored.image(Path(name)).pixels.numpy()
+        if encoding.suffix == ".dcm" and self.window == "own":
+            least, most = pixels.min(), pixels.max()
+            pixels = (pixels - least) / (most - least or 1)
+        return _planes(pixels, self.channels)
 
 
 def _planes(planes: np.ndarray, channels: int) -> np.ndarray:
@@ -97,5 +85,7 @@ def _planes(planes: np.ndarray, channels: int) -> np.ndarray:
         return planes
     if channels == 3:
         return np.repeat(planes, 3, axis=0)
-    gray = np.tensordot(LUMA, planes.astype(np.float32), 1)[None]
-    return gray if planes.dtype == np.float32 else np.rint(gray).astype(planes.dtype)
+    if planes.dtype == np.float32:
+        return np.tensordot(LUMA.astype(np.float32) / 2**16, planes, 1)[None]
+    weighted = sum(weight * plane for weight, plane in zip(LUMA, planes.astype(np.uint32), strict=True))
+    return ((weighted + np.uint32(2**15)) >> np.uint32(16)).astype(planes.dtype)[None]

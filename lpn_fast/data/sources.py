@@ -1,20 +1,13 @@
 """Where samples come from, by layout: folders, archives, digit files, CelebA, Mayo CT, HDF5.
 
-    folder            its image, .npy and DICOM files by name; with `recursive`, those below it
-    .zip              its members of those kinds
-    .npz              the array `x_train`, or the only one, (N, H, W) or (N, C, H, W)
-    idx, idx .gz      as MNIST is distributed, (N, H, W) uint8
-    .h5, .hdf5        the dataset `data` (LoDoPaB-CT), or the only one, (N, H, W)
+    folder            its images and containers by name; with `recursive`, those below it
+    container         of lpn_fast.io: .zip, .npz, HDF5, stacks of .npy and TIFF, idx as MNIST is distributed
+    .npz, HDF5        the array `x_train` or `data` (LoDoPaB-CT), or the only one, (N, H, W) or (N, C, H, W)
     CelebA            a folder with list_eval_partition.txt and img_align_celeba (a folder or a .zip)
 
 Every sample has a name, which errors and exclusions use. Archives are read without unpacking, nothing executes.
 """
 
-import gzip
-import math
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,13 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from .readers import BROKEN, SAMPLE_SUFFIXES, Reader
+from ..io import Member, UnreadableImage, containers, formats
+from ..io.content import Images
+from ..io.image import one_line
+from .readers import Reader
 
-ARCHIVES = {".zip"}
-STACKS = {".npz", ".h5", ".hdf5"}
 SPLITS = {"train": 0, "validation": 1, "test": 2}  # CelebA's numbers
 PARTITION = "list_eval_partition.txt"
-IDX_UINT8 = 0x08
+HDF5_SUFFIXES = (".h5", ".hdf5")
+PREFERRED = ("x_train", "data")  # of several arrays
 
 
 @dataclass(frozen=True)
@@ -77,9 +72,8 @@ def find_items(
             raise ValueError(f"there is no image or folder {source}")
         items += [item for item in _items_of(source, split, recursive) if item.stem not in banned]
     if not items:
-        raise ValueError(
-            f"no images ({', '.join(sorted(SAMPLE_SUFFIXES | ARCHIVES | STACKS))}) in {list(map(str, sources))}"
-        )
+        known = ", ".join((*formats.BY_SUFFIX, *containers.CONTAINER_SUFFIXES))
+        raise ValueError(f"no images ({known}) in {list(map(str, sources))}")
     return items
 
 
@@ -94,47 +88,50 @@ def _items_of(source: Path, split: str | None, recursive: bool) -> Iterator[Item
                 raise ValueError(f"there is no folder {source} for the split {split!r}")
         files = source.rglob("*") if recursive else source.iterdir()
         for path in sorted(p for p in files if p.is_file() and not p.name.startswith(".")):
-            suffix = path.suffix.lower()
-            if suffix in SAMPLE_SUFFIXES:
-                yield _file(path)
-            elif suffix in {".h5", ".hdf5"}:
-                yield from _stack(path)
-            elif not suffix and _has_dicom_preamble(path):
-                yield _file(path)
-    elif source.suffix.lower() in ARCHIVES:
-        yield from _archive(source)
-    elif source.suffix.lower() in STACKS or _is_idx(source):
-        yield from _stack(source)
+            if formats.is_image(path) or path.suffix.lower() in HDF5_SUFFIXES:
+                yield from _file(path)
     else:
-        yield _file(source)
+        yield from _file(source)
 
 
-def _file(path: Path) -> Item:
-    return Item(str(path), _stamp(path), lambda reader: reader(str(path), path.read_bytes()))
+def _file(path: Path, wanted: set[str] | None = None) -> Iterator[Item]:
+    """The sample in a file, or those of a container, of an archive only the `wanted` names."""
+    if not containers.is_container(path):
+        yield Item(str(path), _stamp(path), partial(_read, path))
+        return
+    (found, _), stamp = containers.members(path, Images(any_type=True)), _stamp(path)
+    if containers.is_archive(path):
+        found = sorted(found, key=lambda member: member.name)
+    else:
+        found = _one_array(path, found)
+    for member in found:
+        if wanted is None or Path(member.name).name in wanted:
+            is_in_stack = member.index is not None and not containers.is_archive(path)
+            name = f"{path}:{member.index if is_in_stack else member}"
+            yield Item(name, stamp, partial(_read_member, path, member, name))
 
 
-def _archive(path: Path, wanted: set[str] | None = None) -> Iterator[Item]:
-    archive = _opened(path)
-    for info in sorted(archive.infolist(), key=lambda info: info.filename):
-        name = info.filename
-        if Path(name).suffix.lower() not in SAMPLE_SUFFIXES or (wanted is not None and Path(name).name not in wanted):
-            continue
-        yield Item(f"{path}:{name}", (*_stamp(path), info.CRC), partial(_read_member, archive, path, name))
-
-
-def _opened(path: Path) -> zipfile.ZipFile:
+def _read(path: Path, reader: Reader) -> np.ndarray:
     try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"{path} is not a readable zip archive: {error}") from error
+        content = formats.read_file(path)
+    except OSError as error:
+        raise UnreadableImage(path, one_line(error)) from error
+    return reader(str(path), content)
 
 
-def _read_member(archive: zipfile.ZipFile, path: Path, name: str, reader: Reader) -> np.ndarray:
-    try:
-        content = archive.read(name)
-    except (zipfile.BadZipFile, *BROKEN, RuntimeError, NotImplementedError) as error:
-        raise ValueError(f"{path}:{name} is not readable: {error}") from error
-    return reader(f"{path}:{name}", content)
+def _read_member(path: Path, member: Member, name: str, reader: Reader) -> np.ndarray:
+    if containers.is_archive(path):
+        return reader(name, containers.member_bytes(path, member))
+    return reader.sample(name, containers.member_stored(path, member, reader.intensities))
+
+
+def _one_array(path: Path, found: list[Member]) -> list[Member]:
+    """Members of one array: the preferred one, or the only one."""
+    names = list(dict.fromkeys(member.name for member in found))
+    name = next((name for name in PREFERRED if name in names), names[0])
+    if len(names) > 1 and name not in PREFERRED:
+        raise ValueError(f"{path}: it must hold one of {', '.join(PREFERRED)} or a single array, got {names}")
+    return [member for member in found if member.name == name]
 
 
 def _celeba(root: Path, split: str) -> Iterator[Item]:
@@ -152,98 +149,11 @@ def _celeba(root: Path, split: str) -> Iterator[Item]:
         for name in sorted(wanted):
             if not (folder / name).exists():
                 raise ValueError(f"{folder / name} is listed in {PARTITION} but is not there")
-            yield _file(folder / name)
+            yield from _file(folder / name)
     elif archive.exists():
-        yield from _archive(archive, wanted)
+        yield from _file(archive, wanted)
     else:
         raise ValueError(f"{root} must hold img_align_celeba/ or img_align_celeba.zip beside {PARTITION}")
-
-
-def _stack(path: Path) -> Iterator[Item]:
-    """One item per sample of an array file; the array is opened when the first one is read, once."""
-    opened: list = []
-
-    def array():
-        if not opened:
-            opened.append(open_stack(path))
-        return opened[0]
-
-    def read(index: int, reader: Reader) -> np.ndarray:
-        try:
-            return reader.of_array(np.asarray(array()[index]))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}:{index} is not a readable sample: {error}") from error
-
-    for index in range(len(array())):
-        yield Item(f"{path}:{index}", _stamp(path), partial(read, index))
-
-
-def open_stack(path: str | Path):
-    """The array of samples in an .npz, idx or HDF5 file, (N, H, W) or (N, C, H, W); HDF5 reads on indexing.
-
-    Raises
-    ------
-    ValueError
-        Truncated or foreign file, or not one array of that rank.
-    ImportError
-        h5py is missing.
-    """
-    path = Path(path)
-    try:
-        if path.suffix.lower() == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                stack = file[_only_key(list(file), "x_train")]
-        elif path.suffix.lower() in {".h5", ".hdf5"}:
-            stack = _hdf5(path)
-        else:
-            stack = read_idx(path)
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, struct.error) as error:
-        raise ValueError(f"{path} is not readable: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if len(stack.shape) not in (3, 4):
-        raise ValueError(f"{path} must hold (N, H, W) or (N, C, H, W), got {tuple(stack.shape)}")
-    return stack
-
-
-def read_idx(path: str | Path) -> np.ndarray:
-    """The array of an idx file of bytes, as MNIST is distributed, gzipped or not."""
-    path = Path(path)
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    zero, kind, rank = struct.unpack(">HBB", content[:4])
-    if zero != 0 or kind != IDX_UINT8:
-        raise ValueError(f"not an idx file of bytes, its magic number is {content[:4].hex()}")
-    shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
-    if len(content) != 4 + 4 * rank + math.prod(shape):
-        raise ValueError(f"its header announces {shape} bytes, it holds {len(content) - 4 - 4 * rank}: truncated?")
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
-
-
-def _hdf5(path: Path):
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError("HDF5 files need h5py: pip install lpn-fast[hdf5]") from error
-    file = h5py.File(path, "r")  # stays open as long as its dataset is in use
-    return file[_only_key([key for key in file if isinstance(file[key], h5py.Dataset)], "data")]
-
-
-def _only_key(keys: list[str], preferred: str) -> str:
-    if preferred in keys:
-        return preferred
-    if len(keys) != 1:
-        raise ValueError(f"it must hold {preferred!r} or a single array, got {keys}")
-    return keys[0]
-
-
-def _is_idx(path: Path) -> bool:
-    name = path.name.removesuffix(".gz")
-    return name.endswith(("-ubyte", ".ubyte", ".idx")) or "-idx" in name
-
-
-def _has_dicom_preamble(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
 
 
 def _stamp(path: Path) -> tuple:

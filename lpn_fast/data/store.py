@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import atomic
 
 FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
-VERSION = 1
+VERSION = 2
 
 
 class ImageStore:
@@ -32,7 +32,7 @@ class ImageStore:
         Heights and widths.
     channels : int
     full_scale : float, optional
-        Stored value that becomes 1; by default the largest of the integer type, and 1 for floats.
+        Stored integer that becomes 1; by default the largest of the type. Of floats, 1 is 1.
     device : device
         Where the buffer lies.
     """
@@ -43,7 +43,7 @@ class ImageStore:
         if full_scale is not None and not full_scale > 0:
             raise ValueError(f"full_scale must be positive, got {full_scale}")
         self.channels = channels
-        self.full_scale = full_scale or FULL_SCALE[flat.dtype]
+        self.full_scale = full_scale if full_scale and flat.dtype != np.float32 else FULL_SCALE[flat.dtype]
         sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
         self.sizes = torch.from_numpy(sizes)  # [images, 2]
         lengths = channels * sizes[:, 0] * sizes[:, 1]
@@ -57,7 +57,7 @@ class ImageStore:
     @classmethod
     def of_arrays(cls, arrays: Sequence[np.ndarray], full_scale: float | None = None, device="cpu") -> "ImageStore":
         """A store of samples (C, H, W), which may differ in size and type (then they become float32)."""
-        flat, sizes, channels = _joined(arrays)
+        flat, sizes, channels = _joined(arrays, full_scale)
         return cls(flat, sizes, channels, full_scale, device)
 
     @classmethod
@@ -83,7 +83,7 @@ class ImageStore:
         header, pixels = folder / f"{digest}.json", folder / f"{digest}.pixels"
         if not (header.exists() and pixels.exists()):
             folder.mkdir(parents=True, exist_ok=True)
-            flat, sizes, channels = _joined(arrays())
+            flat, sizes, channels = _joined(arrays(), full_scale)
             with atomic.replacing(pixels) as temporary:
                 flat.tofile(temporary)
             about = {"dtype": flat.dtype.name, "sizes": sizes.tolist(), "channels": channels, "pixels": flat.size}
@@ -112,7 +112,7 @@ class ImageStore:
         return stored.float() / self.full_scale
 
 
-def _joined(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
+def _joined(arrays: Sequence[np.ndarray], full_scale: float | None) -> tuple[np.ndarray, np.ndarray, int]:
     """(flat pixels, sizes [images, 2], channels)."""
     if not len(arrays):
         raise ValueError("arrays must hold at least one image, got none")
@@ -120,6 +120,9 @@ def _joined(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
     if len(channels) > 1:
         raise ValueError(f"all images must have as many channels, got {sorted(channels)}")
     if len({a.dtype for a in arrays}) > 1:
-        arrays = [a.astype(np.float32) / np.float32(FULL_SCALE[a.dtype]) for a in arrays]
+        scales = FULL_SCALE | (
+            dict.fromkeys((np.dtype(np.uint8), np.dtype(np.uint16)), full_scale) if full_scale else {}
+        )
+        arrays = [a.astype(np.float32) / np.float32(scales[a.dtype]) for a in arrays]
     flat = np.concatenate([np.ascontiguousarray(a).reshape(-1) for a in arrays])
     return flat, np.array([a.shape[1:] for a in arrays]), channels.pop()

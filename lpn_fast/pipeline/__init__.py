@@ -1,19 +1,20 @@
 """From image files to reconstructed image files: batched, restartable, one bad file never stops the rest."""
 
+from ..io import Encoding, Image, UnreadableImage, read_image, write_image
 from .finding import find_images
-from .images import Encoding, Image, UnreadableImage, read_image, write_image
 from .job import Summary, reconstruct
 from .manifest import ItemResult
 from .processes import Share
+from .restoring import Reconstruct
 from .scoring import Score
-from .tasks import Deblur, Denoise, Restoration
+from .tasks import Denoise, Restoration
 
 __all__ = [
-    "Deblur",
     "Denoise",
     "Encoding",
     "Image",
     "ItemResult",
+    "Reconstruct",
     "Restoration",
     "Score",
     "Share",

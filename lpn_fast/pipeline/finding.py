@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import containers, images
+from ..io import containers, formats
 
-SOURCE_SUFFIXES = (*images.IMAGE_SUFFIXES, *containers.CONTAINER_SUFFIXES)
+SOURCE_SUFFIXES = (*formats.BY_SUFFIX, *containers.CONTAINER_SUFFIXES)
 LIST_MARK = "@"  # before the name of a text file that lists images, one per line
 
 
@@ -84,7 +84,7 @@ def find_images(patterns: str | Path | Iterable[str | Path], recursive: bool = F
     >>> import tempfile, torch
     >>> from lpn_fast.pipeline import Encoding, write_image
     >>> folder = Path(tempfile.mkdtemp())
-    >>> _ = write_image(folder / "a.png", torch.zeros(1, 2, 2), Encoding(".png", "L"))
+    >>> _ = write_image(folder / "a.png", torch.zeros(1, 2, 2), Encoding(".png", "uint8"))
     >>> [path.name for path in find_images(folder)]
     ['a.png']
     """
@@ -148,9 +148,11 @@ def _inside(folder: Path, recursive: bool, besides: Path | None, found: Found) -
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     folders = [path for path in entries if path.is_dir()]
     for path in entries:
-        if path.suffix.lower() in SOURCE_SUFFIXES and path.is_file():
+        if path.is_dir():
+            continue
+        if containers.is_source(path):  # pipes and links to nothing as well: reading them says so
             yield path
-        elif not path.is_dir():
+        else:
             found.ignored[path.suffix.lower().removeprefix(".") or "no suffix"] += 1
     for path in folders:
         if besides is not None and path.resolve() == besides.resolve():

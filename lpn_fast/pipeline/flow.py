@@ -7,6 +7,7 @@ number. An error of a stage surfaces in the caller, where the items before it ha
 """
 
 import contextlib
+import math
 import queue
 import threading
 from collections import deque
@@ -35,8 +36,18 @@ def settle_thread_pool() -> None:
     torch.set_num_threads(torch.get_num_threads())
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Iterator[Result]:
+def in_order(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    ahead: int,
+    weight: Callable[[Result], float] = lambda result: 0.0,
+    most: float = math.inf,
+) -> Iterator[Result]:
     """function(item) for every item, in order, computed by threads at most `ahead` items early.
+
+    Nor is one begun if the results that wait, and those to come, would weigh more than `most` together; those to come
+    are taken to weigh what the last one did. One item at a time is begun whatever it weighs.
 
     Examples
     --------
@@ -45,13 +56,24 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
     """
     waiting: deque[Future] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="lpn_fast read")
+    rest, done, last = iter(items), object(), most
+
+    def has_room() -> bool:
+        if not waiting or most == math.inf:
+            return len(waiting) <= ahead
+        ready = [future.result() for future in waiting if future.done() and future.exception() is None]
+        to_come = len(waiting) - len(ready) + 1
+        return len(waiting) <= ahead and to_come <= workers and sum(map(weight, ready)) + to_come * last <= most
+
     try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        while True:
+            while has_room() and (item := next(rest, done)) is not done:
+                waiting.append(pool.submit(function, item))
+            if not waiting:
+                break
+            result = waiting.popleft().result()
+            last = weight(result)
+            yield result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

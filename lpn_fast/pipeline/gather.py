@@ -4,7 +4,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from . import containers
+from ..io import containers
 from .manifest import ItemResult, lock_of, read_results
 from .sources import Source
 

@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..io import Range
+from ..io.content import Content, Images
 from ..networks import LPN
 from .batches import batch_pixels_for, bucketed, solvers_for
 from .flow import Background, Solvers, ahead_of_time, settle_thread_pool
 from .gather import gather
-from .images import Range
 from .manifest import NAME as MANIFEST_NAME
 from .manifest import ItemResult, Manifest, differences, digest_of, open_manifest
 from .networks import Networks
@@ -95,7 +96,7 @@ def reconstruct(
         `simulate`.
     out : path
         Folder for the results, made if need be.
-    task : Deblur, Denoise or Score
+    task : Denoise, Reconstruct or Score
     model : LPN or "auto"
         For images in [0, 1]. One with a single channel takes colour images plane by plane. "auto" gives each image
         the shipped one for colour, gray, or CT.
@@ -113,8 +114,7 @@ def reconstruct(
         of torch's. None is one per thread, or 1 for a few images. Images larger than `batch_pixels` are solved
         one at a time by all threads.
     intensities : (low, high), optional
-        What becomes 0 and 1 of floating-point and DICOM files; None takes the former as they are and chooses
-        -1024..3071 Hounsfield units for CT.
+        What becomes 0 and 1 of the numbers in the files; None is what their type says, see `io.read_image`.
     share : Share, optional
         Which of several processes this is, see `Share`; None is the only one.
     device : str or torch.device
@@ -143,14 +143,14 @@ def reconstruct(
     >>> import lpn_fast as lf
     >>> from lpn_fast.pipeline import Denoise, Encoding, write_image
     >>> folder = Path(tempfile.mkdtemp())
-    >>> _ = write_image(folder / "a.png", torch.rand(1, 16, 16), Encoding(".png", "L"))
+    >>> _ = write_image(folder / "a.png", torch.rand(1, 16, 16), Encoding(".png", "uint8"))
     >>> summary = reconstruct(folder, folder / "out", task=Denoise(0.1), model=lf.ConvLPN(1, hidden=8).eval())
     >>> len(summary.done), len(summary.failed)
     (1, 0)
     """
     out, share = Path(out), share or Share()
-    networks = Networks(model, device)
-    everything, unlisted, found = find_sources(images, recursive, out)
+    networks = Networks(model, device, getattr(task, "networks", None))
+    everything, unlisted, found = find_sources(images, recursive, out, content_of(task, simulate, intensities))
     broken = {Source(error.path, found.places[error.path]): error.reason for error in unlisted}
     _check_places([*everything, *broken], out, simulate)
     if simulate and not task.makes_images:
@@ -218,6 +218,12 @@ def reconstruct(
     finished, incomplete = gather(everything, list(broken), out, task.makes_images)
     done, failed, earlier = tuple(run.done), tuple(run.failed), tuple(skipped.values())
     return Summary(out, done, earlier, failed, finished, incomplete, str(found))
+
+
+def content_of(task: Task, simulate: bool, intensities: Range | None) -> Content:
+    """What counts of containers: measurements that are no images, or images of a type that says what 0 and 1 are."""
+    arrays = None if simulate else getattr(getattr(task, "problem", None), "arrays", None)
+    return arrays or Images(any_type=intensities is not None)
 
 
 def _check_places(sources: list[Source], out: Path, simulate: bool) -> None:

@@ -4,8 +4,9 @@ import io
 
 import torch
 
+from ..io import Image
 from ..networks import LPN, pretrained
-from .images import Image
+from ..restoration import Choice
 from .tasks import fingerprint
 
 AUTO = "auto"
@@ -21,6 +22,9 @@ class Networks:
         For all images; "auto" loads shipped ones: another one for colour, for gray images and for CT slices.
     device : str or torch.device
         For those.
+    instead : dict
+        Names of shipped networks that a task prefers for a kind of image; of two, one for the pilot and one for the
+        descent.
 
     Raises
     ------
@@ -33,9 +37,13 @@ class Networks:
     {'gray': 'natural-gray-mixture', 'colour': 'natural-color-mixture', 'CT': 'ct'}
     """
 
-    def __init__(self, given: LPN | str, device: str | torch.device = "cpu"):
-        self.names = dict(SHIPPED) if given == AUTO else {}
-        self._of_kind = {kind: pretrained(name, device) for kind, name in self.names.items()}
+    def __init__(
+        self, given: LPN | str, device: str | torch.device = "cpu", instead: dict[str, tuple[str, ...]] | None = None
+    ):
+        names = {kind: (name,) for kind, name in SHIPPED.items()} | (instead or {}) if given == AUTO else {}
+        self.names = {kind: " + ".join(both) for kind, both in names.items()}
+        self._of_kind = {kind: pretrained(both[0], device) for kind, both in names.items()}
+        self._descents = {kind: pretrained(both[1], device) for kind, both in names.items() if len(both) > 1}
         if not isinstance(given, LPN):
             if given != AUTO:
                 raise TypeError(f'model must be "{AUTO}" or an LPN, got {given!r}')
@@ -53,12 +61,21 @@ class Networks:
             return "colour"
         return "CT" if _is_ct(image) else "gray"
 
+    def suiting(self, kind: str) -> str:
+        """The kind of network for an image of which that is known."""
+        return kind if self.names else ""
+
     def __getitem__(self, kind: str) -> LPN:
         return self._of_kind[kind]
 
+    def chosen(self, kind: str) -> LPN | Choice:
+        """What a task solves with."""
+        descent = self._descents.get(kind)
+        return self[kind] if descent is None else Choice(self[kind], descent, f"models {self.names[kind]}")
+
     @property
     def all(self) -> list[LPN]:
-        return list(self._of_kind.values())
+        return [*self._of_kind.values(), *self._descents.values()]
 
     @property
     def widest(self) -> LPN:
@@ -69,13 +86,15 @@ class Networks:
     def fingerprint(self) -> str | dict[str, str]:
         """Digest of each, for the settings of a job."""
         digests = {kind: fingerprint(model) for kind, model in self._of_kind.items()}
+        for kind, model in self._descents.items():
+            digests[kind] += f"+{fingerprint(model)}"
         return digests if self.names else digests[""]
 
 
 def _is_ct(image: Image) -> bool:
-    if image.encoding.template is None:
+    if (template := image.encoding.kept.get("template")) is None:
         return False
     import pydicom  # it was there to read the image
 
-    header = pydicom.dcmread(io.BytesIO(image.encoding.template), specific_tags=["Modality"], force=True)
+    header = pydicom.dcmread(io.BytesIO(template), specific_tags=["Modality"], force=True)
     return header.get("Modality") == "CT"

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .. import atomic
+from ..io import UnreadableImage
 from ..solvers import Conditions
-from .images import UnreadableImage
 from .manifest import ItemResult
 from .run import DEGRADED_FOLDER
 from .sources import Source

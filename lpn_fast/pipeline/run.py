@@ -6,6 +6,7 @@ each of them, which wait busily for the next operation on the cores that the sol
 
 import contextlib
 import hashlib
+import io
 import os
 import threading
 import time
@@ -14,19 +15,20 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from .. import atomic, metrics
-from ..data.readers import LARGEST_PLAUSIBLE
+from ..io import Encoding, Range, UnreadableImage, containers, encode
+from ..io.image import LARGEST_PLAUSIBLE, one_line
 from ..solvers.noise import SMALLEST_SIDE
 from .batches import from_samples, to_samples
 from .flow import Background, Solvers, in_order
-from .images import Encoding, Range, UnreadableImage, encode, one_line
 from .manifest import ItemResult, Manifest
 from .networks import Networks
-from .noise import noise_level
+from .problems import Problem
 from .scoring import gravest
 from .sources import Source
 from .tasks import Restoration, Task
@@ -34,7 +36,7 @@ from .transfer import Transfer
 
 DEGRADED_FOLDER = "degraded"  # inside the output folder
 READERS = 2  # threads; decoding a photograph takes some 10 ms, so two keep up with any network here
-READ_AHEAD = 8  # images
+READ_AHEAD, READ_AHEAD_BYTES = 8, 2**28  # images, and what they take decoded
 LEAST_NOISE = 1e-4  # told to a network of an image that shows none
 
 
@@ -82,6 +84,11 @@ class Run:
     failed: list[ItemResult] = field(default_factory=list)
     bar_lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def problem(self) -> Problem | None:
+        """What was measured, where that is not the image itself."""
+        return getattr(self.task, "problem", None)
+
     def advance(self, images: float) -> None:
         """Move the progress bar; any thread."""
         with self.bar_lock:
@@ -90,7 +97,8 @@ class Run:
 
 def usable(run: Run, sources: list[Source]) -> Iterator[LoadedImage]:
     """The images, read ahead of time; those that cannot be used are recorded as failed and left out."""
-    with contextlib.closing(in_order(lambda source: _read(run, source), sources, READERS, READ_AHEAD)) as read:
+    stream = in_order(lambda source: _read(run, source), sources, READERS, READ_AHEAD, _size, READ_AHEAD_BYTES)
+    with contextlib.closing(stream) as read:
         for loaded in read:
             if isinstance(loaded, LoadedImage):
                 yield loaded
@@ -99,23 +107,36 @@ def usable(run: Run, sources: list[Source]) -> Iterator[LoadedImage]:
                 run.advance(1)
 
 
+def _size(loaded: LoadedImage | Failure) -> int:
+    return 0 if isinstance(loaded, Failure) else loaded.measured.nbytes * (1 if loaded.truth is None else 2)
+
+
 def _read(run: Run, source: Source) -> LoadedImage | Failure:
     try:
-        image, digest = source.read(run.intensities)
-        truth = image.pixels if run.simulate else None
-        measured = run.task.degrade(truth, _generator(run.seed, source)) if run.simulate else image.pixels
-        kind, noise = run.networks.kind_of(image), noise_level(measured)
+        if run.problem is not None and run.problem.arrays is not None and not run.simulate:
+            array, digest = source.read_array()
+            measured, truth = run.problem.measured(array, run.intensities), None
+            kind, notes = run.networks.suiting(run.problem.kind), ()
+            encoding = containers.encoding_of_result(source.path, source.member, run.intensities)
+        else:
+            image, digest = source.read(run.intensities)
+            truth = image.pixels if run.simulate else None
+            measured = run.task.degrade(truth, _generator(run.seed, source)) if run.simulate else image.pixels
+            kind, encoding, notes = run.networks.kind_of(image), image.encoding, image.notes
+            if kind == "gray" and run.problem is not None:
+                kind = run.problem.kind
+        noise = run.task.noise_of(measured)
         samples = to_samples(measured, run.networks[kind].spec.channels)
         if run.task.estimates_noise and noise is None:
             raise ValueError(
-                f"its noise can only be estimated from sides of at least {SMALLEST_SIDE} pixels, it has "
-                f"{' x '.join(map(str, measured.shape[1:]))}; give the noise level"
+                f"its noise cannot be estimated from {' x '.join(map(str, measured.shape[1:]))} values; give the noise "
+                f"level (images with sides of at least {SMALLEST_SIDE} pixels show it)"
             )
     except UnreadableImage as error:
         return Failure(source, error.reason)
     except ValueError as error:
         return Failure(source, one_line(error))
-    return LoadedImage(source, digest, image.encoding, truth, measured, samples, kind, noise, image.notes)
+    return LoadedImage(source, digest, encoding, truth, measured, samples, kind, noise, notes)
 
 
 def solve(
@@ -131,7 +152,7 @@ def solve(
         run.advance(images - shown)
         shown = images
 
-    def advance(iteration: int) -> None:
+    def advance(iteration: float) -> None:
         if run.solvers.stopped.is_set():
             raise CancelledError
         show(len(batch) * min(iteration / run.task.iterations, 1.0))
@@ -141,7 +162,7 @@ def solve(
         levels = [max(loaded.noise, LEAST_NOISE) for loaded in batch for _ in loaded.samples]
         noise = torch.tensor(levels, dtype=y.dtype, device=y.device)  # (sum n,)
     try:
-        solution = run.task.solve(y, run.networks[batch[0].kind], noise, on_iteration=advance)
+        solution = run.task.solve(y, run.networks.chosen(batch[0].kind), noise, on_iteration=advance)
         computed = run.transfer.computed()
     except (ValueError, RuntimeError) as error:
         run.transfer.check_alive()
@@ -232,9 +253,12 @@ def _result(
     if solution.sigma is not None:
         found["sigma"] = float(solution.sigma[own][0])  # planes of one image have one level
     if loaded.truth is not None:
-        before = run.task.cropped(loaded.measured, tuple(loaded.truth.shape[-2:]))
-        found["psnr_before"], found["ssim_before"] = _quality(before, loaded.truth)
-        found["psnr"], found["ssim"] = _quality(image, loaded.truth)
+        truth, before = loaded.truth, loaded.measured
+        if run.problem is not None:
+            truth, before = run.problem.framed(truth), run.problem.cropped(before, image.shape[-2:])
+        if before is not None:
+            found["psnr_before"], found["ssim_before"] = _quality(before, truth)
+        found["psnr"], found["ssim"] = _quality(image, truth)
     return ItemResult(
         item=loaded.source.item,
         status="done",
@@ -258,7 +282,13 @@ def _result(
 
 def _keep_degraded(run: Run, loaded: LoadedImage) -> str | None:
     """Write the simulated measurement, or say why that cannot be."""
-    path, data = loaded.source.result(run.out / DEGRADED_FOLDER), encode(loaded.measured, loaded.encoding)
+    path = loaded.source.result(run.out / DEGRADED_FOLDER)
+    if run.problem is None or run.problem.arrays is None:
+        data = encode(loaded.measured, loaded.encoding)
+    else:
+        buffer = io.BytesIO()
+        np.save(buffer, loaded.measured.numpy())
+        path, data = path.with_name(f"{path.name}.npy"), buffer.getvalue()
     if path.exists():  # from before a kill, or a picture of somebody
         same = path.is_file() and path.read_bytes() == data
         return None if same else f"{path} is another picture than its simulated measurement; it is not overwritten"

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..networks import LPN
 from ..prior import Verdict, prior
+from .noise import noise_level
 from .tasks import OnIteration, Restoration, blank_image, check_sigma
 
 # what a line says when not every plane converged: the gravest of their verdicts
@@ -52,6 +53,7 @@ class Score:
     makes_images = False
     expected_noise = None
     estimates_noise = False
+    noise_of = staticmethod(noise_level)
     iterations = 1  # of the progress bar: the inversion does not say how far it is
 
     def __post_init__(self):

@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from .. import atomic
-from . import containers, images
-from .containers import Member
+from ..io import Image, Member, Range, UnreadableImage, containers, formats
+from ..io.content import IMAGES, Content
+from ..io.image import one_line
 from .finding import Found, find
-from .images import Image, Range, UnreadableImage
 
 PARTS = ".parts"  # added to a container's name: the folder of its results while some are missing
 HASH_BLOCK = 2**20
@@ -64,7 +66,7 @@ class Source:
         """Digest of the file's bytes; None if it cannot be read."""
         try:
             if self.member is None:
-                return hashlib.sha256(self.path.read_bytes()).hexdigest()
+                return hashlib.sha256(formats.read_file(self.path)).hexdigest()
             return _file_digest(str(self.path), self.path.stat().st_mtime_ns)  # once for all members
         except OSError:
             return None
@@ -80,31 +82,38 @@ class Source:
         if self.member is not None:
             return containers.read_member(self.path, self.member, intensities), self.sha256() or ""
         try:
-            data = self.path.read_bytes()
+            data = formats.read_file(self.path)
         except OSError as error:
-            raise UnreadableImage(self.path, images.one_line(error)) from error
-        return images.decode(data, self.path, intensities), hashlib.sha256(data).hexdigest()
+            raise UnreadableImage(self.path, one_line(error)) from error
+        return formats.decode(data, self.path, intensities), hashlib.sha256(data).hexdigest()
+
+    def read_array(self) -> tuple[np.ndarray, str]:
+        """(a measurement that is no image, digest of its file); UnreadableImage as for `read`."""
+        return containers.read_array(self.path, self.member), self.sha256() or ""
 
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path}::{self.member}"
 
 
 def find_sources(
-    patterns: str | Path | Iterable[str | Path], recursive: bool = False, out: Path | None = None
+    patterns: str | Path | Iterable[str | Path],
+    recursive: bool = False,
+    out: Path | None = None,
+    content: Content = IMAGES,
 ) -> tuple[list[Source], list[UnreadableImage], Found]:
     """(images in the files that `find_images` finds, containers that could not be listed, what was found at all).
 
-    Nothing is looked for in the output folder `out`.
+    Nothing is looked for in the output folder `out`. Of containers, `content` counts.
     """
     found = find(patterns, recursive, out)
     sources: list[Source] = []
     broken: list[UnreadableImage] = []
     for path, place in found.places.items():
-        if not containers.is_container(path):
+        if not containers.is_container(path, content):
             sources.append(Source(path, place))
             continue
         try:
-            members, others = containers.members(path)
+            members, others = containers.members(path, content)
             sources += [Source(path, place, member, i) for i, member in enumerate(members)]
             found.members += len(others)
         except UnreadableImage as error:

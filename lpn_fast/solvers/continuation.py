@@ -16,6 +16,7 @@ noise over the one that the network is told: as denoisers, networks are trained 
 better with a quarter of the weight (`python -m bench.reconstruction`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -123,8 +124,10 @@ def working_noise(problem: InverseProblem, given: float | Tensor | None) -> Tens
 
 
 @torch.no_grad()
-def follow_levels(problem: InverseProblem, model: ProxModel, noise: Tensor, progress: bool = False) -> Pilot:
-    """The pilot of a problem whose noise, (N,) float64, is known."""
+def follow_levels(
+    problem: InverseProblem, model: ProxModel, noise: Tensor, progress: bool | Callable[[int], object] = False
+) -> Pilot:
+    """The pilot of a problem whose noise, (N,) float64, is known; `progress` as for `lf.reconstruct`."""
     known = trained_levels(model)
     if not getattr(model, "is_noise_conditional", False) or known is None:
         raise ValueError("model must be conditioned on the noise level (sigma_conditional), got one of a single level")
@@ -137,7 +140,7 @@ def follow_levels(problem: InverseProblem, model: ProxModel, noise: Tensor, prog
     iterations, spent = torch.zeros_like(level), torch.zeros_like(level)
     active = torch.arange(samples, device=y.device)
     z, u, physics = images, torch.zeros_like(images), problem.physics
-    with tqdm(total=LEVELS * samples, desc="pilot", unit="level", disable=not progress) as bar:
+    with tqdm(total=LEVELS * samples, desc="pilot", unit="level", disable=progress is not True) as bar:
         while len(active):
             k = level[active] / (LEVELS - 1)  # (n,) from 0 to 1
             sigma = top[active] * (last[active] / top[active]) ** k.to(y)
@@ -147,6 +150,8 @@ def follow_levels(problem: InverseProblem, model: ProxModel, noise: Tensor, prog
             u = u + x - z
             iterations[active] += 1
             spent[active] += 1
+            if callable(progress):
+                progress(int(iterations.max()))
             settled = norm(z - before) < SETTLED * sigma * z[0].numel() ** 0.5  # (n,)
             falls = active[settled | (spent[active] >= PATIENCE)]
             level[falls] += 1

@@ -30,7 +30,7 @@ from dataclasses import MISSING, Field, dataclass, field
 from pathlib import Path
 
 from ..data.augment import SYMMETRIES, Augment
-from ..data.ct import WINDOWS, Window
+from ..data.readers import WINDOWS
 from ..data.sources import SPLITS
 from ..data.synthetic import KINDS
 from ..networks.initialise import STARTS
@@ -114,7 +114,10 @@ class DataConfig:
     window: str | tuple[float, float] = option(
         f"of DICOM files: {', '.join(WINDOWS)}, or two Hounsfield units", "full", metavar="W", parse=_name_or_unit
     )
-    full_scale: float | None = option("intensity of the data that becomes 1 (default: by its type)", None)
+    full_scale: float | None = option("stored number that becomes 1 (default: by its type)", None)
+    intensities: tuple[float, float] | None = option(
+        "instead: stored numbers that become 0 and 1", None, metavar=("LOW", "HIGH")
+    )
     skip_broken: bool = option("leave out files that cannot be read", False)
     cache: str | None = option("keep decoded images there, mapped into memory", None, metavar="DIR")
     symmetries: str = option("reflections and quarter turns of the crops", "all", choices=SYMMETRIES)
@@ -135,8 +138,8 @@ class DataConfig:
         return Augment(self.symmetries, self.degrees, self.zoom, self.probability, self.contrast)
 
     @property
-    def hounsfield(self) -> Window:
-        return WINDOWS[self.window] if isinstance(self.window, str) else Window(*self.window)
+    def hounsfield(self) -> tuple[float, float] | str | None:
+        return WINDOWS[self.window] if isinstance(self.window, str) else self.window
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,7 @@ def build_crops(data: DataConfig, model: LPN, pool: int = SYNTHETIC_POOL, device
         recursive=data.recursive,
         window=data.hounsfield,
         full_scale=data.full_scale,
+        intensities=data.intensities,
         skip_broken=data.skip_broken,
         cache=data.cache,
         device=device,
@@ -130,6 +131,7 @@ def build_validation(data: DataConfig, model: LPN) -> torch.Tensor | None:
         recursive=data.recursive,
         window=data.hounsfield,
         full_scale=data.full_scale,
+        intensities=data.intensities,
     )
 
 

@@ -4,7 +4,7 @@
 
 A general writer tries five filters per row, searches for strings, which photographs do not repeat, and keeps Python's
 lock meanwhile, so that the solver waits. One filter and zlib's run-length strategy, which codes everything but runs as
-single bytes, make files of the same size within a few per cent (tests/test_pipeline_png.py), and let other threads run.
+single bytes, make files of the same size within a few per cent (tests/test_io_png.py), and let other threads run.
 """
 
 import struct
@@ -16,10 +16,16 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GRAY, COLOUR = 0, 2  # colour types of the header
 AVERAGE = 3  # the filter
 LEVEL, WINDOW_BITS, MEMORY_LEVEL = 6, 15, 9  # zlib's; the run-length strategy ignores the level
+METRES_PER_INCH = 0.0254
 EXIF_MARK = b"Exif\0\0"  # precedes the tags in JPEG, not in PNG
 
 
-def encode(stored: np.ndarray, icc_profile: bytes | None = None, exif: bytes | None = None) -> bytes:
+def encode(
+    stored: np.ndarray,
+    icc_profile: bytes | None = None,
+    exif: bytes | None = None,
+    dpi: tuple[float, float] | None = None,
+) -> bytes:
     """The bytes of a PNG file.
 
     Parameters
@@ -28,6 +34,8 @@ def encode(stored: np.ndarray, icc_profile: bytes | None = None, exif: bytes | N
     icc_profile : bytes, optional
     exif : bytes, optional
         Tags, with or without the mark that precedes them in JPEG.
+    dpi : (float, float), optional
+        Pixels per inch, horizontally and vertically.
 
     Examples
     --------
@@ -36,12 +44,15 @@ def encode(stored: np.ndarray, icc_profile: bytes | None = None, exif: bytes | N
     """
     height, width = stored.shape[:2]
     depth, kind = 8 * stored.itemsize, GRAY if stored.ndim == 2 else COLOUR
-    parts = [SIGNATURE, _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))]
+    parts = [SIGNATURE, chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))]
     if icc_profile:
-        parts.append(_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc_profile)))
+        parts.append(chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc_profile)))
+    if dpi:
+        per_metre = (min(max(round(value / METRES_PER_INCH), 0), 2**31 - 1) for value in dpi)
+        parts.append(chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1)))
     if exif:
-        parts.append(_chunk(b"eXIf", exif.removeprefix(EXIF_MARK)))
-    parts += [_chunk(b"IDAT", _compressed(_filtered(stored))), _chunk(b"IEND", b"")]
+        parts.append(chunk(b"eXIf", exif.removeprefix(EXIF_MARK)))
+    parts += [chunk(b"IDAT", _compressed(_filtered(stored))), chunk(b"IEND", b"")]
     return b"".join(parts)
 
 
@@ -65,5 +76,6 @@ def _filtered(stored: np.ndarray) -> np.ndarray:
     return out
 
 
-def _chunk(name: bytes, data: bytes) -> bytes:
+def chunk(name: bytes, data: bytes) -> bytes:
+    """A part of a PNG file, with its length and checksum."""
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))

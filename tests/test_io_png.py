@@ -8,7 +8,7 @@ import pytest
 import skimage.data
 from PIL import Image as Pillow
 
-from lpn_fast.pipeline import png
+from lpn_fast.io import png
 
 ORIENTATION = 0x0112
 

@@ -1,0 +1,231 @@
+"""The operators of `lpn-fast reconstruct`: their options, and the files that masks, kernels and geometry are in."""
+
+import argparse
+import math
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import pipeline
+from ..io import containers
+from ..io.content import Arrays
+from ..physics import Blur, CompressedSensing, Downsampling, ParallelBeamCT, gaussian_kernel
+from ..physics.blur import BOUNDARIES
+from ..pipeline import problems
+from ..pipeline.problems import Problem
+
+BLUR_SIGMA = 1.6  # pixels, where no kernel is given
+OPERANDS = ".npy, .npz or .h5 of one array (FILE::NAME picks one of several), or a picture"
+GEOMETRY_KEYS = {"size", "angles", "degrees", "bins", "extent", "pixel"}
+HALF = 0.5  # a mask's values above it are seen
+
+
+@dataclass(frozen=True)
+class Operator:
+    """How an operator comes from options."""
+
+    summary: str
+    options: tuple[str, ...]  # that it knows
+    make: Callable[[argparse.Namespace], Problem]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which operator, and everything that one of them needs."""
+    group = parser.add_argument_group("operator")
+    add = group.add_argument
+    summaries = "; ".join(f"{name}: {operator.summary}" for name, operator in OPERATORS.items())
+    add("--physics", choices=tuple(OPERATORS), default="blur", help=f"{summaries} (default: blur)")
+    add(
+        "--blur-sigma",
+        type=float,
+        metavar="S",
+        help="Gaussian blur, in pixels (default: 1.6; factor / 2 to downsample)",
+    )
+    add(
+        "--blur-size",
+        type=_side,
+        metavar="N",
+        help="pixels of a side of the Gaussian kernel, or published: cut off as in the paper's experiments "
+        "(default: 4 S to each side)",
+    )
+    add("--kernel", metavar="FILE", help=f"blur kernel (kh, kw): {OPERANDS}, whose values are made to sum to 1")
+    add("--boundary", choices=BOUNDARIES, help="how images go on beyond their borders (default: valid, "
+        "unknown, as in photographs; with --simulate circular)")  # fmt: skip
+    add("--mask", metavar="FILE", help=f"(H, W), above 0.5 where pixels or frequencies are known: {OPERANDS}")
+    add("--factor", type=int, metavar="N", help="images are N times smaller")
+    add("--geometry", type=Path, metavar="TOML", help="size = [H, W]; angles = N, a list of radians, or degrees = "
+        "[...]; and, if need be, bins, extent, pixel (see lpn_fast.physics.ParallelBeamCT)")  # fmt: skip
+    add("--coils", metavar="FILE", help="sensitivities (coils, H, W), complex: .npy, .npz or .h5")
+    add("--centred", action="store_true", default=None, help="frequency zero is in the middle, not at [0, 0]")
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="pixels of the images")
+    add("--ratio", type=float, metavar="R", help="measurements per pixel of compressed sensing (default: 1/16)")
+    add("--operator-seed", type=int, metavar="N", help="of its random signs (default: 0)")
+    add("--operator", type=Path, metavar="FILE", help="matrix (M, H W): .npz of scipy.sparse, or .npy")
+
+
+def problem_of(args: argparse.Namespace) -> Problem:
+    """The problem that the options state.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        An option that is missing or has no effect, or a file that is not what it should be.
+    """
+    operator = OPERATORS[args.physics]
+    every = {option for known in OPERATORS.values() for option in known.options}
+    idle = sorted(option for option in every if getattr(args, option) is not None and option not in operator.options)
+    if idle:
+        raise ValueError(f"{_flag(idle[0])} has no effect with --physics {args.physics}")
+    return operator.make(args)
+
+
+def _blur(args) -> Problem:
+    return problems.blur(Blur(_kernel(args, BLUR_SIGMA), args.boundary or ("circular" if args.simulate else "valid")))
+
+
+def _downsample(args) -> Problem:
+    factor = _needed(args, "factor")
+    if args.kernel is None and args.blur_sigma is None and args.blur_size is None:
+        return problems.downsample(Downsampling.gaussian(factor))
+    return problems.downsample(Downsampling(factor, _kernel(args, factor / 2)))
+
+
+def _kernel(args, default: float) -> Tensor:
+    if args.kernel is None:
+        return gaussian_kernel(default if args.blur_sigma is None else args.blur_sigma, args.blur_size)
+    for option in ("blur_sigma", "blur_size"):
+        if getattr(args, option) is not None:
+            raise ValueError(f"--kernel and {_flag(option)} are two blurs; give one of them")
+    kernel = read_operand("--kernel", args.kernel, 2).double()
+    is_picture = Path(args.kernel.partition("::")[0]).suffix.lower() not in (".npy", *containers.CONTAINER_SUFFIXES)
+    return kernel / kernel.sum() if is_picture else kernel
+
+
+def _inpaint(args) -> Problem:
+    return problems.inpaint(_mask(args))
+
+
+def _mask(args) -> Tensor:
+    return (read_operand("--mask", _needed(args, "mask"), 2) > HALF).double()
+
+
+def _ct(args) -> Problem:
+    path = _needed(args, "geometry")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--geometry must be a TOML file, {path} is none: {error}") from error
+    if unknown := sorted(table.keys() - GEOMETRY_KEYS):
+        raise ValueError(f"--geometry may hold {', '.join(sorted(GEOMETRY_KEYS))}, {path} has {unknown[0]}")
+    if "size" not in table or ("angles" in table) == ("degrees" in table):
+        raise ValueError(
+            f"--geometry must hold size, and angles or degrees, {path} has {', '.join(table) or 'nothing'}"
+        )
+    size = table.pop("size")
+    size = size if isinstance(size, int) else tuple(size)
+    degrees = table.pop("degrees", None)
+    angles = table.pop("angles", None) if degrees is None else [math.radians(value) for value in degrees]
+    return problems.ct(ParallelBeamCT(size, angles, table.pop("bins", None), **table))
+
+
+def _mri(args) -> Problem:
+    coils = None if args.coils is None else read_operand("--coils", args.coils, 3)
+    return problems.mri(_mask(args), coils, bool(args.centred))
+
+
+def _cs(args) -> Problem:
+    size, options = tuple(_needed(args, "size")), {}
+    options |= {} if args.ratio is None else {"ratio": args.ratio}
+    options |= {} if args.operator_seed is None else {"seed": args.operator_seed}
+    return problems.cs(CompressedSensing(size, **options))
+
+
+def _matrix(args) -> Problem:
+    path, size = _needed(args, "operator"), tuple(_needed(args, "size"))
+    if not path.is_file():
+        raise FileNotFoundError(f"--operator names no file, {path}")
+    try:
+        if path.suffix.lower() == ".npz":
+            from scipy import sparse
+
+            entries = sparse.load_npz(path)
+        else:
+            entries = np.load(path, allow_pickle=False)
+    except ImportError as error:
+        raise ValueError("--operator needs scipy to read a sparse matrix: pip install scipy") from error
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise ValueError(
+            f"--operator must be a matrix (.npz of scipy.sparse, or .npy), {path} is none: {error}"
+        ) from error
+    return problems.matrix(entries, size)
+
+
+OPERATORS = {
+    "blur": Operator("a kernel", ("blur_sigma", "blur_size", "kernel", "boundary"), _blur),
+    "inpaint": Operator("pixels are missing", ("mask",), _inpaint),
+    "downsample": Operator("images are small", ("factor", "blur_sigma", "blur_size", "kernel"), _downsample),
+    "ct": Operator("sinograms (angles, bins) of parallel beams", ("geometry",), _ct),
+    "mri": Operator("k-space (H, W) or (coils, H, W)", ("mask", "coils", "centred"), _mri),
+    "cs": Operator("compressed sensing, vectors", ("size", "ratio", "operator_seed"), _cs),
+    "matrix": Operator("vectors y = M x", ("operator", "size"), _matrix),
+}
+
+
+def read_operand(option: str, name: str, dims: int) -> Tensor:
+    """The array of a file, (H, W) or as many axes as wanted.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        No such file; not one array, or one of another number of axes.
+    """
+    file, _, wanted = str(name).partition("::")
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {option.strip('-')} file {path}")
+    suffix = path.suffix.lower()
+    try:
+        if suffix in containers.CONTAINER_SUFFIXES:
+            found, _ = containers.members(path, Arrays(dims))
+            found = [member for member in found if not wanted or member.name == wanted]
+            if len(found) != 1 or found[0].index is not None:
+                names = ", ".join(map(str, found)) or "none"
+                raise ValueError(f"it must hold one array of {dims} axes, or FILE::NAME pick one; found {names}")
+            array = containers.read_array(path, found[0])
+        elif suffix == ".npy":
+            array = containers.read_array(path, None)
+        else:
+            pixels = pipeline.read_image(path).pixels
+            array = pixels.numpy()[0] if len(pixels) == 1 else pixels.numpy()
+    except ValueError as error:
+        raise ValueError(f"{option} must be a readable file, {path} is none: {error}") from error
+    if array.dtype.kind not in "fiucb":
+        raise ValueError(f"{option} must hold numbers, got {array.dtype} in {path}")
+    if array.ndim != dims:
+        raise ValueError(f"{option} must have {dims} axes, got shape {array.shape} in {path}")
+    return torch.from_numpy(array.astype(np.complex128 if array.dtype.kind == "c" else np.float64))
+
+
+def _needed(args, option: str):
+    value = getattr(args, option)
+    if value is None:
+        raise ValueError(f"--physics {args.physics} needs {_flag(option)}")
+    return value
+
+
+def _side(text: str) -> int | str:
+    if text == "published":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number or published, got {text!r}") from None
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")

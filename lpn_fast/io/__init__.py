@@ -1,0 +1,26 @@
+"""Image files in, image files out: one table of formats, for training and for jobs."""
+
+from .containers import is_container, members, read_member
+from .content import Member
+from .dicom import series_in_order
+from .formats import FORMATS, decode, decode_stored, encode, read_image, write_image
+from .image import Encoding, Image, Range, Stored, UnreadableImage
+
+__all__ = [
+    "FORMATS",
+    "Encoding",
+    "Image",
+    "Member",
+    "Range",
+    "Stored",
+    "UnreadableImage",
+    "decode",
+    "decode_stored",
+    "encode",
+    "is_container",
+    "members",
+    "read_image",
+    "read_member",
+    "series_in_order",
+    "write_image",
+]

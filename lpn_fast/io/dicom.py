@@ -1,0 +1,172 @@
+"""DICOM slices: read as stored, write back with the same bits and rescale, marked as processed.
+
+    value = RescaleSlope * stored + RescaleIntercept,     pixels = (value - low) / (high - low)
+
+(low, high) is what the caller says; else -1024..3071 Hounsfield units for CT, the range of twelve bits, and all
+that the stored bits can express for other modalities. Values outside are neither clipped in reading nor, as far
+as the stored bits reach, in writing. Padding, which scanners store outside their field of view and often far below
+air, is filled with the least value of the image, and back in its place in the result.
+
+A result keeps every entry of its source except the pixels and what says whose pixels they are: it gets
+identifiers of its own (the same ones if it is made again), ImageType DERIVED, and a DerivationDescription. Needs
+pydicom (extra [ct]), which is imported on first use.
+"""
+
+import hashlib
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+
+from .image import Encoding, Range, Stored, check_size
+
+HOUNSFIELD = (-1024.0, 3071.0)
+DERIVATION = "Reconstructed or denoised with a learned proximal network (lpn_fast); not the acquired pixels"
+DERIVED_MARK = "DERIVED"
+PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+
+
+def read(data: bytes, intensities: Range | None) -> Stored:
+    """The one gray frame of a file; `intensities` are values, after the rescale.
+
+    Raises
+    ------
+    ValueError
+        No pydicom; no pixels, colour, several frames, or values that are no linear function of what is stored.
+    """
+    dataset = _read(data)
+    name = next((name for name in PIXELS if name in dataset), None)
+    if name is None:
+        raise ValueError("it holds no pixels")
+    kind = str(_entry(dataset, "PhotometricInterpretation", "MONOCHROME2"))
+    if int(_entry(dataset, "SamplesPerPixel", 1)) != 1 or not kind.startswith("MONOCHROME"):
+        raise ValueError(f"it must be gray, got {kind}, {_entry(dataset, 'SamplesPerPixel', 1)} samples per pixel")
+    frames = int(_entry(dataset, "NumberOfFrames", 1))
+    if frames != 1:
+        raise ValueError(f"it holds {frames} frames; split it into one file per frame")
+    if "ModalityLUTSequence" in dataset:
+        raise ValueError("its values are a table of what is stored (ModalityLUTSequence); convert it")
+    shape = int(dataset.Rows), int(dataset.Columns)
+    check_size(math.prod(shape) * int(_entry(dataset, "BitsAllocated", 64)) // 8, len(data))
+    stored = dataset.pixel_array
+    if stored.shape != shape:
+        raise ValueError(f"it must hold one slice of {shape[0]} x {shape[1]}, got pixels of shape {stored.shape}")
+    slope, intercept = _rescale(dataset)
+    if intensities is None:
+        if _entry(dataset, "Modality", "") == "CT":
+            intensities = HOUNSFIELD
+        elif name == "PixelData":
+            least, most = (slope * limit + intercept for limit in _stored_limits(dataset))
+            intensities = (min(least, most), max(least, most))
+    low, high = intensities or (0.0, 1.0)
+    if kind == "MONOCHROME1":
+        low, high = high, low
+    padding = _padding(dataset, stored)
+    if padding.any() and not padding.all():
+        stored = stored.copy()
+        stored[padding] = stored[~padding].min() if slope > 0 else stored[~padding].max()
+    scale = (low - intercept) / slope, (high - intercept) / slope
+    return Stored(stored[None], Encoding(".dcm", stored.dtype.name, True, scale, {"template": data}))
+
+
+def write(stored: np.ndarray, encoding: Encoding) -> bytes:
+    """The file that holds (H, W) in place of the pixels of its template."""
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+    template = encoding.kept["template"]
+    dataset = _read(template)
+    name = next(name for name in PIXELS if name in dataset)
+    before = dataset.pixel_array
+    is_little = dataset.original_encoding[1] is not False
+    if name == "PixelData":
+        stored = stored.clip(*_stored_limits(dataset))
+    padding = _padding(dataset, before)
+    if stored.shape == before.shape:
+        stored[padding] = before[padding]
+    stored = stored.astype(("<" if is_little else ">") + before.dtype.str[1:])
+
+    content = hashlib.sha256(template).hexdigest()
+    series = str(dataset.get("SeriesInstanceUID", content))
+    data = stored.tobytes() + b"\0" * (stored.nbytes % 2)  # the standard requires an even length
+    setattr(dataset, name, data)
+    if name == "PixelData":
+        dataset[name].VR = "OB" if stored.itemsize == 1 else "OW"
+    dataset.Rows, dataset.Columns = stored.shape
+    dataset.SOPClassUID = _entry(dataset, "SOPClassUID", SecondaryCaptureImageStorage)
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+    dataset.SOPInstanceUID = generate_uid(entropy_srcs=[DERIVATION, content])
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.SeriesInstanceUID = generate_uid(entropy_srcs=[DERIVATION, series])
+    kept = [str(value) for value in (dataset.get("ImageType") or ["", "PRIMARY"])]
+    dataset.ImageType = [DERIVED_MARK, *kept[1:]]
+    earlier = str(dataset.get("DerivationDescription", ""))
+    dataset.DerivationDescription = f"{earlier}; {DERIVATION}" if earlier else DERIVATION
+    for name in ("SmallestImagePixelValue", "LargestImagePixelValue"):
+        if name in dataset:
+            del dataset[name]
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True, implicit_vr=False, little_endian=is_little)
+    return buffer.getvalue()
+
+
+def series_in_order(folder: str | Path) -> list[Path]:
+    """The DICOM files of a folder, sorted by series, then along the patient's axis (instance number, if unknown)."""
+    from .formats import format_of, head_of
+
+    keyed = []
+    for path in sorted(p for p in Path(folder).iterdir() if p.is_file()):
+        if getattr(format_of(head_of(path), path), "suffix", None) == ".dcm":
+            header = _read(path, stop_before_pixels=True)
+            position = header.get("ImagePositionPatient")
+            place = float(position[2]) if position else float(_entry(header, "InstanceNumber", 0))
+            keyed.append(((str(header.get("SeriesInstanceUID", "")), place, path.name), path))
+    if not keyed:
+        raise ValueError(f"{folder} must hold DICOM files, found none")
+    return [path for _, path in sorted(keyed)]
+
+
+def _read(source: bytes | Path, **options):
+    """The dataset; files without preamble are read as well."""
+    try:
+        import pydicom
+    except ImportError as error:
+        raise ValueError('reading DICOM needs pydicom: pip install "lpn-fast[ct]"') from error
+    dataset = pydicom.dcmread(io.BytesIO(source) if isinstance(source, bytes) else source, force=True, **options)
+    if "Rows" not in dataset and "SOPClassUID" not in dataset:
+        raise ValueError("it is no DICOM file, or a damaged one: nothing in it says what it is")
+    if not getattr(dataset.file_meta, "TransferSyntaxUID", None):  # the standard's default, as pydicom has read it
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+        if not dataset.original_encoding[0]:
+            dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    return dataset
+
+
+def _entry(dataset, name: str, default):
+    """The value of an entry; one that is there without a value counts as absent."""
+    value = dataset.get(name)
+    return default if value is None or str(value) == "" else value
+
+
+def _rescale(dataset) -> tuple[float, float]:
+    slope, intercept = float(_entry(dataset, "RescaleSlope", 1)), float(_entry(dataset, "RescaleIntercept", 0))
+    if not (np.isfinite(slope) and np.isfinite(intercept)) or slope == 0:
+        raise ValueError(f"rescale must be finite with a slope other than 0, got {slope:g} and {intercept:g}")
+    return slope, intercept
+
+
+def _padding(dataset, stored: np.ndarray) -> np.ndarray:
+    """Where the stored numbers are no picture, (H, W) bool."""
+    one = _entry(dataset, "PixelPaddingValue", _entry(dataset, "FloatPixelPaddingValue", None))
+    if one is None:
+        return np.zeros(stored.shape, bool)
+    other = _entry(dataset, "PixelPaddingRangeLimit", one)
+    if stored.dtype.kind == "i" and min(one, other) >= 0:  # some writers give it as unsigned, whatever the pixels are
+        one, other = (int(np.uint16(value).astype(np.int16)) for value in (one, other))
+    return (stored >= min(one, other)) & (stored <= max(one, other))
+
+
+def _stored_limits(dataset) -> tuple[int, int]:
+    bits = int(dataset.BitsStored)
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if int(dataset.PixelRepresentation) == 1 else (0, 2**bits - 1)

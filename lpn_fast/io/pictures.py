@@ -1,0 +1,151 @@
+"""Pictures that Pillow decodes, each by the plugin of its format: PNG, JPEG, BMP, WebP, JPEG 2000, Netpbm.
+
+Pillow cuts 16-bit colour to 8 bits without a word, so such files are decoded twice, for the high and the low bytes.
+Alpha is dropped with a note, CMYK and Lab become RGB by the file's profile. EXIF, profile, resolution and the
+subsampling of JPEG are kept as they are.
+"""
+
+import io
+import math
+
+import numpy as np
+import PIL.Image
+import PIL.ImageCms
+from PIL.JpegImagePlugin import get_sampling
+
+from . import png
+from .image import Encoding, Stored, check_size
+
+PIL.Image.init()
+KEPT = ("exif", "icc_profile", "dpi")
+# how to see the low bytes of what Pillow cuts to 8 bits; gray with alpha is two pairs of bytes
+LOW_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L", "LA;16B": "RGBA"}
+NATIVE = ("L", "RGB", "F", "I;16", "I;16L", "I;16B", "I;16N")
+WITH_ALPHA = ("LA", "PA", "La", "RGBA", "RGBa")
+J2K_SIZES = b"\xff\x4f\xff\x51"  # start of a codestream and of its sizes
+# JPEG is the one lossy format: best quality short of the useless
+OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
+
+
+def read(data: bytes, suffix: str, plugin: str) -> Stored:
+    """The picture in a file of that format.
+
+    Raises
+    ------
+    ValueError
+        Several pages, 32-bit integers, or more bits than Pillow decodes. Pillow raises more kinds for damaged files.
+    """
+    # not PIL.Image.open, whose limit of pixels is one for all users of Pillow in this process, and for any content
+    with PIL.Image.OPEN[plugin][0](io.BytesIO(data), "") as picture:
+        notes = []
+        pages = getattr(picture, "n_frames", 1)
+        if picture.format == "MPO":
+            notes.append(f"first of {pages} pictures")
+        elif pages > 1:
+            raise ValueError(f"it holds {pages} pages; split it into one file per page")
+        wide = 2 if "16" in str(picture.tile) else 4 if picture.mode in ("I", "F") else 1
+        check_size(math.prod(picture.size) * len(picture.getbands()) * wide, len(data))
+        kept = {name: picture.info[name] for name in KEPT if picture.info.get(name)}
+        if plugin == "JPEG":
+            kept["subsampling"] = max(0, get_sampling(picture))
+        has_alpha = picture.mode in WITH_ALPHA or "transparency" in picture.info
+        raw = picture.tile[0].args if picture.tile else None
+        raw = raw[0] if isinstance(raw, tuple) else raw
+        intensities = None
+        if raw in LOW_BYTES:
+            values = _sixteen_bits(data, plugin, picture, raw)
+            has_alpha = raw != "RGB;16B" or has_alpha
+        elif plugin == "PPM" and (most := _largest(picture)) > 255:
+            values, intensities = _wide_netpbm(data, picture), (0.0, float(most))
+        else:
+            if plugin == "JPEG2000":
+                intensities, kept["no_jp2"] = _j2k_range(data, picture.mode), data.startswith(J2K_SIZES)
+            picture.load()
+            values = np.asarray(converted(picture, kept, notes))
+    if has_alpha:
+        notes.append("alpha channel dropped")
+    values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+    encoding = Encoding(suffix, values.dtype.name, intensities=intensities, kept=kept)
+    return Stored(values, encoding, tuple(notes))
+
+
+def write(stored: np.ndarray, encoding: Encoding, plugin: str) -> bytes:
+    """The bytes of a file of (C, H, W)."""
+    planes = stored[0] if stored.shape[0] == 1 else stored.transpose(1, 2, 0)  # (H, W) or (H, W, 3)
+    if plugin == "PNG":
+        return png.encode(planes, **encoding.kept)
+    if plugin == "PPM" and stored.dtype == np.uint16:
+        kind, most = 5 if planes.ndim == 2 else 6, int(encoding.range[1])
+        header = f"P{kind}\n{planes.shape[1]} {planes.shape[0]}\n{most}\n".encode()
+        return header + planes.clip(0, most).astype(">u2").tobytes()
+    buffer, options = io.BytesIO(), OPTIONS.get(plugin, {}) | encoding.kept
+    PIL.Image.fromarray(np.ascontiguousarray(planes)).save(buffer, plugin, **options)
+    return buffer.getvalue()
+
+
+def rgb_by_profile(picture: PIL.Image.Image, profile: bytes | None) -> PIL.Image.Image:
+    """A CMYK or Lab picture as sRGB, by its own profile if there is one."""
+    if picture.mode == "LAB" and not profile:
+        own = PIL.ImageCms.createProfile("LAB")
+    elif profile:
+        own = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    else:
+        return picture.convert("RGB")
+    return PIL.ImageCms.profileToProfile(picture, own, PIL.ImageCms.createProfile("sRGB"), outputMode="RGB")
+
+
+def converted(picture: PIL.Image.Image, kept: dict, notes: list[str]) -> PIL.Image.Image:
+    """In a mode that numpy takes as it is; `kept` loses the profile of other inks."""
+    mode = picture.mode
+    if mode == "I":
+        raise ValueError("it holds 32-bit integers, of unknown range; convert it to .npy")
+    if mode in NATIVE:
+        return picture
+    target = "L" if mode in ("1", "LA", "La") else "RGB"
+    if mode in ("CMYK", "LAB"):
+        profile = kept.pop("icc_profile", None)
+        picture = rgb_by_profile(picture, profile)
+        notes.append(f"converted from mode {mode} to RGB, by {'its' if profile else 'no'} profile")
+        return picture
+    if mode not in WITH_ALPHA or mode == "PA":
+        notes.append(f"converted from mode {mode} to {target}")
+    return picture.convert(target)
+
+
+def _sixteen_bits(data: bytes, plugin: str, picture: PIL.Image.Image, raw: str) -> np.ndarray:
+    def decoded(arguments) -> np.ndarray:
+        with PIL.Image.OPEN[plugin][0](io.BytesIO(data), "") as again:
+            again.tile = [again.tile[0]._replace(args=arguments)]
+            return np.asarray(again)
+
+    if raw == "LA;16B":
+        return np.ascontiguousarray(decoded(LOW_BYTES[raw])).view(">u2")[..., 0].astype(np.uint16)
+    high = decoded(raw)[..., :3].astype(np.uint16)
+    return high << 8 | decoded(LOW_BYTES[raw])[..., :3]
+
+
+def _largest(picture: PIL.Image.Image) -> int:
+    """The number that a Netpbm file means by white."""
+    arguments = picture.tile[0].args
+    if isinstance(arguments, tuple):
+        return arguments[1] if picture.mode != "F" else 1
+    return 65535 if arguments.startswith("I;16") else 255
+
+
+def _wide_netpbm(data: bytes, picture: PIL.Image.Image) -> np.ndarray:
+    tile, bands = picture.tile[0], 1 if picture.mode == "I" else 3
+    if tile.codec_name == "ppm_plain":
+        raise ValueError("it holds 16 bits as text; convert it to the binary kind")
+    shape = picture.size[::-1] if bands == 1 else (*picture.size[::-1], bands)
+    return np.frombuffer(data, ">u2", math.prod(shape), tile.offset).reshape(shape).astype(np.uint16)
+
+
+def _j2k_range(data: bytes, mode: str) -> tuple[float, float] | None:
+    """What becomes 0 and 1 of the numbers that Pillow makes: it moves gray of 9 to 15 bits to the top of 16."""
+    start = data.find(J2K_SIZES) + len(J2K_SIZES) + 38
+    bits, signed = (data[start] & 0x7F) + 1, data[start] >> 7
+    if signed or bits > 16 or (bits > 8 and mode != "I;16"):
+        raise ValueError(
+            f"it holds {'signed ' * signed}{bits}-bit {mode}, which Pillow cuts; convert it to .npy or TIFF"
+        )
+    return (0.0, float((2**bits - 1) << (16 - bits))) if 8 < bits < 16 else None

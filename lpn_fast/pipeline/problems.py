@@ -1,0 +1,256 @@
+"""Measurements as files have them, and the operators that made them.
+
+    blur, inpaint, downsample        measurements are images
+    ct                               sinograms (angles, bins)
+    mri                              k-space, complex, (H, W) or (coils, H, W)
+    cs, matrix                       vectors (M,)
+
+Measurements that are no images come as floating-point arrays in .npy, .npz, .h5 or float TIFF files, one or a stack.
+Where intensities (low, high) of the image become 0 and 1, the linear operator makes of y = A x
+
+    (y - low A 1) / (high - low).
+"""
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..io import Range
+from ..io.content import Arrays
+from ..physics import (
+    MRI,
+    Blur,
+    CompressedSensing,
+    Downsampling,
+    Inpainting,
+    LinearOperator,
+    ParallelBeamCT,
+    Physics,
+    operator_norm_bound,
+)
+from ..solvers.noise import GAUSSIAN_MEDIAN, haar_level
+from .noise import noise_level
+
+PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model and sigma fit together
+OUTER = 0.35  # cycles per pixel: from there on the frequencies of a picture are little beside noise
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An operator, the form of its measurements, and what identifies it.
+
+    Attributes
+    ----------
+    name : str
+    physics : LinearOperator
+    settings : dict
+        JSON-ready.
+    image_size : (H, W) or None
+        Of every image; None where the operator takes any.
+    least_side : int
+        Pixels of the smallest image that it takes, at most.
+    arrays : Arrays or None
+        What a file must hold; None is images.
+    kind : str
+        Which network suits images that come from arrays.
+    centred : bool
+        Of k-space: frequency zero, and the image's origin, are in the middle.
+    """
+
+    name: str
+    physics: LinearOperator
+    settings: dict
+    image_size: tuple[int, int] | None = None
+    least_side: int = PROBE_SIDE
+    arrays: Arrays | None = None
+    kind: str = "gray"
+    centred: bool = False
+
+    def measured(self, array: np.ndarray, intensities: Range | None) -> Tensor:
+        """A measurement (1, ...) from the array of a file, in units where intensities of the image are [0, 1].
+
+        Raises
+        ------
+        ValueError
+            NaN, or another shape than the operator measures.
+        """
+        if self.centred:
+            array = np.fft.ifftshift(array, axes=(-2, -1))
+        if (array.dtype.kind == "c") != self.arrays.is_complex or array.dtype.kind not in "cfiu":
+            raise ValueError(
+                f"it must hold {'complex' if self.arrays.is_complex else 'real'} numbers, got {array.dtype}"
+            )
+        y = torch.from_numpy(np.array(array, np.complex64 if self.arrays.is_complex else np.float32, order="C"))
+        if self.arrays.is_complex:
+            y = torch.view_as_real(y).movedim(-1, -3)  # (2, H, W) or (coils, 2, H, W)
+        if not bool(y.isfinite().all()):
+            raise ValueError(f"it holds {int((~y.isfinite()).sum())} NaN or infinite values of {y.numel()}")
+        expected = tuple(self.physics.measurement_shape((1, 1, *self.image_size))[2:])
+        if tuple(y.shape) != expected:
+            raise ValueError(f"it must have the shape {expected} that the operator measures, got {tuple(y.shape)}")
+        y = y[None]
+        if intensities is not None:
+            low, high = intensities
+            y = (y - low * self.physics.A(torch.ones(1, 1, *self.image_size))[0]) / (high - low)
+        return y * self.physics.mask.to(y) if isinstance(self.physics, MRI) else y
+
+    def framed(self, x: Tensor) -> Tensor:
+        """What of an image a result shows: what lies in the frame of a photograph."""
+        return self.physics.crop(x) if isinstance(self.physics, Blur) else x
+
+    def image(self, x: Tensor) -> Tensor:
+        """An image as files have it, from one as the operator has it."""
+        return torch.fft.fftshift(x, dim=(-2, -1)) if self.centred else x
+
+    def truth(self, x: Tensor) -> Tensor:
+        """The other way round."""
+        return torch.fft.ifftshift(x, dim=(-2, -1)) if self.centred else x
+
+    def noise_of(self, measured: Tensor) -> float | None:  # (C, ...)
+        """Standard deviation of the noise, from a measurement alone; None where it cannot be told."""
+        physics = self.physics
+        if isinstance(physics, Inpainting):
+            level = float(haar_level(measured[None], physics.mask.to(measured).bool().expand(1, *measured.shape)))
+            return level or None
+        if isinstance(physics, MRI):
+            rows, columns = (torch.fft.fftfreq(n).abs() for n in physics.mask.shape)
+            outer = (torch.maximum(rows[:, None], columns[None]) >= OUTER) & (physics.mask != 0)
+            return float(measured[..., outer].abs().median()) / GAUSSIAN_MEDIAN if bool(outer.any()) else None
+        return noise_level(measured) if measured.dim() == 3 and self.name != "matrix" else None
+
+    def cropped(self, measured: Tensor, size: tuple[int, int]) -> Tensor | None:
+        """The part of a measurement (C, H', W') that lies over the image, to compare the two, if there is one."""
+        if self.arrays is not None or min(a - b for a, b in zip(measured.shape[-2:], size, strict=True)) < 0:
+            return None
+        if measured.shape[-2:] == size:
+            return measured
+        top, left = (side // 2 for side in self.physics.kernel.shape)
+        return measured[:, top : top + size[0], left : left + size[1]]
+
+    def __str__(self) -> str:
+        return str(self.physics)
+
+
+def blur(physics: Blur) -> Problem:
+    """Of images that were blurred."""
+    settings = {"kernel": _digest(physics.kernel), "boundary": physics.boundary}
+    return Problem("blur", physics, settings, least_side=max(PROBE_SIDE, *physics.kernel.shape))
+
+
+def inpaint(mask: Tensor) -> Problem:
+    """Of images of which the pixels under the mask (H, W) are known."""
+    return Problem("inpaint", Inpainting(mask), {"mask": _digest(mask)}, image_size=_size(mask))
+
+
+def downsample(physics: Downsampling) -> Problem:
+    """Of small images."""
+    kernel, factor = physics.blur.kernel, physics.factor
+    side = factor * -(-max(PROBE_SIDE, *kernel.shape) // factor)
+    return Problem("downsample", physics, {"kernel": _digest(kernel), "factor": factor}, least_side=side)
+
+
+def ct(physics: ParallelBeamCT) -> Problem:
+    """Of sinograms of parallel beams."""
+    geometry = physics.geometry
+    size = geometry.height, geometry.width
+    return Problem("ct", physics, {"geometry": _digest_of_text(repr(geometry))}, size, arrays=Arrays(2), kind="CT")
+
+
+def mri(mask: Tensor, coils: Tensor | None = None, centred: bool = False) -> Problem:
+    """Of k-space, sampled under the mask (H, W) by coils of known sensitivities (coils, H, W)."""
+    if centred:
+        mask = torch.fft.ifftshift(mask)
+        coils = None if coils is None else torch.fft.ifftshift(coils, dim=(-2, -1))
+    settings = {"mask": _digest(mask), "coils": None if coils is None else _digest(coils), "centred": centred}
+    arrays = Arrays(2 if coils is None else 3, is_complex=True)
+    return Problem("mri", MRI(mask, coils), settings, _size(mask), arrays=arrays, centred=centred)
+
+
+def cs(physics: CompressedSensing) -> Problem:
+    """Of vectors of random measurements."""
+    settings = {"operator": repr(physics)}
+    return Problem("cs", physics, settings, (physics.height, physics.width), arrays=Arrays(1))
+
+
+def matrix(entries, image_size: tuple[int, int]) -> Problem:
+    """Of vectors y = M x for a matrix (M, H W), an array or one of scipy.sparse."""
+    physics = Matrix(entries, image_size)
+    settings = {"matrix": physics.digest, "size": list(image_size)}
+    return Problem("matrix", physics, settings, image_size, arrays=Arrays(1))
+
+
+class Matrix(Physics):
+    """A x = M vec(x) of every channel, M an array (m, H W) or a matrix of scipy.sparse.
+
+    Examples
+    --------
+    >>> Matrix(np.eye(4)[:3], (2, 2)).A(torch.ones(1, 1, 2, 2)).shape
+    torch.Size([1, 1, 3])
+    """
+
+    def __init__(self, entries, image_size: tuple[int, int]):
+        pixels = image_size[0] * image_size[1]
+        if entries.ndim != 2 or entries.shape[1] != pixels:
+            raise ValueError(
+                f"the matrix must have one column for each of {image_size[0]} x {image_size[1]} pixels, got "
+                f"{' x '.join(map(str, entries.shape))}"
+            )
+        if hasattr(entries, "tocsr"):
+            self.entries, self._transpose = _sparse(entries.tocsr()), _sparse(entries.T.tocsr())
+            stored = self.entries.crow_indices(), self.entries.col_indices(), self.entries.values()
+        else:
+            self.entries = torch.from_numpy(np.asarray(entries, np.float64))
+            self._transpose, stored = self.entries.T, (self.entries,)
+        if not bool(stored[-1].isfinite().all()):
+            raise ValueError("the matrix must be finite, got NaN or infinite values")
+        self.image_size = image_size
+        self.digest = _digest_of_text(" ".join(map(_digest, stored)))
+        self._norm: float | None = None
+
+    def A(self, x: Tensor) -> Tensor:
+        """Measurements (N, C, m) of images (N, C, H, W)."""
+        return self._times(self.entries, x.flatten(2))
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """Images (N, C, H, W) from measurements (N, C, m)."""
+        return self._times(self._transpose, y).unflatten(2, self.image_size)
+
+    def norm(self) -> float:
+        """A bound that holds but for a probability of 1e-9."""
+        if self._norm is None:
+            self._norm = operator_norm_bound(self, (1, *self.image_size))
+        return self._norm
+
+    def _times(self, entries: Tensor, v: Tensor) -> Tensor:  # (m, n), (N, C, n) -> (N, C, m)
+        product = entries.to(v.device, v.dtype) @ v.flatten(0, 1).T  # (m, N C)
+        return product.T.unflatten(0, v.shape[:2])
+
+    def __repr__(self) -> str:
+        return f"Matrix({' x '.join(map(str, self.entries.shape))})"
+
+
+def _sparse(rows) -> Tensor:
+    """A matrix of scipy.sparse, by rows."""
+    pointers, columns = (torch.from_numpy(index).long() for index in (rows.indptr, rows.indices))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of torch, that such matrices are new
+        values = torch.from_numpy(rows.data.astype(np.float64))
+        return torch.sparse_csr_tensor(pointers, columns, values, size=rows.shape)
+
+
+def _size(mask: Tensor) -> tuple[int, int]:
+    return int(mask.shape[-2]), int(mask.shape[-1])
+
+
+def _digest(values: Tensor) -> str:
+    """Shape and content in a few characters."""
+    content = hashlib.sha256(values.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    return f"{'x'.join(map(str, values.shape))}:{content}"
+
+
+def _digest_of_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

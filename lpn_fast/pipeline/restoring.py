@@ -1,0 +1,182 @@
+"""Reconstruction: images from measurements, by a solver of the registry or by what chooses everything itself.
+
+With Gaussian noise of level s the MAP estimate minimises  ||A x - y||^2 / (2 s^2) - log p(x),  that is
+    h(x) - s^2 log p(x),        h(x) = 1/2 ||A x - y||^2.
+A network trained on noise sigma has learned  R = -sigma^2 log p; how solvers choose sigma, step and strength from s
+is in solvers/automatic.py.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import solvers
+from ..io import Range
+from ..networks import LPN
+from ..physics import Blur
+from ..restoration import BLUR, GRAY, Choice, reconstruct
+from .problems import Problem
+from .tasks import OnIteration, Restoration, blank_image, check_sigma, noisy
+
+SOLVERS = {name: getattr(solvers, name) for name in ("pgd", "fista", "admm", "drs", "hqs")}
+AUTO_ITERATIONS = 100
+PROBE_NOISE = 0.1
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Reconstruction by plug-and-play with the learned prior.
+
+    Parameters
+    ----------
+    problem : Problem
+        What was measured, see problems.py.
+    noise : float, optional
+        Standard deviation of the measurements' noise, where images are in [0, 1]; None is what each measurement shows
+        of it.
+    solver : str, optional
+        "pgd", "fista", "admm", "drs" or "hqs"; None leaves everything to `lpn_fast.reconstruct`.
+    iterations : int, optional
+        Most iterations of that solver; None is 100.
+    sigma : float, optional
+        Noise level handed to a noise-conditional network; None is the MAP choice. Larger is smoother.
+    tol : float
+        Relative change at which an image counts as converged.
+    strict : bool
+        Refuse to run outside the solver's convergence theorem.
+
+    Raises
+    ------
+    ValueError
+        A number out of range, an unknown solver, or options of a solver without one.
+
+    Examples
+    --------
+    >>> import lpn_fast as lf
+    >>> from lpn_fast.pipeline import problems
+    >>> task = Reconstruct(problems.blur(lf.physics.Blur.gaussian(1.6)), noise=0.03, solver="pgd", iterations=3)
+    >>> model = lf.ConvLPN(1, hidden=8).eval()
+    >>> y = task.degrade(torch.rand(1, 24, 24), torch.Generator().manual_seed(0))
+    >>> task.solve(y[None], model).x.shape
+    torch.Size([1, 1, 24, 24])
+    """
+
+    problem: Problem
+    noise: float | None = None
+    solver: str | None = None
+    iterations: int | None = None
+    sigma: float | None = None
+    tol: float = 1e-5
+    strict: bool = False
+
+    name = "reconstruct"
+    makes_images = True
+
+    def __post_init__(self):
+        if self.noise is not None and not 0 < self.noise < math.inf:
+            raise ValueError(f"noise must be positive and finite, got {self.noise:g}")
+        if self.solver not in (None, *SOLVERS):
+            raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}")
+        if self.solver is None and (self.iterations, self.sigma, self.strict) != (None, None, False):
+            raise ValueError("iterations, sigma and strict are options of a solver, which must be named")
+        if self.iterations is None:
+            object.__setattr__(self, "iterations", AUTO_ITERATIONS)
+        if self.iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+        check_sigma(self.sigma)
+
+    @property
+    def expected_noise(self) -> float | None:
+        """What was said of the noise."""
+        return self.noise
+
+    @property
+    def estimates_noise(self) -> bool:
+        """Whether the noise of a measurement has to be found from it."""
+        return self.noise is None
+
+    def noise_of(self, measured: Tensor) -> float | None:
+        """The noise that a measurement (C, ...) shows."""
+        return self.problem.noise_of(measured)
+
+    @property
+    def networks(self) -> dict[str, tuple[str, ...]]:
+        """Shipped networks that replace the usual ones of an image."""
+        if not isinstance(self.problem.physics, Blur):
+            return {}
+        return {"gray": (GRAY, BLUR) if self.solver is None else (BLUR,)}
+
+    def settings(self) -> dict:
+        """What decides the result besides measurement and network, JSON-ready."""
+        names = ("noise", "solver") if self.solver is None else ("noise", "solver", "iterations", "tol", "sigma")
+        chosen = {name: getattr(self, name) for name in names}
+        return {"task": self.name, "physics": self.problem.name, **self.problem.settings, **chosen}
+
+    def conditions(self, model: LPN) -> solvers.Conditions | None:
+        """The conditions of the solver's theorem, from one iteration on a blank image.
+
+        Raises
+        ------
+        ValueError
+            Model, operator and sigma do not fit together, or with `strict` a condition does not hold.
+        """
+        if self.solver is None:
+            return None
+        size = self.problem.image_size or (self.problem.least_side,) * 2
+        y = self.problem.physics.A(blank_image(model, size))
+        noise = torch.full((1,), PROBE_NOISE).to(y)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a blank image comes back as it started
+            return self._run(y, model, noise, max_iter=1, callback=None).conditions
+
+    def measured(self, array, intensities: Range | None) -> Tensor:
+        """A measurement from the array of a file, see `Problem.measured`."""
+        return self.problem.measured(array, intensities)
+
+    def degrade(
+        self,
+        truth: Tensor,  # (C, H, W)
+        generator: torch.Generator,
+    ) -> Tensor:  # (C, ...)
+        """The measurement of a known image: by the operator, with noise drawn from the generator.
+
+        Raises
+        ------
+        ValueError
+            It is not said how noisy, or the operator takes images of another size.
+        """
+        if self.noise is None:
+            raise ValueError("noise must be given to simulate measurements")
+        planes = self.problem.truth(truth)[:, None]  # (C, 1, H, W)
+        return noisy(self.problem.physics.A(planes)[:, 0], self.noise, generator)
+
+    def solve(
+        self, y: Tensor, model: LPN | Choice, noise: Tensor | None = None, on_iteration: OnIteration | None = None
+    ) -> Restoration:
+        """Reconstructions of the samples y, (N, c, ...), with noise (N,) where that is estimated."""
+        noise = self.noise if noise is None else noise
+        if self.solver is None:
+            result = reconstruct(y, self.problem.physics, model, noise=noise, progress=on_iteration or False)
+            x = result.x
+        else:
+            callback = None if on_iteration is None else lambda iteration, x, objective: on_iteration(iteration)
+            result = self._run(y, model, noise, self.iterations, callback)
+            x = self.problem.framed(result.x)
+        sigma = result.settings.sigma
+        return Restoration(
+            self.problem.image(x),
+            result.objective,
+            result.residual[-1],
+            result.iterations,
+            result.converged,
+            result.broken,
+            sigma=None if sigma is None else torch.as_tensor(sigma).to(result.residual).expand(len(y)),
+        )
+
+    def _run(self, y: Tensor, model: LPN, noise: float | Tensor | None, max_iter: int, callback):
+        options = {"sigma": self.sigma, "tol": self.tol, "strict": self.strict}
+        solver = SOLVERS[self.solver]
+        return solver(y, self.problem.physics, model, noise=noise, max_iter=max_iter, callback=callback, **options)

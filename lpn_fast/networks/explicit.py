@@ -164,6 +164,10 @@ class ExplicitLPN(nn.Module):
         """limsup |f(x)| / |x|: gradients of R are bounded, so that f passes what is large."""
         return 1.0
 
+    def packed(self) -> Tensor:
+        """All parameters in one vector, shape (P,)."""
+        return torch.cat([getattr(self, slot.name).flatten() for slot in self.spec.slots()])
+
     def skewness(self) -> float:
         """Largest eigenvalue of A A^T - I: the certificate takes the atoms to be orthonormal."""
         with torch.no_grad():

@@ -4,6 +4,9 @@ import json
 from dataclasses import asdict, dataclass, fields
 
 from ..algebra.parameters import Slot
+from ..algebra.spec import Stage
+
+SOLVE_IMAGES = 30  # that a solve holds at once: pairs of L-BFGS and iterates
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,15 @@ class ExplicitSpec:
     def atoms(self) -> int:
         """n = C k^2."""
         return self.channels * self.kernel**2
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What a solve keeps per pixel, as if it were one stage's units: for whoever sizes batches by memory."""
+        return (Stage(SOLVE_IMAGES * self.channels),)
+
+    def stage_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Sizes of `stages` for an image."""
+        return [(height, width)]
 
     @property
     def encoded(self) -> str:

@@ -14,6 +14,7 @@ SIGMA = torch.tensor([0.04, 0.1, 0.3], dtype=torch.float64)
 def drawn(channels=1, k=4, groups=9, spread=1.0, seed=0, **options) -> lf.ExplicitLPN:
     """A prior in float64 with every parameter drawn, two knots."""
     torch.manual_seed(seed)
+    options = {"coarse_kernel": 2, "coarse_groups": 4} | options
     model = lf.ExplicitLPN(channels, k, groups, sigma_conditional=(0.05, 0.2), **options).double()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -124,7 +124,9 @@ def _certificate(model: ExplicitLPN, subject: Subject, sigma) -> Iterator[Proper
     yield Property("orthonormal atoms", skew <= MOST_SKEW, skew, f"<= {MOST_SKEW:g}", "largest eigenvalue of A A^T - I")
     with torch.no_grad():
         levels = torch.tensor(model.spec.noise_levels).to(stored["far"])
-        columns = float(model.potentials(levels).energies.double().sum(1).max()) * (1 + skew)
+        pot = model.potentials(levels)
+        parts = [level.energies.double().sum(1).max() for level in (pot, pot.coarse) if level is not None]
+        columns = float(max(parts)) * (1 + skew)
     detail = "concavity of R, by the column sums of U: below 1 f is unique"
     yield Property("certificate", columns < 1, columns, "< 1", detail)
     exact = copy.deepcopy(model).to(subject.sample.dtype)

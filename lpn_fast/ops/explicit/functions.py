@@ -101,5 +101,8 @@ def _in_potentials(scalar, tensors, ctx, first: int) -> list[Tensor | None]:
         return [None] * len(tensors)
     with torch.enable_grad():
         copies = [t.detach().requires_grad_(wanted) for t, wanted in zip(tensors, needed, strict=True)]
-        parts = iter(torch.autograd.grad(scalar(Potentials.of_tensors(copies)), [t for t in copies if t.requires_grad]))
+        wanted_of = [t for t in copies if t.requires_grad]
+        # an image smaller than a patch has no coarse level
+        found = torch.autograd.grad(scalar(Potentials.of_tensors(copies)), wanted_of, materialize_grads=True)
+        parts = iter(found)
     return [next(parts) if wanted else None for wanted in needed]

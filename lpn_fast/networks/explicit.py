@@ -310,8 +310,11 @@ class ExplicitLPN(nn.Module):
         start: Tensor | None = None,
         return_preimage: bool = False,
     ) -> tuple[Tensor, ...]:
-        """(x, R(x)), x = prox_{tR}(z); with `return_preimage` also x + grad R(x). Arguments as for `prox`."""
-        x = self._solved(z, strength, sigma, tol, max_iter, start)[0]
+        """(x, R(x)), x = prox_{tR}(z); with `return_preimage` also u = x + grad R(x). Arguments as for `prox`.
+
+        `start` is the u of a call before, as solvers hand it over, and not used: z = x + t grad R(x) lies nearer to x.
+        """
+        x = self._solved(z, strength, sigma, tol, max_iter, None)[0]
         value, gradient = self.prior_and_grad(x, sigma)
         return (x, value, x + gradient) if return_preimage else (x, value)
 

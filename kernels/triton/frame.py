@@ -203,7 +203,7 @@ def sweep(
     arch: int = 0,  # as in the launch table
     tile: tuple[int, int, int, int] | None = None,  # (BM, BT, BG, warps)
 ) -> tuple[Tensor | None, Tensor]:
-    """(psi without alpha/2 |x|^2 (N,) or None, f (N, C, H, W)) on the current stream of x's device; with v H v for f."""
+    """(psi without alpha/2 |x|^2 (N,) or None, f (N, C, H, W), or H v where there is a v), on x's current stream."""
     batch, channels, height, width = x.shape
     units, gates, kernel = len(filters), len(core), filters.shape[-1]
     f = torch.empty(x.shape, dtype=torch.float32, device=x.device)

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "per_sample": set(),
     "physics": {"per_sample"},
     "data": {"atomic"},
-    "ops": {"algebra", "per_sample"},
+    "ops": {"atomic", "algebra", "per_sample"},
     "networks": {"atomic", "algebra", "ops", "per_sample"},
     "training": {"atomic", "networks", "metrics", "data", "physics", "solvers", "per_sample"},  # through minimisers
     "solvers": {"networks", "physics", "per_sample"},

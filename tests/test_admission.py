@@ -285,3 +285,38 @@ def test_triton_from_blackwell_on_is_such_a_case(monkeypatch):
     for capability, must in (((9, 0), False), ((10, 0), True), ((12, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         assert TritonBackend().must_be_checked(OnGpu()) == must
+
+
+def test_info_lists_what_is_known_and_where(capsys, monkeypatch, user):
+    from lpn_fast import cli
+
+    assert refusal(Kernel()) is None
+    monkeypatch.setenv("LPN_FAST_TUNE", "off")
+    assert cli.main(["info"]) == 0
+    said = capsys.readouterr().out
+    assert "cpu, triton, widths [4, 5], fp32: admitted" in said
+    assert f"kept in {user}/verdicts; LPN_FAST_TUNE=off" in said
+
+
+def test_tune_is_for_gpus_and_says_so(capsys, monkeypatch):
+    from lpn_fast import cli
+
+    assert cli.main(["tune", "--device", "cpu"]) == 2
+    assert "--device must be cuda or cuda:N, got cpu" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert cli.main(["tune"]) == 2
+        assert "one that torch can use here" in capsys.readouterr().err
+
+
+def test_tune_checks_with_the_models_own_weights(registered):
+    seen = []
+
+    class Watched(Kernel):
+        def evaluate(self, spec, x, packed, *rest):
+            seen.append(packed)
+            return super().evaluate(spec, x, packed, *rest)
+
+    registered(Watched())
+    own = lf.LPN(SPEC).packed().detach()
+    found = registry.examine(SPEC, CPU, "fp32", own)
+    assert found["triton"].refusal is None and any(torch.equal(packed, own) for packed in seen)

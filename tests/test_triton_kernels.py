@@ -94,8 +94,8 @@ def test_a_launch_compiles_without_spills_into_tensor_core_code(key, config, pro
     "atoms, channels, gates, competing", [(7, 1, 128, True), (7, 1, 96, False), (5, 3, 192, True), (5, 3, 144, False)]
 )
 def test_the_kernel_of_a_whole_frame_compiles_without_spills(atoms, channels, gates, competing, precision, arch):
-    for with_value in (False, True) if precision == "fp32" else (True,):
-        found = ahead.frame_report(arch, precision, atoms, channels, gates, competing, with_value)
+    for what in ("prox", "value", "hvp") if precision == "fp32" else ("value", "hvp"):
+        found = ahead.frame_report(arch, precision, atoms, channels, gates, competing, what)
         assert found.spilled_bytes == 0
         assert not found.hazards
         assert found.shared_bytes <= launch.SHARED_BYTES[86]  # as the smaller devices of the same generation have

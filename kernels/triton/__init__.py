@@ -17,7 +17,7 @@ Stages that read the image only, and A^T e, are bound by memory.
     correlate     implicit GEMM, forward and transposed, step inside
     gradient      weight gradients, deterministic split over pixels
     assemble      f += D^T A^T e
-    frame         psi and f of a frame under gates of single pixels, or of a mixture, in one kernel
+    frame         psi, f and H v of a frame under gates of single pixels, or of a mixture, in one kernel
     units         powers of two for e and delta in half precision
     elementwise   the step alone, after a library's product
     choices       our kernel, or the library's product and the step alone (plain Python)

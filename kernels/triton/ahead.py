@@ -111,19 +111,23 @@ def small_kernels(arch: int) -> dict[str, Report]:
 
 
 def frame_report(
-    arch: int, precision: str, kernel: int, channels: int, gates: int, competing: bool, with_value: bool = False
+    arch: int, precision: str, kernel: int, channels: int, gates: int, competing: bool, what: str = "prox"
 ) -> Report:
-    """Compile the kernel of a whole frame, of `channels` images and `kernel` x `kernel` atoms, for `arch`."""
+    """Compile the kernel of a whole frame, of `channels` images and `kernel` x `kernel` atoms, for `arch`.
+
+    `what` is "prox", "value" or "hvp".
+    """
     element, count = ELEMENT[TRITON_TYPE[precision]], channels * kernel**2
-    tile = frame.default_tile(count, precision, arch)
+    tile = frame.default_tile(count, precision, arch, what == "hvp")
     gain = frame.HALF_GAIN if precision == "fp16" else 1.0
-    constants = frame.constants(channels, kernel, count, gates, competing, precision, gain, tile) | {"x_w": 1}
+    constants = frame.constants(channels, kernel, count, gates, competing, precision, gain, tile) | {"x_w": 1, "v_w": 1}
     pointers = dict.fromkeys(("rows", "x", "bias", "head", "gate_head", "gate_unit"), "*fp32")
     pointers |= {"atoms": f"*{element}", "core": f"*{element}"}
-    if with_value:
-        pointers["psi"] = "*fp32"
-    else:
-        constants["psi"] = None
+    for name, wanted in (("psi", what == "value"), ("v", what == "hvp")):
+        if wanted:
+            pointers[name] = "*fp32"
+        else:
+            constants[name] = None
     return _compiled(frame.frame_kernel, pointers, constants, arch, tile[-1], 1)
 
 

@@ -1,8 +1,10 @@
-"""psi and f of a squared first stage under one stage of gates of single pixels: everything on chip but sums of rows.
+"""psi, f and H v of a squared first stage under one stage of gates of single pixels: all on chip but sums of rows.
 
     c_q = A (patch under position q),   z = c^2,   u = W z + b,   e = 2 c (W^T g + h)
     f   = overlap-add of A^T e, + alpha x
     g   = w softmax(beta u)  where the gates compete,     g = w sigmoid(beta u)  where they do not
+    H v = the same of delta = 2 dc (W^T g + h) + 2 c W^T dg,   dc = A v,   du = W 2 c dc,   with p = softmax(beta u)
+    dg  = w beta p (du - p . du),                         dg = w beta sigmoid' du
 
 Positions are (H + k - 1) x (W + k - 1), with zeros around the image. A program takes BM positions of one row, of which
 BM - k + 1 pixels get all that they need from it:
@@ -18,7 +20,8 @@ rows; `fold_kernel` adds the k sums of a pixel, always in the same order. There 
 
 Gates come in blocks, with the running maximum and sum of the soft maximum, so any number of them fits. Weights are
 rounded once and serve both directions: f is the gradient of the psi of the rounded weights. In half precision x and z
-enter as two halves each, because c^2 decides between gates by differences that one half does not hold.
+enter as two halves each, because c^2 decides between gates by differences that one half does not hold. In H v the
+shares p are rounded before their sums are formed: what cancels in du - p . du then cancels exactly.
 """
 
 import torch
@@ -40,6 +43,7 @@ def frame_kernel(
     rows,  # [KERNEL, N, CHANNELS, height + KERNEL - 1, width] float32
     psi,  # [N, height + KERNEL - 1, tiles] float32, or None
     x, x_n, x_c, x_h, x_w,  # [N, CHANNELS, height, width] float32, and its strides
+    v, v_n, v_c, v_h, v_w,  # the same, or None: f is wanted, and not H v
     atoms,  # [TAPS, UNITS_BLOCK]: A by taps (i, c, j), zeros in the rest
     core,  # [GATES, UNITS]: W times core_scale
     bias,  # [N or 1, GATES] float32
@@ -60,20 +64,31 @@ def frame_kernel(
     # position q sees the pixels q - KERNEL + 1 + j; taps lie at (i CHANNELS + c) SIDE + j
     m, n = tl.arange(0, BM), tl.arange(0, UNITS_BLOCK)
     q = tile * STEP + m
-    x += image.to(tl.int64) * x_n
     coefficients = tl.zeros((BM, UNITS_BLOCK), tl.float32)
+    dc = coefficients
     for t0 in tl.range(0, TAPS, BT, num_stages=1):
         tap = t0 + tl.arange(0, BT)
         j, c, i = tap % SIDE, (tap // SIDE) % CHANNELS, tap // (SIDE * CHANNELS)
-        h, w = row - KERNEL + 1 + i, q[:, None] - KERNEL + 1 + j[None, :]
+        h, w = (row - KERNEL + 1 + i).to(tl.int64), q[:, None] - KERNEL + 1 + j[None, :]
         seen = ((i < KERNEL) & (j < KERNEL) & (h >= 0) & (h < height))[None, :] & (w >= 0) & (w < width)
-        patches = tl.load(x + (c.to(tl.int64) * x_c + h.to(tl.int64) * x_h)[None, :] + w * x_w, mask=seen, other=0.0)
         a_tile = tl.load(atoms + tap[:, None] * UNITS_BLOCK + n[None, :])
+        at = image.to(tl.int64) * x_n + c.to(tl.int64) * x_c + h * x_h
+        patches = tl.load(x + at[None, :] + w * x_w, mask=seen, other=0.0)
         coefficients = dot_wide(patches, a_tile, coefficients, STORAGE, PRECISION)
+        if v is not None:
+            at = image.to(tl.int64) * v_n + c.to(tl.int64) * v_c + h * v_h
+            patches = tl.load(v + at[None, :] + w * v_w, mask=seen, other=0.0)
+            dc = dot_wide(patches, a_tile, dc, STORAGE, PRECISION)
     z = coefficients * coefficients
     operand = z * GAIN
     if STORAGE == tl.float16:
         operand = within_half(operand)
+
+    tangent = 2 * coefficients * dc * GAIN  # dz, as the operand
+    if STORAGE == tl.float16:
+        tangent = tl.minimum(tl.maximum(tangent, -65504.0), 65504.0)
+    second = tl.zeros((BM, UNITS_BLOCK), tl.float32)  # W^T (p du), or W^T dg
+    total_du = tl.zeros((BM,), tl.float32)  # sum of p du
 
     unit = tl.load(gate_unit)
     back = tl.zeros((BM, UNITS_BLOCK), tl.float32)  # W^T g
@@ -91,21 +106,37 @@ def frame_kernel(
             above = tl.maximum(largest, tl.max(y, 1))
             share = tl.exp2(y - above[:, None])
             fading = tl.exp2(largest - above)
+            if v is not None:
+                share = share.to(STORAGE).to(tl.float32)
             total = total * fading + tl.sum(share, 1)
             back = back * fading[:, None]
             largest = above
         else:
             weight = tl.load(gate_head + g, mask=g < GATES, other=0.0)[None, :]
-            share = weight * unit / (1 + tl.exp2(-u * (beta * LOG2E)))
+            slope = 1 / (1 + tl.exp2(-u * (beta * LOG2E)))
+            share = weight * unit * slope
             if psi is not None:
                 total += tl.sum(weight * softplus(u, beta), 1)
         back = tl.dot(share.to(STORAGE), w_tile, back, input_precision=PRECISION)
+        if v is not None:
+            du = dot_wide(tangent, tl.trans(w_tile), tl.zeros((BM, BG), tl.float32), STORAGE, PRECISION)
+            du = du * (1 / (GAIN * core_scale))
+            if COMPETING:
+                second = second * fading[:, None]
+                total_du = total_du * fading + tl.sum(share * du, 1)
+                dg = share * du
+            else:
+                dg = share * (1 - slope) * beta * du
+            second = dot_wide(dg * GAIN, w_tile, second, STORAGE, PRECISION)
+    second = second / GAIN
     value = total
     if COMPETING:
         weight = tl.load(gate_head)
+        second = (second - (total_du / total)[:, None] * back) * (weight * beta / (core_scale * total))[:, None]
         back = back * (weight / (core_scale * total))[:, None]
         value = weight * ((largest + tl.log2(total)) * LN2) / beta
     else:
+        second = second / (unit * core_scale)
         back = back / (unit * core_scale)
     if head is not None:
         direct = tl.load(head + n, mask=n < UNITS, other=0.0)[None, :]
@@ -113,7 +144,10 @@ def frame_kernel(
         if psi is not None:
             value += tl.sum(direct * z, 1)
 
-    e = (2 * coefficients * back).to(STORAGE)
+    if v is None:
+        e = (2 * coefficients * back).to(STORAGE)
+    else:
+        e = (2 * (dc * back + coefficients * second)).to(STORAGE)
     for t0 in tl.range(0, TAPS, BT, num_stages=1):
         tap = t0 + tl.arange(0, BT)
         a_tile = tl.load(atoms + tap[:, None] * UNITS_BLOCK + n[None, :])
@@ -152,8 +186,9 @@ def fold_kernel(
     tl.store(f + plane.to(tl.int64) * height * width + at, total, mask=inside)
 
 
-def value_prox(
+def sweep(
     x: Tensor,  # [N, C, H, W] float32, any strides
+    v: Tensor | None,  # the same
     filters: Tensor,  # [n, C, k, k] float32
     core: Tensor,  # [G, n] float32, as all that follows
     bias: Tensor,  # [1 or N, G]
@@ -168,12 +203,12 @@ def value_prox(
     arch: int = 0,  # as in the launch table
     tile: tuple[int, int, int, int] | None = None,  # (BM, BT, BG, warps)
 ) -> tuple[Tensor | None, Tensor]:
-    """(psi without alpha/2 |x|^2 (N,) or None, f (N, C, H, W)) on the current stream of x's device."""
+    """(psi without alpha/2 |x|^2 (N,) or None, f (N, C, H, W), or H v where there is a v), on x's current stream."""
     batch, channels, height, width = x.shape
     units, gates, kernel = len(filters), len(core), filters.shape[-1]
     f = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     all_rows = height + kernel - 1
-    tile = tile or default_tile(units, precision, arch)
+    tile = tile or default_tile(units, precision, arch, v is not None)
     core_scale, gain = (HALF_SCALE, HALF_GAIN) if precision == "fp16" else (1.0, 1.0)
     shape = constants(channels, kernel, units, gates, competing, precision, gain, tile)
     tiles = -(-width // (shape["BM"] - kernel + 1))
@@ -188,17 +223,19 @@ def value_prox(
     most = max(1, ROW_BYTES // (4 * kernel * channels * all_rows * width))
     for first in range(0, batch, most):
         some = slice(first, first + most)
-        part = x[some]
+        part, direction = x[some], None if v is None else v[some]
+        last = part if direction is None else direction
         rows = torch.empty(kernel, len(part), channels, all_rows, width, dtype=torch.float32, device=x.device)
         with device_of(x):
             frame_kernel[(len(part) * all_rows * tiles,)](
-                rows, None if psi is None else psi[some], part, *part.stride(), atoms, core,
+                rows, None if psi is None else psi[some], part, *part.stride(),
+                direction, *last.stride(), atoms, core,
                 bias if len(bias) == 1 else bias[some], head, gate_head, gate_unit,
                 height, width, tiles, 0 if len(bias) == 1 else gates, float(beta), float(core_scale),
                 **shape, num_warps=tile[-1], num_stages=1,
             )  # fmt: skip
             fold_kernel[(len(part) * channels * -(-height * width // BLOCK),)](
-                f[some], rows, part, *part.stride(), len(part), height, width, float(alpha),
+                f[some], rows, last, *last.stride(), len(part), height, width, float(alpha),
                 CHANNELS=channels, KERNEL=kernel, BLOCK=BLOCK,
             )  # fmt: skip
     return None if psi is None else psi.sum((1, 2)), f
@@ -220,8 +257,12 @@ def constants(
     }  # fmt: skip
 
 
-def default_tile(units: int, precision: str, arch: int) -> tuple[int, int, int, int]:
+def default_tile(units: int, precision: str, arch: int, hessian: bool = False) -> tuple[int, int, int, int]:
     """(BM, BT, BG, warps) that compile without spills, for the units of the models that ship; never timed."""
+    if hessian:
+        if precision == "fp32" and units > 64:
+            return 16, 16, 16, 4
+        return (64, 32, 32, 8) if precision != "fp32" and units <= 64 and arch == 90 else (32, 32, 32, 4)
     if precision != "fp32":
         return (128, 32, 32, 8) if units <= 64 else (64, 32, 32, 8)
     # three TF32 products hold both operands twice

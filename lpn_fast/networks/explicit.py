@@ -62,6 +62,8 @@ class ExplicitLPN(nn.Module):
         Bound on rho^2, above 1: the curvature of R is at most mu (bend - 1), which bounds the steps of a solve.
     sigma_conditional : True or tuple of float
         Knots of the noise level between which potentials may vary; every call takes `sigma`.
+    coarse_kernel, coarse_groups : int
+        The same for patches of patch means (ops/explicit/coarse.py), which see coarse_kernel times as far; 0 for none.
 
     Notes
     -----
@@ -94,6 +96,8 @@ class ExplicitLPN(nn.Module):
         concavity: float = 0.98,
         bend: float = 25.0,
         sigma_conditional: bool | tuple[float, ...] = True,
+        coarse_kernel: int = 4,
+        coarse_groups: int = 32,
     ):
         super().__init__()
         check_side("kernel", kernel, 2, 15)
@@ -104,7 +108,10 @@ class ExplicitLPN(nn.Module):
             raise ValueError(f"concavity must be in (0, 1), got {concavity}")
         if not bend > 1:
             raise ValueError(f"bend must be above 1, got {bend}")
-        self.spec = ExplicitSpec(channels, kernel, groups, concavity, bend, noise_knots(sigma_conditional))
+        if coarse_kernel:
+            check_side("coarse_kernel", coarse_kernel, 2, 15)
+        knots, coarse = noise_knots(sigma_conditional), (coarse_kernel, coarse_groups if coarse_kernel else 0)
+        self.spec = ExplicitSpec(channels, kernel, groups, concavity, bend, knots, *coarse)
         self.card: dict = {}
         # shares: logits of U / mu, the slack's are 0; far: log e; bends: log-odds of (rho^2 - 1) / (bend - 1);
         # tails: log(tau - 1)
@@ -117,32 +124,43 @@ class ExplicitLPN(nn.Module):
     def of_spec(cls, spec: ExplicitSpec) -> "ExplicitLPN":
         """A fresh model of that architecture."""
         levels = spec.noise_levels
-        return cls(spec.channels, spec.kernel, spec.groups, spec.concavity, spec.bend, levels)
+        coarse = spec.coarse_kernel, spec.coarse_groups
+        return cls(spec.channels, spec.kernel, spec.groups, spec.concavity, spec.bend, levels, *coarse)
 
     @torch.no_grad()
     def _draw(self) -> None:
         """Start: cosine atoms; half of the groups see one of them each, the others many, and half of the budget."""
         spec = self.spec
-        atoms, frequencies = cosine_atoms(spec.channels, spec.kernel)
-        self.atoms.copy_(atoms.view_as(self.atoms))
-        varied = spec.atoms - spec.channels
-        number, narrow = torch.arange(spec.groups), min((spec.groups + 1) // 2, varied)
-        breadth = torch.tensor(BROAD)[number % len(BROAD)]
-        breadth[:narrow] = NARROW
-        centre = torch.randint(varied, number.shape)
-        centre[:narrow] = torch.linspace(0, varied - 1, narrow).long()
-        scaled = frequencies[spec.channels :] * (7 / spec.kernel)
-        distance = (scaled[centre][:, None] - scaled).square().sum(-1)
-        logits = -distance / (2 * breadth[:, None] ** 2) + 0.2 * torch.randn(distance.shape)
-        for half in (logits[:narrow], logits[narrow:]):
-            half.sub_(half.logsumexp(0) - 2.0)  # of both halves, against the slack's zero
-        self.shares.copy_(logits.expand_as(self.shares))
-        share = self.shares[0].double().softmax(0)
-        levels = torch.empty(spec.groups).uniform_(*(math.log(level) for level in LEVELS))
-        self.far.copy_((0.5 * share.sum(1).log() + levels).expand_as(self.far))
-        part = (min(BEND, 0.9 * spec.bend + 0.1) - 1) / (spec.bend - 1)
-        self.bends.fill_(math.log(part / (1 - part)))
-        self.tails.fill_(math.log(TAIL))
+        for prefix, (k, groups) in self._levels().items():
+            atoms, shares, far, bends, tails = self._of_level(prefix)
+            cosines, frequencies = cosine_atoms(spec.channels, k)
+            atoms.copy_(cosines.view_as(atoms))
+            varied = len(cosines) - spec.channels
+            number, narrow = torch.arange(groups), min((groups + 1) // 2, varied)
+            breadth = torch.tensor(BROAD)[number % len(BROAD)]
+            breadth[:narrow] = NARROW
+            centre = torch.randint(varied, number.shape)
+            centre[:narrow] = torch.linspace(0, varied - 1, narrow).long()
+            scaled = frequencies[spec.channels :] * (7 / k)
+            distance = (scaled[centre][:, None] - scaled).square().sum(-1)
+            logits = -distance / (2 * breadth[:, None] ** 2) + 0.2 * torch.randn(distance.shape)
+            for half in (logits[:narrow], logits[narrow:]):
+                half.sub_(half.logsumexp(0) - 2.0)  # of both halves, against the slack's zero
+            shares.copy_(logits.expand_as(shares))
+            levels = torch.empty(groups).uniform_(*(math.log(level) for level in LEVELS))
+            far.copy_((0.5 * shares[0].double().softmax(0).sum(1).log() + levels).expand_as(far))
+            part = (min(BEND, 0.9 * spec.bend + 0.1) - 1) / (spec.bend - 1)
+            bends.fill_(math.log(part / (1 - part)))
+            tails.fill_(math.log(TAIL))
+
+    def _levels(self) -> dict[str, tuple[int, int]]:
+        """Prefix of the parameters of a level -> (side of its patches, groups)."""
+        spec = self.spec
+        fine = {"": (spec.kernel, spec.groups)}
+        return fine | ({"coarse_": (spec.coarse_kernel, spec.coarse_groups)} if spec.coarse_kernel else {})
+
+    def _of_level(self, prefix: str) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, prefix + name) for name in ("atoms", "shares", "far", "bends", "tails"))
 
     # ---- what solvers and others look up
 
@@ -151,7 +169,9 @@ class ExplicitLPN(nn.Module):
         """Strong-convexity modulus of psi, 1 / (1 + the largest curvature of R)."""
         with torch.no_grad():
             levels = torch.tensor(self.spec.noise_levels, dtype=self.far.dtype, device=self.far.device)
-            return 1 / (1 + float(self.potentials(levels).curvature().max()))
+            pot = self.potentials(levels)
+            curvatures = [level.curvature().max() for level in (pot, pot.coarse) if level is not None]
+            return 1 / (1 + float(max(curvatures)))
 
     @property
     def is_noise_conditional(self) -> bool:
@@ -164,28 +184,37 @@ class ExplicitLPN(nn.Module):
         """limsup |f(x)| / |x|: gradients of R are bounded, so that f passes what is large."""
         return 1.0
 
+    def packed(self) -> Tensor:
+        """All parameters in one vector, shape (P,)."""
+        return torch.cat([getattr(self, slot.name).flatten() for slot in self.spec.slots()])
+
     def skewness(self) -> float:
         """Largest eigenvalue of A A^T - I: the certificate takes the atoms to be orthonormal."""
-        with torch.no_grad():
-            atoms = self.atoms.flatten(1).double()
-            return float(torch.linalg.matrix_norm(atoms @ atoms.T - torch.eye(len(atoms)).to(atoms), 2))
+        errors = []
+        for prefix in self._levels():
+            atoms = getattr(self, prefix + "atoms").detach().flatten(1).double()
+            errors.append(float(torch.linalg.matrix_norm(atoms @ atoms.T - torch.eye(len(atoms)).to(atoms), 2)))
+        return max(errors)
 
     def stores_activations(self, x: Tensor) -> bool:
         return False
 
     def potentials(self, sigma: Tensor) -> Potentials:
         """Atoms and potentials at noise levels sigma, (N,); differentiable in the parameters."""
+        mixed = noise_features(sigma, self.spec.noise_levels)  # [N, knots]
+        return self._potentials("", mixed, self._potentials("coarse_", mixed) if self.spec.coarse_kernel else None)
+
+    def _potentials(self, prefix: str, mixed: Tensor, coarse: Potentials | None = None) -> Potentials:
         spec = self.spec
-        atoms = self.atoms.flatten(1)
-        mixed = noise_features(sigma, spec.noise_levels)  # [N, knots]
-        logits = torch.tensordot(mixed, self.shares, 1)  # [N, M, n - C]
+        atoms, shares, far, bends, tails = self._of_level(prefix)
+        logits = torch.tensordot(mixed, shares, 1)  # [N, M, n - C]
         logits = torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1)
         energies = spec.concavity * logits.softmax(1)[:, :-1]
         energies = torch.cat([energies.new_zeros(*energies.shape[:2], spec.channels), energies], dim=2)
-        e = (mixed @ self.far).exp()
-        bend = 1 + (spec.bend - 1) * (mixed @ self.bends).sigmoid()  # rho^2
-        slope = e * (1 + (mixed @ self.tails).exp())
-        return Potentials(atoms, energies, slope, (slope / bend).square(), e)
+        e = (mixed @ far).exp()
+        bend = 1 + (spec.bend - 1) * (mixed @ bends).sigmoid()  # rho^2
+        slope = e * (1 + (mixed @ tails).exp())
+        return Potentials(atoms.flatten(1), energies, slope, (slope / bend).square(), e, coarse)
 
     # ---- one pass
 
@@ -281,8 +310,11 @@ class ExplicitLPN(nn.Module):
         start: Tensor | None = None,
         return_preimage: bool = False,
     ) -> tuple[Tensor, ...]:
-        """(x, R(x)), x = prox_{tR}(z); with `return_preimage` also x + grad R(x). Arguments as for `prox`."""
-        x = self._solved(z, strength, sigma, tol, max_iter, start)[0]
+        """(x, R(x)), x = prox_{tR}(z); with `return_preimage` also u = x + grad R(x). Arguments as for `prox`.
+
+        `start` is the u of a call before, as solvers hand it over, and not used: z = x + t grad R(x) lies nearer to x.
+        """
+        x = self._solved(z, strength, sigma, tol, max_iter, None)[0]
         value, gradient = self.prior_and_grad(x, sigma)
         return (x, value, x + gradient) if return_preimage else (x, value)
 
@@ -322,14 +354,16 @@ class ExplicitLPN(nn.Module):
     def project_(self) -> "ExplicitLPN":
         """The nearest orthonormal atoms, their means in place; returns self."""
         with torch.no_grad():
-            scaled = self.atoms / self.spec.kernel
-            hold_orthonormal_(scaled)
-            self.atoms.copy_(scaled * self.spec.kernel)
+            for prefix, (k, _) in self._levels().items():
+                atoms = getattr(self, prefix + "atoms")
+                scaled = atoms / k
+                hold_orthonormal_(scaled)
+                atoms.copy_(scaled * k)
         return self
 
     def step_scales(self) -> dict[str, float]:
         """What steps of an optimizer are multiplied by: most parameters are logarithms."""
-        return STEPS
+        return {slot.name: STEPS[slot.name.removeprefix("coarse_")] for slot in self.spec.slots()}
 
     @torch.no_grad()
     def step_(self, steps: dict[str, Tensor]) -> None:
@@ -339,10 +373,12 @@ class ExplicitLPN(nn.Module):
 
     def project_gradients_(self) -> "ExplicitLPN":
         """The gradient of the atoms reduced to rotations that leave the means alone; returns self."""
-        if self.atoms.grad is not None:
-            scaled = self.atoms.detach() / self.spec.kernel
-            scaled.grad = self.atoms.grad
-            keep_rotations_(scaled)
+        for prefix, (k, _) in self._levels().items():
+            atoms = getattr(self, prefix + "atoms")
+            if atoms.grad is not None:
+                scaled = atoms.detach() / k
+                scaled.grad = atoms.grad
+                keep_rotations_(scaled)
         return self
 
     # ---- arguments

@@ -4,6 +4,9 @@ import json
 from dataclasses import asdict, dataclass, fields
 
 from ..algebra.parameters import Slot
+from ..algebra.spec import Stage
+
+SOLVE_IMAGES = 30  # that a solve holds at once: pairs of L-BFGS and iterates
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class ExplicitSpec:
         Largest rho^2 of a group: the curvature of R is at most concavity * (bend - 1).
     noise_levels : tuple of float
         Knots between which potentials are interpolated.
+    coarse_kernel, coarse_groups : int
+        The same of patches of patch means; 0 for none.
     """
 
     channels: int
@@ -28,6 +33,8 @@ class ExplicitSpec:
     concavity: float
     bend: float
     noise_levels: tuple[float, ...]
+    coarse_kernel: int = 0
+    coarse_groups: int = 0
 
     # what callers ask of the spec of any network
     kind = "explicit"
@@ -41,6 +48,15 @@ class ExplicitSpec:
     def atoms(self) -> int:
         """n = C k^2."""
         return self.channels * self.kernel**2
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What a solve keeps per pixel, as if it were one stage's units: for whoever sizes batches by memory."""
+        return (Stage(SOLVE_IMAGES * self.channels),)
+
+    def stage_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Sizes of `stages` for an image."""
+        return [(height, width)]
 
     @property
     def encoded(self) -> str:
@@ -60,15 +76,21 @@ class ExplicitSpec:
             raise ValueError(f"spec must have the keys {sorted(known)}, got {sorted(given)}")
         return cls(**given | {"noise_levels": tuple(given["noise_levels"])})
 
+    def _shapes(self, prefix: str, kernel: int, groups: int) -> dict[str, tuple[int, ...]]:
+        n, knots = self.channels * kernel**2, len(self.noise_levels)
+        return {
+            prefix + "atoms": (n, self.channels, kernel, kernel),
+            prefix + "shares": (knots, groups, n - self.channels),
+            **dict.fromkeys((prefix + "far", prefix + "bends", prefix + "tails"), (knots, groups)),
+        }
+
     def slots(self) -> tuple[Slot, ...]:
         """Names and shapes of the parameters, in order."""
-        knots = len(self.noise_levels)
-        shapes = {
-            "atoms": (self.atoms, self.channels, self.kernel, self.kernel),
-            "shares": (knots, self.groups, self.atoms - self.channels),
-            **dict.fromkeys(("far", "bends", "tails"), (knots, self.groups)),
-        }
-        slots, offset = [], 0
+        shapes = self._shapes("", self.kernel, self.groups)
+        if self.coarse_kernel:
+            shapes |= self._shapes("coarse_", self.coarse_kernel, self.coarse_groups)
+        slots: list[Slot] = []
+        offset = 0
         for name, shape in shapes.items():
             slots.append(Slot(name, shape, offset, nonnegative=False))
             offset = slots[-1].end

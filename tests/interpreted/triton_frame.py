@@ -81,6 +81,37 @@ def test_potential_and_prox_are_those_of_float64(name, size, precision):
     assert all(e < t for e, t in zip(errors(name, size, precision), TOLERANCE[precision], strict=True))
 
 
+def hessian_error(name, size, precision, scale=4.0, of=1.0):
+    """Relative error of H v, for v of the size `of`."""
+    spec, x, packed, features = call(name, size, scale)
+    packed = packed.half().float() if precision == "fp16" else packed
+    v = of * torch.randn_like(x)
+    hv = TritonBackend().hvp(spec, x, packed, features, v, [], precision)
+    want = reference.hvp(spec, *(t.double() for t in (x, packed, features, v)))
+    error = relative(hv, want)
+    return float("inf") if error != error else error
+
+
+@pytest.mark.parametrize("precision, most", [("fp32", 1e-5), ("fp16", 1e-3)])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_hessian_products_are_those_of_float64(name, size, precision, most):
+    assert hessian_error(name, size, precision) < most
+
+
+@pytest.mark.parametrize("of", [1e-8, 1e5])
+def test_the_size_of_a_direction_does_not_matter_in_half_precision(of):
+    assert hessian_error("mixture", (1, 3, 13), "fp16", of=of) < 1e-3
+
+
+def test_the_hessian_is_symmetric():
+    spec, x, packed, features = call("mixture", (2, 5, 20))
+    u, v = torch.randn(2, *x.shape)
+    hu, hv = (fused.hvp(spec, x, packed, features, w, "fp32") for w in (u, v))
+    gap = (u * hv - v * hu).flatten(1).sum(1).abs() / (u.flatten(1).norm(dim=1) * hv.flatten(1).norm(dim=1))
+    assert (gap < 1e-6).all()
+
+
 @pytest.mark.parametrize("tile", [(16, 16, 16, 4), (32, 16, 32, 4), (64, 64, 16, 8)])
 def test_tiles_change_no_more_than_the_last_digits(monkeypatch, tile):
     monkeypatch.setattr(frame, "default_tile", lambda *_: tile)
@@ -164,7 +195,15 @@ FAULTS = {
     "padding that reads the next row": ("& (w >= 0) & (w < width)", "& (w >= 0) & (w <= width)"),
     "another channel": ("(tap // SIDE) % CHANNELS", "(tap // SIDE + 1) % CHANNELS"),
     "alpha forgotten": ("total = alpha * tl.load", "total = 0 * tl.load"),
-    "a gate without its weight": ("share = weight * unit /", "share = unit /"),
+    "a gate without its weight": ("share = weight * unit * slope", "share = unit * slope"),
+}
+SECOND_ORDER = {
+    "the mean of du forgotten": ("(second - (total_du / total)[:, None] * back)", "second"),
+    "du of the first tap's direction": ("c.to(tl.int64) * v_c + h * v_h", "c.to(tl.int64) * v_c"),
+    "dc without the gates": ("2 * (dc * back + coefficients * second)", "2 * (dc + coefficients * second)"),
+    "what fades once": ("total_du * fading + tl.sum(share * du, 1)", "total_du + tl.sum(share * du, 1)"),
+    "a gate's curvature": ("share * (1 - slope) * beta * du", "share * slope * beta * du"),
+    "x folded in the place of v": ("last = part if direction is None else direction", "last = part"),
 }
 
 
@@ -194,6 +233,14 @@ def test_a_planted_fault_is_seen(fault, tmp_path, monkeypatch):
     except Exception:
         return  # an access that the interpreter refuses
     assert not worst < 2e-6
+
+
+@pytest.mark.parametrize("fault", SECOND_ORDER)
+def test_a_planted_fault_of_second_order_is_seen(fault, tmp_path, monkeypatch):
+    planted = mutant(frame, *SECOND_ORDER[fault], tmp_path)
+    monkeypatch.setattr(planted, "default_tile", lambda *_: TILE)
+    monkeypatch.setattr(launchers(), "frame", planted)
+    assert not hessian_error("frame" if "curvature" in fault else "mixture", (2, 5, 37), "fp32") < 1e-5
 
 
 def test_a_planted_fault_of_the_rounding_is_seen_in_half_precision(tmp_path, monkeypatch):

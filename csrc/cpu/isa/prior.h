@@ -23,7 +23,8 @@ namespace {
 // place. A square root and a division take ten times as long.
 inline Vec reciprocal_root(Vec x) {
 #if defined(__AVX512F__)
-  const Vec r = _mm512_maskz_rsqrt14_ps(first_lanes(lanes), x);  // without a mask GCC warns of what it merges with
+  const Vec r =
+      _mm512_maskz_rsqrt14_ps(first_lanes(lanes), x);  // without a mask GCC warns of what it merges with
 #elif defined(__AVX2__)
   const Vec r = _mm256_rsqrt_ps(x);
 #else

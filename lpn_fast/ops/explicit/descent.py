@@ -54,7 +54,11 @@ class Preconditioner:
     """B of the module's text, for some samples."""
 
     def __init__(self, pot: Potentials, weight: Tensor, k: int, channels: int):  # weight (N,)
-        scale = 1 / (1 + SHARE * weight[:, None] * pot.curvature())  # [N, n]
+        curvature = pot.curvature()  # [B, n]
+        if pot.coarse is not None:  # what the constant atoms meet there
+            curvature = curvature.clone()
+            curvature[:, :channels] = pot.coarse.curvature()[:, channels:].mean(1, keepdim=True)
+        scale = 1 / (1 + SHARE * weight[:, None] * curvature)  # [N, n]
         # sum over atoms of  scale_j a_j (x) a_j  correlated with itself: [N, C, C, 2k - 1, 2k - 1]
         atoms = pot.atoms.view(-1, channels, k, k)
         spectrum = torch.fft.rfft2(atoms, s=(2 * k - 1, 2 * k - 1))

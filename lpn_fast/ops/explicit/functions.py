@@ -33,7 +33,7 @@ def proximal_point(
     backward_tol: float | None = None,
 ) -> tuple[Tensor, Solution]:
     """(prox_{tR}(y), what is known of it); t = weight, (N,). `backward_tol`: of derivatives, None is limits.tol."""
-    detached = Potentials(*(t.detach() for t in pot.tensors()))
+    detached = Potentials.of_tensors([t.detach() for t in pot.tensors()])
     solution = solve(detached, y.detach(), weight.detach(), k, limits, None if start is None else start.detach())
     tol = limits.tol if backward_tol is None else backward_tol
     return _Prox.apply(k, tol, solution.x, solution.gradient, y, weight, *pot.tensors()), solution
@@ -42,7 +42,7 @@ def proximal_point(
 class _Value(torch.autograd.Function):
     @staticmethod
     def forward(ctx, k, x, *tensors):
-        value, gradient = potentials.value_and_gradient(Potentials(*tensors), x, k)
+        value, gradient = potentials.value_and_gradient(Potentials.of_tensors(tensors), x, k)
         ctx.k = k
         ctx.save_for_backward(gradient, x, *tensors)
         return value
@@ -64,13 +64,13 @@ class _Gradient(torch.autograd.Function):
     def forward(ctx, k, x, *tensors):
         ctx.k = k
         ctx.save_for_backward(x, *tensors)
-        return potentials.gradient(Potentials(*tensors), x, k)
+        return potentials.gradient(Potentials.of_tensors(tensors), x, k)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, v):
         x, *tensors = ctx.saved_tensors
-        gx = potentials.hvp(Potentials(*tensors), x, v, ctx.k) if ctx.needs_input_grad[1] else None
+        gx = potentials.hvp(Potentials.of_tensors(tensors), x, v, ctx.k) if ctx.needs_input_grad[1] else None
         return None, gx, *_in_potentials(lambda pot: potentials.pairing(pot, x, v, ctx.k), tensors, ctx, 2)
 
 
@@ -85,7 +85,7 @@ class _Prox(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, v):
         x, gradient, weight, *tensors = ctx.saved_tensors
-        q = linear_solve(Potentials(*tensors), x, weight, v, ctx.k, ctx.tol)
+        q = linear_solve(Potentials.of_tensors(tensors), x, weight, v, ctx.k, ctx.tol)
         scaled = broadcast(-weight, q) * q
         of_weight = -dot(q, gradient).to(weight) if ctx.needs_input_grad[5] else None
         return (
@@ -101,5 +101,8 @@ def _in_potentials(scalar, tensors, ctx, first: int) -> list[Tensor | None]:
         return [None] * len(tensors)
     with torch.enable_grad():
         copies = [t.detach().requires_grad_(wanted) for t, wanted in zip(tensors, needed, strict=True)]
-        parts = iter(torch.autograd.grad(scalar(Potentials(*copies)), [t for t in copies if t.requires_grad]))
+        wanted_of = [t for t in copies if t.requires_grad]
+        # an image smaller than a patch has no coarse level
+        found = torch.autograd.grad(scalar(Potentials.of_tensors(copies)), wanted_of, materialize_grads=True)
+        parts = iter(found)
     return [next(parts) if wanted else None for wanted in needed]

@@ -25,7 +25,7 @@ def run(pot, x: Tensor, v: Tensor | None, k: int, with_value: bool) -> tuple[Ten
     samples, channels, height, width = x.shape
     patches = Patches(height, width, k, x)
     x, v = x.contiguous(), None if v is None else v.contiguous()
-    tensors = [t.detach().contiguous() for t in pot.tensors()]
+    tensors = [t.detach().contiguous() for t in pot.tensors()[:5]]
     out = torch.empty_like(x)
     value = torch.zeros(samples, dtype=torch.float64, device=x.device)
     row_weights = patches.row_weights / k**2

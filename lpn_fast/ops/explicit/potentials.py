@@ -17,12 +17,15 @@ P rises, so that R >= 0, and the convex part has curvature at most sum_g U_gj rh
     H dc   = dc (U^T g) - c (U^T (g3 U (c dc))),    g3 = a (b + u)^(-3/2) - e (e^2 + u)^(-3/2)
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from . import kernel
+from .coarse import Tilings, means, means_adjoint
 from .patches import Patches
 
 
@@ -38,6 +41,8 @@ class Potentials:
         U, its columns at most mu in sum.
     slope, near, far : Tensor, shape (B, M)
         a, b and e.
+    coarse : Potentials, optional
+        Those of the coarse level (coarse.py).
     """
 
     atoms: Tensor
@@ -45,15 +50,30 @@ class Potentials:
     slope: Tensor
     near: Tensor
     far: Tensor
+    coarse: "Potentials | None" = None
 
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.atoms, self.energies, self.slope, self.near, self.far
+        """All tensors, from which `of_tensors` makes the same potentials."""
+        own = self.atoms, self.energies, self.slope, self.near, self.far
+        return own if self.coarse is None else own + self.coarse.tensors()
+
+    @staticmethod
+    def of_tensors(tensors: Sequence[Tensor]) -> "Potentials":
+        return Potentials(*tensors[:5], Potentials(*tensors[5:]) if len(tensors) > 5 else None)
 
     def of(self, rows) -> "Potentials":
         """Those of some samples."""
         if len(self.energies) == 1:
             return self
-        return Potentials(self.atoms, *(t[rows] for t in self.tensors()[1:]))
+        own = (t[rows] for t in (self.energies, self.slope, self.near, self.far))
+        return Potentials(self.atoms, *own, None if self.coarse is None else self.coarse.of(rows))
+
+    def repeated(self, times: int) -> "Potentials":
+        """Those of every sample so many times, one after another."""
+        if len(self.energies) == 1:
+            return self
+        own = (self.energies, self.slope, self.near, self.far)
+        return Potentials(self.atoms, *(t.repeat_interleave(times, 0) for t in own))
 
     def curvature(self) -> Tensor:
         """Curvature of the potentials along every atom at zero, where it is largest, (B, n)."""
@@ -67,6 +87,20 @@ def gradient(pot: Potentials, x: Tensor, k: int) -> Tensor:
 
 def value_and_gradient(pot: Potentials, x: Tensor, k: int, with_value: bool = True) -> tuple[Tensor, Tensor]:
     """(R(x) (N,) float64, or zeros without values, grad R(x)); x in units of the noise, (N, C, H, W)."""
+    value, gradient = _value_and_gradient(pot, x, k, with_value)
+    if _has_coarse(pot, x, k):
+        z, parts = means(x, k), []
+        tilings = Tilings(*z.shape[2:], k)
+        for part in tilings.split(z):
+            of_part, own = _value_and_gradient(_of_tilings(pot, part, x), part, _side(pot, x), with_value)
+            value += of_part.view(len(x), -1).sum(1) / k**2
+            parts.append(own)
+        gradient += means_adjoint(tilings.joined(parts, z), k) / k**2
+    return value, gradient
+
+
+def _value_and_gradient(pot: Potentials, x: Tensor, k: int, with_value: bool) -> tuple[Tensor, Tensor]:
+    """The same of one level."""
     if kernel.runs(x):
         return kernel.run(pot, x, None, k, with_value)
     patches = Patches(*x.shape[2:], k, x)
@@ -92,6 +126,20 @@ def value_and_gradient(pot: Potentials, x: Tensor, k: int, with_value: bool = Tr
 
 def hvp(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
     """The Hessian of R at x times v, like x."""
+    product = _hvp(pot, x, v, k)
+    if _has_coarse(pot, x, k):
+        z, along = means(x, k), means(v, k)
+        tilings = Tilings(*z.shape[2:], k)
+        parts = [
+            _hvp(_of_tilings(pot, part, x), part, direction, _side(pot, x))
+            for part, direction in zip(tilings.split(z), tilings.split(along), strict=True)
+        ]
+        product += means_adjoint(tilings.joined(parts, z), k) / k**2
+    return product
+
+
+def _hvp(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
+    """The same of one level."""
     if kernel.runs(x):
         return kernel.run(pot, x, v, k, False)[1]
     patches = Patches(*x.shape[2:], k, x)
@@ -115,6 +163,17 @@ def hvp(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
 
 def pairing(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
     """sum over samples of <v, grad R(x)>, by operations that autograd differentiates in the potentials."""
+    total = _pairing(pot, x, v, k)
+    if _has_coarse(pot, x, k):
+        z, along = means(x, k), means(v, k)
+        tilings = Tilings(*z.shape[2:], k)
+        for part, direction in zip(tilings.split(z), tilings.split(along), strict=True):
+            total = total + _pairing(_of_tilings(pot, part, x), part, direction, _side(pot, x)) / k**2
+    return total
+
+
+def _pairing(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
+    """The same of one level."""
     patches = Patches(*x.shape[2:], k, x)
     at, along = patches.extended(x), patches.extended(v)
     total = x.new_zeros(())
@@ -133,6 +192,17 @@ def pairing(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
 
 def values(pot: Potentials, x: Tensor, k: int) -> Tensor:
     """R(x), (N,), by operations that autograd differentiates in the potentials."""
+    total = _values(pot, x, k)
+    if _has_coarse(pot, x, k):
+        z = means(x, k)
+        for part in Tilings(*z.shape[2:], k).split(z):
+            of_part = _values(_of_tilings(pot, part, x), part, _side(pot, x))
+            total = total + of_part.view(len(x), -1).sum(1) / k**2
+    return total
+
+
+def _values(pot: Potentials, x: Tensor, k: int) -> Tensor:
+    """The same of one level."""
     patches = Patches(*x.shape[2:], k, x)
     at, totals = patches.extended(x), []
     for n in range(len(x)):
@@ -143,6 +213,22 @@ def values(pot: Potentials, x: Tensor, k: int) -> Tensor:
             total = a * ((energy + b).sqrt() - b.sqrt()) - e * ((energy + e * e).sqrt() - e)
             totals.append((total.sum(0) * patches.weights_of(block)).sum() / k**2)
     return torch.stack(totals).view(len(x), -1).sum(1) if totals else x.new_zeros(0)
+
+
+def _has_coarse(pot: Potentials, x: Tensor, k: int) -> bool:
+    return pot.coarse is not None and len(x) > 0 and min(x.shape[2:]) >= k
+
+
+def _side(pot: Potentials, x: Tensor) -> int:
+    """Side of the patches of the coarse level."""
+    assert pot.coarse is not None
+    return math.isqrt(len(pot.coarse.atoms) // x.shape[1])
+
+
+def _of_tilings(pot: Potentials, part: Tensor, x: Tensor) -> Potentials:
+    """Coarse potentials of every tiling of every sample."""
+    assert pot.coarse is not None
+    return pot.coarse.repeated(len(part) // len(x))
 
 
 def _single(pot: Potentials) -> tuple[Tensor, Tensor, Tensor, Tensor]:

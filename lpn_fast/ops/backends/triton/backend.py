@@ -35,7 +35,7 @@ class TritonBackend(SweepsBackend):
     """Convolutional networks on CUDA tensors; on CPU tensors under Triton's interpreter (TRITON_INTERPRET=1)."""
 
     name = "triton"
-    _plain = TorchBackend()  # for second order where the last units compete
+    _plain = TorchBackend()  # for gradients of the weights where the last units compete
 
     def supports(self, spec: Spec, x: Tensor, precision: str) -> str | None:
         if spec.is_dense:
@@ -79,20 +79,23 @@ class TritonBackend(SweepsBackend):
         return gx.div_(scale), gradient.div_(scale)
 
     def hvp(self, spec, x, packed, features, v: Tensor, tape: list[Tensor], precision):
-        if spec.stages[-1].competing:
-            return self._plain.hvp(spec, x, packed, features, v, tape, precision)
         if precision != "fp16":
-            return super().hvp(spec, x, packed, features, v, tape, precision)
+            return self._hvp(spec, x, packed, features, v, tape, precision)
         scale = power_of_two([v])
-        return super().hvp(spec, x, packed, features, v * scale, tape, precision).div_(scale)
+        return self._hvp(spec, x, packed, features, v * scale, tape, precision).div_(scale)
+
+    def _hvp(self, spec, x, packed, features, v: Tensor, tape: list[Tensor], precision):
+        if fused.covers(spec):  # to read a tape would take longer than to compute it again
+            return fused.hvp(spec, x, packed, features, v, precision)
+        return super().hvp(spec, x, packed, features, v, tape, precision)
 
     def details(self, spec: Spec, x: Tensor, precision: str) -> list[str]:
         """Who computes the products of each stage, and why; for explain."""
         sizes, lines = spec.stage_sizes(*x.shape[2:]), []
         if fused.covers(spec):
-            lines.append("prox and potential, nothing kept: all stages in one kernel")
+            lines.append("prox, potential, Hessian products: all stages in one kernel")
         if spec.stages[-1].competing:
-            return [*lines, "passes that keep activations, and second order: torch's operations"]
+            return [*lines, "gradients of the weights, and what they need kept: torch's operations"]
         for l in range(1, len(spec.stages)):
             chosen = {}
             for what, role in (("forward", "forward"), ("back", "transposed"), ("second order", "adjoint")):

@@ -23,14 +23,23 @@ def value_prox(
     spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, with_value: bool, precision: str
 ) -> tuple[Tensor | None, Tensor]:
     """(psi (N,) or None, f like x), for x (N, C, H, W) float32, P (P,), noise features (N, F) or None."""
-    first, gate = unpack(spec, packed).stages
-    bias = gate.bias[None] if gate.noise is None else (features @ gate.noise.T).add_(gate.bias)
-    head = None if first.head is None else first.head.contiguous()
-    psi, f = launchers().frame.value_prox(
-        x, first.skip, gate.core.flatten(1), bias.contiguous(), head, gate.head.contiguous(),
-        power_of_two([gate.head]).view(1), spec.beta, spec.alpha, spec.stages[1].competing, precision, with_value,
-        device.facts(x.device)[0],
-    )  # fmt: skip
+    psi, f = _sweep(spec, x, None, packed, features, with_value, precision)
     if psi is not None:
         psi = psi.add_(x.square().sum((1, 2, 3)), alpha=spec.alpha / 2)
     return psi, f
+
+
+def hvp(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, v: Tensor, precision: str) -> Tensor:
+    """H v, like x; v (N, C, H, W)."""
+    return _sweep(spec, x, v, packed, features, False, precision)[1]
+
+
+def _sweep(spec: Spec, x, v, packed, features, with_value: bool, precision: str) -> tuple[Tensor | None, Tensor]:
+    first, gate = unpack(spec, packed).stages
+    bias = gate.bias[None] if gate.noise is None else (features @ gate.noise.T).add_(gate.bias)
+    head = None if first.head is None else first.head.contiguous()
+    return launchers().frame.sweep(
+        x, v, first.skip, gate.core.flatten(1), bias.contiguous(), head, gate.head.contiguous(),
+        power_of_two([gate.head]).view(1), spec.beta, spec.alpha, spec.stages[1].competing, precision, with_value,
+        device.facts(x.device)[0],
+    )  # fmt: skip

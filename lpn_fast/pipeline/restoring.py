@@ -21,7 +21,7 @@ from ..restoration import BLUR, GRAY, Choice, reconstruct
 from .problems import Problem
 from .tasks import OnIteration, Restoration, blank_image, check_sigma, noisy
 
-SOLVERS = {name: getattr(solvers, name) for name in ("pgd", "fista", "admm", "drs", "hqs")}
+SOLVERS = {name: getattr(solvers, name) for name in ("pgd", "fista", "admm", "drs", "hqs", "gradient")}
 AUTO_ITERATIONS = 100
 PROBE_NOISE = 0.1
 
@@ -38,7 +38,7 @@ class Reconstruct:
         Standard deviation of the measurements' noise, where images are in [0, 1]; None is what each measurement shows
         of it.
     solver : str, optional
-        "pgd", "fista", "admm", "drs" or "hqs"; None leaves everything to `lpn_fast.reconstruct`.
+        "pgd", "fista", "admm", "drs", "hqs" or "gradient"; None leaves everything to `lpn_fast.reconstruct`.
     iterations : int, optional
         Most iterations of that solver; None is 100.
     sigma : float, optional

@@ -14,16 +14,17 @@ SHAPE, DATA = (1, 4, 5), (3, 5)
 ENTRIES = randn(15, 20).numpy() * (rand(15, 20, seed=2).numpy() > 0.5)
 
 
-class OpTomo:
-    """Products with single vectors of float32 only, as projectors of tomography libraries have them."""
+class OpTomo(scipy.sparse.linalg.LinearOperator):
+    """Products with single vectors of float32 only; of several it has scipy's, which hands on columns of two axes."""
 
-    shape, dtype = (15, 20), np.dtype(np.float32)
+    def __init__(self):
+        super().__init__(np.float32, (15, 20))
 
-    def matvec(self, v):
+    def _matvec(self, v):
         assert v.ndim == 1
         return (ENTRIES @ v).astype(np.float32)
 
-    def rmatvec(self, v):
+    def _rmatvec(self, v):
         assert v.ndim == 1
         return (ENTRIES.T @ v).astype(np.float32)
 

@@ -72,10 +72,10 @@ class Matrix(Physics):
         if adjoint and self.is_complex:
             values = values[:, 0] + 1j * values[:, 1]
         columns = values.reshape(samples, -1).T  # (m or n, N)
-        if hasattr(self.operator, "matmat") or not hasattr(self.operator, "matvec"):
+        if not hasattr(self.operator, "matvec"):
             operator = _adjoint(self.operator) if adjoint else self.operator
             found = np.asarray(operator @ columns).T
-        else:
+        else:  # their products with several vectors at once may be no more than inherited: ASTRA's refuse two axes
             product = self.operator.rmatvec if adjoint else self.operator.matvec
             found = np.stack([np.asarray(product(np.ascontiguousarray(v))).reshape(-1) for v in columns.T])
         if adjoint:

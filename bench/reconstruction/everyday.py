@@ -229,10 +229,10 @@ def converged_tv(instance: Instance, weight: float, tol: float = 1e-5, max_iter:
     """min 1/2 |A x - y|^2 / ||A||^2 + weight TV(x) until the relative change is below `tol`.
 
     By Chambolle's and Pock's splitting (J. Math. Imaging Vis. 40, 2011) with the data prox, whose steps may be as long
-    as the weight is small; for projections, whose prox is an iteration itself, by gradients of the data term.
+    as the weight is small; for operators whose prox is an iteration itself, by gradients of the data term.
     """
     physics, y = instance.physics, instance.y
-    if isinstance(physics, ParallelBeamCT | Matrix):
+    if isinstance(physics, ParallelBeamCT | Matrix | Blur):
         scale = physics.norm() ** 2 / instance.noise**2  # weights of `total_variation` are over the noise's
         return baselines.total_variation(instance, weight * scale, max_iter, tol)
     tau = 0.05 / weight

@@ -106,7 +106,7 @@ def test_bash_completes_commands_options_values_and_files(tmp_path, capsys):
     script = capsys.readouterr().out
     assert completed(script, "co") == ["convert", "completion"]
     assert completed(script, "denoise", "--si") == ["--simulate", "--sigma"]
-    assert completed(script, "reconstruct", "x", "--solver", "") == ["pgd", "fista", "admm", "drs", "hqs"]
+    assert completed(script, "reconstruct", "x", "--solver", "") == ["pgd", "fista", "admm", "drs", "hqs", "gradient"]
     assert completed(script, "completion", "z") == ["zsh"]
     (tmp_path / "two words.png").touch()
     assert completed(script, "denoise", f"{tmp_path}/t") == [f"{tmp_path}/two words.png"]

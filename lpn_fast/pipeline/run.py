@@ -310,7 +310,10 @@ def _divergence(solution: Restoration, own: slice, image: Tensor | None) -> str 
     values = image.numpy()
     largest = float(max(values.max(), -values.min()))
     if largest > LARGEST_PLAUSIBLE:
-        return f"it diverged, to values of {largest:.1e}; take fewer iterations or another sigma or model"
+        return (
+            f"it diverged, to values of {largest:.1e}: the measurement may not be what this operator makes of an image "
+            "(another kernel, a picture that is sharp), or have more noise than was told"
+        )
     return None
 
 

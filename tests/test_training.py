@@ -89,8 +89,13 @@ class Source:
 
 def test_resume_refuses_another_configuration_and_a_broken_file(tmp_path):
     small_trainer(tmp_path, sampler=Source("a")).run()
-    for other in ({"seed": 1}, {"phases": PHASES[:1]}, {"clip_norm": 1.0}, {"sampler": Source("b")}):
-        with pytest.raises(ValueError, match="another model, schedule, sigma, batch size or seed, or other data"):
+    for name, other in (
+        ("seed", {"seed": 1}),
+        ("schedule", {"phases": PHASES[:1]}),
+        ("clip_norm", {"clip_norm": 1.0}),
+        ("data", {"sampler": Source("b")}),
+    ):
+        with pytest.raises(ValueError, match=f"belongs to a run with another {name}; choose another folder"):
             small_trainer(tmp_path, **({"sampler": Source("a")} | other)).run()
     (tmp_path / "resume.safetensors").write_bytes(b"torn")
     with pytest.raises(ValueError, match="not a readable resume file"):

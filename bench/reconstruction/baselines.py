@@ -50,7 +50,7 @@ def total_variation(instance: Instance, weight: float, iterations: int = 200, to
         new = x - tau * (gradient + differences_adjoint(u))
         u = u + sigma * differences(2 * new - x)
         u = u / (u.norm(dim=0) / limit).clamp_min(1)
-        still, x = bool(((new - x).flatten(1).norm(dim=1) <= tol * new.flatten(1).norm(dim=1)).all()), new
+        still, x = tol > 0 and bool(((new - x).flatten(1).norm(dim=1) <= tol * new.flatten(1).norm(dim=1)).all()), new
         if still:
             break
     return Outcome(x, done, config={"weight": weight, "tol": tol})

@@ -125,11 +125,11 @@ def _deepinv_loop(model, physics, y: Tensor, eta: float, sigma: float, iteration
         deepinv.optim.L2(), LPNPrior(model, sigma=sigma), stepsize=eta, lambda_reg=1 / eta, max_iter=iterations,
         early_stop=False,
     )  # fmt: skip
-    converted = to_deepinv_physics(physics)
+    converted, begin = to_deepinv_physics(physics), lf.physics.start(physics, y)
 
     def run() -> Tensor:
         with torch.no_grad():
-            return optimizer(y, converted)
+            return optimizer(y, converted, init=(begin, begin))
 
     return run
 

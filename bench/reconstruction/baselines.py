@@ -87,10 +87,17 @@ class FlexibleDnCNN:
 
 
 def falling(
-    denoiser: Callable[[Tensor, float], Tensor], instance: Instance, trust: float, iterations: int = 8
+    denoiser: Callable[[Tensor, float], Tensor],
+    instance: Instance,
+    trust: float,
+    iterations: int = 8,
+    last: float | None = None,
 ) -> Outcome:
-    """Data prox, then the denoiser (x, level) -> x, with noise levels that fall geometrically."""
-    last = min(max(instance.noise, 1 / 255), LARGEST_LEVEL / 2)
+    """Data prox, then the denoiser (x, level) -> x, with noise levels that fall geometrically to `last`.
+
+    None is the noise of the measurements, which is that of the image where the operator has norm one.
+    """
+    last = min(max(instance.noise if last is None else last, 1 / 255), LARGEST_LEVEL / 2)
     x = instance.simple
     for level in torch.logspace(torch.tensor(LARGEST_LEVEL).log10(), torch.tensor(last).log10(), iterations).tolist():
         x = instance.physics.prox_l2(x, instance.y, level**2 / (trust * instance.noise**2))

@@ -14,7 +14,6 @@ toolbox, where it is installed, through `lf.physics.from_matrix`.
 """
 
 import importlib.util
-import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -177,7 +176,9 @@ def _methods(task: Task, root: Path, train: Instance) -> dict[str, Callable[[], 
         denoiser = baselines.FlexibleDnCNN(root, "color" if kind == "faces" else "gray")
         for steps in (8, 30):
             found[f"DPIR {steps}"] = lambda steps=steps: _tuned(
-                lambda i, c: falling(denoiser, i, c, steps), baselines.TRUST_GRID, train
+                lambda i, c: baselines.falling(denoiser, i, c, steps, i.noise / i.physics.norm()),
+                baselines.TRUST_GRID,
+                train,
             )
     if kind == "inpaint":
         found["biharmonic"] = lambda: biharmonic
@@ -247,18 +248,6 @@ def converged_tv(instance: Instance, weight: float, tol: float = 1e-5, max_iter:
         if done >= FEWEST and bool((change <= tol).all()):
             break
     return Outcome(x, done, config={"weight": weight, "tol": tol})
-
-
-def falling(denoiser, instance: Instance, trust: float, iterations: int) -> Outcome:
-    """`baselines.falling` with the data weight in the units of the operator."""
-    physics, norm = instance.physics, instance.physics.norm()
-    noise = instance.noise / norm  # of the image
-    last = min(max(noise, 1 / 255), baselines.LARGEST_LEVEL / 2)
-    x = instance.simple
-    for level in torch.logspace(math.log10(baselines.LARGEST_LEVEL), math.log10(last), iterations).tolist():
-        x = physics.prox_l2(x, instance.y, level**2 / (trust * instance.noise**2))
-        x = denoiser(x, level)
-    return Outcome(x, iterations, config={"trust": trust})
 
 
 def biharmonic(instance: Instance) -> Outcome:

@@ -1,5 +1,8 @@
 """What the tests share: one small network of every kind, tolerances, and the truth in float64."""
 
+import contextlib
+import signal
+
 import pytest
 import torch
 
@@ -142,6 +145,39 @@ class Case:
         if unit is not None:
             pytest.skip("the reference gives psi and f in noise units; tests/test_noise_units.py compares those")
         return model.spec, x, model.packed().detach(), features
+
+
+def perturbed(model: lf.LPN, size: float = 0.5) -> lf.LPN:
+    """The network projected, far from its start: a random step of `size`, in the units of each parameter."""
+    torch.manual_seed(0)
+    scales = model.step_scales()
+    model.step_({name: size * scales[name] * torch.randn_like(p) for name, p in model.named_parameters()})
+    return model.project_()
+
+
+@contextlib.contextmanager
+def on_threads(count: int):
+    """So many threads of torch's inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def files_below(size: int):
+    """A full disk: no file of this process may grow beyond `size` bytes inside."""
+    resource = pytest.importorskip("resource", reason="limits of a process are a matter of Unix")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

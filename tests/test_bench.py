@@ -1,23 +1,22 @@
 """The benchmark harness: its counters against known figures, its baselines against the package, its CSV."""
 
-import csv
 import json
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tables import rows_of
 
 import lpn_fast as lf
+from bench import baselines, ceilings, counters, memory, report, timing
+from bench.__main__ import main
+from bench.rows import NETWORKS, OURS, ROWS, Row, Setup, provider, provider_names, relative_error
 
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))  # bench/ belongs to the checkout, not to the installed package
-
-from bench import baselines, ceilings, counters, memory, report, timing  # noqa: E402
-from bench.__main__ import main  # noqa: E402
-from bench.rows import NETWORKS, OURS, ROWS, Row, Setup, provider, provider_names, relative_error  # noqa: E402
-
 LPN128 = (1, 3, 128, 128)
 SOFTPLUS_CUT = 1e-8  # torch's softplus is the identity above beta u = 20, off by up to e^-20 = 2e-9 there
 
@@ -148,9 +147,6 @@ def test_compiled_baseline_is_skipped_with_a_reason_without_a_compiler(monkeypat
 def test_peak_memory_sees_what_is_freed_again():
     code = "import torch; from bench.memory import peak_megabytes; "
     code += "print(peak_megabytes(lambda: (torch.ones(2**23) + 1).sum()))"
-    import os
-    import subprocess
-
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(memory.MMAP_THRESHOLD)}
     child = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
@@ -166,7 +162,7 @@ def test_quick_run_of_the_mlp_rows_writes_a_valid_csv(tmp_path, capsys):
     finally:
         torch.set_num_threads(threads)
     assert code == 0
-    rows = list(csv.DictReader(open(out, newline="")))
+    rows = rows_of(out)
     assert tuple(rows[0]) == report.COLUMNS
     for op in ("prox", "step", "hvp"):
         times = {r["provider"]: r for r in rows if r["op"] == op and r["metric"] == "time"}
@@ -189,7 +185,5 @@ def test_rows_that_match_nothing_are_an_error(capsys):
 
 
 def test_no_figure_carries_a_path_or_a_host():
-    import socket
-
     where = json.dumps(report.surroundings(1))
     assert str(ROOT) not in where and socket.gethostname() not in where

@@ -25,17 +25,7 @@ TINY = torch.finfo(torch.float32).tiny
 ROWS = [0, 1, 7, 129]
 SHAPES = [(1, 50), (3, 16), (4, 16), (18, 33), (64, 64), (3, 100), (2, 256)]  # (dim, width)
 
-pytestmark = pytest.mark.usefixtures("isa")
-
-
-@pytest.fixture(autouse=True)
-def reproducible_truth():
-    """Fixed random inputs; one thread for torch, whose own pool would only slow such small problems."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("isa", "one_thread", "seed_zero")
 
 
 def address(tensor):

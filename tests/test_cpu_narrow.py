@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import relative
+from cases import on_threads, relative
 
 import lpn_fast as lf
 from lpn_fast.algebra.spec import Spec, Stage
@@ -101,12 +101,10 @@ def test_threads_do_not_change_a_bit(threads):
             skip.gradient(e, image),
         )
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    expected = all_of_them()
-    torch.set_num_threads(threads)
-    found = all_of_them()
-    torch.set_num_threads(before)
+    with on_threads(1):
+        expected = all_of_them()
+    with on_threads(threads):
+        found = all_of_them()
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import relative
+from cases import on_threads, relative
 
 import lpn_fast as lf
 from lpn_fast import _cpu
@@ -19,10 +19,8 @@ SIZES = [(1, 1), (1, 3), (5, 6), (8, 8), (13, 9), (16, 17)]
 
 @pytest.fixture(params=[1, 2])
 def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with on_threads(request.param):
+        yield request.param
 
 
 def problem(size, stride, channels=16, units=32, images=3):

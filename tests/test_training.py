@@ -1,12 +1,12 @@
 """Losses, schedule, and a trainer that can be stopped at any moment."""
 
-import csv
 import math
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tables import rows_of
 from training_cases import PHASES, interrupted_at, small_trainer, weights
 
 import lpn_fast as lf
@@ -104,7 +104,7 @@ def test_resume_refuses_another_configuration_and_a_broken_file(tmp_path):
 
 def test_log_has_one_row_per_validation(tmp_path):
     small_trainer(tmp_path, validate=lambda model: {"figure": 1.5}, validate_every=10).run()
-    rows = list(csv.DictReader(open(tmp_path / "log.csv")))
+    rows = rows_of(tmp_path / "log.csv")
     assert [int(row["step"]) for row in rows] == [10, 20, 30, 40, 50, 60, 70] and rows[0]["figure"] == "1.5"
 
 

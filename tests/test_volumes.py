@@ -64,17 +64,6 @@ def test_every_size_and_geometry_agrees_with_the_definition(sides, strides, kern
     assert relative(torch.cat([names[slot.name].flatten() for slot in model._slots]), gP) <= 1e-12
 
 
-def test_gradients_agree_with_finite_differences():
-    model, x, v = network(), volumes(1, 1, 4, 5, 3), volumes(1, 1, 4, 5, 3).flip(2) - 0.5
-    step = 1e-5
-
-    def slope(function):
-        return (function(x + step * v) - function(x - step * v)) / (2 * step)
-
-    assert relative(slope(model.potential), (model(x) * v).flatten(1).sum(1)) <= 1e-8
-    assert relative(slope(model), model.hvp(x, v)) <= 1e-7
-
-
 def test_a_core_that_covers_its_whole_input_is_a_matrix_product():
     """The published last stage in three dimensions: layout of its weights and its one output are those of images."""
     stages = (
@@ -146,13 +135,6 @@ def test_files_of_images_are_written_as_before_and_read_as_images():
     assert "ndim" not in to_dict(image.spec) and "ndim" not in image.spec.encoded
     assert from_dict(json.loads(image.spec.encoded)).ndim == 2
     assert from_dict(to_dict(network().spec)).ndim == 3
-
-
-def test_a_file_of_volumes_comes_back(tmp_path):
-    model, x = network(sigma_conditional=True), volumes(2, 1, 5, 4, 6)
-    loaded = lf.load(lf.save(model, tmp_path / "volumes.safetensors"))
-    assert type(loaded) is lf.ConvLPN and loaded.spec == model.spec and loaded.spec.ndim == 3
-    assert torch.equal(loaded(x, 0.1), model(x, 0.1))
 
 
 def test_a_file_that_mistakes_volumes_for_images_is_refused(tmp_path):

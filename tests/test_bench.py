@@ -74,6 +74,17 @@ TINY = {
 }
 
 
+def assert_same(plain, model, x, tolerance):
+    """f, H v and the gradients of a step."""
+    v, target = torch.randn(2, *x.shape, dtype=x.dtype)
+    assert relative_error(plain.prox(x), model(x).detach().double()) < tolerance
+    assert relative_error(plain.hvp(x, v), model.hvp(x, v).detach().double()) < tolerance
+    plain.loss_gradients(x, target)
+    (model(x) - target).square().mean().backward()
+    ours = torch.cat([p.grad.reshape(-1) for p in (model.get_parameter(s.name) for s in plain.potential.slots)])
+    assert relative_error(plain.potential.gradients(), ours.double()) < tolerance
+
+
 @pytest.mark.parametrize("network", TINY)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_baseline_a_computes_what_the_package_computes(network, channels_last):
@@ -83,14 +94,9 @@ def test_baseline_a_computes_what_the_package_computes(network, channels_last):
     torch.manual_seed(1)
     model = build().double()
     plain = baselines.Eager(model, channels_last)
-    x, v, target = torch.randn(3, *shape, dtype=torch.float64)
+    x = torch.randn(shape, dtype=torch.float64)
     assert relative_error(plain.potential(x), model.potential(x).detach()) < SOFTPLUS_CUT
-    assert relative_error(plain.prox(x), model(x).detach()) < SOFTPLUS_CUT
-    assert relative_error(plain.hvp(x, v), model.hvp(x, v).detach()) < SOFTPLUS_CUT
-    plain.loss_gradients(x, target)
-    (model(x) - target).square().mean().backward()
-    ours = torch.cat([p.grad.reshape(-1) for p in (model.get_parameter(s.name) for s in plain.potential.slots)])
-    assert relative_error(plain.potential.gradients(), ours) < SOFTPLUS_CUT
+    assert_same(plain, model, x, SOFTPLUS_CUT)
 
 
 @pytest.mark.slow
@@ -101,14 +107,7 @@ def test_baseline_c_computes_what_the_package_computes(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f, **options: compiler(f, backend="aot_eager", **options))
     torch.manual_seed(2)
     model = lf.MLPLPN(3, hidden=8, layers=2)
-    plain = baselines.Compiled(model)
-    x, v, target = torch.randn(3, 5, 3)
-    assert relative_error(plain.prox(x), model(x).detach().double()) < 1e-5
-    assert relative_error(plain.hvp(x, v), model.hvp(x, v).detach().double()) < 1e-5
-    plain.loss_gradients(x, target)
-    (model(x) - target).square().mean().backward()
-    ours = torch.cat([p.grad.reshape(-1) for p in (model.get_parameter(s.name) for s in plain.potential.slots)])
-    assert relative_error(plain.potential.gradients(), ours.double()) < 1e-5
+    assert_same(baselines.Compiled(model), model, torch.randn(5, 3), 1e-5)
 
 
 def test_plain_inversion_finds_preimages():

@@ -68,12 +68,6 @@ def test_prior_by_inversion_is_the_prior_that_comes_free():
     assert (value.residual <= 1e-9).all()
 
 
-def test_rescaled_networks_only_rename_their_noise_levels():
-    case = Case("frame")
-    bytes_ = lf.rescaled(case.model, 1 / 255)
-    assert relative(bytes_(255 * case.x, 255 * case.sigma), 255 * case.model(case.x, case.sigma)) <= 1e-12
-
-
 def test_noise_units_require_noise_levels():
     spec = Case("frame").model.spec
     without = replace(spec, noise_units=False, noise_levels=())

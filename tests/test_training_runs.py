@@ -91,6 +91,7 @@ def test_interrupted_runs_resume_with_averages_and_clipping(tmp_path):
     last = small_trainer(tmp_path / "parts", **options)
     last.run()
     assert torch.equal(weights(last), weights(whole))
+    assert torch.equal(lf.load(tmp_path / "parts" / "model.safetensors").packed(), last.model.packed())
     with pytest.raises(ValueError, match="belongs to a run with another ema_decay; choose another folder"):
         small_trainer(tmp_path / "parts", ema_decay=0.8, clip_norm=0.05).run()
 
@@ -136,8 +137,9 @@ def test_three_kills_in_a_row_end_in_the_same_weights(photographs, tmp_path):
         running = subprocess.Popen(command(tmp_path / "killed"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         deadline = time.time() + 120
         while time.time() < deadline:
-            if resume.exists() and state.read(resume).progress["step"] > reached:
-                break
+            with contextlib.suppress(ValueError):  # safetensors opens it twice, and it may be replaced in between
+                if resume.exists() and state.read(resume).progress["step"] > reached:
+                    break
             time.sleep(0.01)
         os.kill(running.pid, signal.SIGKILL)
         running.wait()

@@ -88,7 +88,7 @@ class DenseMaps:
 class ConvMaps:
     """Maps of a convolutional network; x is [N, C, H, W], z_l is [N, H_l, h, w], all channels-last.
 
-    Of volumes x is [N, C, D, H, W], z_l is [N, H_l, d, h, w], kernels have three sides; what is said of (h, w) holds.
+    For volumes x is [N, C, D, H, W], z_l is [N, H_l, d, h, w], kernels have three sides; what is said of (h, w) holds.
     """
 
     def __init__(self, spec: Spec, parameters: Parameters, x: Tensor, storage: torch.dtype):

@@ -21,7 +21,7 @@ from . import measures
 from .report import Property, Report
 
 MOST_SAMPLES = 4  # enough to refute; the cost is a few hundred evaluations of these
-SOLVED_SIDE = 8  # of the one image that a prox which is a solve, to 1e-12 every time, is looked at with
+SOLVED_SIDE = 8  # pixels of the one image that a prox which is a solve, to 1e-12 every time, is looked at with
 SCALES = (1e-3, 1e-1, 1.0)  # distances of competitors and segment ends, in units of the sample's deviation
 TRIANGLE = 0.1  # its edges, in the same units: short enough to integrate over softplus kinks
 # Violations that rounding explains, relative: exact in theory, eps times a few hundred accumulations in practice.
@@ -137,7 +137,7 @@ def _certificate(model: ExplicitLPN, subject: Subject, sigma) -> Iterator[Proper
         h = exact.hessian_product(subject.sample, v, level)
         lowest = float(dot(v, h).min())
         v = shift * v - h
-    detail = "of the Hessian of R at the sample, found by power iteration"
+    detail = "lowest eigenvalue of the Hessian of R at the sample, by power iteration"
     yield Property("lowest curvature", lowest >= -columns, lowest, f">= -{columns:.3g}", detail)
 
 

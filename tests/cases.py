@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import lpn_fast as lf
+from lpn_fast.algebra.parameters import layout
 from lpn_fast.algebra.spec import Spec, Stage
 
 # Relative L2 errors against float64 (the algebra is exact, so these are rounding bounds).
@@ -145,6 +146,17 @@ class Case:
         if unit is not None:
             pytest.skip("the reference gives psi and f in noise units; tests/test_noise_units.py compares those")
         return model.spec, x, model.packed().detach(), features
+
+
+def everything(model: lf.LPN, x, p, v, sigma=None) -> tuple[torch.Tensor, ...]:
+    """psi, f, H v, and the gradients of sum p psi + <v, f> in x and P, through the public names."""
+    x = x.detach().requires_grad_()
+    psi, f = model.potential_and_prox(x, sigma)
+    gx, *gradients = torch.autograd.grad((p * psi).sum() + (v * f).sum(), [x, *model.parameters()])
+    by_name = dict(zip((n for n, _ in model.named_parameters()), gradients, strict=True))
+    gP = torch.cat([by_name[slot.name].reshape(-1) for slot in layout(model.spec)])
+    with torch.no_grad():
+        return psi, f, model.hvp(x, v, sigma), gx, gP
 
 
 def perturbed(model: lf.LPN, size: float = 0.5) -> lf.LPN:

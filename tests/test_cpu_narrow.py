@@ -123,10 +123,10 @@ def test_wide_first_stages_keep_nan_in_its_own_sample():
     assert z[1].isnan().any() and torch.isfinite(z[[0, 2]]).all()
 
 
-def wide_first_stage(squared=("linear", "squared")) -> lf.LPN:
+def wide_first_stage() -> lf.LPN:
     """One wide stage of 9 x 9 filters with heads of both kinds, and a narrow core above it."""
     stages = (
-        Stage(64, skip_kernel=9, skip_padding=4, heads=squared),
+        Stage(64, skip_kernel=9, skip_padding=4, heads=("linear", "squared")),
         Stage(32, 1, 1, 0, skip_kernel=5, skip_padding=2, heads=("linear",)),
     )
     return lf.LPN(Spec("conv", 1, stages, 10.0, 0.05, noise_levels=(0.1, 0.3)))

@@ -35,12 +35,8 @@ def make_sigmoid(alpha=0.0, dim=1):
     return model.requires_grad_(False)
 
 
-def make_mlp(dim=3, alpha=0.1, steep=1.0, dtype=torch.float64):
-    model = lf.MLPLPN(dim, hidden=12, layers=2, alpha=alpha).to(dtype)
-    with torch.no_grad():
-        for stage in model.stages:
-            stage.skip.mul_(steep)
-    return model
+def make_mlp(dtype=torch.float64):
+    return lf.MLPLPN(3, hidden=12, layers=2, alpha=0.1).to(dtype)
 
 
 def make_conv(alpha=1e-2, dtype=torch.float64, **options):

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from cases import Case
+from cases import Case, on_threads
 
 import lpn_fast as lf
 from lpn_fast.optim import ProjectedAdam
+from lpn_fast.optim.projected_adam import SERIAL
 from lpn_fast.training import state
 
 
@@ -73,6 +74,17 @@ def test_a_step_does_not_depend_on_how_tensors_lie_in_memory(stored, arrives):
         optimizer.step()
         torch._foreach_clamp_min_([plain.data], 0.0)
         assert torch.allclose(plain, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("entries, threads", [(SERIAL, 1), (SERIAL + 1, 2)])
+def test_threads_meet_only_where_there_is_enough_to_do(monkeypatch, entries, threads):
+    seen, kernel = [], torch._fused_adam_
+    monkeypatch.setattr(torch, "_fused_adam_", lambda *a, **k: seen.append(torch.get_num_threads()) or kernel(*a, **k))
+    p = torch.nn.Parameter(torch.zeros(entries))
+    p.grad = torch.ones(entries)
+    with on_threads(2):
+        ProjectedAdam([p], [True]).step()
+        assert seen == [threads] and torch.get_num_threads() == 2
 
 
 def test_nan_is_seen_and_a_parameter_without_gradient_stays():

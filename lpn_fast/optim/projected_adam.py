@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from ..algebra.parameters import layout
 from ..networks import LPN
 
+# The fused step makes the threads meet once for every parameter; up to so many entries that takes longer than they do,
+# and many times as long where the threads have to wait for a processor.
+SERIAL = 1 << 15
 _CHANNELS_LAST = (torch.channels_last, torch.channels_last_3d)  # without gaps, as contiguous tensors are
 
 
@@ -87,8 +90,16 @@ class ProjectedAdam(torch.optim.Adam):
         (group,) = self.param_groups
         # None leaves the choice to torch, which takes its foreach step on a GPU
         group["fused"] = True if not group["amsgrad"] and self._can_fuse(group["params"]) else None
-        # the bare step: torch wraps that of either class to call the hooks, which would then run twice
-        inspect.unwrap(torch.optim.Adam.step)(self)
+        threads = torch.get_num_threads()
+        small = group["fused"] and threads > 1 and max(map(torch.numel, group["params"])) <= SERIAL
+        if small:
+            torch.set_num_threads(1)
+        try:
+            # the bare step: torch wraps that of either class to call the hooks, which would then run twice
+            inspect.unwrap(torch.optim.Adam.step)(self)
+        finally:
+            if small:
+                torch.set_num_threads(threads)
         if self._nonnegative:
             torch._foreach_clamp_min_(self._nonnegative, 0.0)
         return loss

@@ -1,9 +1,13 @@
 """What the tests share: one small network of every kind, tolerances, and the truth in float64."""
 
+import contextlib
+import signal
+
 import pytest
 import torch
 
 import lpn_fast as lf
+from lpn_fast.algebra.parameters import layout
 from lpn_fast.algebra.spec import Spec, Stage
 
 # Relative L2 errors against float64 (the algebra is exact, so these are rounding bounds).
@@ -142,6 +146,50 @@ class Case:
         if unit is not None:
             pytest.skip("the reference gives psi and f in noise units; tests/test_noise_units.py compares those")
         return model.spec, x, model.packed().detach(), features
+
+
+def everything(model: lf.LPN, x, p, v, sigma=None) -> tuple[torch.Tensor, ...]:
+    """psi, f, H v, and the gradients of sum p psi + <v, f> in x and P, through the public names."""
+    x = x.detach().requires_grad_()
+    psi, f = model.potential_and_prox(x, sigma)
+    gx, *gradients = torch.autograd.grad((p * psi).sum() + (v * f).sum(), [x, *model.parameters()])
+    by_name = dict(zip((n for n, _ in model.named_parameters()), gradients, strict=True))
+    gP = torch.cat([by_name[slot.name].reshape(-1) for slot in layout(model.spec)])
+    with torch.no_grad():
+        return psi, f, model.hvp(x, v, sigma), gx, gP
+
+
+def perturbed(model: lf.LPN, size: float = 0.5) -> lf.LPN:
+    """The network projected, far from its start: a random step of `size`, in the units of each parameter."""
+    torch.manual_seed(0)
+    scales = model.step_scales()
+    model.step_({name: size * scales[name] * torch.randn_like(p) for name, p in model.named_parameters()})
+    return model.project_()
+
+
+@contextlib.contextmanager
+def on_threads(count: int):
+    """So many threads of torch's inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def files_below(size: int):
+    """A full disk: no file of this process may grow beyond `size` bytes inside."""
+    resource = pytest.importorskip("resource", reason="limits of a process are a matter of Unix")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -2,13 +2,17 @@
 
 import importlib
 import importlib.util
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from cases import FAMILIES, Case
+from cases import FAMILIES, Case, on_threads
 from PIL import Image
 from training_cases import photographs_in
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # bench/ belongs to the checkout, not to the package
 
 
 def name_operators_of_torchvision() -> torch.library.Library:
@@ -45,10 +49,8 @@ def isa(request):
 @pytest.fixture(scope="module")
 def one_thread():
     """For small networks and images: a second thread costs more than it brings, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with on_threads(1):
+        yield
 
 
 @pytest.fixture

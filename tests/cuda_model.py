@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lpn_fast.algebra.parameters import layout, parameter_count
+from lpn_fast.algebra.parameters import parameter_count
 from lpn_fast.algebra.spec import Spec
+from lpn_fast.ops.packing import parameter_table
 
 SOURCES = Path(__file__).resolve().parents[1] / "kernels" / "cuda"
 UNITS = ("model/mlp_model.cpp", "model/simt_model.cpp", "mlp_plan.cpp")
@@ -53,14 +54,47 @@ def build(sources: Path = SOURCES, *options: str) -> ctypes.CDLL:
     return library
 
 
-def table(spec: Spec) -> Tensor:
-    """P's layout as the kernels take it, int64 [6 stages + 2]."""
-    offsets = {slot.name: slot.offset for slot in layout(spec)}
-    entries = []
-    for index, stage in enumerate(spec.stages):
-        names = ("core", "skip", "bias", "head", "head_squared")
-        entries += [stage.width, *(offsets.get(f"stages.{index}.{name}", -1) for name in names)]
-    return torch.tensor([*entries, offsets.get("linear", -1), offsets.get("constant", -1)])
+@dataclass
+class Network:
+    """The model's entry points for one network, by address as the compiled module takes them."""
+
+    library: ctypes.CDLL
+    table: ctypes.c_void_p  # P's layout, ops/packing.parameter_table
+    dim: int
+    stages: int
+    parameter_count: int
+    beta: float
+    alpha: float
+
+    def plan(self, operation: str, precision: str, rows: int, limits: tuple[int, int, int]) -> dict[str, int]:
+        """How a call would be laid over a device."""
+        names = ("row_tiles", "column_tiles", "team", "tiles", "resident", "spilled", "warps", "blocks")
+        names += ("shared", "packed", "partial", "spilled_bytes")
+        values = (ctypes.c_int64 * len(names))()
+        if self.library.model_plan(*self._shape(), *_call(operation, precision), _long(rows), _three(limits), values):
+            raise ValueError(self.library.model_error().decode())  # as pybind makes it of std::invalid_argument
+        return dict(zip(names, values, strict=True))
+
+    def run(self, operation, precision, limits, backward_order, pointers, rows) -> None:
+        """prox, hvp or vjp; `pointers` of P, x, v, p, psi, f, hv and gP."""
+        call = (*_call(operation, precision), _three(limits), int(backward_order))
+        self._check(self.library.model_run(*self._shape(), *self._curve(), *call, *pointers, _long(rows)))
+
+    def solve(self, limits, backward_order, pointers, rows, tol, radius, max_iter) -> None:
+        """The equation of ops/solve; `pointers` of P, z, start, strength and the six results."""
+        ends = (_long(rows), ctypes.c_double(tol), ctypes.c_double(radius), _long(max_iter))
+        where = (_three(limits), int(backward_order))
+        self._check(self.library.model_solve(*self._shape(), *self._curve(), *where, *pointers, *ends))
+
+    def _shape(self):
+        return self.table, *map(_long, (self.dim, self.stages, self.parameter_count))
+
+    def _curve(self):
+        return ctypes.c_double(self.beta), ctypes.c_double(self.alpha)
+
+    def _check(self, status: int) -> None:
+        if status:
+            raise RuntimeError(self.library.model_error().decode())
 
 
 @dataclass
@@ -72,6 +106,11 @@ class Model:
     packed: Tensor  # P, float32
     device: tuple[int, int, int] = SMALL
     backward_order: bool = False
+
+    def __post_init__(self):
+        spec, self._table = self.spec, parameter_table(self.spec)
+        sizes = (spec.channels, len(spec.stages), parameter_count(spec))
+        self._network = Network(self.library, _at(self._table), *sizes, spec.beta, spec.alpha)
 
     def prox(self, x: Tensor, precision: str, value: bool = True) -> tuple[Tensor | None, Tensor]:
         """(psi or None, f)"""
@@ -97,47 +136,18 @@ class Model:
         u, f, psi = unwritten(*z.shape), unwritten(*z.shape), unwritten(rows)
         residual = unwritten(rows).double()
         iterations, verdict = torch.full((2, rows), -7)
-        offsets, spec = table(self.spec), self.spec
         outputs = (u, f, psi, residual, iterations, verdict)
-        self._check(
-            self.library.model_solve(
-                _at(offsets), _long(spec.channels), _long(len(spec.stages)), _long(len(self.packed)),
-                ctypes.c_double(spec.beta), ctypes.c_double(spec.alpha), (ctypes.c_int64 * 3)(*self.device),
-                int(self.backward_order), *map(_at, (self.packed, z, start, strength, *outputs)), _long(rows),
-                ctypes.c_double(tol), ctypes.c_double(radius), _long(max_iter),
-            )
-        )  # fmt: skip
+        pointers = map(_at, (self.packed, z, start, strength, *outputs))
+        self._network.solve(self.device, self.backward_order, pointers, rows, tol, radius, max_iter)
         return dict(zip(("u", "f", "psi", "residual", "iterations", "verdict"), outputs, strict=True))
 
     def plan(self, operation: str, precision: str, rows: int) -> dict[str, int]:
         """How the call would be laid over the device."""
-        names = ("row_tiles", "column_tiles", "team", "tiles", "resident", "spilled", "warps", "blocks")
-        names += ("shared", "packed", "partial", "spilled_bytes")
-        values = (ctypes.c_int64 * len(names))()
-        offsets, spec = table(self.spec), self.spec
-        self._check(
-            self.library.model_plan(
-                _at(offsets), _long(spec.channels), _long(len(spec.stages)), _long(parameter_count(spec)),
-                PRECISIONS.index(precision), OPERATIONS.index(operation), _long(rows),
-                (ctypes.c_int64 * 3)(*self.device), values,
-            )
-        )  # fmt: skip
-        return dict(zip(names, values, strict=True))
+        return self._network.plan(operation, precision, rows, self.device)
 
     def _run(self, operation, precision, x, v=None, p=None, psi=None, f=None, hv=None, gP=None):
-        offsets, spec = table(self.spec), self.spec
-        self._check(
-            self.library.model_run(
-                _at(offsets), _long(spec.channels), _long(len(spec.stages)), _long(len(self.packed)),
-                ctypes.c_double(spec.beta), ctypes.c_double(spec.alpha), PRECISIONS.index(precision),
-                OPERATIONS.index(operation), (ctypes.c_int64 * 3)(*self.device), int(self.backward_order),
-                *map(_at, (self.packed, x, v, p, psi, f, hv, gP)), _long(len(x)),
-            )
-        )  # fmt: skip
-
-    def _check(self, status: int) -> None:
-        if status:
-            raise RuntimeError(self.library.model_error().decode())
+        pointers = map(_at, (self.packed, x, v, p, psi, f, hv, gP))
+        self._network.run(operation, precision, self.device, self.backward_order, pointers, len(x))
 
 
 def unwritten(*shape: int) -> Tensor:
@@ -151,3 +161,11 @@ def _at(tensor: Tensor | None) -> ctypes.c_void_p:
 
 def _long(value: int) -> ctypes.c_int64:
     return ctypes.c_int64(value)
+
+
+def _three(limits: tuple[int, int, int]) -> ctypes.Array:
+    return (ctypes.c_int64 * 3)(*limits)
+
+
+def _call(operation: str, precision: str) -> tuple[int, int]:
+    return PRECISIONS.index(precision), OPERATIONS.index(operation)

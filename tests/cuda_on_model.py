@@ -22,49 +22,27 @@ class ModelModule:
 class ModelNetwork:
     """As pybind's class of that name; pointers are addresses."""
 
-    def __init__(self, module, table, dim, stages, parameter_count, beta, alpha):
-        self.module = module
-        size = 6 * stages + 2
-        self.table = (ctypes.c_int64 * size).from_buffer_copy(ctypes.string_at(table, 8 * size))
-        self.numbers = [ctypes.c_int64(n) for n in (dim, stages, parameter_count)]
-        self.curve = [ctypes.c_double(beta), ctypes.c_double(alpha)]
+    def __init__(self, module, table, *sizes):
+        self.module, entries = module, 6 * sizes[1] + 2
+        self.table = (ctypes.c_int64 * entries).from_buffer_copy(ctypes.string_at(table, 8 * entries))
+        self.network = cuda_model.Network(module.library, self.table, *sizes)
 
     def plan(self, operation, precision, rows, limits):
-        values = (ctypes.c_int64 * 12)()
-        status = self.module.library.model_plan(
-            self.table, *self.numbers, cuda_model.PRECISIONS.index(precision), cuda_model.OPERATIONS.index(operation),
-            ctypes.c_int64(rows), (ctypes.c_int64 * 3)(*limits), values,
-        )  # fmt: skip
-        if status:  # pybind turns std::invalid_argument into ValueError
-            raise ValueError(self.module.library.model_error().decode())
-        names = ("packed_bytes", "partial_bytes", "spilled_bytes")
-        return type("Plan", (), dict(zip(names, values[9:], strict=True)))
+        found = self.network.plan(operation, precision, rows, limits)
+        sizes = {f"{name}_bytes": found[name] for name in ("packed", "partial")}
+        return type("Plan", (), sizes | {"spilled_bytes": found["spilled_bytes"]})
 
     def run(self, operation, precision, plan, P, packed, partial, spilled, x, v, p, psi, f, hv, gradient, *rest):
         rows, _device, _stream = rest
         self.module.launches.append(operation)
-        self._check(
-            self.module.library.model_run(
-                self.table, *self.numbers, *self.curve, cuda_model.PRECISIONS.index(precision),
-                cuda_model.OPERATIONS.index(operation), (ctypes.c_int64 * 3)(*self.module.limits), 0,
-                *map(ctypes.c_void_p, (P, x, v, p, psi, f, hv, gradient)), ctypes.c_int64(rows),
-            )
-        )  # fmt: skip
+        pointers = map(ctypes.c_void_p, (P, x, v, p, psi, f, hv, gradient))
+        self.network.run(operation, precision, self.module.limits, False, pointers, rows)
 
     def solve(self, plan, P, packed, spilled, *rest):
         *pointers, rows, tol, radius, max_iter, _device, _stream = rest
         self.module.launches.append("solve")
-        self._check(
-            self.module.library.model_solve(
-                self.table, *self.numbers, *self.curve, (ctypes.c_int64 * 3)(*self.module.limits), 0,
-                *map(ctypes.c_void_p, (P, *pointers)), ctypes.c_int64(rows), ctypes.c_double(tol),
-                ctypes.c_double(radius), ctypes.c_int64(max_iter),
-            )
-        )  # fmt: skip
-
-    def _check(self, status):
-        if status:
-            raise RuntimeError(self.module.library.model_error().decode())
+        pointers = map(ctypes.c_void_p, (P, *pointers))
+        self.network.solve(self.module.limits, False, pointers, rows, tol, radius, max_iter)
 
 
 class BackendOnModel(CudaBackend):

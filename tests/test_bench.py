@@ -1,23 +1,22 @@
 """The benchmark harness: its counters against known figures, its baselines against the package, its CSV."""
 
-import csv
 import json
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tables import rows_of
 
 import lpn_fast as lf
+from bench import baselines, ceilings, counters, memory, report, timing
+from bench.__main__ import main
+from bench.rows import NETWORKS, OURS, ROWS, Row, Setup, provider, provider_names, relative_error
 
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))  # bench/ belongs to the checkout, not to the installed package
-
-from bench import baselines, ceilings, counters, memory, report, timing  # noqa: E402
-from bench.__main__ import main  # noqa: E402
-from bench.rows import NETWORKS, OURS, ROWS, Row, Setup, provider, provider_names, relative_error  # noqa: E402
-
 LPN128 = (1, 3, 128, 128)
 SOFTPLUS_CUT = 1e-8  # torch's softplus is the identity above beta u = 20, off by up to e^-20 = 2e-9 there
 
@@ -75,6 +74,17 @@ TINY = {
 }
 
 
+def assert_same(plain, model, x, tolerance):
+    """f, H v and the gradients of a step."""
+    v, target = torch.randn(2, *x.shape, dtype=x.dtype)
+    assert relative_error(plain.prox(x), model(x).detach().double()) < tolerance
+    assert relative_error(plain.hvp(x, v), model.hvp(x, v).detach().double()) < tolerance
+    plain.loss_gradients(x, target)
+    (model(x) - target).square().mean().backward()
+    ours = torch.cat([p.grad.reshape(-1) for p in (model.get_parameter(s.name) for s in plain.potential.slots)])
+    assert relative_error(plain.potential.gradients(), ours.double()) < tolerance
+
+
 @pytest.mark.parametrize("network", TINY)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_baseline_a_computes_what_the_package_computes(network, channels_last):
@@ -84,14 +94,9 @@ def test_baseline_a_computes_what_the_package_computes(network, channels_last):
     torch.manual_seed(1)
     model = build().double()
     plain = baselines.Eager(model, channels_last)
-    x, v, target = torch.randn(3, *shape, dtype=torch.float64)
+    x = torch.randn(shape, dtype=torch.float64)
     assert relative_error(plain.potential(x), model.potential(x).detach()) < SOFTPLUS_CUT
-    assert relative_error(plain.prox(x), model(x).detach()) < SOFTPLUS_CUT
-    assert relative_error(plain.hvp(x, v), model.hvp(x, v).detach()) < SOFTPLUS_CUT
-    plain.loss_gradients(x, target)
-    (model(x) - target).square().mean().backward()
-    ours = torch.cat([p.grad.reshape(-1) for p in (model.get_parameter(s.name) for s in plain.potential.slots)])
-    assert relative_error(plain.potential.gradients(), ours) < SOFTPLUS_CUT
+    assert_same(plain, model, x, SOFTPLUS_CUT)
 
 
 @pytest.mark.slow
@@ -102,14 +107,7 @@ def test_baseline_c_computes_what_the_package_computes(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f, **options: compiler(f, backend="aot_eager", **options))
     torch.manual_seed(2)
     model = lf.MLPLPN(3, hidden=8, layers=2)
-    plain = baselines.Compiled(model)
-    x, v, target = torch.randn(3, 5, 3)
-    assert relative_error(plain.prox(x), model(x).detach().double()) < 1e-5
-    assert relative_error(plain.hvp(x, v), model.hvp(x, v).detach().double()) < 1e-5
-    plain.loss_gradients(x, target)
-    (model(x) - target).square().mean().backward()
-    ours = torch.cat([p.grad.reshape(-1) for p in (model.get_parameter(s.name) for s in plain.potential.slots)])
-    assert relative_error(plain.potential.gradients(), ours.double()) < 1e-5
+    assert_same(baselines.Compiled(model), model, torch.randn(5, 3), 1e-5)
 
 
 def test_plain_inversion_finds_preimages():
@@ -148,9 +146,6 @@ def test_compiled_baseline_is_skipped_with_a_reason_without_a_compiler(monkeypat
 def test_peak_memory_sees_what_is_freed_again():
     code = "import torch; from bench.memory import peak_megabytes; "
     code += "print(peak_megabytes(lambda: (torch.ones(2**23) + 1).sum()))"
-    import os
-    import subprocess
-
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(memory.MMAP_THRESHOLD)}
     child = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
@@ -166,7 +161,7 @@ def test_quick_run_of_the_mlp_rows_writes_a_valid_csv(tmp_path, capsys):
     finally:
         torch.set_num_threads(threads)
     assert code == 0
-    rows = list(csv.DictReader(open(out, newline="")))
+    rows = rows_of(out)
     assert tuple(rows[0]) == report.COLUMNS
     for op in ("prox", "step", "hvp"):
         times = {r["provider"]: r for r in rows if r["op"] == op and r["metric"] == "time"}
@@ -189,7 +184,5 @@ def test_rows_that_match_nothing_are_an_error(capsys):
 
 
 def test_no_figure_carries_a_path_or_a_host():
-    import socket
-
     where = json.dumps(report.surroundings(1))
     assert str(ROOT) not in where and socket.gethostname() not in where

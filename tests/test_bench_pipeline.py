@@ -1,21 +1,15 @@
 """The benchmark of batch jobs, at a small size: what it writes down, and that its two ways do the same work."""
 
-import csv
-import sys
-from pathlib import Path
+from tables import rows_of
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))  # bench/ belongs to the checkout, not to the installed package
-
-from bench import pipeline, report  # noqa: E402
+from bench import pipeline, report
 
 
 def test_overhead_compares_the_job_with_its_solver(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "SIDE", 32)
     arguments = ["overhead", "--images", "4", "--rounds", "1", "--seconds", "0", "--threads", "1"]
     assert pipeline.main([*arguments, "--output", str(tmp_path / "a.csv")]) == 0
-    rows = list(csv.DictReader(open(tmp_path / "a.csv", newline="")))
+    rows = rows_of(tmp_path / "a.csv")
     assert tuple(rows[0]) == report.COLUMNS
     assert [(r["op"], r["provider"]) for r in rows] == [
         (f"pipeline {task}", what)

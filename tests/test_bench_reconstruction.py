@@ -3,26 +3,17 @@
 import csv
 import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tables import rows_of
 
 import lpn_fast as lf
+from bench.reconstruction import baselines, oscillating, ours, tasks, throughput
+from bench.reconstruction.__main__ import main
 from lpn_fast.physics import Blur, Denoising, GaussianNoise
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # bench is run from a checkout, it is not installed
-REASON = "bench/ is not part of the source archive"
-main = pytest.importorskip("bench.reconstruction.__main__", reason=REASON).main
-baselines = pytest.importorskip("bench.reconstruction.baselines", reason=REASON)
-ours = pytest.importorskip("bench.reconstruction.ours", reason=REASON)
-oscillating = pytest.importorskip("bench.reconstruction.oscillating", reason=REASON)
-tasks = pytest.importorskip("bench.reconstruction.tasks", reason=REASON)
-throughput = pytest.importorskip("bench.reconstruction.throughput", reason=REASON)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -121,7 +112,7 @@ def test_total_variation_of_a_step_is_shrunk_in_closed_form():
     assert torch.allclose(found, expected, atol=1e-3)
 
 
-def testdifferences_and_their_adjoint_match():
+def test_differences_and_their_adjoint_match():
     x, u = torch.randn(2, 1, 5, 6, dtype=torch.float64), torch.randn(2, 2, 1, 5, 6, dtype=torch.float64)
     left, right = (baselines.differences(x) * u).sum(), (x * baselines.differences_adjoint(u)).sum()
     assert left.item() == pytest.approx(right.item(), rel=1e-12)
@@ -194,8 +185,7 @@ def test_a_run_writes_rows_and_pictures(root, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="figures need matplotlib")
     options = ["--data", str(root), "--quick", "--out", str(tmp_path), "--threads", "1", "--only", "quality"]
     assert main([*options, "--tasks", "deblur-1-0.04", "--methods", "degraded|TV|Dn|WCRR|tuned|pgd|published"]) == 0
-    with open(tmp_path / "quality.csv", newline="") as file:
-        rows = {row["method"]: row for row in csv.DictReader(file)}
+    rows = {row["method"]: row for row in rows_of(tmp_path / "quality.csv")}
     assert list(rows) == ["degraded", "TV", "PnP-DnCNN", "WCRR", "lpn-tuned", "lpn-pgd", "lpn-published"]
     assert json.loads(rows["lpn-tuned"]["config_json"])["assumed_noise"] in ours.ASSUMED_GRID
     assert rows["lpn-tuned"]["outside_factor"] == "1.0"
@@ -204,7 +194,6 @@ def test_a_run_writes_rows_and_pictures(root, tmp_path, capsys):
     assert {"device", "commit", "seconds_per_image", "peak_mb", "ssim_gaussian_std"} <= rows["TV"].keys()
     assert (tmp_path / "deblur-1-0.04.png").read_bytes().startswith(b"\x89PNG")
     assert main([*options, "--tasks", "deblur-1-0.04", "--methods", "lpn-fista|degraded"]) == 0
-    with open(tmp_path / "quality.csv", newline="") as file:
-        again = {row["method"]: row for row in csv.DictReader(file)}
+    again = {row["method"]: row for row in rows_of(tmp_path / "quality.csv")}
     assert again.keys() == {*rows, "lpn-fista"} and again["TV"] == rows["TV"]  # the others keep theirs
     assert main([*options, "--tasks", "nothing"]) == 2

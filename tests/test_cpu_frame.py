@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import relative
+from cases import on_threads, perturbed, relative
 
 import lpn_fast as lf
 from lpn_fast import _cpu
@@ -36,15 +36,12 @@ def cpu():
 
 def network(channels=1, kernel=5, gates=((1, 1, 12),), size=0.3, beta=1.0) -> lf.LPN:
     """Far from the start: no two filters, gates or experts, or noise levels alike."""
-    torch.manual_seed(channels + kernel)
     if isinstance(gates, int):
         model = lf.MixtureLPN(channels, kernel, experts=gates, alpha=0.01).eval()
     else:
         model = lf.FrameLPN(channels, kernel, gates, beta=beta, alpha=0.01).eval()
-    scales = model.step_scales()
-    model.step_({name: size * scales[name] * torch.randn_like(p) for name, p in model.named_parameters()})
     assert frame.supports(model.spec) and "one pass" in lf.explain(model, torch.zeros(1, channels, 9, 9))
-    return model.project_()
+    return perturbed(model, size)
 
 
 def images(channels, size, count=3):
@@ -172,18 +169,17 @@ def test_experts_of_any_sharpness_near_and_far_and_a_single_one(isa, spread):
 @pytest.mark.parametrize("threads", [1, 2, 8])
 @torch.no_grad()
 def test_threads_do_not_change_a_bit(threads, gates):
-    model, x, before = network(gates=gates), images(1, (61, 47)), torch.get_num_threads()
+    model, x = network(gates=gates), images(1, (61, 47))
     x, features, _ = model._checked(x, 0.1)
 
     def all_of_them():
         arguments = model.spec, x, model.packed(), features
         return *model.potential_and_prox(x, 0.1), *frame.vjp(*arguments, torch.ones(3), x.flip(0))
 
-    torch.set_num_threads(1)
-    expected = all_of_them()
-    torch.set_num_threads(threads)
-    found = all_of_them()
-    torch.set_num_threads(before)
+    with on_threads(1):
+        expected = all_of_them()
+    with on_threads(threads):
+        found = all_of_them()
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 

@@ -1,7 +1,4 @@
-"""The compiled CPU kernels, called raw, against float64 formulas and torch double backward.
-
-    u_l = W_l z_{l-1} + A_l x + b_l;   z_l = softplus_beta(u_l)
-    psi = sum_l (h_l . z_l + g_l . z_l^2) + c . x + c0 + alpha/2 |x|^2;   f = grad psi
+"""The compiled CPU kernels, called raw, against float64: formulas, and the specification of dense networks.
 
 The parameters are float32 numbers taken exactly into float64, so every difference is the kernel's. Outputs
 are filled with NaN before each call: what is not written cannot pass.
@@ -12,8 +9,13 @@ import sys
 
 import pytest
 import torch
+from cases import relative
 
 from lpn_fast import _cpu
+from lpn_fast.algebra import reference
+from lpn_fast.algebra.parameters import layout
+from lpn_fast.algebra.spec import Spec, Stage
+from lpn_fast.ops.packing import parameter_table
 
 PROX_TOLERANCE = 2e-6  # relative L2, fp32
 GRADIENT_TOLERANCE = 1e-5
@@ -23,17 +25,7 @@ TINY = torch.finfo(torch.float32).tiny
 ROWS = [0, 1, 7, 129]
 SHAPES = [(1, 50), (3, 16), (4, 16), (18, 33), (64, 64), (3, 100), (2, 256)]  # (dim, width)
 
-pytestmark = pytest.mark.usefixtures("isa")
-
-
-@pytest.fixture(autouse=True)
-def reproducible_truth():
-    """Fixed random inputs; one thread for torch, whose own pool would only slow such small problems."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("isa", "one_thread", "seed_zero")
 
 
 def address(tensor):
@@ -42,11 +34,6 @@ def address(tensor):
 
 def unwritten(*shape):
     return torch.full(shape, float("nan"))
-
-
-def relative_error(got, want):
-    """Relative L2 distance; zero for two empty tensors, NaN if anything is NaN."""
-    return ((got.double() - want).norm() / want.norm().clamp_min(1e-30)).item()
 
 
 def relative_ulps(got, want):
@@ -127,7 +114,7 @@ def test_activation_passes_follow_their_formulas(shape, threads):
         ),
     ]
     for index, (got, want) in enumerate(cases):
-        assert relative_error(got, want) <= PROX_TOLERANCE, f"case {index}"
+        assert relative(got, want) <= PROX_TOLERANCE, f"case {index}"
 
 
 @pytest.mark.parametrize("threads", [1, 8])
@@ -167,7 +154,7 @@ def test_each_group_of_rows_has_its_own_bias(rows_per_bias, threads):
     u = torch.randn(groups * rows_per_bias, channels)
     bias = torch.randn(groups, channels)
     want = _softplus(u.double() + bias.double().repeat_interleave(rows_per_bias, 0), 2.0)
-    assert relative_error(softplus(u, None, bias, rows_per_bias, 2.0, threads), want) <= PROX_TOLERANCE
+    assert relative(softplus(u, None, bias, rows_per_bias, 2.0, threads), want) <= PROX_TOLERANCE
 
 
 @pytest.mark.parametrize("offset", [1, 3])
@@ -178,7 +165,7 @@ def test_operands_may_lie_at_any_float_address(offset):
     shape = (9, 37)
     u, skip, out = shifted(shape), shifted(shape), shifted(shape)
     softplus(u, skip, out=out)
-    assert relative_error(out, _softplus(u.double() + skip, 1.0)) <= PROX_TOLERANCE
+    assert relative(out, _softplus(u.double() + skip, 1.0)) <= PROX_TOLERANCE
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (40, 50)])
@@ -269,7 +256,7 @@ def test_nan_comes_out_where_it_went_in(position):
 
 
 class DenseNetwork:
-    """A random network: flat float32 parameters with their table, and psi in float64.
+    """A random network in float32, and its truth in float64: algebra/reference.py, by automatic differentiation.
 
     Parameters
     ----------
@@ -282,74 +269,29 @@ class DenseNetwork:
     """
 
     def __init__(self, dim, widths, full=True, beta=10.0, alpha=0.1):
-        self.dim, self.widths, self.beta, self.alpha = dim, widths, beta, alpha
-        self.parts, self.table, self.chunks, self.size = [], [], [], 0
-        below = 0
-        for stage, width in enumerate(widths):
-            last = stage == len(widths) - 1
-            self.parts.append(
-                {
-                    "core": self._add(torch.rand(width, below) * 2 / below if stage else None),
-                    "skip": self._add(torch.randn(width, dim) / dim**0.5 if full or not stage else None),
-                    "bias": self._add(torch.randn(width) * 0.3 if full or not stage else None),
-                    "head": self._add(torch.rand(width) / width if full or last else None),
-                    "head_sq": self._add(torch.rand(width) / width if full else None),
-                }
-            )
-            self.table += [width, *self.parts[-1].values()]
-            below = width
-        self.linear = self._add(torch.randn(dim) if full else None)
-        self.constant = self._add(torch.randn(1) if full else None)
-        self.table = torch.tensor([*self.table, self.linear, self.constant], dtype=torch.int64)
-        self.P = torch.cat(self.chunks)  # [numel]
+        stages = []
+        for l, width in enumerate(widths):
+            heads = ("linear", "squared") if full else ("linear",) if l == len(widths) - 1 else ()
+            whole = full or l == 0
+            stages.append(Stage(width, kernel=int(l > 0), skip_kernel=int(whole), bias=whole, heads=heads))
+        self.spec = Spec("dense", dim, tuple(stages), beta, alpha, linear=full, constant=full)
+        self.table = parameter_table(self.spec).clone()
+        self.P = torch.cat([self._drawn(slot).flatten() for slot in layout(self.spec)])  # [numel]
 
-    def _add(self, values):
-        if values is None:
-            return -1
-        gap = torch.full((3,), 7.0)  # parameters that belong to nothing: never read, gradient zero
-        offset = self.size + gap.numel()
-        self.chunks += [gap, values.flatten()]
-        self.size = offset + values.numel()
-        return offset
-
-    def psi(self, x, P):
-        """psi of x [rows, d], parameters P [numel] -> [rows]."""
-
-        def take(offset, *shape):
-            return P[offset : offset + torch.Size(shape).numel()].view(shape)
-
-        value = self.alpha / 2 * (x * x).sum(1)
-        z, below = None, 0
-        for part, width in zip(self.parts, self.widths, strict=True):
-            u = x.new_zeros(len(x), width)
-            if part["core"] >= 0:
-                u = u + z @ take(part["core"], width, below).T
-            if part["skip"] >= 0:
-                u = u + x @ take(part["skip"], width, self.dim).T
-            if part["bias"] >= 0:
-                u = u + take(part["bias"], width)
-            z, below = _softplus(u, self.beta), width
-            if part["head"] >= 0:
-                value = value + z @ take(part["head"], width)
-            if part["head_sq"] >= 0:
-                value = value + (z * z) @ take(part["head_sq"], width)
-        if self.linear >= 0:
-            value = value + x @ take(self.linear, self.dim)
-        if self.constant >= 0:
-            value = value + take(self.constant, 1)
-        return value
+    @staticmethod
+    def _drawn(slot):
+        name = slot.name.rpartition(".")[2]
+        if name in ("linear", "constant"):
+            return torch.randn(slot.shape)
+        if slot.nonnegative:
+            return torch.rand(slot.shape) * (2 if name == "core" else 1) / slot.shape[-1]
+        return torch.randn(slot.shape) * (0.3 if name == "bias" else slot.shape[-1] ** -0.5)
 
     def truth(self, x, p=None, v=None):
-        """psi, f, and the gradient of  sum(p psi + <v, f>)  in x and P, by double backward in float64."""
-        x = x.double().requires_grad_()
-        P = self.P.double().requires_grad_()
-        psi = self.psi(x, P)
-        (f,) = torch.autograd.grad(psi.sum(), x, create_graph=True)
-        total = (0 if p is None else (p.double() * psi).sum()) + (0 if v is None else (v.double() * f).sum())
-        if p is None and v is None:
-            return psi.detach(), f.detach(), None, None
-        gx, gP = torch.autograd.grad(total, (x, P), allow_unused=True, materialize_grads=True)
-        return psi.detach(), f.detach(), gx, gP
+        """psi, f, and the gradient of  sum(p psi + <v, f>)  in x and P."""
+        x, P, p, v = (None if t is None else t.double() for t in (x, self.P, p, v))
+        gradients = (None, None) if p is None and v is None else reference.vjp(self.spec, x, P, None, p, v)
+        return reference.potential(self.spec, x, P), reference.prox(self.spec, x, P), *gradients
 
     def value_prox(self, x, threads=1, want_psi=True, tape=None):
         psi, f = unwritten(len(x)) if want_psi else None, unwritten(*x.shape)
@@ -360,7 +302,7 @@ class DenseNetwork:
     def tape(self, x, threads=1):
         """What the prox leaves behind at x [rows, d]."""
         blocks = -(-len(x) // _cpu.mlp_block_rows)
-        tape = unwritten(2, blocks, sum(self.widths), _cpu.mlp_block_rows)
+        tape = unwritten(2, blocks, sum(stage.width for stage in self.spec.stages), _cpu.mlp_block_rows)
         self.value_prox(x, threads, tape=tape)
         return tape
 
@@ -378,7 +320,7 @@ class DenseNetwork:
         return gx, gP
 
     def _sizes(self, x):
-        return len(x), self.dim, len(self.widths), self.beta, self.alpha
+        return len(x), self.spec.channels, len(self.spec.stages), self.spec.beta, self.spec.alpha
 
 
 @pytest.mark.parametrize("full", [True, False])
@@ -390,8 +332,8 @@ def test_prox_is_the_gradient_of_psi(rows, dim, width, full):
     want_psi, want_f, _, _ = net.truth(x)
     for threads in (1, 2, 8):
         psi, f = net.value_prox(x, threads)
-        assert relative_error(psi, want_psi) <= PROX_TOLERANCE
-        assert relative_error(f, want_f) <= PROX_TOLERANCE
+        assert relative(psi, want_psi) <= PROX_TOLERANCE
+        assert relative(f, want_f) <= PROX_TOLERANCE
     assert torch.equal(net.value_prox(x, want_psi=False)[1], f)
 
 
@@ -403,9 +345,9 @@ def test_hvp_is_the_derivative_of_the_prox(rows, dim, width, full):
     x, v = torch.randn(2, rows, dim)
     _, _, want, _ = net.truth(x, v=v)
     for threads in (1, 2, 8):
-        assert relative_error(net.hvp(x, v, threads), want) <= GRADIENT_TOLERANCE
+        assert relative(net.hvp(x, v, threads), want) <= GRADIENT_TOLERANCE
         taped = net.hvp(x, v, threads, tape=net.tape(x, threads))
-        assert relative_error(taped, want) <= GRADIENT_TOLERANCE
+        assert relative(taped, want) <= GRADIENT_TOLERANCE
 
 
 @pytest.mark.parametrize("cotangents", ["v", "p", "pv"])
@@ -420,26 +362,12 @@ def test_vjp_is_the_double_backward(rows, dim, width, full, cotangents):
     _, _, want_gx, want_gP = net.truth(x, p, v)
     for tape in (net.tape(x, threads=2), None):
         gx, gP = net.vjp(x, p, v, threads=2, tape=tape)
-        assert relative_error(gx, want_gx) <= GRADIENT_TOLERANCE
-        assert relative_error(gP, want_gP) <= GRADIENT_TOLERANCE
-        for name, at, size in net_slices(net):  # a small part must not hide behind a large one
-            got, want = gP[at : at + size], want_gP[at : at + size]
-            assert relative_error(got, want) <= 2 * GRADIENT_TOLERANCE, name
+        assert relative(gx, want_gx) <= GRADIENT_TOLERANCE
+        assert relative(gP, want_gP) <= GRADIENT_TOLERANCE
+        for slot in layout(net.spec):  # a small part must not hide behind a large one
+            got, want = gP[slot.offset : slot.end], want_gP[slot.offset : slot.end]
+            assert relative(got, want) <= 2 * GRADIENT_TOLERANCE, slot.name
     assert torch.equal(net.vjp(x, p, v, threads=2, want_gx=False)[1], gP)
-
-
-def net_slices(net):
-    """(name, offset, size) of every parameter of a DenseNetwork."""
-    below = 0
-    for stage, (part, width) in enumerate(zip(net.parts, net.widths, strict=True)):
-        sizes = {"core": width * below, "skip": width * net.dim}
-        for name, offset in part.items():
-            if offset >= 0:
-                yield f"{name} of stage {stage}", offset, sizes.get(name, width)
-        below = width
-    if net.linear >= 0:
-        yield "linear", net.linear, net.dim
-        yield "constant", net.constant, 1
 
 
 @pytest.mark.parametrize("widths", [[1], [5], [16, 50, 7], [3, 100, 2, 33]])
@@ -449,9 +377,9 @@ def test_stages_may_differ_in_width(widths):
     p = torch.randn(70)
     _, want_f, want_gx, want_gP = net.truth(x, p, v)
     gx, gP = net.vjp(x, p, v)
-    assert relative_error(net.value_prox(x)[1], want_f) <= PROX_TOLERANCE
-    assert relative_error(gx, want_gx) <= GRADIENT_TOLERANCE
-    assert relative_error(gP, want_gP) <= GRADIENT_TOLERANCE
+    assert relative(net.value_prox(x)[1], want_f) <= PROX_TOLERANCE
+    assert relative(gx, want_gx) <= GRADIENT_TOLERANCE
+    assert relative(gP, want_gP) <= GRADIENT_TOLERANCE
 
 
 @pytest.mark.parametrize("beta", [1.0, 100.0])
@@ -459,10 +387,10 @@ def test_sharp_and_soft_activations(beta):
     net = DenseNetwork(8, [64] * 5, beta=beta, alpha=0.0)
     x, v = torch.randn(2, 200, 8)
     _, want_f, want_hv, want_gP = net.truth(x, v=v)
-    assert relative_error(net.value_prox(x)[1], want_f) <= PROX_TOLERANCE
+    assert relative(net.value_prox(x)[1], want_f) <= PROX_TOLERANCE
     for tape in (None, net.tape(x)):
-        assert relative_error(net.hvp(x, v, tape=tape), want_hv) <= GRADIENT_TOLERANCE
-        assert relative_error(net.vjp(x, None, v, tape=tape)[1], want_gP) <= GRADIENT_TOLERANCE
+        assert relative(net.hvp(x, v, tape=tape), want_hv) <= GRADIENT_TOLERANCE
+        assert relative(net.vjp(x, None, v, tape=tape)[1], want_gP) <= GRADIENT_TOLERANCE
 
 
 def test_hessian_is_symmetric():
@@ -479,7 +407,7 @@ def test_parameter_gradient_is_the_same_for_any_number_of_threads():
     p = torch.randn(len(x))
     first = net.vjp(x, p, v, threads=1)
     for got, want in zip(first, net.truth(x, p, v)[2:], strict=True):
-        assert relative_error(got, want) <= GRADIENT_TOLERANCE
+        assert relative(got, want) <= GRADIENT_TOLERANCE
     for threads in (1, 2, 3, 8):
         again = net.vjp(x, p, v, threads)
         assert torch.equal(again[0], first[0]) and torch.equal(again[1], first[1])
@@ -516,7 +444,7 @@ def test_far_points_stay_finite_and_right(scale):
     x, v = torch.randn(2, 65, 3)
     x *= scale
     _, want_f, _, _ = net.truth(x)
-    assert relative_error(net.value_prox(x)[1], want_f) <= PROX_TOLERANCE
+    assert relative(net.value_prox(x)[1], want_f) <= PROX_TOLERANCE
     assert net.hvp(x, v).isfinite().all()
     assert net.vjp(x, None, v)[1].isfinite().all()
 
@@ -529,7 +457,8 @@ def test_nan_in_one_sample_stays_in_that_sample():
     for out in (psi[:, None], f, net.hvp(x, v), net.vjp(x, None, v)[0]):
         assert out[5].isnan().all()
         assert out[torch.arange(70) != 5].isfinite().all()
-    assert net.vjp(x, None, v)[1][net.parts[0]["bias"]].isnan()
+    bias = next(slot for slot in layout(net.spec) if slot.name == "stages.0.bias")
+    assert net.vjp(x, None, v)[1][bias.offset].isnan()
 
 
 # ---- the module itself -------------------------------------------------------------------------------------

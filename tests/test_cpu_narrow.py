@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import relative
+from cases import on_threads, relative
 
 import lpn_fast as lf
 from lpn_fast.algebra.spec import Spec, Stage
@@ -101,12 +101,10 @@ def test_threads_do_not_change_a_bit(threads):
             skip.gradient(e, image),
         )
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    expected = all_of_them()
-    torch.set_num_threads(threads)
-    found = all_of_them()
-    torch.set_num_threads(before)
+    with on_threads(1):
+        expected = all_of_them()
+    with on_threads(threads):
+        found = all_of_them()
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
@@ -125,10 +123,10 @@ def test_wide_first_stages_keep_nan_in_its_own_sample():
     assert z[1].isnan().any() and torch.isfinite(z[[0, 2]]).all()
 
 
-def wide_first_stage(squared=("linear", "squared")) -> lf.LPN:
+def wide_first_stage() -> lf.LPN:
     """One wide stage of 9 x 9 filters with heads of both kinds, and a narrow core above it."""
     stages = (
-        Stage(64, skip_kernel=9, skip_padding=4, heads=squared),
+        Stage(64, skip_kernel=9, skip_padding=4, heads=("linear", "squared")),
         Stage(32, 1, 1, 0, skip_kernel=5, skip_padding=2, heads=("linear",)),
     )
     return lf.LPN(Spec("conv", 1, stages, 10.0, 0.05, noise_levels=(0.1, 0.3)))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import relative
+from cases import on_threads, relative
 
 import lpn_fast as lf
 from lpn_fast import _cpu
@@ -19,10 +19,8 @@ SIZES = [(1, 1), (1, 3), (5, 6), (8, 8), (13, 9), (16, 17)]
 
 @pytest.fixture(params=[1, 2])
 def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with on_threads(request.param):
+        yield request.param
 
 
 def problem(size, stride, channels=16, units=32, images=3):
@@ -38,22 +36,20 @@ def direct(core, z, stride):
     return F.conv2d(z.double(), core.double(), stride=stride, padding=1)
 
 
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("stride", [1, 2])
-def test_the_correlation_is_the_direct_one(isa, size, stride):
-    core, z, _, fast = problem(size, stride)
-    assert relative(fast.forward(z), direct(core, z, stride)) < 5e-7
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("stride", [1, 2])
-def test_adjoint_and_gradient_are_those_of_the_direct_one(isa, size, stride):
-    core, z, e, fast = problem(size, stride)
+@pytest.mark.parametrize(
+    "size, channels, units",
+    [(size, 16, 32) for size in SIZES] + [((6, 19), *counts) for counts in ((16, 48), (80, 32), (64, 112))],
+)
+def test_correlation_adjoint_and_gradient_are_the_direct_ones(isa, size, channels, units, stride):
+    """Panels half full among them."""
+    core, z, e, fast = problem(size, stride, channels, units)
     z64, core64 = z.double().requires_grad_(), core.double().requires_grad_()
-    loss = (direct(core64, z64, stride) * e.double()).sum()
-    true_adjoint, true_gradient = torch.autograd.grad(loss, [z64, core64])
-    assert relative(fast.adjoint(e), true_adjoint) < TRANSPOSED
-    assert relative(fast.gradient([(e, z), (2 * e, z)]), 3 * true_gradient) < TRANSPOSED
+    u = direct(core64, z64, stride)
+    adjoint, gradient = torch.autograd.grad((u * e.double()).sum(), [z64, core64])
+    assert relative(fast.forward(z), u) < 5e-7
+    assert relative(fast.adjoint(e), adjoint) < TRANSPOSED
+    assert relative(fast.gradient([(e, z), (2 * e, z)]), 3 * gradient) < TRANSPOSED
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -106,17 +102,6 @@ def test_both_packs_hold_the_same_rounded_weights(isa, channels, units, stride):
     forward = unpacked(fast.panels(transposed=False).clone(), units)  # [planes, channels, units]
     adjoint = unpacked(fast.panels(transposed=True), channels)  # [planes, units, channels]
     assert torch.equal(forward, adjoint.transpose(1, 2)) and torch.isfinite(forward).all()
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("channels, units", [(16, 48), (80, 32), (64, 112)])
-def test_panels_may_be_half_full(isa, channels, units, stride):
-    core, z, e, fast = problem((6, 19), stride, channels, units)
-    u = direct(core.requires_grad_(), z.requires_grad_(), stride)
-    adjoint, gradient = torch.autograd.grad((u * e.double()).sum(), [z, core])
-    assert relative(fast.forward(z.detach()), u) < 5e-7
-    assert relative(fast.adjoint(e), adjoint) < TRANSPOSED
-    assert relative(fast.gradient([(e, z.detach())]), gradient) < TRANSPOSED
 
 
 def test_two_runs_are_bit_identical(threads):

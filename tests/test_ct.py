@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from cases import relative
 from physics_cases import DEVICES, DOT_TOL, dense, largest_singular_value, rand, randn
 from skimage.transform import radon
 
@@ -74,10 +75,6 @@ def ellipse_integrals(ct):
     width2 = (p * (theta - tilt).cos()) ** 2 + (q * (theta - tilt).sin()) ** 2
     t = t - (a * theta.cos() + b * theta.sin())
     return 2 * p * q * (width2 - t**2).clamp_min(0).sqrt() / width2
-
-
-def relative(a, b):
-    return ((a - b).norm() / b.norm()).item()
 
 
 SCANS = {

@@ -4,10 +4,14 @@ import math
 
 import pytest
 import torch
+from cases import on_threads, relative
 from physics_cases import rand, randn
 
 from lpn_fast import _cpu
 from lpn_fast.physics import ParallelBeamCT
+from lpn_fast.physics.ct.projector import _project
+
+pytestmark = pytest.mark.usefixtures("isa")
 
 # Both round positions in float64; float32 sums differ by their order only.
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
@@ -26,21 +30,9 @@ SCANS = {
 }
 
 
-@pytest.fixture(params=_cpu.isas(), autouse=True)
-def isa(request):
-    before = _cpu.isa()
-    _cpu.set_isa(request.param)
-    yield request.param
-    _cpu.set_isa(before)
-
-
 def both(scan):
     arguments, options = SCANS[scan]
     return (ParallelBeamCT(*arguments, **options, backend=b) for b in ("cpu", "torch"))
-
-
-def relative(a, b):
-    return ((a - b).norm() / b.norm().clamp_min(1e-30)).item()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -63,8 +55,6 @@ def test_torch_transpose_is_the_derivative_of_the_torch_projector(scan):
     g = plain.geometry
     x = randn(2, 1, g.height, g.width).requires_grad_()
     y = randn(*plain.measurement_shape(x.shape), seed=2)
-    from lpn_fast.physics.ct.projector import _project
-
     (gradient,) = torch.autograd.grad(_project(g, g.views(), x), x, y)
     assert relative(plain.A_adjoint(y), gradient) <= 1e-13
 
@@ -93,14 +83,10 @@ def test_any_memory_layout_is_read_right(layout):
 def test_threads_do_not_change_a_bit():
     ct = ParallelBeamCT(64, 50, 70, backend="cpu")
     x, y = rand(9, 1, 64, 64).float(), rand(9, 1, 50, 70).float()
-    before = torch.get_num_threads()
     results = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+    for threads in (1, 2, 3):
+        with on_threads(threads):
             results.append((ct.A(x), ct.A_adjoint(y), ct.fbp(y)))
-    finally:
-        torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 

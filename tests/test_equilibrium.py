@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from training_cases import interrupted_at
 
 import lpn_fast as lf
 from lpn_fast.training import Deblurring, Phase, Trainer, from_dict
@@ -80,16 +81,8 @@ def test_a_run_improves_minimisers_and_resumes_bit_for_bit(tmp_path):
     whole.run()
     assert error(whole.model) < 0.9 * before
     parts = deblurring_trainer(tmp_path / "parts", 40, checkpoint_seconds=0.0)
-    step = parts._one_step
-
-    def interrupted():
-        if parts.step == 17:
-            raise KeyboardInterrupt
-        return step()
-
-    parts._one_step = interrupted
     with pytest.raises(KeyboardInterrupt):
-        parts.run()
+        interrupted_at(parts, 17).run()
     resumed = deblurring_trainer(tmp_path / "parts", 40)
     resumed.run()
     assert torch.equal(resumed.model.packed(), whole.model.packed())

@@ -1,25 +1,15 @@
 """The experiments: their command line, their perturbations, and one small run of each on a file of fake digits."""
 
-import csv
 import os
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tables import rows_of
 
 import lpn_fast as lf
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # bench is run from a checkout, it is not installed
-REASON = "bench/ is not part of the source archive"
-main = pytest.importorskip("bench.experiments.__main__", reason=REASON).main
-mnist = pytest.importorskip("bench.experiments.mnist", reason=REASON)
-mnist_prior = pytest.importorskip("bench.experiments.mnist_prior", reason=REASON)
-mnist_inversion = pytest.importorskip("bench.experiments.mnist_inversion", reason=REASON)
-perturbations = pytest.importorskip("bench.experiments.perturbations", reason=REASON)
-three_losses = pytest.importorskip("bench.experiments.three_losses", reason=REASON)
+from bench.experiments import mnist, mnist_inversion, perturbations, three_losses
+from bench.experiments.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,11 +33,6 @@ def checkpoint(tmp_path):
     torch.manual_seed(0)
     model = lf.paper_network("mnist")
     return lf.save(model, tmp_path / "model.safetensors")
-
-
-def read(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_help_shows_the_experiments_and_examples(capsys):
@@ -113,7 +98,7 @@ def test_the_prior_study_trains_evaluates_and_resumes(tmp_path, data, capsys):
     out = tmp_path / "out"
     options = ["--data", str(data), "--steps", "8", "--count", "2", "--threads", "1", "--runs", str(tmp_path / "runs")]
     code = main(["mnist-prior", *options, "--out", str(out)])
-    rows = read(out / "results.csv")
+    rows = rows_of(out / "results.csv")
     assert code in (0, 1) and len(rows) == 45 and {row["loss"] for row in rows} == set(three_losses.LOSSES)
     assert {"device", "threads", "torch", "commit", "converged", "mean", "std"} <= rows[0].keys()
     assert (out / "prior.png").read_bytes().startswith(b"\x89PNG")
@@ -122,7 +107,7 @@ def test_the_prior_study_trains_evaluates_and_resumes(tmp_path, data, capsys):
     trained = {path: path.read_bytes() for path in (tmp_path / "runs").glob("*/model.safetensors")}
     assert len(trained) == 3
     assert main(["mnist-prior", *options, "--out", str(out)]) == code
-    again = read(out / "results.csv")
+    again = rows_of(out / "results.csv")
     assert [row["mean"] for row in again] == [row["mean"] for row in rows]
 
 
@@ -130,7 +115,7 @@ def test_the_inversion_bench_says_what_the_baseline_reached(tmp_path, data, chec
     pytest.importorskip("scipy", reason="the baseline is scipy's")
     options = ["--data", str(data), "--count", "3", "--baseline", "1", "--model", str(checkpoint), "--threads", "1"]
     assert main(["mnist-inversion", *options, "--out", str(tmp_path)]) == 0
-    published, single, double = read(tmp_path / "results.csv")
+    published, single, double = rows_of(tmp_path / "results.csv")
     assert "published" in published["baseline"] and float(published["ratio_cpu"]) > 0
     assert single["ours_converged"] == "3" and float(single["ours_residual_max"]) <= 1e-5
     assert single["extrapolated"] == "True" and single["baseline_images"] == "1"

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import on_threads
 
 import lpn_fast as lf
 from lpn_fast.networks.explicit import TOL
@@ -208,13 +209,10 @@ def test_kernel_agrees_with_the_torch_path_in_float64(shape, k):
 def test_kernel_gives_the_same_bits_on_any_number_of_threads():
     model, x = drawn(k=7, groups=20).float(), images(2, 1, 70, 45).float()
     pot = model.potentials(torch.tensor([0.1]))
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+    results = []
+    for threads in (1, 2, 3):
+        with on_threads(threads):
             results.append(potentials.value_and_gradient(pot, x / 0.1, 7))
-    finally:
-        torch.set_num_threads(before)
     for value, gradient in results[1:]:
         assert torch.equal(value, results[0][0]) and torch.equal(gradient, results[0][1])
 

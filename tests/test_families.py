@@ -23,14 +23,13 @@ SMALL = {  # options of networks that a test can train
 }
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(autouse=True)
-def small_and_alone(monkeypatch):
+def small(monkeypatch):
     monkeypatch.setattr(run, "SYNTHETIC_SIDE", 32)
     monkeypatch.setattr(run, "SYNTHETIC_POOL", 4)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def trained(out, family: str, *sigma: str, more=()) -> lf.LPN:

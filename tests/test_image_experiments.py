@@ -1,6 +1,5 @@
 """The experiments on photographs end to end, on a made-up data folder: rows, provenance, wrong use."""
 
-import csv
 import json
 import zipfile
 from dataclasses import replace
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tables import rows_of
 
 import lpn_fast as lf
 from bench.experiments.__main__ import main
@@ -32,24 +32,8 @@ def folder(tmp_path_factory):
     return root
 
 
-def rows_of(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_denoising_measures_models_and_baselines(folder, tmp_path):
-    arguments = [
-        "--data",
-        str(folder),
-        "--images",
-        "2",
-        "--baseline-images",
-        "1",
-        "--levels",
-        "25",
-        "--baselines",
-        "tv",
-    ]
+    arguments = ["--data", str(folder), *"--images 2 --baseline-images 1 --levels 25 --baselines tv".split()]
     assert main(["denoising", *arguments, "--models", "natural-gray", "--out", str(tmp_path)]) == 0
     rows = rows_of(tmp_path / "results.csv")
     assert [row["method"] for row in rows] == ["natural-gray", "tv"]

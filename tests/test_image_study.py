@@ -3,28 +3,20 @@
 import csv
 import importlib
 import io
-import sys
 import zipfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tables import rows_of
 
 import lpn_fast as lf
-from lpn_fast.data import GaussianMixture
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # bench is run from a checkout, it is not installed
-REASON = "bench/ is not part of the source archive"
-main = pytest.importorskip("bench.experiments.__main__", reason=REASON).main
-data = pytest.importorskip("bench.reconstruction.data", reason=REASON)
-gray_levels = pytest.importorskip("bench.experiments.gray_levels", reason=REASON)
-hits = pytest.importorskip("bench.experiments.hits", reason=REASON)
-image_study = pytest.importorskip("bench.experiments.image_study", reason=REASON)
-tiles = pytest.importorskip("bench.experiments.tiles", reason=REASON)
+from bench.experiments import gray_levels, hits, image_study, tiles
+from bench.experiments.__main__ import main
+from bench.experiments.densities import GaussianMixture
+from bench.reconstruction import data
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -136,8 +128,7 @@ def test_gray_levels_write_a_table_and_a_figure(root, tmp_path, monkeypatch):
     monkeypatch.setattr("lpn_fast.training.laplacian.BATCH", 200)
     options = ["--quick", "--images", "mayo", "--data", str(root), "--out", str(tmp_path)]
     assert main(["gray-levels", *options]) == 0
-    with open(tmp_path / "results.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(tmp_path / "results.csv")
     assert [row["loss"] for row in rows] == ["l2", "l1", "matching"] and "commit" in rows[0]
     assert (tmp_path / "gray_levels.png").read_bytes().startswith(b"\x89PNG")
 
@@ -164,8 +155,7 @@ def test_studies_train_and_write_tables_and_figures(root, tmp_path, small, capsy
     assert main([name, *options, "--out", str(tmp_path / "out")]) == 0
     tables = {}
     for part in ("hits", "prior", "reconstruction"):
-        with open(tmp_path / "out" / f"{part}.csv", newline="") as file:
-            tables[part] = list(csv.DictReader(file))
+        tables[part] = rows_of(tmp_path / "out" / f"{part}.csv")
         assert {"device", "commit", "config_json"} <= tables[part][0].keys()
         assert (tmp_path / "out" / f"{part}.png").read_bytes().startswith(b"\x89PNG")
     assert len(tables["hits"]) == 3 * len(hits.WIDTHS) and len(tables["prior"]) == 3 * 7

@@ -94,20 +94,20 @@ class Run:
         start = LPNPrior(model, sigma=SIGMA).prox(self.physics.A_adjoint(self.y))
         other = torch.zeros_like(start) if name == "ADMM" else start.clone()  # its second variable is dual
         x, metrics = optimizer(self.y, self.physics, init=(start, other), compute_metrics=True)
-        self.start, self.costs = start, torch.tensor(metrics["cost"]).T  # (iterations, B)
+        self.start, self.costs = start, torch.tensor(metrics["cost"]).T  # (iterations, N)
         assert bool(x.isfinite().all())
 
     def h(self, x):
-        return self.fidelity.fn(x, self.y, self.physics)  # (B,)
+        return self.fidelity.fn(x, self.y, self.physics)  # (N,)
 
     def envelope(self, u, x, value):
-        """The objective of Douglas and Rachford, (B,), of the halves u (data) and x (prior, with R = value)."""
+        """The objective of Douglas and Rachford, (N,), of the halves u (data) and x (prior, with R = value)."""
         slope = self.fidelity.grad(u, self.y, self.physics)
         return self.h(u) + inner(slope, x - u) + inner(x - u, x - u) / (2 * self.stepsize) + self.weight * value
 
 
 def inner(a, b):
-    return (a * b).flatten(1).sum(dim=1)  # (B,)
+    return (a * b).flatten(1).sum(dim=1)  # (N,)
 
 
 def bounds(blurred):
@@ -119,7 +119,7 @@ def bounds(blurred):
 
 
 def assert_falls(curve, slack=SLACK):
-    """No entry (iterations, B) lies above the one before it, and the whole falls by more than that could hide."""
+    """No entry (iterations, N) lies above the one before it, and the whole falls by more than that could hide."""
     curve = torch.as_tensor(curve, dtype=torch.float64)
     size = curve.abs().amax(dim=0).clamp(min=1.0)
     assert len(curve) >= ITERATIONS - 1 and bool((curve.diff(dim=0) <= slack * size).all()), curve

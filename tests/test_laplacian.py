@@ -6,6 +6,8 @@ import torch
 import lpn_fast as lf
 from lpn_fast.training.laplacian import soft_threshold, sup_error, train_laplacian
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def test_soft_threshold_is_the_prox_of_the_absolute_value():
     y = torch.linspace(-3, 3, 61, dtype=torch.float64)
@@ -17,13 +19,8 @@ def test_soft_threshold_is_the_prox_of_the_absolute_value():
 @pytest.mark.slow
 def test_proximal_matching_recovers_the_prox_of_the_prior():
     """l1 and l2 are trained shorter than in the experiment (python -m bench.experiments laplacian)."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the network is too small for more
-    try:
-        steps = {"matching": 2500, "l1": 300, "l2": 300}
-        error = {loss: sup_error(train_laplacian(loss, count, progress=False)) for loss, count in steps.items()}
-    finally:
-        torch.set_num_threads(threads)
+    steps = {"matching": 2500, "l1": 300, "l2": 300}
+    error = {loss: sup_error(train_laplacian(loss, count, progress=False)) for loss, count in steps.items()}
     assert error["matching"] <= 0.05
     assert error["l1"] >= 2 * error["matching"] and error["l2"] >= 2 * error["matching"]
     assert isinstance(train_laplacian("l2", steps=1, progress=False), lf.LPN)

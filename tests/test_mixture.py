@@ -1,25 +1,21 @@
-"""MixtureLPN: the posterior mean of a Gaussian mixture per patch, an orthonormal frame, R bounded below."""
+"""MixtureLPN: the posterior mean of a Gaussian mixture per patch; what frames have too is in test_patch_networks.py."""
 
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import perturbed
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 import lpn_fast as lf
 from lpn_fast.networks.frame import LIMIT
-from lpn_fast.networks.gain import quadratic_heads
 from lpn_fast.networks.mixture import LOG_ODDS
 
 
-def perturbed(channels=1, kernel=3, experts=7, size=0.5, **arguments) -> lf.MixtureLPN:
+def mixture(size=0.5) -> lf.MixtureLPN:
     """A projected network far from its start, float64."""
-    torch.manual_seed(0)
-    model = lf.MixtureLPN(channels, kernel, experts, **arguments).double()
-    scales = model.step_scales()
-    model.step_({name: size * scales[name] * torch.randn_like(p) for name, p in model.named_parameters()})
-    return model.project_()
+    return perturbed(lf.MixtureLPN(1, kernel=3, experts=7).double(), size)
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -37,12 +33,12 @@ def test_f_is_the_posterior_mean_of_each_patch_averaged(channels):
         model.stages[1].core.copy_((k * k / 2 * variance / (1 + variance))[:, :, None, None])
         model.stages[1].bias.copy_(weights.log() - 0.5 * torch.log1p(variance).sum(1))
     covariance = torch.einsum("mj,jp,jq->mpq", variance, basis, basis) + torch.eye(n).double()
-    mixture = MixtureSameFamily(Categorical(weights), MultivariateNormal(torch.zeros(n).double(), covariance))
+    density = MixtureSameFamily(Categorical(weights), MultivariateNormal(torch.zeros(n).double(), covariance))
 
     x = torch.rand(2, channels, 7, 8, dtype=torch.float64)
     y = F.unfold(F.pad(x / sigma, (k - 1,) * 4), k)  # [N, n, patches]
     flat = y.transpose(1, 2).reshape(-1, n).requires_grad_()
-    mean = flat + torch.autograd.grad(mixture.log_prob(flat).sum(), flat)[0]
+    mean = flat + torch.autograd.grad(density.log_prob(flat).sum(), flat)[0]
     means = basis[:channels]
     mean = mean + LIMIT * flat.detach() @ means.T @ means  # the experts give no mean back: v = 0 there
     patches = mean.view(2, -1, n).transpose(1, 2)
@@ -50,22 +46,10 @@ def test_f_is_the_posterior_mean_of_each_patch_averaged(channels):
     assert torch.allclose(model(x, sigma), sigma * padded / k**2, atol=1e-10)
 
 
-@pytest.mark.parametrize("channels, kernel", [(1, 3), (1, 4), (3, 3)])
-def test_projection_keeps_frame_means_and_gain_and_is_idempotent(channels, kernel):
-    model = perturbed(channels, kernel)
-    basis = model.stages[0].skip.flatten(1) * kernel
-    assert torch.allclose(basis @ basis.T, torch.eye(len(basis), dtype=basis.dtype), atol=1e-10)
-    assert (model.stages[1].core[:, :channels] == 0).all(), "means are no evidence"
-    assert (quadratic_heads(model) <= (LIMIT - model.alpha) / 2 * (1 + 1e-12)).all()
-    assert lf.asymptotic_gain(model) <= 1
-    before = model.packed().detach().clone()
-    assert torch.allclose(model.project_().packed(), before, rtol=1e-9, atol=1e-12), "projecting twice changes nothing"
-
-
 @torch.no_grad()
 def test_projection_limits_the_gain_whatever_was_written_to_the_weights():
     """Steps of `step_` respect the limit by themselves; other optimizers and plain writes do not."""
-    model = perturbed()
+    model = mixture()
     model.stages[1].core.fill_(1e3)
     assert lf.asymptotic_gain(model) > 100
     assert lf.asymptotic_gain(model.project_()) <= 1
@@ -73,7 +57,7 @@ def test_projection_limits_the_gain_whatever_was_written_to_the_weights():
 
 @torch.no_grad()
 def test_far_out_f_grows_as_the_gain_says():
-    model, sigma = perturbed(), 0.1
+    model, sigma = mixture(), 0.1
     model.stages[1].core.mul_(5)  # more than means pass, hence the experts decide
     x = torch.randn(4, 1, 12, 13, dtype=torch.float64)
     for _ in range(60):  # towards the direction in which f grows most
@@ -84,47 +68,8 @@ def test_far_out_f_grows_as_the_gain_says():
     assert 0.6 * gain < growth.max() <= (1 + 1e-3) * gain
 
 
-@torch.no_grad()
-def test_potential_never_exceeds_the_parabola_by_more_than_a_constant():
-    """Nor without the limit would it stay so: with W at three times its limit it grows faster than the parabola."""
-    model, sigma = perturbed(experts=5), 0.1
-    x = torch.randn(4, 1, 12, 13, dtype=torch.float64)
-    for _ in range(40):  # gradient ascent of psi - 1/2 |x|^2 on a sphere
-        x = x + 0.5 * model(x, sigma)
-        x = 30 * sigma * x / x.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * (x[0].numel() ** 0.5)
-    last = model.stages[1]
-    lift = math.log(5) + (last.bias + last.noise.max(1).values).amax().clamp(min=0)
-    ceiling = sigma**2 * last.head * lift * 15 * 16  # log sum exp u <= log M + max u
-
-    def excess(scale):
-        return model.potential(scale * x, sigma) - 0.5 * (scale * x).flatten(1).square().sum(1)
-
-    assert all((excess(scale) <= ceiling).all() for scale in (0.1, 0.3, 1.0, 3.0, 10.0))
-    last.core.fill_(3 * model._budget / last.head.item())
-    assert lf.asymptotic_gain(model) > 1
-    assert (excess(10.0) > ceiling).all()
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_untrained_it_denoises(channels):
-    torch.manual_seed(0)
-    x = F.interpolate(torch.rand(2, channels, 8, 8), size=48, mode="bicubic")
-    y = x + 0.1 * torch.randn_like(x)
-    model = lf.MixtureLPN(channels, kernel=5).eval()
-    assert (lf.metrics.psnr(model(y, 0.1), x) - lf.metrics.psnr(y, x) > 4).all()
-
-
-def test_gradients_move_only_what_the_projection_leaves_free():
-    model = perturbed(size=0.01)
-    (model(torch.rand(2, 1, 11, 12, dtype=torch.float64), 0.1) - 0.5).square().mean().backward()
-    model.project_gradients_()
-    rotation = model.stages[0].skip.grad.flatten(1) @ (model.stages[0].skip.flatten(1) * 3).T
-    assert torch.allclose(rotation, -rotation.T, atol=1e-12), "tangent vectors of orthonormal bases are rotations"
-    assert (model.stages[0].head.grad == 0).all(), "h is fixed"
-
-
 def test_gradients_are_in_log_odds_of_the_gain_and_in_the_logarithm_of_w():
-    model = perturbed(size=0.05)
+    model = mixture(size=0.05)
     last = model.stages[1]
     logs = {"odds": torch.logit(last.core * last.head / model._budget), "w": last.head.log()}
     odds, w = (t.detach().clone().requires_grad_() for t in logs.values())
@@ -144,7 +89,7 @@ def test_gradients_are_in_log_odds_of_the_gain_and_in_the_logarithm_of_w():
 
 @torch.no_grad()
 def test_steps_are_taken_in_logarithms():
-    model = perturbed(size=0.05)
+    model = mixture(size=0.05)
     last, before = model.stages[1], model.packed().clone()
     zero = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     model.step_(zero)
@@ -159,31 +104,3 @@ def test_steps_are_taken_in_logarithms():
     last.core.zero_()
     model.step_(zero | {"stages.1.core": torch.full_like(last.core, 4.0)})
     assert (last.core > 0).all(), "what had vanished can come back"
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ({"kernel": 16}, "kernel must be between 2 and 15, got 16"),
-        ({"experts": 1}, "experts must be at least 2, got 1"),
-        ({"sigma_conditional": False}, "sigma_conditional must be True"),
-    ],
-)
-def test_bad_arguments_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        lf.MixtureLPN(1, **arguments)
-
-
-def test_steps_are_scaled_to_the_size_of_each_parameter():
-    model = lf.MixtureLPN(1, kernel=3)
-    scales = model.step_scales()
-    assert set(scales) == {name for name, _ in model.named_parameters()}
-    assert all(scale > 0 for scale in scales.values())
-
-
-def test_a_file_gives_the_family_back(tmp_path):
-    model = perturbed(size=0.1).float()
-    again = lf.load(lf.save(model, tmp_path / "m.safetensors"))
-    assert type(again) is lf.MixtureLPN
-    x = torch.rand(1, 1, 9, 9)
-    assert torch.equal(again(x, 0.1), model(x, 0.1))

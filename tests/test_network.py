@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import FAMILIES, Case, relative
+from cases import FAMILIES, Case, on_threads, relative
 from torch.nn.utils import parametrize
 
 import lpn_fast as lf
@@ -151,16 +151,12 @@ def test_packing_in_cpp_is_the_projection_bit_for_bit(wide, threads):
         for p in model.parameters():
             p.normal_()
         core[0, :4] = torch.tensor([0.0, -0.0, float("nan"), -float("inf")])
-        before = torch.get_num_threads()
-        try:
-            torch.set_num_threads(threads)
+        with on_threads(threads):
             packed = model.packed()
             g = torch.randn_like(packed)
             g[:3] = torch.tensor([0.0, -0.0, float("nan")])
             flat = packing._flat(model._in_order())
             ours = packing.projected_gradient(model.spec, g.clone(), packed, mask)
-        finally:
-            torch.set_num_threads(before)
         wanted = packing._projected(flat, mask)
     assert torch.equal(packed.view(torch.int32), wanted.view(torch.int32))
     rule = packing._gradient_by_the_rule(g, flat, mask)

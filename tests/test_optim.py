@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from cases import Case
+from cases import Case, on_threads
 
 import lpn_fast as lf
 from lpn_fast.optim import ProjectedAdam
+from lpn_fast.optim.projected_adam import SERIAL
 from lpn_fast.training import state
 
 
@@ -37,7 +38,7 @@ def assert_equal(ours, theirs):
 def test_every_step_is_adams_and_the_projection(betas, dtype, name):
     ours, theirs = drawn(name, dtype), drawn(name, dtype)
     mine = ProjectedAdam(ours, lr=0.05, betas=betas)
-    adam = torch.optim.Adam(theirs.parameters(), lr=0.05, betas=betas)
+    adam = torch.optim.Adam(theirs.parameters(), lr=0.05, betas=betas, fused=True)
     generator, projected = torch.Generator().manual_seed(1), 0
     for _ in range(30):
         give_gradients((ours, theirs), generator)
@@ -52,6 +53,40 @@ def test_every_step_is_adams_and_the_projection(betas, dtype, name):
     assert projected > 0
 
 
+@pytest.mark.parametrize("stored", ["contiguous", "channels-last", "with gaps"])
+@pytest.mark.parametrize("arrives", ["alike", "transposed"])
+def test_a_step_does_not_depend_on_how_tensors_lie_in_memory(stored, arrives):
+    """torch's fused step indexes parameter, gradient and moments alike, whatever their strides."""
+    start, gradients = torch.rand(4, 3, 5, 5), torch.randn(4, 4, 3, 5, 5)
+    plain, other = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    if stored == "channels-last":
+        other.data = start.to(memory_format=torch.channels_last)
+    elif stored == "with gaps":
+        other.data = torch.stack((start, start), -1)[..., 0]
+    adam, optimizer = torch.optim.Adam([plain], lr=0.05), ProjectedAdam([other], [True], lr=0.05)
+    for step, gradient in enumerate(gradients):
+        if step == 2:  # and not on how the moments lie that another optimizer left
+            optimizer.load_state_dict(copy.deepcopy(adam.state_dict()))
+        plain.grad = gradient.clone()
+        like = gradient.mT.contiguous().mT if arrives == "transposed" else other
+        other.grad = torch.empty_strided(like.shape, like.stride()).copy_(gradient)
+        adam.step()
+        optimizer.step()
+        torch._foreach_clamp_min_([plain.data], 0.0)
+        assert torch.allclose(plain, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("entries, threads", [(SERIAL, 1), (SERIAL + 1, 2)])
+def test_threads_meet_only_where_there_is_enough_to_do(monkeypatch, entries, threads):
+    seen, kernel = [], torch._fused_adam_
+    monkeypatch.setattr(torch, "_fused_adam_", lambda *a, **k: seen.append(torch.get_num_threads()) or kernel(*a, **k))
+    p = torch.nn.Parameter(torch.zeros(entries))
+    p.grad = torch.ones(entries)
+    with on_threads(2):
+        ProjectedAdam([p], [True]).step()
+        assert seen == [threads] and torch.get_num_threads() == 2
+
+
 def test_nan_is_seen_and_a_parameter_without_gradient_stays():
     p, q = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
     optimizer = ProjectedAdam([p, q], [True, True], lr=0.1)
@@ -63,7 +98,7 @@ def test_nan_is_seen_and_a_parameter_without_gradient_stays():
 
 def test_state_is_adams_both_ways():
     ours, theirs = drawn(), drawn()
-    mine, adam = ProjectedAdam(ours, lr=0.05), torch.optim.Adam(theirs.parameters(), lr=0.05)
+    mine, adam = ProjectedAdam(ours, lr=0.05), torch.optim.Adam(theirs.parameters(), lr=0.05, fused=True)
     generator = torch.Generator().manual_seed(6)
     give_gradients((ours, theirs), generator)
     mine.step()

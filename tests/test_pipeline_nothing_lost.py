@@ -268,7 +268,7 @@ def test_a_job_of_another_number_of_processes_does_not_run_beside_the_first(fold
         with open_manifest(out, running), pytest.raises(ValueError, match="another job writes to"):
             reconstruct(folder, out, task=Denoise(0.1), model=model, share=other)
     with open_manifest(out, Share(0, 2)), open_manifest(out, Share(1, 2)):
-        pass  # of one job they run together, whatever ran there before
+        pass  # those of one job run together, whatever ran there before
 
 
 def test_refusals_name_the_settings_that_differ(folder, tmp_path, model):

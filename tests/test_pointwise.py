@@ -42,7 +42,7 @@ def test_potential_and_prox_are_the_reference(monkeypatch, build, batch, large):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_every_precision_stores_what_is_wide_and_loses_nothing_by_it(precision):
-    """Of energies in the thousands 16 bits keep no digit behind the point, and the softmax lives on those."""
+    """Energies in the thousands keep no digit behind the point in 16 bits, and the softmax lives on those."""
     spec, x, packed, features = call(NETWORKS["mixture"], 2, torch.float32)
     backend = registry._backends["torch"]
     f = backend.evaluate(spec, 20 * x, packed, features, False, False, precision)[1]

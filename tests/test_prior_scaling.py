@@ -16,6 +16,8 @@ def make(kind):
         model = lf.MLPLPN(3, hidden=9, layers=2, alpha=0.1)
     elif kind == "squared":
         model = lf.ConvLPN(2, hidden=5, strides=(1, 2), alpha=0.1, beta=20.0)
+    elif kind == "in its units":
+        model = lf.FrameLPN(2, kernel=3, gates=((1, 1, 5),))
     elif kind == "noise":
         model = lf.ConvLPN(2, hidden=5, strides=(1, 2), alpha=0.1, beta=20.0, sigma_conditional=(0.01, 0.03, 0.2))
     else:
@@ -28,7 +30,7 @@ def make(kind):
     return model.double().requires_grad_(False)
 
 
-EVERY_KIND = pytest.mark.parametrize("kind", ["dense", "squared", "noise", "everything"])
+EVERY_KIND = pytest.mark.parametrize("kind", ["dense", "squared", "noise", "in its units", "everything"])
 
 
 def points(model, count=4):
@@ -41,7 +43,7 @@ def points(model, count=4):
 def test_potential_and_prox_are_those_of_the_scaled_argument(kind, c):
     model = make(kind)
     scaled, x = lf.rescaled(model, c), points(model) / c
-    old, new = ((0.05,), (0.05 / c,)) if kind == "noise" else ((), ())
+    old, new = ((0.05,), (0.05 / c,)) if model.is_noise_conditional else ((), ())
     psi, f = model.potential_and_prox(c * x, *old)
     psi_c, f_c = scaled.potential_and_prox(x, *new)
     assert torch.allclose(f_c, f / c, rtol=1e-10)

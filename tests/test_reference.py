@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import FAMILIES, TOLERANCE, Case, relative
+from cases import FAMILIES, TOLERANCE, Case, everything, relative
 
 import lpn_fast as lf
 from lpn_fast.algebra import reference
@@ -15,18 +15,8 @@ PATHS = [("torch", torch.float64), ("torch", torch.float32), ("cpu", torch.float
 
 def run(case: Case, dtype: torch.dtype):
     """psi, f, H v, and the gradients of sum p psi + <v, f> in x and P, through the public names."""
-    model = case.model.to(dtype)
-    x = case.x.to(dtype).requires_grad_()
-    sigma = None if case.sigma is None else case.sigma.to(dtype)
-    psi, f = model.potential_and_prox(x, sigma)
-    gradients = torch.autograd.grad(
-        (case.p.to(dtype) * psi).sum() + (case.v.to(dtype) * f).sum(), [x, *model.parameters()]
-    )
-    by_name = dict(zip((n for n, _ in model.named_parameters()), gradients[1:], strict=True))
-    gP = torch.cat([by_name[slot.name].reshape(-1) for slot in layout(model.spec)])
-    with torch.no_grad():
-        hv = model.hvp(x, case.v.to(dtype), sigma)
-    return psi, f, hv, gradients[0], gP
+    x, v, p = (t.to(dtype) for t in (case.x, case.v, case.p))
+    return everything(case.model.to(dtype), x, p, v, None if case.sigma is None else case.sigma.to(dtype))
 
 
 @pytest.mark.parametrize("backend, dtype", PATHS)

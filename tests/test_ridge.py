@@ -22,18 +22,6 @@ def perturbed(channels=1, **arguments) -> lf.RidgeLPN:
     return model.project_()
 
 
-def test_curvature_of_a_mirrored_pair_is_bounded():
-    """max of k(t + b) + k(-t + b) over t and b <= 0, with k = s^2 + z s' (beta = 1 by scaling), by brute force."""
-    t = torch.linspace(-15, 15, 6001, dtype=torch.float64)
-
-    def k(u):
-        s = torch.sigmoid(u)
-        return s**2 + torch.nn.functional.softplus(u) * s * (1 - s)
-
-    largest = max((k(t + b) + k(-t + b)).max().item() for b in torch.linspace(-8, 0, 161, dtype=torch.float64))
-    assert 1.0 < largest <= OVERSHOOT
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_projection_keeps_gain_below_one_and_pairs_mirrored(channels):
     model = perturbed(channels, sigma_conditional=True)

@@ -1,17 +1,15 @@
 """Losses, schedule, and a trainer that can be stopped at any moment."""
 
-import csv
 import math
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from training_cases import PHASES, interrupted_at, small_trainer, weights
+from tables import rows_of
+from training_cases import PHASES, small_trainer
 
 import lpn_fast as lf
 from lpn_fast.data import ImageCrops, validation_batch
-from lpn_fast.training import Phase, ProximalMatchingLoss, l1_loss, l2_loss, published_phases, state
+from lpn_fast.training import Phase, ProximalMatchingLoss, l1_loss, l2_loss, published_phases
 from lpn_fast.training.denoiser import train_denoiser
 from lpn_fast.training.laplacian import sample_laplace
 from lpn_fast.training.schedule import locate
@@ -64,19 +62,6 @@ def test_training_lowers_the_loss_and_keeps_weights_non_negative():
     assert all((p >= 0).all() for n, p in trainer.model.named_parameters() if n.endswith(("core", "head")))
 
 
-def test_resumed_run_ends_in_the_same_weights_bit_for_bit(tmp_path):
-    whole = small_trainer(tmp_path / "whole")
-    whole.run()
-    first = small_trainer(tmp_path / "parts", checkpoint_seconds=0.0)
-    with pytest.raises(KeyboardInterrupt):
-        interrupted_at(first, 47).run()
-    second = small_trainer(tmp_path / "parts")
-    assert state.read(tmp_path / "parts" / "resume.safetensors").progress["step"] == 40
-    assert second.run()["step"] == 70
-    assert torch.equal(weights(second), weights(whole))
-    assert torch.equal(lf.load(tmp_path / "parts" / "model.safetensors").packed(), second.model.packed())
-
-
 class Source:
     """A sampler that names its data."""
 
@@ -104,20 +89,8 @@ def test_resume_refuses_another_configuration_and_a_broken_file(tmp_path):
 
 def test_log_has_one_row_per_validation(tmp_path):
     small_trainer(tmp_path, validate=lambda model: {"figure": 1.5}, validate_every=10).run()
-    rows = list(csv.DictReader(open(tmp_path / "log.csv")))
+    rows = rows_of(tmp_path / "log.csv")
     assert [int(row["step"]) for row in rows] == [10, 20, 30, 40, 50, 60, 70] and rows[0]["figure"] == "1.5"
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    folder = tmp_path / "photographs"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(3):
-        smooth = np.cumsum(np.cumsum(rng.normal(size=(60, 50, 3)), 0), 1)
-        smooth = (smooth - smooth.min()) / np.ptp(smooth) * 255
-        Image.fromarray(smooth.astype(np.uint8)).save(folder / f"{i}.png")
-    return folder
 
 
 def test_crops_come_from_the_images_and_the_generator(photographs):

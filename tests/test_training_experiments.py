@@ -1,23 +1,14 @@
 """The experiments about training: a small run of each, and the pieces of theirs that can be wrong."""
 
-import csv
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from tables import rows_of
 
 import lpn_fast as lf
+from bench.experiments import gaussian_mixture, laplacian, training_speed
+from bench.experiments.__main__ import main
 from lpn_fast.networks.initialise import STARTS, initialise_as_
 from lpn_fast.training.laplacian import sparse_is_wide
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # bench is run from a checkout, it is not installed
-REASON = "bench/ is not part of the source archive"
-main = pytest.importorskip("bench.experiments.__main__", reason=REASON).main
-gaussian_mixture = pytest.importorskip("bench.experiments.gaussian_mixture", reason=REASON)
-laplacian = pytest.importorskip("bench.experiments.laplacian", reason=REASON)
-training_speed = pytest.importorskip("bench.experiments.training_speed", reason=REASON)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,11 +19,6 @@ def short(monkeypatch):
     monkeypatch.setattr(laplacian, "QUICK_STEPS", 6)
     monkeypatch.setattr("bench.experiments.initialisation.QUICK_STEPS", 10)
     monkeypatch.setattr(training_speed, "BLOCK", 1)
-
-
-def read(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +32,7 @@ def read(path):
 )
 def test_experiments_write_a_table_and_a_figure(tmp_path, command, rows, figure):
     assert main([*command, "--out", str(tmp_path)]) == 0
-    table = read(tmp_path / "results.csv")
+    table = rows_of(tmp_path / "results.csv")
     assert len(table) == rows and {"device", "commit", "config_json"} <= table[0].keys()
     assert figure is None or (tmp_path / figure).read_bytes().startswith(b"\x89PNG")
 

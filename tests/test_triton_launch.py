@@ -7,7 +7,7 @@ import torch
 
 import lpn_fast as lf
 from lpn_fast.kernels.triton import choices, launch
-from lpn_fast.kernels.triton.launch import Config, Key
+from lpn_fast.kernels.triton.launch import Key
 
 
 @pytest.mark.parametrize("shape", [(64, 16, 16), (1, 1, 1), (64, 7, 7), (3, 14, 14), (2, 5, 301), (1, 128, 128)])
@@ -92,7 +92,3 @@ def test_cpu_tensors_are_refused_with_the_reason(monkeypatch):
     model, x = lf.ConvLPN(1, hidden=3), torch.zeros(1, 1, 8, 8)
     with lf.use_backend("triton"), pytest.raises(RuntimeError, match="runs on CUDA"):
         model(x)
-
-
-def test_a_tile_config_is_plain_data():
-    assert Config(128, 64, 64, 32, 4, 3) == Config(128, 64, 64, 32, 4, 3, tma=False)

@@ -1,6 +1,5 @@
 """`verify` accepts every intact network and refuses what is not a prox; so do its measurements, one by one."""
 
-import argparse
 import json
 import math
 
@@ -11,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import lpn_fast as lf
-from lpn_fast.cli import verify as cli_verify
+from lpn_fast import cli
 from lpn_fast.prior import measures, verification
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seed_zero")
@@ -246,18 +245,11 @@ def test_measures_of_linear_maps():
 # ---- command line
 
 
-def run_cli(*arguments):
-    parser = argparse.ArgumentParser()
-    cli_verify.add_parser(parser.add_subparsers(dest="command"))
-    args = parser.parse_args(["verify", *map(str, arguments)])
-    return args.run(args)
-
-
 def test_the_command_says_what_fails(tmp_path, capsys):
     path = lf.save(make_conv(sigma_conditional=True), tmp_path / "model.safetensors")
-    assert run_cli(path) == 0
+    assert cli.main(["verify", str(path)]) == 0
     assert "all properties hold" in capsys.readouterr().out
-    assert run_cli(path, "--json", "--sigma", 0.02) == 0
+    assert cli.main(["verify", str(path), "--json", "--sigma", "0.02"]) == 0
     assert json.loads(capsys.readouterr().out)["all_hold"] is True
 
     bad = lf.MLPLPN(2)
@@ -267,8 +259,8 @@ def test_the_command_says_what_fails(tmp_path, capsys):
     tensors = load_file(path)
     tensors["stages.2.core"][0, 0] = -1
     save_file(tensors, path, header)
-    assert run_cli(path, "--json") == 1
+    assert cli.main(["verify", str(path), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["all_hold"] is False and "stages.2.core" in report["properties"][0]["detail"]
-    with pytest.raises(ValueError, match="existing file"):
-        run_cli(tmp_path / "absent.safetensors")
+    assert cli.main(["verify", str(tmp_path / "absent.safetensors")]) == 2
+    assert "existing file" in capsys.readouterr().err

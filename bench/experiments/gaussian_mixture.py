@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 import lpn_fast as lf
-from lpn_fast.data import GaussianMixture
 from lpn_fast.training.laplacian import train_scalar
 
+from .densities import GaussianMixture
 from .figures import axes_row
 from .laplacian import add_scalar_options, prepare
 from .provenance import where, write_csv

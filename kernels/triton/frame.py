@@ -34,8 +34,8 @@ from .launch import DOT_PRECISION, MIN_SIDE, power_of_two
 from .tiles import TRITON_TYPE, device_of, dot_wide
 
 BLOCK = 256
-ROW_BYTES = 1 << 28  # of the sums: more images go in several launches
-HALF_SCALE, HALF_GAIN = 256.0, 1 / 256.0  # of W and c^2 in half precision: both stay in its range, W < 255, c < 4095
+ROW_BYTES = 1 << 28  # for the sums: more images go in several launches
+HALF_SCALE, HALF_GAIN = 256.0, 1 / 256.0  # for W and c^2 in half precision: both stay in its range, W < 255, c < 4095
 
 
 @triton.jit

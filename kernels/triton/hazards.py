@@ -16,7 +16,7 @@ WAIT = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(?P<pending>[0-9a-f]+)")
 WRITE = re.compile(r"(?:@!?U?P\w+ )?(?P<op>[A-Z]\S*) (?:!?U?P[T\d]+, )*R(?P<to>\d+)\b")
 LABEL = re.compile(r"\.?(?P<name>L\w+):")
 JUMP = re.compile(r"\bBRA(?:\.\w+)*\b.*?\.?(?P<name>LBB\w+|L_\w+)")
-A_REGISTERS = 4  # of 64 x 32 bytes, per thread
+A_REGISTERS = 4  # for 64 x 32 bytes, per thread
 
 
 def register_hazards(sass: str) -> list[str]:

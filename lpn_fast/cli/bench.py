@@ -76,7 +76,7 @@ def _prox(model: LPN, x: Tensor, sigma) -> Tensor:
 
 
 def _gradient(model: LPN, x: Tensor, sigma) -> Tensor:
-    """Of <f(x), x> in all parameters, as one vector."""
+    """Gradients of <f(x), x> in all parameters, as one vector."""
     gradients = torch.autograd.grad((model(x, sigma=sigma) * x).sum(), list(model.parameters()))
     return torch.cat([g.flatten() for g in gradients])
 
@@ -101,7 +101,7 @@ def _sigma(model: LPN) -> float | None:
 
 
 def _truth(function: Callable, model: LPN, x: Tensor) -> Tensor:
-    """Of the first sample, in float64."""
+    """The value for the first sample, in float64."""
     with registry.use_backend("torch"):
         return function(copy.deepcopy(model).double(), x[:1].double(), _sigma(model))
 

@@ -76,7 +76,7 @@ def _options(parser: argparse.ArgumentParser) -> list[tuple[str, str, tuple[str,
 
 
 def _positional_values(parser: argparse.ArgumentParser) -> tuple[str, ...]:
-    """Of a command whose argument is one of a few words."""
+    """The words that a command takes as its argument, where there are a few."""
     return tuple(str(v) for action in parser._actions if not action.option_strings for v in action.choices or ())
 
 

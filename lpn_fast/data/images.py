@@ -22,7 +22,7 @@ from .readers import Reader
 from .sources import find_items
 from .store import ImageStore
 
-MOST_NAMED = 5  # of the samples that cannot be used
+MOST_NAMED = 5  # samples that cannot be used
 
 
 class ImageCrops:

@@ -23,7 +23,7 @@ from .readers import Reader
 SPLITS = {"train": 0, "validation": 1, "test": 2}  # CelebA's numbers
 PARTITION = "list_eval_partition.txt"
 HDF5_SUFFIXES = (".h5", ".hdf5")
-PREFERRED = ("x_train", "data")  # of several arrays
+PREFERRED = ("x_train", "data")  # among several arrays
 
 
 @dataclass(frozen=True)

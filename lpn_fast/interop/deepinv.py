@@ -69,12 +69,12 @@ class LPNDenoiser(Denoiser):
         self.sigma = levels[len(levels) // 2] if sigma is None and levels else sigma
 
     def forward(self, x: Tensor, sigma=None, **_) -> Tensor:
-        """f(x), shape (B, C, H, W).
+        """f(x), shape (N, C, H, W).
 
         Parameters
         ----------
-        x : Tensor, shape (B, C, H, W)
-        sigma : float or Tensor, shape (), (B,) or (B, 1, 1, 1), or None
+        x : Tensor, shape (N, C, H, W)
+        sigma : float or Tensor, shape (), (N,) or (N, 1, 1, 1), or None
             A network of one noise level has no use for it. Images of level 0 come back as they are.
         """
         samples, levels = self.samples(x, sigma)
@@ -101,7 +101,7 @@ class LPNDenoiser(Denoiser):
         channels = self.network.spec.channels
         if x.dim() != 4 or x.shape[1] != channels and channels != 1:
             wanted = "any number of" if channels == 1 else channels
-            raise ValueError(f"x must have shape (B, C, H, W) with {wanted} channels, got {tuple(x.shape)}")
+            raise ValueError(f"x must have shape (N, C, H, W) with {wanted} channels, got {tuple(x.shape)}")
         return x.shape[1] // channels
 
 
@@ -109,10 +109,10 @@ class LPNDenoiser(Denoiser):
 class _Visited:
     """A point whose preimage is known."""
 
-    x: Tensor  # (B, C, H, W)
+    x: Tensor  # (N, C, H, W)
     sigma: Tensor | None  # (N,)
-    preimage: Tensor  # (B, C, H, W)
-    value: Tensor  # (B,) float64
+    preimage: Tensor  # (N, C, H, W)
+    value: Tensor  # (N,) float64
 
 
 class LPNPrior(Prior):
@@ -127,7 +127,7 @@ class LPNPrior(Prior):
     sigma : float, optional
         As for `LPNDenoiser`, for optimizers without `g_param`.
     tol : float
-        Of the inversion behind `fn` and `grad` at points that are no output of `prox`.
+        Tolerance of the inversion behind `fn` and `grad` at points that are no output of `prox`.
 
     Attributes
     ----------
@@ -150,7 +150,7 @@ class LPNPrior(Prior):
         self._last: _Visited | None = None
 
     def fn(self, x: Tensor, sigma_denoiser=None, *_, **__) -> Tensor:
-        """R(x), shape (B,), float64; free at the last output of `prox`, else by inversion.
+        """R(x), shape (N,), float64; free at the last output of `prox`, else by inversion.
 
         Warns
         -----
@@ -161,18 +161,18 @@ class LPNPrior(Prior):
         return known.value if known is not None else self._by_inversion(x, sigma_denoiser).value
 
     def grad(self, x: Tensor, sigma_denoiser=None, *_, **__) -> Tensor:
-        """grad R(x) = u - x with f(u) = x, shape (B, C, H, W); free at the last output of `prox`."""
+        """grad R(x) = u - x with f(u) = x, shape (N, C, H, W); free at the last output of `prox`."""
         known = self._known(x, sigma_denoiser) or self._by_inversion(x, sigma_denoiser)
         return known.preimage - x
 
     def prox(self, x: Tensor, sigma_denoiser=None, *_, gamma=1.0, **__) -> Tensor:
-        """prox_{gamma R}(x), shape (B, C, H, W); differentiable where gradients are required.
+        """prox_{gamma R}(x), shape (N, C, H, W); differentiable where gradients are required.
 
         Parameters
         ----------
-        x : Tensor, shape (B, C, H, W)
+        x : Tensor, shape (N, C, H, W)
         sigma_denoiser : as for `LPNDenoiser`
-        gamma : float or Tensor, shape (), (B,) or (B, 1, 1, 1), in (0, 1]
+        gamma : float or Tensor, shape (), (N,) or (N, 1, 1, 1), in (0, 1]
             The optimizers' lambda_reg * stepsize.
 
         Raises
@@ -229,7 +229,7 @@ class LPNPrior(Prior):
 
 
 def half_quadratic_cost(x: Tensor, data_fidelity, prior, cur_params: dict, y: Tensor, physics) -> Tensor:
-    """What HQS lowers in every iteration, shape (B,); its argument `cost_fn`. Costs one more data prox.
+    """What HQS lowers in every iteration, shape (N,); its argument `cost_fn`. Costs one more data prox.
 
         min_u  h(u) + |u - x|^2 / (2 gamma)  +  lambda R(x),        gamma = stepsize, lambda = lambda_reg
 

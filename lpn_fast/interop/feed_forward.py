@@ -178,7 +178,7 @@ def export(
     path : path
         Its suffix decides the format.
     size : (height, width), or (depth, height, width) of volumes, optional
-        Of the images; None is any size, where the architecture allows that.
+        Size of the images; None is any, where the architecture allows that.
     batch : int, optional
         Number of samples; None is any number.
     potential : bool

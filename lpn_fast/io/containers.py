@@ -182,7 +182,7 @@ def encoding_of_result(path: Path, member: Member | None, intensities: Range | N
 
 
 def part_suffix(path: Path, member: Member) -> str:
-    """Of the file that holds a member's result until all are there."""
+    """Suffix of the file that holds a member's result until all are there."""
     return Path(member.name).suffix.lower() if is_archive(path) else ".npy"
 
 

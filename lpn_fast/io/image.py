@@ -18,7 +18,9 @@ Range = tuple[float, float]  # the stored numbers that become 0 and 1
 
 # Noise takes an image somewhat outside [0, 1]; beyond this it is on another scale, most often 0..255.
 LARGEST_PLAUSIBLE = 8.0
-LEAST_SHARE = 1 / 8  # of the range: a smaller one means that the range is not that of the data, e.g. 12 bits in 16
+LEAST_SHARE = (
+    1 / 8
+)  # share of the range: a smaller one means that the range is not that of the data, e.g. 12 bits in 16
 RANGELESS = "; give the intensities that become 0 and 1 (--intensities LOW HIGH)"
 
 # What a header may claim before anything is allocated. A byte of a file unpacks to some thousand at most (deflate 1032,
@@ -123,7 +125,7 @@ class Stored:
         """As float32 pixels; UnreadableImage for NaN or infinite values, or a range that is unknown or far off."""
         try:
             pixels, notes = self.encoding.to_unit(self.values), self.notes
-            ends = np.array([self.values.min(), self.values.max()])  # of bytes faster than of their pixels
+            ends = np.array([self.values.min(), self.values.max()])  # on bytes faster than on their pixels
             least, most = sorted(self.encoding.to_unit(ends).tolist())
             if not np.isfinite(most - least):
                 broken = np.count_nonzero(~np.isfinite(pixels))

@@ -33,7 +33,7 @@ def of_array(name: str, shape: tuple[int, ...], dtype: np.dtype, content: Conten
 
 
 def list_array(array: np.ndarray, content: Content) -> Listing:
-    """Of the one array of a file."""
+    """The one array of a file."""
     listing: Listing = ([], [])
     of_array("", array.shape, array.dtype, content, listing)
     return listing

@@ -14,7 +14,7 @@ R is coercive, h + t R is bounded below for every operator, and a solver whose o
 away. With gain > 1 descent alone does not prevent that: R may fall without bound in directions that the
 operator does not see. Squared heads on later stages are unbounded in the same sense, with no useful bound.
 
-Of a single stage the Lipschitz constant of f is as explicit: with s = sigma', a unit contributes at most
+The Lipschitz constant of f with a single stage is as explicit: with s = sigma', a unit contributes at most
 
     w sup sigma'' + 2 g sup k,     sup sigma'' = beta/4,     k = (z^2)''/2 = s^2 + z sigma'' <= OVERSHOOT for any beta.
 """
@@ -60,7 +60,7 @@ def asymptotic_gain(model: Network) -> float:
     >>> lf.asymptotic_gain(lf.MLPLPN(dim=2, alpha=0.1))
     0.1
     """
-    if (known := getattr(model, "largest_gain", None)) is not None:  # of an explicit prior
+    if (known := getattr(model, "largest_gain", None)) is not None:  # an explicit prior's
         return known
     if any("squared" in stage.heads for stage in model.spec.stages[1:]):
         return math.inf

@@ -33,11 +33,11 @@ from .tracing import is_eager
 if TYPE_CHECKING:
     from .registry import Backend
 
-# Of one work at least, and no other may lose as much: less is within the spread of two runs.
+# One work must gain this at least, and no other may lose as much: less is within the spread of two runs.
 LEAST_GAIN = 1.05
 FORMAT = 1
 _log = logging.getLogger("lpn_fast")
-_known: dict[tuple, "Verdict"] = {}  # of this process
+_known: dict[tuple, "Verdict"] = {}  # in this process
 _lock = threading.RLock()
 
 

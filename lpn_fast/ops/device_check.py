@@ -59,7 +59,7 @@ def check(
             return Findings(wrong, error) if wrong else Findings(None, error, _gains(backend, plain, call))
     except torch.OutOfMemoryError as full:
         return Findings(f"the device's memory was full ({_line(full)})", float("nan"), lasting=False)
-    except Exception as failure:  # of a compiler, a launch, the device
+    except Exception as failure:  # whether a compiler's, a launch's or the device's
         return Findings(f"{type(failure).__name__}: {_line(failure)}", float("nan"))
 
 
@@ -166,7 +166,7 @@ def _gains(backend, plain, call: _Call) -> dict[str, float]:
 
 
 def milliseconds(call: Call, device: torch.device) -> float:
-    """Of one call, by events on a GPU."""
+    """The time of one call, by events on a GPU."""
     if device.type != "cuda":
         start = time.perf_counter()
         call()

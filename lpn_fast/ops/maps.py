@@ -24,7 +24,22 @@ def maps_for(spec: Spec, parameters: Parameters, x: Tensor, storage: torch.dtype
     return DenseMaps(spec, parameters, storage) if spec.is_dense else ConvMaps(spec, parameters, x, storage)
 
 
-class DenseMaps:
+class _Maps:
+    """What the maps of dense and of convolutional networks share; subclasses bring `_skip_adjoint`."""
+
+    def unit(self, l: int) -> Tensor | None:
+        """What e_l and delta_l are stored in units of; None: as they are."""
+
+    def projects(self, l: int) -> bool:
+        """Whether the step that makes e_l can form A_l^T e_l in its stead (`add_product` of skips_adjoint)."""
+        return False
+
+    def skips_adjoint(self, x: Tensor) -> "SkipsAdjoint":
+        """An empty sum_l D_l^T A_l^T e_l, of x's shape."""
+        return SkipsAdjoint(self._skip_adjoint, torch.zeros_like(x))
+
+
+class DenseMaps(_Maps):
     """Maps of a dense network; x is [N, d], z_l is [N, H_l]."""
 
     def __init__(self, spec: Spec, parameters: Parameters, storage: torch.dtype):
@@ -57,17 +72,6 @@ class DenseMaps:
         """Sum of e (x) x_l over the pairs and the batch, [H_l, d]."""
         return _sum([e.T.to(x.dtype) @ x for e, x in pairs])
 
-    def unit(self, l: int) -> None:
-        """What e_l and delta_l are stored in units of; None: as they are."""
-
-    def projects(self, l: int) -> bool:
-        """Whether the step that makes e_l can form A_l^T e_l in its stead."""
-        return False
-
-    def skips_adjoint(self, x: Tensor) -> "SkipsAdjoint":
-        """An empty sum_l D_l^T A_l^T e_l, [N, d]."""
-        return SkipsAdjoint(self._skip_adjoint, torch.zeros_like(x))
-
     def _skip_adjoint(self, l: int, e: Tensor) -> tuple[int, Tensor] | None:
         skip = self.weights[l].skip
         return None if skip is None else (1, e.to(skip.dtype) @ skip)
@@ -85,10 +89,10 @@ class DenseMaps:
         return y.T @ x
 
 
-class ConvMaps:
+class ConvMaps(_Maps):
     """Maps of a convolutional network; x is [N, C, H, W], z_l is [N, H_l, h, w], all channels-last.
 
-    Of volumes x is [N, C, D, H, W], z_l is [N, H_l, d, h, w], kernels have three sides; what is said of (h, w) holds.
+    For volumes x is [N, C, D, H, W], z_l is [N, H_l, d, h, w], kernels have three sides; what is said of (h, w) holds.
     """
 
     def __init__(self, spec: Spec, parameters: Parameters, x: Tensor, storage: torch.dtype):
@@ -179,17 +183,6 @@ class ConvMaps:
         if self._patched(l):
             return _sum([patches.gradient(e, x) for e, x in pairs])
         return _sum([_correlation_gradient(e, x, skip, stage.skip_stride, stage.skip_padding) for e, x in pairs])
-
-    def unit(self, l: int) -> Tensor | None:
-        """What e_l and delta_l are stored in units of; None: as they are."""
-
-    def projects(self, l: int) -> bool:
-        """Whether the step that makes e_l can form A_l^T e_l in its stead (`add_product` of skips_adjoint)."""
-        return False
-
-    def skips_adjoint(self, x: Tensor) -> "SkipsAdjoint":
-        """An empty sum_l D_l^T A_l^T e_l, [N, C, H, W]."""
-        return SkipsAdjoint(self._skip_adjoint, torch.zeros_like(x))
 
     def _skip_adjoint(self, l: int, e: Tensor) -> tuple[int, Tensor] | None:
         """(factor of D_l, A_l^T e_l), or None without a skip."""

@@ -152,7 +152,7 @@ def _refusal(backend: Backend, spec: Spec, x: Tensor, precision: str, ask: bool 
 
 
 def _raise_if_unproven(backend: Backend, spec: Spec, x: Tensor, precision: str) -> None:
-    """Of devices on which a backend was never seen to work, not even who asks for it by name gets wrong results."""
+    """Not even who asks by name gets wrong results from a device on which a backend was never seen to work."""
     must = getattr(backend, "must_be_checked", None)
     if must is None or not must(x):
         return

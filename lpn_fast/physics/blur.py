@@ -40,7 +40,7 @@ BOUNDARIES = ("circular", "reflective", "full", "valid")
 CACHED_GRIDS = 8  # transfer functions kept: a folder of images of many sizes must not fill the memory
 
 UNIT_SUM = 0.01  # distance of a kernel's sum from 1 that is no rounding
-LEAST_SUM = 0.1  # of a kernel over the sum of its magnitudes: below it an edge filter, whose output is no picture
+LEAST_SUM = 0.1  # a kernel's sum over that of its magnitudes: below it an edge filter, whose output is no picture
 
 
 class Blur(Physics):

@@ -24,7 +24,7 @@ from .base import Physics, operator_norm_bound
 from .checks import check_batch, check_count, check_prox, check_size
 from .fourier import filter_last_axis
 
-FAILURE_PROBABILITY = 1e-9  # of `probable_norm`
+FAILURE_PROBABILITY = 1e-9  # probability that `probable_norm` is no bound
 
 
 class CompressedSensing(Physics):

@@ -17,7 +17,7 @@ from ..per_sample import check_positive
 from .checks import check_count
 
 PATH = 300  # steps of a shake
-NEAR_ONE = 1e-3  # of the sum of a kernel: stored numbers are rounded
+NEAR_ONE = 1e-3  # how far a kernel's sum may be off: stored numbers are rounded
 
 
 def gaussian_kernel(sigma: float, size: int | str | None = None) -> Tensor:

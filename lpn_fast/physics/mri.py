@@ -23,7 +23,7 @@ from .checks import check_batch, check_count, check_prox, check_size
 from .fourier import irfft2, rfft2, unitary_fft2, unitary_ifft2
 from .starts import fitted
 
-LEAST_POWER = 1e-2  # of the coils together, over the largest: where they hear nothing their quotient is noise
+LEAST_POWER = 1e-2  # what the coils hear together, over the largest: where they hear nothing their quotient is noise
 
 
 class MRI(Physics):

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..per_sample import broadcast, dot, norm
 
 PROBES = 2  # random images: a row of A that is not zero is orthogonal to both with probability zero
-ROUNDING = 1e-5  # of the root mean square of A w: what Fourier transforms leave where nothing is measured
+ROUNDING = 1e-5  # relative to the root mean square of A w: what Fourier transforms leave where nothing is measured
 
 
 def start(physics, y: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from .. import atomic
 from .processes import Share
 
 NAME = "manifest.jsonl"
-LINE_START = b'{"item": "'  # of every line, by the order of the fields
+LINE_START = b'{"item": "'  # how every line starts, by the order of the fields
 PATIENCE = 1.0  # seconds
 
 
@@ -170,7 +170,7 @@ def open_manifest(folder: Path, share: Share | None = None) -> Iterator[Manifest
 
 
 def manifest_name(rank: int) -> str:
-    """Of the manifest of a process."""
+    """Path of the manifest of a process."""
     return NAME if rank == 0 else NAME.replace(".", f".{rank}.", 1)
 
 

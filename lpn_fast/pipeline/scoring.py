@@ -27,7 +27,7 @@ class Score:
     max_iter : int, optional
         Most steps; None is the method's own.
     method : str
-        Of `lpn_fast.invert`.
+        That of `lpn_fast.invert`.
     double : bool
         Refine in double precision.
 
@@ -54,7 +54,7 @@ class Score:
     expected_noise = None
     estimates_noise = False
     noise_of = staticmethod(noise_level)
-    iterations = 1  # of the progress bar: the inversion does not say how far it is
+    iterations = 1  # for the progress bar: the inversion does not say how far it is
 
     def __post_init__(self):
         check_sigma(self.sigma)

@@ -21,7 +21,7 @@ from . import measures
 from .report import Property, Report
 
 MOST_SAMPLES = 4  # enough to refute; the cost is a few hundred evaluations of these
-SOLVED_SIDE = 8  # of the one image that a prox which is a solve, to 1e-12 every time, is looked at with
+SOLVED_SIDE = 8  # pixels of the one image that a prox which is a solve, to 1e-12 every time, is looked at with
 SCALES = (1e-3, 1e-1, 1.0)  # distances of competitors and segment ends, in units of the sample's deviation
 TRIANGLE = 0.1  # its edges, in the same units: short enough to integrate over softplus kinks
 # Violations that rounding explains, relative: exact in theory, eps times a few hundred accumulations in practice.
@@ -93,12 +93,15 @@ def verify(
     return Report(tuple(properties))
 
 
-def _structure(model: LPN) -> Iterator[Property]:
-    spec, stored = model.spec, dict(model.named_parameters())
-    broken = [name for name, t in stored.items() if not bool(t.isfinite().all())]
+def _finite_weights(model: nn.Module) -> Property:
+    broken = [name for name, t in model.named_parameters() if not bool(t.isfinite().all())]
     detail = f"NaN or infinity in {', '.join(broken)}" if broken else "every stored parameter"
-    yield Property("finite weights", not broken, float(len(broken)), "= 0", detail)
+    return Property("finite weights", not broken, float(len(broken)), "= 0", detail)
 
+
+def _structure(model: LPN) -> Iterator[Property]:
+    yield _finite_weights(model)
+    spec, stored = model.spec, dict(model.named_parameters())
     lowest = {slot.name: float(stored[slot.name].detach().min()) for slot in layout(spec) if slot.nonnegative}
     negative = {name: value for name, value in lowest.items() if not value >= 0}
     detail = "stored core and head weights"
@@ -114,16 +117,13 @@ def _structure(model: LPN) -> Iterator[Property]:
 
 
 def _certificate(model: ExplicitLPN, subject: Subject, sigma) -> Iterator[Property]:
-    stored = dict(model.named_parameters())
-    broken = [name for name, t in stored.items() if not bool(t.isfinite().all())]
-    detail = f"NaN or infinity in {', '.join(broken)}" if broken else "every stored parameter"
-    yield Property("finite weights", not broken, float(len(broken)), "= 0", detail)
-    if broken:
+    yield (finite := _finite_weights(model))
+    if not finite.holds:
         return
     skew, mu = model.skewness(), model.spec.concavity
     yield Property("orthonormal atoms", skew <= MOST_SKEW, skew, f"<= {MOST_SKEW:g}", "largest eigenvalue of A A^T - I")
     with torch.no_grad():
-        levels = torch.tensor(model.spec.noise_levels).to(stored["far"])
+        levels = torch.tensor(model.spec.noise_levels).to(model.far)
         pot = model.potentials(levels)
         parts = [level.energies.double().sum(1).max() for level in (pot, pot.coarse) if level is not None]
         columns = float(max(parts)) * (1 + skew)
@@ -137,7 +137,7 @@ def _certificate(model: ExplicitLPN, subject: Subject, sigma) -> Iterator[Proper
         h = exact.hessian_product(subject.sample, v, level)
         lowest = float(dot(v, h).min())
         v = shift * v - h
-    detail = "of the Hessian of R at the sample, found by power iteration"
+    detail = "lowest eigenvalue of the Hessian of R at the sample, by power iteration"
     yield Property("lowest curvature", lowest >= -columns, lowest, f">= -{columns:.3g}", detail)
 
 

@@ -144,7 +144,7 @@ def iterate(
     converged = torch.zeros(samples, dtype=torch.bool, device=device)
     broken = torch.zeros_like(converged)
     halvings = torch.zeros_like(iterations)
-    rates = torch.full((2, samples), torch.inf, dtype=torch.float64, device=device)  # of the last two iterations
+    rates = torch.full((2, samples), torch.inf, dtype=torch.float64, device=device)  # in the last two iterations
 
     for k in tqdm(range(max_iter), desc=name, unit="it", disable=not progress):
         new = step(state)

@@ -23,8 +23,8 @@ GAUSSIAN_MEDIAN = 0.6744897501960817  # median of |n| for n standard normal
 SMALLEST_SIDE = 8  # pixels: 16 blocks, below which a median means little
 FEWEST_BLOCKS = (SMALLEST_SIDE // 2) ** 2
 TILE = 8  # pixels
-MOST_CLIPPED = 1 / 32  # of a tile
-FEWEST_UNCLIPPED = 1 / 16  # of the tiles: where there are fewer, they are what the clipping left over
+MOST_CLIPPED = 1 / 32  # share of a tile
+FEWEST_UNCLIPPED = 1 / 16  # share of the tiles: where there are fewer, they are what the clipping left over
 LEVELS = (255, 1)  # pixels are integers over one of these, if of few levels; 16 bits are as good as continuous
 OFF_LEVEL = 1e-3  # rounding of float32, in levels
 

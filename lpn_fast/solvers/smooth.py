@@ -48,7 +48,7 @@ class SmoothDescent:
     """The iteration; `prox` names the model, no prox is computed."""
 
     prox: LearnedProx
-    lipschitz: float  # of grad R
+    lipschitz: float  # constant for grad R
 
     def start(self, problem: InverseProblem, settings: Settings) -> SmoothState:
         """The state before the first iteration, at rest."""

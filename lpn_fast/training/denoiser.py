@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..metrics import UNIFORM_SIDE, psnr, ssim
 from ..networks import LPN, asymptotic_gain, save
-from .equilibrium import Deblurring
 from .schedule import Phase
 from .trainer import Trainer
 
@@ -27,10 +26,6 @@ def train_denoiser(
     sigma: float | tuple[float, float],
     out: str | Path,
     batch_size: int = 16,
-    seed: int = 0,
-    gain_limit: float | None = None,
-    problems: Deblurring | None = None,
-    expansion_weight: float = 0.0,
     validation: Tensor | None = None,
     data_description: str = "",
     config: dict | None = None,
@@ -48,8 +43,6 @@ def train_denoiser(
         Noise level, or the range for a noise-conditional model.
     out : path
         Folder; a run found there is resumed.
-    gain_limit, problems, expansion_weight
-        As for `Trainer`.
     validation : Tensor, shape (M, C, H, W) or (M, C, D, H, W), optional
         Clean images for PSNR and SSIM in log and card; of volumes, PSNR.
     data_description : str
@@ -57,8 +50,7 @@ def train_denoiser(
     config : dict, optional
         The configuration of the run, recorded in the card.
     **options
-        Of `Trainer`: clip_norm, ema_decay, margin, precision, validate_every, checkpoint_seconds, progress,
-        tensorboard.
+        All others of `Trainer`.
 
     Returns
     -------
@@ -67,20 +59,7 @@ def train_denoiser(
     """
     levels = validation_levels(sigma)
     validate = None if validation is None else lambda m: denoising_figures(m, validation, levels)
-    trainer = Trainer(
-        model,
-        crops,
-        phases,
-        sigma=sigma,
-        batch_size=batch_size,
-        seed=seed,
-        gain_limit=gain_limit,
-        problems=problems,
-        expansion_weight=expansion_weight,
-        out=out,
-        validate=validate,
-        **options,
-    )
+    trainer = Trainer(model, crops, phases, sigma=sigma, batch_size=batch_size, out=out, validate=validate, **options)
     result = trainer.run()
     model.card = {
         "sigma": sigma if isinstance(sigma, float | int) else list(sigma),
@@ -88,9 +67,9 @@ def train_denoiser(
         "data": data_description,
         "phases": [asdict(phase) for phase in phases],
         "batch_size": batch_size,
-        "task": "denoise" if problems is None else f"deblur {vars(problems)}",
-        "seed": seed,
-        "expansion_weight": expansion_weight,
+        "task": "denoise" if trainer.problems is None else f"deblur {vars(trainer.problems)}",
+        "seed": trainer.seed,
+        "expansion_weight": trainer.expansion_weight,
         "asymptotic_gain": round(asymptotic_gain(model), 4),
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": str(next(model.parameters()).device),

@@ -15,6 +15,10 @@ from .equilibrium import Deblurring
 
 SYNTHETIC_POOL = 64
 SYNTHETIC_SIDE = 256
+OF_TRAINER = (  # options that a configuration and the trainer call by one name
+    "sigma", "out", "batch_size", "seed", "gain_limit", "clip_norm", "ema_decay", "margin", "precision",
+    "expansion_weight", "validate_every", "checkpoint_seconds", "tensorboard",
+)  # fmt: skip
 
 
 def train(config: TrainingConfig, progress: bool = True) -> LPN:
@@ -48,21 +52,9 @@ def train(config: TrainingConfig, progress: bool = True) -> LPN:
         model.to(config.device),
         crops,
         config.schedule.phases(entries),
-        sigma=config.sigma,
-        out=config.out,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        gain_limit=config.gain_limit,
-        clip_norm=config.clip_norm,
-        ema_decay=config.ema_decay,
-        margin=config.margin,
-        precision=config.precision,
-        expansion_weight=config.expansion_weight,
         problems=Deblurring() if config.task == "deblur" else None,
         validation=build_validation(config.data, model),
-        validate_every=config.validate_every,
-        checkpoint_seconds=config.checkpoint_seconds,
-        tensorboard=config.tensorboard,
+        **{name: getattr(config, name) for name in OF_TRAINER},
         data_description=describe(config.data, len(crops)),
         config=config.to_dict(),
         progress=progress,
@@ -107,13 +99,10 @@ def build_crops(data: DataConfig, model: LPN, pool: int = SYNTHETIC_POOL, device
         centre=data.centre,
         samples=data.samples,
         split=data.split,
-        recursive=data.recursive,
-        window=data.hounsfield,
-        full_scale=data.full_scale,
-        intensities=data.intensities,
         skip_broken=data.skip_broken,
         cache=data.cache,
         device=device,
+        **_reading(data),
     )
 
 
@@ -128,11 +117,14 @@ def build_validation(data: DataConfig, model: LPN) -> torch.Tensor | None:
         side,
         samples=data.validate_samples,
         split=data.validate_split,
-        recursive=data.recursive,
-        window=data.hounsfield,
-        full_scale=data.full_scale,
-        intensities=data.intensities,
+        **_reading(data),
     )
+
+
+def _reading(data: DataConfig) -> dict:
+    """How files are found and read, whatever they are for."""
+    units = {"window": data.hounsfield, "full_scale": data.full_scale, "intensities": data.intensities}
+    return {"recursive": data.recursive, **units}
 
 
 def describe(data: DataConfig, count: int) -> str:

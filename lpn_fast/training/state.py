@@ -102,7 +102,7 @@ def read(path: Path) -> Snapshot:
 
 
 def _digest(tensors: dict[str, Tensor], progress: str) -> str:
-    """Of everything in the file."""
+    """Checksum of everything in the file."""
     digest = hashlib.sha256(progress.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -125,7 +125,7 @@ def test_models_that_ship_are_covered_and_right():
             assert name == "mnist", name  # a published network of five stages
             continue
         if name not in ("natural-gray-mixture", "natural-color"):
-            continue  # of the same specs
+            continue  # same specs as these
         NETWORKS[name] = lambda model=model: model
         try:
             assert max(errors(name, (1, 3, 9), "fp32")) < 2e-6

@@ -20,7 +20,7 @@ from ..maps import correlation_adjoint
 
 # Images of so many positions go one by one: their bias is then part of the product, and kernels are long enough.
 LARGE = 1 << 16
-CHUNK_BYTES = 1 << 28  # of one stage's activations; small images go through that many at a time
+CHUNK_BYTES = 1 << 28  # one stage's activations; small images go through that many at a time
 
 
 def value_prox(

@@ -94,9 +94,9 @@ class ExplicitLPN(nn.Module):
         kernel: int = 7,
         groups: int = 64,
         concavity: float = 0.98,
-        bend: float = 25.0,
+        bend: float = 60.0,
         sigma_conditional: bool | tuple[float, ...] = True,
-        coarse_kernel: int = 4,
+        coarse_kernel: int = 0,
         coarse_groups: int = 32,
     ):
         super().__init__()
@@ -213,7 +213,7 @@ class ExplicitLPN(nn.Module):
         energies = torch.cat([energies.new_zeros(*energies.shape[:2], spec.channels), energies], dim=2)
         e = (mixed @ far).exp()
         bend = 1 + (spec.bend - 1) * (mixed @ bends).sigmoid()  # rho^2
-        slope = e * (1 + (mixed @ tails).exp())
+        slope = e * (1 + (mixed @ tails).exp()) * (1 - bend**-2).rsqrt()
         return Potentials(atoms.flatten(1), energies, slope, (slope / bend).square(), e, coarse)
 
     # ---- one pass

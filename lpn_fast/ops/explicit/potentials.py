@@ -5,14 +5,15 @@ In units of the noise, with c_p = A patch_p(E x), A orthonormal, and w_p of patc
     R(x) = 1/k^2 sum_p w_p sum_g P_g(U_g . c_p^2),       U >= 0,   sum_g U_gj <= mu < 1
     P(u) = a (sqrt(b + u) - sqrt(b)) - H(u),             H(u) = u / 2 up to u = e^2, then e sqrt(u) - e^2 / 2
 
-Certificate. H(|z|^2) is Huber's function of |z|. Its Hessian lies between 0 and I; z = U_g^(1/2) c makes that diag(U_g), the sum over
-g at most mu I, and the tight frame hands mu on to x: the concave part of R has curvature at most mu, whatever the
-convex part is, and 1/2 |x - y|^2 + R(x) is (1 - mu)-strongly convex. With
+Certificate. H(|z|^2) is Huber's function of |z|. Its Hessian lies between 0 and I; z = U_g^(1/2) c makes that
+diag(U_g), the sum over g at most mu I, and the tight frame hands mu on to x: the concave part of R has curvature at
+most mu, whatever the convex part is, and 1/2 |x - y|^2 + R(x) is (1 - mu)-strongly convex. With
 
     a = e tau / sqrt(1 - rho^-4),   b = (a / rho^2)^2,      rho > 1, tau >= 1
 
 a^2 >= b + e^2: P rises, so that R >= 0, and the convex part has curvature at most sum_g U_gj rho_g^2. At tau = 1 this
-is the minimax concave penalty (Zhang, 2010) but for its tip: among penalties of that concavity, none levels off sooner. Derivatives, g(u) = 2 P'(u):
+is the minimax concave penalty (Zhang, 2010) but for its tip: of that concavity, none levels off sooner. Derivatives,
+g(u) = 2 P'(u):
 
     grad_c = c (U^T g),    g = a / sqrt(b + u) - e / sqrt(max(u, e^2))
     H dc   = dc (U^T g) - c (U^T (g3 U (c dc))),    g3 = a (b + u)^(-3/2) - e u^(-3/2) where u > e^2

@@ -63,6 +63,32 @@ def test_few_inner_steps_give_most_of_the_derivative():
     assert error[12] < 0.1 < error[1]
 
 
+def test_derivative_of_explicit_minimisers_is_that_of_solving_again():
+    torch.manual_seed(0)
+    model = lf.ExplicitLPN(1, 3, 6, sigma_conditional=(0.1,)).double()
+    generator = torch.Generator().manual_seed(1)
+    x = smooth(2, generator, side=16, dtype=torch.float64)
+    physics = lf.physics.Blur(torch.stack([lf.physics.gaussian_kernel(s, 7) for s in (0.8, 1.6)]))
+    sigma = torch.tensor([0.05, 0.15], dtype=torch.float64)
+    measured = physics.A(x) + torch.randn(x.shape, generator=generator, dtype=torch.float64) * sigma.view(-1, 1, 1, 1)
+
+    def loss():
+        out = equilibrium(model, physics, measured, measured, sigma, iterations=2000, inner=300, tol=1e-13)
+        return (out - x).square().sum()
+
+    loss().backward()
+    parameters = list(model.parameters())
+    direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
+    implicit = sum((p.grad * d).sum() for p, d in zip(parameters, direction, strict=True))
+    ends = []
+    with torch.no_grad():
+        for length in (1e-4, -2e-4):
+            for p, d in zip(parameters, direction, strict=True):
+                p.add_(length * d)
+            ends.append(loss())
+    assert torch.isclose(implicit, (ends[0] - ends[1]) / 2e-4, rtol=1e-4)
+
+
 def deblurring_trainer(out, steps=12, **arguments):
     options = {"sigma": (0.02, 0.1), "batch_size": 4, "margin": 2, "out": out, "progress": False} | arguments
     phases = [Phase("log", steps, 5e-3)]

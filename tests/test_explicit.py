@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from cases import on_threads
 
 import lpn_fast as lf
+from lpn_fast.interop.feed_forward import FeedForward
 from lpn_fast.networks.explicit import TOL
 from lpn_fast.ops.explicit import Patches, kernel, potentials
 from lpn_fast.ops.explicit.coarse import Tilings, means, means_adjoint
@@ -308,3 +309,18 @@ def test_training_lowers_the_loss_and_keeps_the_atoms_orthonormal():
     losses = [float(trainer.advance()) for _ in range(30)]
     assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 0.2
     assert model.skewness() < 1e-5
+
+
+def test_what_needs_one_pass_or_other_types_is_refused_by_name():
+    model = drawn().float()
+    for call in (lambda: lf.InTiles(model), lambda: FeedForward(model)):
+        with pytest.raises(TypeError, match="f in one pass, got ExplicitLPN"):
+            call()
+    with pytest.raises(TypeError, match=r"must be float32 or float64 .* use model.float\(\)"):
+        model.bfloat16()(images(1, 1, 6, 6).bfloat16(), 0.1)
+
+
+def test_compiled_callers_leave_the_solve_as_it_is():
+    model, x = drawn().float(), images(1, 1, 9, 8).float()
+    compiled = torch.compile(lambda z: 2 * model(z, 0.1), backend="eager")
+    assert torch.equal(compiled(x), 2 * model(x, 0.1))

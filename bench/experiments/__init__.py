@@ -16,6 +16,7 @@ EXPERIMENTS = {
     "training-speed": "training_speed",
     "mnist-prior": "mnist_prior",
     "mnist-inversion": "mnist_inversion",
+    "explicit": "explicit",
     "faces": "faces",
     "ct": "ct",
     "cs": "cs",

@@ -10,7 +10,8 @@
 
 namespace lpn {
 
-// Potentials of one image: P_g(u) = slope sqrt(near + u) - far sqrt(far^2 + u) + const.
+// Potentials of one image: P_g(u) = slope sqrt(near + u) - H(u) + const, Huber's function of sqrt(u):
+// H = u / 2 up to u = far^2, then far sqrt(u) - far^2 / 2.
 struct GroupPotentials {
   const float* energies;  // [groups, atoms]   U
   const float* slope;     // [groups]

@@ -47,6 +47,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, model: LPN, with_potential: bool = False):
         super().__init__()
+        if model.spec.kind == "explicit":
+            raise TypeError("FeedForward requires a network with f in one pass, got ExplicitLPN, whose prox is a solve")
         self.spec, self.with_potential = model.spec, with_potential
         with torch.no_grad():
             weights = unpack(self.spec, model.packed())

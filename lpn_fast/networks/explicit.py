@@ -94,9 +94,9 @@ class ExplicitLPN(nn.Module):
         kernel: int = 7,
         groups: int = 64,
         concavity: float = 0.98,
-        bend: float = 25.0,
+        bend: float = 60.0,
         sigma_conditional: bool | tuple[float, ...] = True,
-        coarse_kernel: int = 4,
+        coarse_kernel: int = 0,
         coarse_groups: int = 32,
     ):
         super().__init__()
@@ -213,16 +213,18 @@ class ExplicitLPN(nn.Module):
         energies = torch.cat([energies.new_zeros(*energies.shape[:2], spec.channels), energies], dim=2)
         e = (mixed @ far).exp()
         bend = 1 + (spec.bend - 1) * (mixed @ bends).sigmoid()  # rho^2
-        slope = e * (1 + (mixed @ tails).exp())
+        slope = e * (1 + (mixed @ tails).exp()) * (1 - bend**-2).rsqrt()
         return Potentials(atoms.flatten(1), energies, slope, (slope / bend).square(), e, coarse)
 
     # ---- one pass
 
+    @torch.compiler.disable
     def prior(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         """R(x), (N,) float64, differentiable in x and the parameters."""
         x, unit, pot = self._checked(x, sigma)
         return unit.flatten().double().square() * prior_value(pot, x / unit, self.spec.kernel)
 
+    @torch.compiler.disable
     def grad_prior(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         """grad R(x), of x's shape, differentiable once in x and the parameters."""
         x, unit, pot = self._checked(x, sigma)
@@ -261,6 +263,7 @@ class ExplicitLPN(nn.Module):
         """f(x) = prox_R(x), by a solve from `start`, or x, to a residual of tol |x|; see `prox`."""
         return self.prox(x, 1.0, sigma, tol=tol, start=start)
 
+    @torch.compiler.disable  # iterations that end by what they see are no graph
     def prox(
         self,
         z: Tensor,
@@ -391,6 +394,10 @@ class ExplicitLPN(nn.Module):
         if x.dim() != 4 or x.shape[1] != spec.channels:
             hint = "; add a batch axis with x[None]" if x.dim() == 3 else ""
             raise ValueError(f"x must have shape (N, {spec.channels}, H, W), got {tuple(x.shape)}{hint}")
+        if self.far.dtype not in TOL:
+            raise TypeError(
+                f"the prior must be float32 or float64 to be solved, got {self.far.dtype}; use model.float()"
+            )
         if x.dtype != self.far.dtype:
             raise TypeError(f"x must have the model's dtype {self.far.dtype}, got {x.dtype}; convert with x.to(...)")
         if sigma is None:

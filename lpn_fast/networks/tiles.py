@@ -133,6 +133,9 @@ def _view(spec: Spec) -> tuple[int, int]:
 
     Unit j of stage l sees at most the pixels s j + low .. s j + high, its own pixel s j among them.
     """
+    if spec.kind == "explicit":
+        raise TypeError("InTiles requires a network with f in one pass, got ExplicitLPN, whose prox is a solve: every "
+                        "pixel depends on all; its own memory is some twenty images")  # fmt: skip
     if spec.is_dense or spec.image_size is not None:
         what = "a dense one" if spec.is_dense else f"one of {spec.image_size} pixels"
         raise ValueError(f"InTiles requires a convolutional network for images of any size, got {what}")

@@ -1,16 +1,17 @@
-"""Accelerated gradient descent on h + w R for priors that give R and its gradient in one pass.
+"""Quasi-Newton descent on h + w R for priors that give R and its gradient in one pass.
 
-    v  = x + (theta - 1) / theta+ (x - x_previous),        theta+ = (1 + sqrt(1 + 4 theta^2)) / 2
-    x+ = v - tau grad F(v),     F = h + w R                w = t / eta
+    x+ = x + tau d,      d = -B grad F(x),      F = h + w R,  w = t / eta
 
-tau, one for every sample, is halved until F(x+) <= F(v) - tau/2 |grad F(v)|^2, which every tau <= 1 / L does,
-L = ||A||^2 + w Lip(grad R), and grows a little after each iteration. Where F(x+) > F(x) the extrapolation is dropped:
-v = x and theta restarts at 1. So F never rises, for any R, and no prox is computed: two passes of the prior and one of
-A and A^T an iteration.
+B is that of L-BFGS (Nocedal, 1980), one memory for every sample. tau starts at one and shrinks until Armijo's condition
+F(x+) <= F(x) + 1e-4 tau <grad F(x), d> holds; where no tau does, a step of 1 / L down the gradient is
+taken, L = ||A||^2 + w Lip(grad R), and where rounding hides even that one's descent, the image stays. So F never rises,
+for any R, and no prox is computed: one pass of the prior, A and A^T an iteration. Pairs (s, y) of too little curvature,
+as there are where A misses a direction in which R is concave, are left out (Li and Fukushima, 2001): gradients
+go to zero.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -27,18 +28,22 @@ from .proximal_gradient import SAFE_FRACTION
 from .reconstruction import Reconstruction
 from .run import solve
 
-GROWTH = 1.2  # factor on an accepted step
+MEMORY = 8
+DECREASE = 1e-4  # of Armijo's condition
+TRIALS = 8  # steps along one direction
+CURVED = 1e-8  # <s, y> over <s, s> and the safe step's 1 / L, from where a pair counts
+FIRST = 8.0  # times the step that is safe: tried first
 
 
 @dataclass(frozen=True)
 class SmoothState(State):
-    """Adds measurements of the image, what momentum needs, and the step of every sample."""
+    """Adds the gradient at the image, the pairs of L-BFGS, and what steps need."""
 
     measured: Tensor  # (n, ...) A image
-    previous: Tensor  # (n, ...) the image before
-    previous_measured: Tensor  # (n, ...)
-    theta: Tensor  # (n,) float64, 1 at a (re)start
-    tau: Tensor  # (n,) float64
+    gradient: Tensor  # (n, ...) of F, at the image
+    steps: Tensor  # (n, MEMORY, ...) s, the newest last
+    changes: Tensor  # (n, MEMORY, ...) y
+    inverse: Tensor  # (n, MEMORY) float64, 1 / <s, y>, 0 of no pair
     floor: Tensor  # (n,) float64, a step that is known to be safe
     w: Tensor  # (n,) float64
 
@@ -55,45 +60,83 @@ class SmoothDescent:
         x0, measured = problem.x0, problem.physics.A(problem.x0)
         ones = torch.ones(len(x0), dtype=torch.float64, device=x0.device)
         w = settings.strength / settings.step_size * ones
-        floor = 1 / (problem.norm**2 * ones + w * self.lipschitz)
-        before: dict[str, Any] = {"previous": x0, "previous_measured": measured, "theta": ones}
-        return SmoothState.before(problem, settings, measured=measured, **before, tau=8 * floor, floor=floor, w=w)
+        pairs = x0.new_zeros(len(x0), MEMORY, *x0.shape[1:])
+        state = SmoothState.before(
+            problem, settings, measured=measured, gradient=x0, steps=pairs, changes=pairs,
+            inverse=ones[:, None].repeat(1, MEMORY) * 0, floor=1 / (problem.norm**2 * ones + w * self.lipschitz), w=w,
+        )  # fmt: skip
+        value, prior_gradient = self._at(state, x0, measured)
+        return replace(state, objective=value, gradient=self._gradient(state, measured, prior_gradient))
 
     def step(self, state: SmoothState) -> SmoothState:
         """One iteration."""
-        theta = (1 + (1 + 4 * state.theta.square()).sqrt()) / 2
-        momentum = (state.theta - 1) / theta
-        point = state.image + broadcast(momentum, state.image) * (state.image - state.previous)
-        measured = state.measured + broadcast(momentum, state.measured) * (state.measured - state.previous_measured)
-        new = replace(self._descend(state, point, measured), theta=theta)
-        rejected = ~(new.objective <= state.objective) & (momentum > 0)
-        if bool(rejected.any()):
-            old = state.select(rejected)
-            plain = replace(self._descend(old, old.image, old.measured), theta=torch.ones_like(old.theta))
-            new = new.merge(rejected, plain)
-        return replace(new, previous=state.image, previous_measured=state.measured, tau=GROWTH * new.tau)
+        d = self._direction(state)
+        slope = dot(state.gradient, d)
+        new, prior_gradient = self._moved(state, d, state.physics.A(d), torch.ones_like(slope))
+        tau = torch.ones_like(slope)
+        for trial in range(TRIALS + 1):
+            pending = ~(new.objective <= state.objective + DECREASE * tau * slope)
+            if not bool(pending.any()):
+                break
+            part, before = state.select(pending), state.objective[pending]
+            if trial < TRIALS:  # the minimum of a parabola through what is known
+                rise = new.objective[pending] - before - tau[pending] * slope[pending]
+                ratio = (-0.5 * tau[pending] * slope[pending] / rise).nan_to_num(0.1).clamp(0.1, 0.5)
+                tau[pending] *= ratio
+            else:
+                d = d.index_copy(0, pending.nonzero().flatten(), -part.gradient)
+                tau[pending] = part.floor
+            own = d[pending]
+            moved, of_prior = self._moved(part, own, part.physics.A(own), tau[pending])
+            if trial == TRIALS:
+                risen = ~(moved.objective <= before)
+                still, of_still = self._moved(part, own, torch.zeros_like(part.measured), torch.zeros_like(before))
+                where = risen.nonzero().flatten()
+                moved = moved.merge(risen, still.select(risen))
+                of_prior = of_prior.index_copy(0, where, of_still[risen])
+            new = new.merge(pending, moved)
+            prior_gradient = prior_gradient.index_copy(0, pending.nonzero().flatten(), of_prior)
+        return self._remembered(state, replace(new, gradient=self._gradient(new, new.measured, prior_gradient)))
 
-    def _descend(self, state: SmoothState, point: Tensor, measured: Tensor) -> SmoothState:
-        """The state after a gradient step from a point, A point = measured."""
-        value, gradient = self._at(state, point, measured)
-        gradient = state.physics.A_adjoint(measured - state.y) + broadcast(state.w, point) * gradient
-        square = dot(gradient, gradient)
-        new = self._moved(state, point, gradient)
-        pending = ~(new.objective <= value - new.tau / 2 * square) & (new.tau > new.floor)
-        while bool(pending.any()):
-            part = state.select(pending)
-            shorter = torch.maximum(new.tau[pending] / 2, part.floor)
-            retried = self._moved(replace(part, tau=shorter), point[pending], gradient[pending])
-            new = new.merge(pending, retried)
-            pending = pending & ~(new.objective <= value - new.tau / 2 * square) & (new.tau > new.floor)
-        return new
+    def _direction(self, state: SmoothState) -> Tensor:
+        """-B grad F, by the two loops of L-BFGS; before there is a pair, a longer step than is safe."""
+        q, weights = -state.gradient, []
+        for i in reversed(range(MEMORY)):
+            a = state.inverse[:, i] * dot(state.steps[:, i], q)
+            q = q - broadcast(a, q) * state.changes[:, i]
+            weights.append(a)
+        newest, y = state.inverse[:, -1], state.changes[:, -1]
+        scale = torch.where(newest > 0, 1 / (newest * dot(y, y)), FIRST * state.floor)
+        q = broadcast(scale, q) * q
+        for i, a in zip(range(MEMORY), reversed(weights), strict=True):
+            b = state.inverse[:, i] * dot(state.changes[:, i], q)
+            q = q + broadcast(a - b, q) * state.steps[:, i]
+        return q
 
-    def _moved(self, state: SmoothState, point: Tensor, gradient: Tensor) -> SmoothState:
-        image = point - broadcast(state.tau, point) * gradient
-        measured = state.physics.A(image)
-        objective, _ = self._at(state, image, measured)
+    def _remembered(self, old: SmoothState, new: SmoothState) -> SmoothState:
+        """The new state with the pair that led to it."""
+        s, y = new.image - old.image, new.gradient - old.gradient
+        product = dot(s, y)
+        counts = product > CURVED * dot(s, s) / old.floor
+        inverse = torch.where(counts, 1 / product, 0.0)
+        return replace(
+            new,
+            steps=torch.cat([old.steps[:, 1:], s[:, None]], 1),
+            changes=torch.cat([old.changes[:, 1:], y[:, None]], 1),
+            inverse=torch.cat([old.inverse[:, 1:], inverse[:, None]], 1),
+        )
+
+    def _moved(self, state: SmoothState, d: Tensor, measured_d: Tensor, tau: Tensor) -> tuple[SmoothState, Tensor]:
+        """The state after a step tau d, A d = measured_d, its gradient still that before; and the gradient of R."""
+        image = state.image + broadcast(tau, d) * d
+        measured = state.measured + broadcast(tau, measured_d) * measured_d
+        objective, prior_gradient = self._at(state, image, measured)
         residual = relative_change(image, state.image)
-        return replace(state, image=image, measured=measured, objective=objective, residual=residual)
+        return replace(state, image=image, measured=measured, objective=objective, residual=residual), prior_gradient
+
+    def _gradient(self, state: SmoothState, measured: Tensor, prior_gradient: Tensor) -> Tensor:
+        """grad F where A of the image is `measured`."""
+        return state.physics.A_adjoint(measured - state.y) + broadcast(state.w, prior_gradient) * prior_gradient
 
     def _at(self, state: SmoothState, x: Tensor, measured: Tensor) -> tuple[Tensor, Tensor]:
         """(F(x), grad R(x))."""
@@ -125,10 +168,10 @@ def gradient(
     callback: Callback | None = None,
     progress: bool = False,
 ) -> Reconstruction:
-    """Reconstructions by monotone accelerated gradient descent, for priors with a gradient, e.g. `ExplicitLPN`.
+    """Reconstructions by monotone quasi-Newton descent, for priors with a gradient, e.g. `ExplicitLPN`.
 
     Minimises what `pgd` minimises,  1/2 ||A x - y||^2 + (t / eta) R(x),  without a prox: R and its gradient are one
-    pass each. The objective is exact and falls in every iteration, for any R; steps are found by backtracking.
+    pass together. The objective is exact and falls in every iteration, for any R; steps are found by backtracking.
 
     Parameters
     ----------

@@ -8,7 +8,10 @@ symmetric and P = 1 - eta A^T A, the derivative v of the loss in x^ becomes
     w = (1 - P H)^-1 v = v + P q,      (1 - H P) q = H v
 
 of which the parameters get the gradient of <w, f(u)>. 1 - H P is symmetric in the inner product of P, and positive
-definite at a strict minimum, hence conjugate gradients in that inner product.
+definite at a strict minimum, hence conjugate gradients in that inner product. An explicit prior has no f to ask, and
+needs none: the minimiser is where A^T (A x^ - b) + grad R(x^) / eta is zero, and
+
+    (A^T A + Hess R / eta) q = v,         the parameters get the gradient of -<q, grad R(x^)> / eta.
 
 A is a blur with the boundary "full", the image without its crop's rim in zeros: such problems have borders as the
 published ones have, and hold more of an image than circular ones, whose left side would have to fit its right. Kernels
@@ -21,9 +24,10 @@ themselves, at the cost of f as a denoiser. f is an exact prox all along: only w
 import torch
 from torch import Tensor
 
+from ..networks import ExplicitLPN
 from ..per_sample import broadcast, dot
 from ..physics import Blur, gaussian_kernel, shake_kernel
-from ..solvers import fista
+from ..solvers import fista, gradient
 
 STEP = 0.98  # eta; the blurs have norm one
 SIDES = (5, 15)  # smallest and largest kernel, odd numbers of pixels
@@ -117,6 +121,8 @@ def equilibrium(
     flat in a direction that these meet gets the part of w found before.
     """
     options = {"sigma": sigma, "strength": 1.0, "step_size": STEP, "max_iter": iterations, "tol": tol}
+    if isinstance(model, ExplicitLPN):
+        return _explicit(model, physics, gradient(measured, physics, model, x0=start, **options).x, sigma, inner)
     x = fista(measured, physics, model, x0=start, **options).x
     u = x - STEP * physics.A_adjoint(physics.A(x) - measured)
     out = model(u, sigma)
@@ -131,6 +137,35 @@ def equilibrium(
     if out.requires_grad:
         out.register_hook(implicit)
     return out
+
+
+def _explicit(model: ExplicitLPN, physics, x: Tensor, sigma: Tensor | None, inner: int) -> Tensor:
+    """The minimiser x of h + R / STEP, differentiable in the parameters of R."""
+    slope = model.grad_prior(x, sigma)
+    out = x - (slope - slope.detach()) / STEP
+
+    def curvature(v: Tensor) -> Tensor:
+        return physics.A_adjoint(physics.A(v)) + model.hessian_product(x, v, sigma) / STEP
+
+    if out.requires_grad:
+        out.register_hook(lambda v: _conjugate(curvature, v, inner))
+    return out
+
+
+@torch.no_grad()
+def _conjugate(matrix, v: Tensor, iterations: int) -> Tensor:
+    """q of (matrix) q = v, each sample by itself; a flat direction ends a sample's iterations."""
+    q, r, d, size = torch.zeros_like(v), v, v, dot(v, v)
+    curved = size > 0
+    for _ in range(iterations):
+        image = matrix(d)
+        curvature = dot(d, image)
+        curved = curved & (curvature > FLAT * dot(d, d)) & (size > 0)
+        length = broadcast(torch.where(curved, size / curvature, 0), v)
+        q, r = q + length * d, r - length * image
+        before, size = size, dot(r, r)
+        d = r + broadcast(torch.where(curved, size / before, 0), v) * d
+    return q
 
 
 def _solved(hessian, damped, v: Tensor, iterations: int) -> Tensor:

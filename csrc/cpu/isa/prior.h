@@ -1,9 +1,9 @@
 // R, grad R and Hessian products of an explicit prior, some rows of patches of an image at a time.
 //
-//   c = A patch(E x),   u = U c^2,   r1 = (near + u)^(-1/2),   r2 = (far^2 + u)^(-1/2)
-//   R       = sum of w (slope (near + u) r1 - far (far^2 + u) r2)
+//   c = A patch(E x),   u = U c^2,   r1 = (near + u)^(-1/2),   m = max(u, far^2),   r2 = m^(-1/2)
+//   R       = sum of w (slope (near + u) r1 - far m r2 + (m - u + far^2) / 2)
 //   g       = slope r1 - far r2,           grad = E^T sum of w A^T (c U^T g)
-//   g3      = slope r1^3 - far r2^3,       dc = A patch(E v)
+//   g3      = slope r1^3 - far r2^3 where u > far^2,       dc = A patch(E v)
 //   product = E^T sum of w A^T (dc U^T g - c U^T (g3 U (c dc)))
 //
 // As in frame.h only images touch memory. E x is made row by row where it is read; sums are those of E x,
@@ -67,15 +67,18 @@ inline void prior_gates(const PatchFrame& op,
   Term term{pot.energies, op.frame.units, 1, scratch.energy, block_rows, op.frame.units};
   Vec totals[block_rows / lanes] = {};
   product(&term, 1, pot.groups, count, [&](int64_t group, int64_t lane, auto u) {
-    const float slope = pot.slope[group], far = pot.far[group];
-    const auto first = u + pot.near[group], second = u + far * far;
+    const float slope = pot.slope[group], far = pot.far[group], bend = far * far;
+    const auto first = u + pot.near[group];
+    const auto second = map(u, [bend](Vec x) { return larger_of(bend, x); });
     const auto near = map(first, reciprocal_root), distant = map(second, reciprocal_root);
     store(scratch.gates + group * block_rows + lane, near * slope - distant * far);
     if constexpr (has_tangent)
       store(scratch.third + group * block_rows + lane,
-            near * near * near * slope - distant * distant * distant * far);
+            near * near * near * slope -
+                map(distant * distant * distant * far, u,
+                    [bend](Vec third, Vec x) { return x > bend ? third : Vec{}; }));
     if constexpr (with_value) {
-      const auto part = first * near * slope - second * distant * far;
+      const auto part = first * near * slope - second * distant * far + (second - u + bend) * 0.5f;
       for (unsigned i = 0; i < sizeof(part) / sizeof(Vec); ++i) totals[lane / lanes + i] += part.part[i];
     }
   });

@@ -36,6 +36,6 @@ def run(pot, x: Tensor, v: Tensor | None, k: int, with_value: bool) -> tuple[Ten
         patches.column_weights.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     if with_value:
-        constant = (pot.slope * pot.near.sqrt() - pot.far.square()).double().sum(1)  # [B], of every position
+        constant = (pot.slope * pot.near.sqrt()).double().sum(1)  # [B], of every position
         value -= constant * (row_weights.double().sum() * patches.column_weights.double().sum())
     return value, out

@@ -3,18 +3,20 @@
 In units of the noise, with c_p = A patch_p(E x), A orthonormal, and w_p of patches.py,
 
     R(x) = 1/k^2 sum_p w_p sum_g P_g(U_g . c_p^2),       U >= 0,   sum_g U_gj <= mu < 1
-    P(u) = a sqrt(b + u) - e sqrt(e^2 + u) + const,      P(0) = 0
+    P(u) = a (sqrt(b + u) - sqrt(b)) - H(u),             H(u) = u / 2 up to u = e^2, then e sqrt(u) - e^2 / 2
 
-Certificate. The Hessian of e sqrt(e^2 + |z|^2) lies between 0 and I; z = U_g^(1/2) c makes that diag(U_g), the sum over
-g at most mu I, and the tight frame hands mu on to x: the concave part of R has curvature at most mu, whatever the
-convex part is, and 1/2 |x - y|^2 + R(x) is (1 - mu)-strongly convex. With
+Certificate. H(|z|^2) is Huber's function of |z|. Its Hessian lies between 0 and I; z = U_g^(1/2) c makes that
+diag(U_g), the sum over g at most mu I, and the tight frame hands mu on to x: the concave part of R has curvature at
+most mu, whatever the convex part is, and 1/2 |x - y|^2 + R(x) is (1 - mu)-strongly convex. With
 
-    a = e tau,   b = (e tau / rho^2)^2,      rho >= 1, tau >= 1
+    a = e tau / sqrt(1 - rho^-4),   b = (a / rho^2)^2,      rho > 1, tau >= 1
 
-P rises, so that R >= 0, and the convex part has curvature at most sum_g U_gj rho_g^2. Derivatives, g(u) = 2 P'(u):
+a^2 >= b + e^2: P rises, so that R >= 0, and the convex part has curvature at most sum_g U_gj rho_g^2. At tau = 1 this
+is the minimax concave penalty (Zhang, 2010) but for its tip: of that concavity, none levels off sooner. Derivatives,
+g(u) = 2 P'(u):
 
-    grad_c = c (U^T g),    g = a / sqrt(b + u) - e / sqrt(e^2 + u)
-    H dc   = dc (U^T g) - c (U^T (g3 U (c dc))),    g3 = a (b + u)^(-3/2) - e (e^2 + u)^(-3/2)
+    grad_c = c (U^T g),    g = a / sqrt(b + u) - e / sqrt(max(u, e^2))
+    H dc   = dc (U^T g) - c (U^T (g3 U (c dc))),    g3 = a (b + u)^(-3/2) - e u^(-3/2) where u > e^2
 """
 
 import math
@@ -113,10 +115,10 @@ def _value_and_gradient(pot: Potentials, x: Tensor, k: int, with_value: bool) ->
         for block in patches.blocks():
             c = atoms @ patches.gather(extended[one], block)[0]  # [n, P]
             energy = u_matrix @ c.square()  # [M, P]
-            near, far = torch.rsqrt(energy + b), torch.rsqrt(energy + e * e)
+            near, far = torch.rsqrt(energy + b), torch.rsqrt(energy.maximum(e * e))
             weights = patches.weights_of(block)
             if with_value:
-                total = a * (near.reciprocal() - b.sqrt()) - e * (far.reciprocal() - e)
+                total = a * (near.reciprocal() - b.sqrt()) - _huber(energy, e)
                 value[n] += (total.sum(0) * weights).sum(dtype=torch.float64) / k**2
             gates = (near.mul_(a)).sub_(far.mul_(e))
             c.mul_(u_matrix.T @ gates).mul_(weights / k**2)
@@ -152,8 +154,8 @@ def _hvp(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
             c = atoms @ patches.gather(at[one], block)[0]
             dc = atoms @ patches.gather(along[one], block)[0]
             energy = u_matrix @ c.square()
-            near, far = torch.rsqrt(energy + b), torch.rsqrt(energy + e * e)
-            third = a * near**3 - e * far**3
+            near, far = torch.rsqrt(energy + b), torch.rsqrt(energy.maximum(e * e))
+            third = a * near**3 - torch.where(energy > e * e, e * far**3, 0.0)
             gates = near.mul_(a).sub_(far.mul_(e))
             turned = u_matrix.T @ (third * (u_matrix @ (c * dc)))
             dc.mul_(u_matrix.T @ gates).sub_(c * turned).mul_(patches.weights_of(block) / k**2)
@@ -184,7 +186,7 @@ def _pairing(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
             c = own.atoms @ patches.gather(at[one], block)[0]
             dc = own.atoms @ patches.gather(along[one], block)[0]
             energy = u_matrix @ c.square()
-            gates = a * torch.rsqrt(energy + b) - e * torch.rsqrt(energy + e * e)
+            gates = a * torch.rsqrt(energy + b) - e * torch.rsqrt(energy.maximum(e * e))
             weights = patches.weights_of(block) / k**2
             total = total + (gates * (u_matrix @ (c * dc * weights))).sum()
     return total
@@ -210,9 +212,15 @@ def _values(pot: Potentials, x: Tensor, k: int) -> Tensor:
         u_matrix, a, b, e = _single(own)
         for block in patches.blocks():
             energy = u_matrix @ (own.atoms @ patches.gather(at[n : n + 1], block)[0]).square()
-            total = a * ((energy + b).sqrt() - b.sqrt()) - e * ((energy + e * e).sqrt() - e)
+            total = a * ((energy + b).sqrt() - b.sqrt()) - _huber(energy, e)
             totals.append((total.sum(0) * patches.weights_of(block)).sum() / k**2)
     return torch.stack(totals).view(len(x), -1).sum(1) if totals else x.new_zeros(0)
+
+
+def _huber(energy: Tensor, e: Tensor) -> Tensor:
+    """Huber's function of the root of energies."""
+    outer = energy.maximum(e * e)
+    return e * outer.sqrt() - (outer - energy + e * e) / 2
 
 
 def _has_coarse(pot: Potentials, x: Tensor, k: int) -> bool:

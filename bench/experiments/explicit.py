@@ -27,7 +27,7 @@ from .mnist_inversion import Stopwatch, scipy_inversion
 from .provenance import ROOT, where, write_csv
 
 SIGMA = 25 / 255
-TOL = 1e-4  # of solves and inversions
+TOL = 1e-4  # for solves and inversions
 ROUNDS, SECONDS = 9, 60.0
 PARTS = ("pass", "solve", "values")
 

@@ -10,7 +10,7 @@
 namespace lpn {
 
 struct PriorShape {
-  int64_t images, channels, height, width;  // of x
+  int64_t images, channels, height, width;  // of the images
   int64_t kernel;
   int64_t groups;
 };
@@ -56,10 +56,10 @@ class ExplicitPrior {
 
   PatchFrame op_{};
   PriorParameters parameters_;
-  std::vector<float> weights_;  // of columns, with zeros behind
+  std::vector<float> weights_;  // along columns, with zeros behind
   int64_t images_, groups_;
-  int64_t rows_;    // of positions that go together
-  int64_t blocks_;  // of an image
+  int64_t rows_;    // rows of positions that go together
+  int64_t blocks_;  // per image
 };
 
 }  // namespace lpn

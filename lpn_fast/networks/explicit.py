@@ -10,32 +10,24 @@ x + grad R(x) are one pass each, and f is the solve: unique, because 1/2 |x - y|
 whatever the parameters are. R >= 0, and patch means carry no potential.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from ..algebra.cosines import cosine_atoms
 from ..algebra.noise import noise_features
 from ..ops.explicit import Potentials, Solution, SolveLimits, prior_gradient, prior_value, proximal_point
 from ..ops.explicit import potentials as passes
 from ..ops.explicit.descent import linear_solve
 from ..per_sample import broadcast, dot, norm
 from .explicit_spec import ExplicitSpec
+from .explicit_start import draw_start_
 from .families import check_reads_noise, check_side, noise_knots
 from .frame import hold_orthonormal_, keep_rotations_
 from .registry import register
 
-TOL = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the solve, relative to |y|: what each type surely reaches
+TOL = {torch.float32: 1e-5, torch.float64: 1e-12}  # for |residual| / |y| of a solve: what each type surely reaches
 # In training mode. A solve that stops early trains another map than the one that is used: potentials grow without end.
-TRAINING_TOL, TRAINING_ADJOINT_TOL = 1e-4, 1e-2  # of the solve, and of the linear system behind its derivatives
-STEPS = {"atoms": 1.5, "shares": 15.0, "far": 5.0, "bends": 15.0, "tails": 15.0}  # of an optimizer, see step_scales
-
-# At the start:
-NARROW, BROAD = 0.4, (1.0, 2.0, 4.0, 8.0)  # range of the frequencies that a group sees
-LEVELS = (1.2, 4.0)  # root of the energy where the concave part levels off, in units of its mean over noise
-BEND = 8.0  # curvature of the convex part over that of the concave one
-TAIL = 0.05  # tau - 1
+TRAINING_TOL, TRAINING_ADJOINT_TOL = 1e-4, 1e-2  # for the solve, and the linear system behind its derivatives
+STEPS = {"atoms": 1.5, "shares": 15.0, "far": 5.0, "bends": 15.0, "tails": 15.0}  # sizes for an optimizer
 
 
 @register(
@@ -117,7 +109,7 @@ class ExplicitLPN(nn.Module):
         # tails: log(tau - 1)
         for slot in self.spec.slots():
             self.register_parameter(slot.name, nn.Parameter(torch.empty(slot.shape)))
-        self._draw()
+        draw_start_(self)
         self.eval()
 
     @classmethod
@@ -127,39 +119,13 @@ class ExplicitLPN(nn.Module):
         coarse = spec.coarse_kernel, spec.coarse_groups
         return cls(spec.channels, spec.kernel, spec.groups, spec.concavity, spec.bend, levels, *coarse)
 
-    @torch.no_grad()
-    def _draw(self) -> None:
-        """Start: cosine atoms; half of the groups see one of them each, the others many, and half of the budget."""
-        spec = self.spec
-        for prefix, (k, groups) in self._levels().items():
-            atoms, shares, far, bends, tails = self._of_level(prefix)
-            cosines, frequencies = cosine_atoms(spec.channels, k)
-            atoms.copy_(cosines.view_as(atoms))
-            varied = len(cosines) - spec.channels
-            number, narrow = torch.arange(groups), min((groups + 1) // 2, varied)
-            breadth = torch.tensor(BROAD)[number % len(BROAD)]
-            breadth[:narrow] = NARROW
-            centre = torch.randint(varied, number.shape)
-            centre[:narrow] = torch.linspace(0, varied - 1, narrow).long()
-            scaled = frequencies[spec.channels :] * (7 / k)
-            distance = (scaled[centre][:, None] - scaled).square().sum(-1)
-            logits = -distance / (2 * breadth[:, None] ** 2) + 0.2 * torch.randn(distance.shape)
-            for half in (logits[:narrow], logits[narrow:]):
-                half.sub_(half.logsumexp(0) - 2.0)  # of both halves, against the slack's zero
-            shares.copy_(logits.expand_as(shares))
-            levels = torch.empty(groups).uniform_(*(math.log(level) for level in LEVELS))
-            far.copy_((0.5 * shares[0].double().softmax(0).sum(1).log() + levels).expand_as(far))
-            part = (min(BEND, 0.9 * spec.bend + 0.1) - 1) / (spec.bend - 1)
-            bends.fill_(math.log(part / (1 - part)))
-            tails.fill_(math.log(TAIL))
-
-    def _levels(self) -> dict[str, tuple[int, int]]:
+    def levels(self) -> dict[str, tuple[int, int]]:
         """Prefix of the parameters of a level -> (side of its patches, groups)."""
         spec = self.spec
         fine = {"": (spec.kernel, spec.groups)}
         return fine | ({"coarse_": (spec.coarse_kernel, spec.coarse_groups)} if spec.coarse_kernel else {})
 
-    def _of_level(self, prefix: str) -> tuple[Tensor, ...]:
+    def of_level(self, prefix: str) -> tuple[Tensor, ...]:
         return tuple(getattr(self, prefix + name) for name in ("atoms", "shares", "far", "bends", "tails"))
 
     # ---- what solvers and others look up
@@ -191,7 +157,7 @@ class ExplicitLPN(nn.Module):
     def skewness(self) -> float:
         """Largest eigenvalue of A A^T - I: the certificate takes the atoms to be orthonormal."""
         errors = []
-        for prefix in self._levels():
+        for prefix in self.levels():
             atoms = getattr(self, prefix + "atoms").detach().flatten(1).double()
             errors.append(float(torch.linalg.matrix_norm(atoms @ atoms.T - torch.eye(len(atoms)).to(atoms), 2)))
         return max(errors)
@@ -206,7 +172,7 @@ class ExplicitLPN(nn.Module):
 
     def _potentials(self, prefix: str, mixed: Tensor, coarse: Potentials | None = None) -> Potentials:
         spec = self.spec
-        atoms, shares, far, bends, tails = self._of_level(prefix)
+        atoms, shares, far, bends, tails = self.of_level(prefix)
         logits = torch.tensordot(mixed, shares, 1)  # [N, M, n - C]
         logits = torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1)
         energies = spec.concavity * logits.softmax(1)[:, :-1]
@@ -357,7 +323,7 @@ class ExplicitLPN(nn.Module):
     def project_(self) -> "ExplicitLPN":
         """The nearest orthonormal atoms, their means in place; returns self."""
         with torch.no_grad():
-            for prefix, (k, _) in self._levels().items():
+            for prefix, (k, _) in self.levels().items():
                 atoms = getattr(self, prefix + "atoms")
                 scaled = atoms / k
                 hold_orthonormal_(scaled)
@@ -376,7 +342,7 @@ class ExplicitLPN(nn.Module):
 
     def project_gradients_(self) -> "ExplicitLPN":
         """The gradient of the atoms reduced to rotations that leave the means alone; returns self."""
-        for prefix, (k, _) in self._levels().items():
+        for prefix, (k, _) in self.levels().items():
             atoms = getattr(self, prefix + "atoms")
             if atoms.grad is not None:
                 scaled = atoms.detach() / k

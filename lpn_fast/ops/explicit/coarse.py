@@ -28,7 +28,7 @@ def means_adjoint(z: Tensor, k: int) -> Tensor:
 class Tilings:
     """The images D_s x, stacked where they have one size."""
 
-    def __init__(self, height: int, width: int, k: int):  # of the means
+    def __init__(self, height: int, width: int, k: int):  # size of the means
         self.places = [(rows, columns) for rows in _phases(height, k) for columns in _phases(width, k)]
 
     def split(self, z: Tensor) -> Iterator[Tensor]:

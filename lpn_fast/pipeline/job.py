@@ -168,9 +168,7 @@ def reconstruct(
         raise ValueError(f"intensities must be (low, high), finite and low < high, got {tuple(intensities)}")
     for network in networks.all:
         task.conditions(network)
-    settings = task.settings() | {"model": networks.fingerprint}
-    settings |= {"simulate": True, "seed": seed} if simulate else {"simulate": False}
-    settings |= {"intensities": list(intensities)} if intensities is not None else {}
+    settings = settings_of(task, networks, intensities, seed if simulate else None)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out must be a folder, {out} is a file")
     out.mkdir(parents=True, exist_ok=True)
@@ -207,17 +205,27 @@ def reconstruct(
             )
             for source, reason in broken.items() if share.rank == 0 else ():
                 record_failures(run, Failure(source, reason))
-            batches = bucketed(
-                usable(run, left), lambda loaded: loaded.samples, batch_pixels, lambda loaded: loaded.kind
-            )
-            uploaded = ((batch, *transfer.upload([loaded.samples for loaded in batch])) for batch in batches)
-            with contextlib.closing(ahead_of_time(uploaded)) as stream:
-                for batch, y, event in stream:
-                    start = team.submit if y.numel() <= batch_pixels else team.alone
-                    start(solve, run, batch, transfer.arrived(y, event))
+            solve_all(run, left, batch_pixels)
     finished, incomplete = gather(everything, list(broken), out, task.makes_images)
     done, failed, earlier = tuple(run.done), tuple(run.failed), tuple(skipped.values())
     return Summary(out, done, earlier, failed, finished, incomplete, str(found))
+
+
+def settings_of(task: Task, networks: Networks, intensities: Range | None, seed: int | None = None) -> dict:
+    """What decides a result besides its image; `seed` of the noise of simulated measurements."""
+    settings = task.settings() | {"model": networks.fingerprint}
+    settings |= {"simulate": False} if seed is None else {"simulate": True, "seed": seed}
+    return settings | ({} if intensities is None else {"intensities": list(intensities)})
+
+
+def solve_all(run: Run, sources: list[Source], batch_pixels: int) -> None:
+    """Read the images, solve them in batches and have them kept; `run.writer` may still be busy afterwards."""
+    batches = bucketed(usable(run, sources), lambda loaded: loaded.samples, batch_pixels, lambda loaded: loaded.kind)
+    uploaded = ((batch, *run.transfer.upload([loaded.samples for loaded in batch])) for batch in batches)
+    with contextlib.closing(ahead_of_time(uploaded)) as stream:
+        for batch, y, event in stream:
+            start = run.solvers.submit if y.numel() <= batch_pixels else run.solvers.alone
+            start(solve, run, batch, run.transfer.arrived(y, event))
 
 
 def content_of(task: Task, simulate: bool, intensities: Range | None) -> Content:

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import atomic, metrics
-from ..io import Encoding, Range, UnreadableImage, containers, encode
+from ..io import Encoding, Range, UnreadableImage, encode
 from ..io.image import LARGEST_PLAUSIBLE, one_line
 from ..solvers.noise import SMALLEST_SIDE
 from .batches import from_samples, to_samples
@@ -125,7 +125,7 @@ def _read(run: Run, source: Source) -> LoadedImage | Failure:
             array, digest = source.read_array()
             measured, truth = run.problem.measured(array, run.intensities), None
             kind, notes = run.networks.suiting(run.problem.kind), ()
-            encoding = containers.encoding_of_result(source.path, source.member, run.intensities)
+            encoding = source.encoding_of_result(run.intensities)
         else:
             image, digest = source.read(run.intensities)
             truth = image.pixels if run.simulate else None

@@ -87,7 +87,7 @@ class Reconstructor:
     >>> restore = Reconstructor(Denoise(0.1), "natural-gray")
     >>> batch = restore({"image": np.full((2, 16, 16), 0.5, np.float32), "id": np.array([7, 8])})
     >>> batch["image"].shape, batch["id"].tolist(), batch["error"].tolist()
-    ((2, 16, 16), [7, 8], [None, None])
+    ((2, 16, 16), [7, 8], ['', ''])
     """
 
     def __init__(
@@ -123,10 +123,11 @@ class Reconstructor:
         Returns
         -------
         dict of str to array
-            The columns of the batch, and: `error`, None for a row that was done; `height`, `width`, `channels`,
+            The columns of the batch, and: `error`, "" for a row that was done; `height`, `width`, `channels`,
             `objective_first`, `objective_last`, `residual`, `iterations`, `seconds`, `noise_estimate`, `sigma` and
-            `value`, NaN where unknown; `converged`; `model`, `verdict`, `source_sha256`, `digest`, None where unknown;
-            see `ItemResult`. Images are bytes where bytes came, else one array, or one per row where sizes differ.
+            `value`, NaN where unknown; `converged`; `model`, `verdict`, `source_sha256`, `digest`, "" where unknown;
+            see `ItemResult`. Images are bytes where bytes came, else one array, or one per row where sizes differ;
+            empty where there is an error. Nothing is None, of which engines make what they like.
         """
         columns = {name: batch[name] for name in batch.keys()}
         column = self._column_of(columns)
@@ -144,7 +145,7 @@ class Reconstructor:
             out[name] = np.array([_number(getattr(line, name)) for line in lines], np.float64)
         out["converged"] = np.array([bool(line.converged) for line in lines], bool)
         for name in TEXTS:
-            out[name] = _objects([getattr(line, name) or None for line in lines])
+            out[name] = objects([getattr(line, name) or "" for line in lines])
         return out
 
     def outcomes(self, cells: Sequence) -> list[Outcome]:
@@ -254,18 +255,18 @@ def _loaded(told: Reconstructor) -> _Loaded:
 
 
 def _images(results: list[bytes | None], are_files: bool) -> np.ndarray:
-    """A column of results, None or an empty array where there is none."""
+    """A column of results, empty where there is none."""
     if are_files:
-        return _objects(results)
+        return objects([data or b"" for data in results])
     arrays = [None if data is None else formats.from_npy(data) for data in results]
     known = [array for array in arrays if array is not None]
     if len(known) == len(arrays) > 0 and len({(array.shape, array.dtype) for array in known}) == 1:
         return np.stack(known)
     like = known[0] if known else np.zeros((0, 0), np.float32)
-    return _objects([np.zeros((0,) * like.ndim, like.dtype) if array is None else array for array in arrays])
+    return objects([np.zeros((0,) * like.ndim, like.dtype) if array is None else array for array in arrays])
 
 
-def _objects(values: list) -> np.ndarray:
+def objects(values: list) -> np.ndarray:
     """One object per row, whatever numpy would make of the list."""
     column = np.empty(len(values), object)
     for row, value in enumerate(values):

@@ -130,7 +130,7 @@ def reconstruct(
     told = {"intensities": intensities, "threads": threads, "batch_pixels": batch_pixels}
     settings = Reconstructor(task, model, device="cpu", **told).settings
     found = inputs.find(images, recursive, out, content_of(task, False, intensities))
-    local = [source for source in found.sources if isinstance(source, Source)]
+    local = [source for source in found.sources if not isinstance(source, inputs.Remote)]
     if not is_url(out):
         check_places([*local, *(source for source, _ in found.broken)], Path(out), False)
     elif any(source.member is not None for source in local):

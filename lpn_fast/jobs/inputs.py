@@ -4,44 +4,39 @@ import glob
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from ..io import Member, UnreadableImage, formats
 from ..io.content import Content
 from ..pipeline.finding import LIST_MARK, SOURCE_SUFFIXES
 from ..pipeline.sources import Source, find_sources
-from .places import Entry, absolute, file_system, is_url, place_of, retried
+from .places import MARK, Entry, absolute, file_system, is_url, place_of, retried
 from .rows import Cell
 
 MOST_IMAGES, MOST_BYTES = 64, 2**26  # of files that travel together: what a worker holds of them is bounded
 
 
 @dataclass(frozen=True)
-class Remote:
-    """An image at a URL; what `Source` is for one on a file system.
+class Remote(Source):
+    """An image at a URL; `path` is no path of any file system.
 
     Attributes
     ----------
     url : str
-    place : PurePosixPath
-        Of its result, inside the output folder.
     size : int
         Bytes, 0 if unknown.
     modified : float or None
         Seconds since 1970.
     """
 
-    url: str
-    place: PurePosixPath
+    url: str = ""
     size: int = 0
     modified: float | None = None
 
-    member = None
-
-    @property
-    def item(self) -> str:
-        return self.place.as_posix()
+    @classmethod
+    def listed(cls, url: str, entry: Entry) -> "Remote":
+        return cls(Path(url), Path(entry.name), url=url, size=entry.size, modified=entry.modified)
 
     def __str__(self) -> str:
         return self.url
@@ -69,7 +64,7 @@ class Inputs:
 
     Attributes
     ----------
-    sources : list of Source and Remote
+    sources : list of Source
     broken : list of (Source, str)
         Containers that could not be listed, and why.
     passed_over : str
@@ -154,7 +149,7 @@ def _named(images: Iterable[str | Path]) -> Iterator[str | Path]:
     """Lists of files that hold URLs are taken apart; others are left to those who know paths."""
     for name in images:
         text = str(name)
-        if text.startswith(LIST_MARK) and Path(text[1:]).is_file() and MARK_IN_LIST in Path(text[1:]).read_bytes():
+        if text.startswith(LIST_MARK) and Path(text[1:]).is_file() and MARK.encode() in Path(text[1:]).read_bytes():
             yield from (
                 line.strip() for line in Path(text[1:]).read_text(encoding="utf-8").splitlines() if line.strip()
             )
@@ -162,15 +157,10 @@ def _named(images: Iterable[str | Path]) -> Iterator[str | Path]:
             yield name
 
 
-MARK_IN_LIST = b"://"
-
-
 def _at(url: str, recursive: bool) -> list[Remote]:
     """The images that a URL names: one, those of a folder, or those that match a pattern."""
     fs, path = file_system(url)
-    start = (
-        url[: len(url.rstrip("/")) - len(path)] if url.rstrip("/").endswith(path) else url.partition("://")[0] + "://"
-    )
+    start = url[: len(url.rstrip("/")) - len(path)] if url.rstrip("/").endswith(path) else url.partition(MARK)[0] + MARK
     if glob.has_magic(url) and not url.startswith("http"):
         fixed = path[: min(path.find(c) for c in "*?[" if c in path)].rpartition("/")[0]
         matches = sorted(retried(fs.glob, path, detail=True).items())
@@ -185,7 +175,7 @@ def _at(url: str, recursive: bool) -> list[Remote]:
         listed = sorted(place.entries(recursive), key=lambda entry: entry.name)
         entries = [(entry, place.urls([entry.name])[0]) for entry in listed]
     remotes = [
-        Remote(where, PurePosixPath(entry.name), entry.size, entry.modified)
+        Remote.listed(where, entry)
         for entry, where in entries
         if Path(entry.name).suffix.lower() in formats.BY_SUFFIX and not Path(entry.name).name.startswith(".")
     ]

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 import torch as _torch  # noqa: F401  (before the compiled module: it borrows torch's thread pool)
 
 # _source_tree comes first: in a checkout it finds what the others import.
-from . import _source_tree, data, interop, metrics, optim, physics, solvers, training  # noqa: F401
+from . import _source_tree, data, interop, jobs, metrics, optim, physics, solvers, training  # noqa: F401
 from .networks import (
     LPN,
     MLPLPN,
@@ -66,6 +66,7 @@ __all__ = [
     "from_reference",
     "interop",
     "invert",
+    "jobs",
     "list_pretrained",
     "load",
     "metrics",

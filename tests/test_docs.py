@@ -25,7 +25,8 @@ ROOT = Path(lf.__file__).parents[1]
 PAGES = sorted(DOCS.glob("*.md"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\w+\.\w+)\n")
-OPTIONAL = ("deepinv", "onnx", "onnxruntime", "onnxscript")  # a block that imports one of these runs where it is
+# a block that imports one of these, or names it as the engine, runs where it is
+OPTIONAL = ("dask", "deepinv", "fsspec", "onnx", "onnxruntime", "onnxscript", "pandas", "pyspark", "ray")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def blocks(page):
 
 def missing(code):
     """Optional modules that a block imports and that are not here."""
-    words = set(re.findall(r"\w+", " ".join(re.findall(r"^(?:import|from) .*", code, re.MULTILINE))))
+    words = set(re.findall(r"\w+", " ".join(re.findall(r"^(?:import|from) .*|--engine \w+", code, re.MULTILINE))))
     return [name for name in OPTIONAL if name in words and importlib.util.find_spec(name) is None]
 
 

@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "restoration": {"networks", "physics", "solvers", "per_sample"},
     "prior": {"networks", "ops", "algebra", "per_sample"},
     "pipeline": {"atomic", "io", "networks", "per_sample", "physics", "solvers", "restoration", "prior", "metrics"},
+    "jobs": {"atomic", "io", "networks", "pipeline"},
     "interop": {"atomic", "algebra", "networks", "ops", "physics", "prior"},
 }
 

@@ -299,3 +299,15 @@ def test_many_image_sizes_do_not_fill_the_memory():
     for side in range(5, 40):
         blur.A(torch.zeros(1, 1, side, side))
     assert len(blur._transfers) <= 8
+
+
+@pytest.mark.parametrize("boundary", ["circular", "reflective", "full", "valid"])
+@pytest.mark.parametrize("side", [16, 24, 32, 45, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_lone_image_is_blurred_as_within_a_batch_to_the_bit(one_thread, boundary, side, dtype):
+    """Small transforms of one image differ from those of several in MKL, which a job's results must not show."""
+    blur = Blur.gaussian(0.8, boundary=boundary)
+    x = torch.rand(5, 1, side, side, dtype=dtype)
+    y = blur.A(x)
+    assert torch.equal(y, torch.cat([blur.A(x[i : i + 1]) for i in range(5)]))
+    assert torch.equal(blur.A_adjoint(y), torch.cat([blur.A_adjoint(y[i : i + 1]) for i in range(5)]))

@@ -17,7 +17,7 @@ from ..pipeline.report import check_target, write_report
 from ..pipeline.sources import find_sources
 from ..pipeline.tasks import Task
 from ..solvers import Conditions
-from . import options
+from . import beyond, options
 from .tables import table
 
 FAR = 3.0  # factor between a noise level and its estimate from which on one of them is doubted
@@ -51,6 +51,7 @@ def add_images_out(parser: argparse.ArgumentParser, model: str = options.AUTO) -
     add("--simulate", action="store_true", help="IMAGES are truths: degrade them first, then print PSNR and SSIM")
     add("--seed", type=int, metavar="N", help="of that noise (default: 0)")
     add("--report", type=Path, metavar="HTML", help="write a page with thumbnails, numbers and conditions")
+    beyond.add_arguments(parser)
 
 
 def prepare(args) -> tuple[LPN | str, Share]:
@@ -58,7 +59,10 @@ def prepare(args) -> tuple[LPN | str, Share]:
     _check_options(args)
     options.set_threads(args.threads)
     share = Share.from_environment()
-    pipeline.find_images(args.images, args.recursive)  # wrong names are told before the model is loaded
+    if beyond.is_meant(args):
+        beyond.check(args, share)
+    else:
+        pipeline.find_images(args.images, args.recursive)  # wrong names are told before the model is loaded
     if args.device == "cuda" and not share.is_only:
         args.device = f"cuda:{share.local_rank}"
     return options.load_image_model(args.model, args.device), share
@@ -75,6 +79,8 @@ def run(args, task: Task, model: LPN | str, share: Share, heading: str, conditio
     """Run the job; the exit code."""
     if share.rank == 0:
         print(heading if conditions is None else f"{heading}\n\n{conditions}", end="\n\n", flush=True)
+    if beyond.is_meant(args):
+        return beyond.run(args, task)
     summary = work(args, task, model, share, args.out, simulate=args.simulate, seed=args.seed or 0)
     is_last = summary.everything is not None
     if args.report is not None and is_last:

@@ -13,6 +13,7 @@ EXAMPLES = """\
   lpn-fast denoise noisy/ -o clean --sigma 0.05
   lpn-fast denoise series/ -o clean --sigma 0.01 --report clean.html    .dcm files, say; and a page about it
   torchrun --nproc-per-node 2 -m lpn_fast.cli denoise noisy/ -o clean --sigma 0.05
+  lpn-fast denoise s3://scans/noisy -o s3://scans/clean --engine ray --address auto
   lpn-fast denoise truths/ -o test --sigma 0.1 --simulate    adds noise first and prints PSNR and SSIM"""
 
 

@@ -24,7 +24,8 @@ EXAMPLES = """\
   lpn-fast reconstruct vectors.npy -o images --physics matrix --operator system.npz --size 32 32 --noise 0.05
   lpn-fast reconstruct @files.txt -o listed --report sharp.html         files named in a text file; a page about it
   lpn-fast reconstruct truths/ -o test --simulate                       measures them first; prints PSNR and SSIM
-  torchrun --nproc-per-node 2 -m lpn_fast.cli reconstruct photos/ -o shared"""
+  torchrun --nproc-per-node 2 -m lpn_fast.cli reconstruct photos/ -o shared
+  lpn-fast reconstruct s3://scans/photos -o s3://scans/sharp --blur-sigma 1.6 --engine ray --address auto"""
 
 SIMULATED_NOISE = 0.03
 

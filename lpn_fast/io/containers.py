@@ -159,14 +159,23 @@ def read_array(path: Path, member: Member | None) -> np.ndarray:
         if member is not None and not is_archive(path):
             return CONTAINERS[_kind(path)].array(path, member)
         data = formats.read_file(path) if member is None else member_bytes(path, member)
-        file = path if member is None else Path(f"{path}::{member.name}")
-        if formats.is_array(data, file):
-            return formats.from_npy(data)
-        return _one_plane(formats.decode_stored(data, file))
+        return array_of(data, path if member is None else Path(f"{path}::{member.name}"))
     except UnreadableImage:
         raise
     except Exception as error:
         raise UnreadableImage(shown, one_line(error)) from error
+
+
+def array_of(data: bytes, path: Path) -> np.ndarray:
+    """A measurement in the bytes of a .npy or float TIFF file; UnreadableImage for another file."""
+    try:
+        if formats.is_array(data, path):
+            return formats.from_npy(data)
+        return _one_plane(formats.decode_stored(data, path))
+    except UnreadableImage:
+        raise
+    except Exception as error:
+        raise UnreadableImage(path, one_line(error)) from error
 
 
 def _one_plane(stored: Stored) -> np.ndarray:

@@ -24,7 +24,7 @@ from .batches import batch_pixels_for, bucketed, solvers_for
 from .flow import Background, Solvers, ahead_of_time, settle_thread_pool
 from .gather import gather
 from .manifest import NAME as MANIFEST_NAME
-from .manifest import ItemResult, Manifest, differences, digest_of, open_manifest
+from .manifest import ItemResult, differences, digest_of, open_manifest
 from .networks import Networks
 from .processes import Share
 from .run import DEGRADED_FOLDER, Failure, Run, record_failures, solve, usable
@@ -152,7 +152,7 @@ def reconstruct(
     networks = Networks(model, device, getattr(task, "networks", None))
     everything, unlisted, found = find_sources(images, recursive, out, content_of(task, simulate, intensities))
     broken = {Source(error.path, found.places[error.path]): error.reason for error in unlisted}
-    _check_places([*everything, *broken], out, simulate)
+    check_places([*everything, *broken], out, simulate)
     if simulate and not task.makes_images:
         raise ValueError(f"simulate is for tasks that make images, got {task.name}")
     if batch_pixels is None:
@@ -168,9 +168,7 @@ def reconstruct(
         raise ValueError(f"intensities must be (low, high), finite and low < high, got {tuple(intensities)}")
     for network in networks.all:
         task.conditions(network)
-    settings = task.settings() | {"model": networks.fingerprint}
-    settings |= {"simulate": True, "seed": seed} if simulate else {"simulate": False}
-    settings |= {"intensities": list(intensities)} if intensities is not None else {}
+    settings = settings_of(task, networks, intensities, seed if simulate else None)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out must be a folder, {out} is a file")
     out.mkdir(parents=True, exist_ok=True)
@@ -179,7 +177,7 @@ def reconstruct(
     own = share.of(everything)
     with open_manifest(out, share) as manifest:
         digest = digest_of(settings)
-        skipped = _finished(own, out, manifest, settings, task.makes_images)
+        skipped = finished(own, manifest.results, settings, task.makes_images, InFolder(out))
         left = [source for source in own if source.item not in skipped]
         hidden = None if progress and share.rank == 0 else True  # None: hidden unless standard error is a terminal
         transfer, count = Transfer(own_type), solvers or solvers_for(networks.widest, len(left), batch_pixels)
@@ -207,17 +205,27 @@ def reconstruct(
             )
             for source, reason in broken.items() if share.rank == 0 else ():
                 record_failures(run, Failure(source, reason))
-            batches = bucketed(
-                usable(run, left), lambda loaded: loaded.samples, batch_pixels, lambda loaded: loaded.kind
-            )
-            uploaded = ((batch, *transfer.upload([loaded.samples for loaded in batch])) for batch in batches)
-            with contextlib.closing(ahead_of_time(uploaded)) as stream:
-                for batch, y, event in stream:
-                    start = team.submit if y.numel() <= batch_pixels else team.alone
-                    start(solve, run, batch, transfer.arrived(y, event))
-    finished, incomplete = gather(everything, list(broken), out, task.makes_images)
+            solve_all(run, left, batch_pixels)
+    whole, incomplete = gather(everything, list(broken), out, task.makes_images)
     done, failed, earlier = tuple(run.done), tuple(run.failed), tuple(skipped.values())
-    return Summary(out, done, earlier, failed, finished, incomplete, str(found))
+    return Summary(out, done, earlier, failed, whole, incomplete, str(found))
+
+
+def settings_of(task: Task, networks: Networks, intensities: Range | None, seed: int | None = None) -> dict:
+    """What decides a result besides its image; `seed` of the noise of simulated measurements."""
+    settings = task.settings() | {"model": networks.fingerprint}
+    settings |= {"simulate": False} if seed is None else {"simulate": True, "seed": seed}
+    return settings | ({} if intensities is None else {"intensities": list(intensities)})
+
+
+def solve_all(run: Run, sources: list[Source], batch_pixels: int) -> None:
+    """Read the images, solve them in batches and have them kept; `run.writer` may still be busy afterwards."""
+    batches = bucketed(usable(run, sources), lambda loaded: loaded.samples, batch_pixels, lambda loaded: loaded.kind)
+    uploaded = ((batch, *run.transfer.upload([loaded.samples for loaded in batch])) for batch in batches)
+    with contextlib.closing(ahead_of_time(uploaded)) as stream:
+        for batch, y, event in stream:
+            start = run.solvers.submit if y.numel() <= batch_pixels else run.solvers.alone
+            start(solve, run, batch, run.transfer.arrived(y, event))
 
 
 def content_of(task: Task, simulate: bool, intensities: Range | None) -> Content:
@@ -226,7 +234,7 @@ def content_of(task: Task, simulate: bool, intensities: Range | None) -> Content
     return arrays or Images(any_type=intensities is not None)
 
 
-def _check_places(sources: list[Source], out: Path, simulate: bool) -> None:
+def check_places(sources: list[Source], out: Path, simulate: bool) -> None:
     """No result may take the place of an image, nor of what a job keeps beside its results."""
     inputs = {source.path.resolve() for source in sources}
     for source in sources:
@@ -240,31 +248,50 @@ def _check_places(sources: list[Source], out: Path, simulate: bool) -> None:
             )
 
 
-def _finished(
-    sources: list[Source], out: Path, manifest: Manifest, settings: dict, makes_images: bool
+@dataclass(frozen=True)
+class InFolder:
+    """Whether a result is in a folder, and is that of the image that is there now."""
+
+    out: Path
+
+    def has(self, source: Source) -> bool:
+        return source.is_there(self.out)
+
+    def is_current(self, source: Source, result: ItemResult) -> bool:
+        return result.source_sha256 == source.sha256()
+
+    def where(self, source: Source) -> str:
+        return str(source.result(self.out))
+
+    def __str__(self) -> str:
+        return str(self.out)
+
+
+def finished(
+    sources: list[Source], results: dict[str, ItemResult], settings: dict, makes_images: bool, there: InFolder
 ) -> dict[str, ItemResult]:
     """Results that are there and are what this job would make.
 
     A file that is none of these is not overwritten: an error says what it is. A number is not worth that, its line
     is followed by another one; but numbers of two settings do not belong into one manifest.
     """
-    finished, digest = {}, digest_of(settings)
+    found, digest = {}, digest_of(settings)
     for source in sources:
-        result = manifest.results.get(source.item)
+        result = results.get(source.item)
         recorded = result is not None and result.status == "done"
-        if not (source.is_there(out) if makes_images else recorded):
+        if not (there.has(source) if makes_images else recorded):
             continue
         if not recorded:
             why = f"is not recorded in its {MANIFEST_NAME}"
         elif result.digest != digest:
             why = f"is a result of other settings ({differences(result.settings, settings)})"
-        elif result.source_sha256 == source.sha256():
-            finished[source.item] = result
+        elif there.is_current(source, result):
+            found[source.item] = result
             continue
         elif makes_images or result.source != str(source):
             why = f"is a result of another {source}"
         else:
             continue  # an image that has changed: scored again
-        where = source.result(out) if makes_images else f"{out / MANIFEST_NAME}: {source.item}"
+        where = there.where(source) if makes_images else f"{there}/{MANIFEST_NAME}: {source.item}"
         raise ValueError(f"out must not hold {where}, which {why}; nothing is overwritten, choose another folder")
-    return finished
+    return found

@@ -130,9 +130,14 @@ class Manifest:
 
     def append(self, *results: ItemResult) -> None:
         """Record results; they are on disk when this returns, or, after an OSError, none of them is."""
+        self.append_lines("".join(result.to_line() for result in results).encode())
         with self._lock:
-            atomic.append(self._descriptor, "".join(result.to_line() for result in results).encode())
             self.results.update((result.item, result) for result in results)
+
+    def append_lines(self, lines: bytes) -> None:
+        """As `append`, of lines that this object need not remember."""
+        with self._lock:
+            atomic.append(self._descriptor, lines)
 
 
 @contextlib.contextmanager
@@ -190,11 +195,21 @@ def read_results(folder: Path) -> dict[str, ItemResult]:
     results: dict[str, ItemResult] = {}
     settings: dict[str, dict] = {}  # one copy per digest: they make up most of a line
     for path in _manifests(folder):
-        for item, result in _parsed(path, _whole(path), settings).items():
-            known = results.get(item)
-            if known is None or known.status != "done" or result.status == "done":
-                results[item] = result
+        add_results(results, path, _whole(path), settings)
     return results
+
+
+def add_results(results: dict[str, ItemResult], path: Path, text: bytes, settings: dict[str, dict]) -> None:
+    """Add what the lines of a manifest say; `settings` holds one copy per digest."""
+    for item, result in _parsed(path, text, settings).items():
+        known = results.get(item)
+        if known is None or known.status != "done" or result.status == "done":
+            results[item] = result
+
+
+def number_of(name: str) -> int | None:
+    """The process that a manifest of that name belongs to; None if it is none."""
+    return _rank_of(Path(name))
 
 
 def digest_of(settings: dict) -> str:

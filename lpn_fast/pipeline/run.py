@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import atomic, metrics
-from ..io import Encoding, Range, UnreadableImage, containers, encode
+from ..io import Encoding, Range, UnreadableImage, encode
 from ..io.image import LARGEST_PLAUSIBLE, one_line
 from ..solvers.noise import SMALLEST_SIDE
 from .batches import from_samples, to_samples
@@ -94,6 +94,14 @@ class Run:
         with self.bar_lock:
             self.bar.update(images)
 
+    def keep(self, batch: list["LoadedImage"], solution: Restoration, computed, seconds: float) -> None:
+        """What becomes of a solved batch."""
+        _write(self, batch, solution, computed, seconds)
+
+    def refuse(self, *failures: "Failure") -> None:
+        """What becomes of images that cannot be used."""
+        record_failures(self, *failures)
+
 
 def usable(run: Run, sources: list[Source]) -> Iterator[LoadedImage]:
     """The images, read ahead of time; those that cannot be used are recorded as failed and left out."""
@@ -103,7 +111,7 @@ def usable(run: Run, sources: list[Source]) -> Iterator[LoadedImage]:
             if isinstance(loaded, LoadedImage):
                 yield loaded
             else:
-                record_failures(run, loaded)
+                run.refuse(loaded)
                 run.advance(1)
 
 
@@ -117,7 +125,7 @@ def _read(run: Run, source: Source) -> LoadedImage | Failure:
             array, digest = source.read_array()
             measured, truth = run.problem.measured(array, run.intensities), None
             kind, notes = run.networks.suiting(run.problem.kind), ()
-            encoding = containers.encoding_of_result(source.path, source.member, run.intensities)
+            encoding = source.encoding_of_result(run.intensities)
         else:
             image, digest = source.read(run.intensities)
             truth = image.pixels if run.simulate else None
@@ -168,15 +176,43 @@ def solve(
         run.transfer.check_alive()
         show(0)
         if len(batch) == 1:
-            run.writer.submit(record_failures, run, Failure(batch[0].source, one_line(error)))
+            run.writer.submit(run.refuse, Failure(batch[0].source, one_line(error)))
             show(1)
         else:
             for loaded, samples in zip(batch, y.split([len(loaded.samples) for loaded in batch]), strict=True):
                 solve(run, [loaded], samples)
         return
     seconds = (time.monotonic() - started) / len(batch)
-    run.writer.submit(_write, run, batch, solution, computed, seconds)
+    run.writer.submit(run.keep, batch, solution, computed, seconds)
     show(len(batch))
+
+
+@dataclass(frozen=True)
+class Solved:
+    """One image that was solved: its line, and the bytes of its file unless the task makes numbers only."""
+
+    loaded: LoadedImage
+    line: ItemResult
+    data: bytes | None
+
+
+def outcomes(run: Run, batch: list[LoadedImage], solution: Restoration, seconds: float) -> Iterator[Solved | Failure]:
+    """What became of each image of a solved batch, in order; `solution` lies on the CPU."""
+    start = 0
+    for loaded in batch:
+        own = slice(start, start + len(loaded.samples))
+        start, data = own.stop, None
+        image = None if solution.x is None else from_samples(solution.x[own]).float()  # (C, H, W)
+        reason = _divergence(solution, own, image)
+        if reason is None and image is not None:
+            try:
+                data = encode(image, loaded.encoding)
+            except Exception as error:  # a format with limits of its own, say on the size
+                reason = f"its result cannot be stored as {loaded.encoding.suffix}: {one_line(error)}"
+        if reason is not None:
+            yield Failure(loaded.source, reason)
+        else:
+            yield Solved(loaded, _result(run, loaded, solution, own, image, seconds), data)
 
 
 def _write(run: Run, batch: list[LoadedImage], solution: Restoration, computed, seconds: float) -> None:
@@ -188,26 +224,16 @@ def _write(run: Run, batch: list[LoadedImage], solution: Restoration, computed, 
     ready: list[tuple[Path, Path, ItemResult]] = []  # temporary, final, line
     numbers: list[ItemResult] = []  # lines that no file belongs to
     failures: list[Failure] = []
-    start = 0
     try:
-        for loaded in batch:
-            own = slice(start, start + len(loaded.samples))
-            start = own.stop
-            image = None if solution.x is None else from_samples(solution.x[own]).float()  # (C, H, W)
-            reason = _divergence(solution, own, image)
-            if reason is None and image is not None:
-                try:
-                    data = encode(image, loaded.encoding)
-                except Exception as error:  # a format with limits of its own, say on the size
-                    reason = f"its result cannot be stored as {loaded.encoding.suffix}: {one_line(error)}"
-            if reason is not None:
-                failures.append(Failure(loaded.source, reason))
+        for outcome in outcomes(run, batch, solution, seconds):
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
                 continue
+            loaded, line, data = outcome.loaded, outcome.line, outcome.data
             if loaded.truth is not None and (reason := _keep_degraded(run, loaded)) is not None:
                 failures.append(Failure(loaded.source, reason))
                 continue
-            line = _result(run, loaded, solution, own, image, seconds)
-            if image is None:
+            if data is None:
                 numbers.append(line)
                 continue
             path = loaded.source.result(run.out)
@@ -320,12 +346,17 @@ def _divergence(solution: Restoration, own: slice, image: Tensor | None) -> str 
 def record_failures(run: Run, *failures: Failure) -> None:
     if not failures:
         return
-    results = [
-        ItemResult(f.source.item, "failed", str(f.source), f.source.sha256() or "", run.settings, run.digest, f.reason)
-        for f in failures
-    ]
+    results = [failed(run, failure) for failure in failures]
     run.manifest.append(*results)
     run.failed.extend(results)
+
+
+def failed(run: Run, failure: Failure) -> ItemResult:
+    """The line of an image that could not be used."""
+    source = failure.source
+    return ItemResult(
+        source.item, "failed", str(source), source.sha256() or "", run.settings, run.digest, failure.reason
+    )
 
 
 def _quality(

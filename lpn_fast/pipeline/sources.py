@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import atomic
-from ..io import Image, Member, Range, UnreadableImage, containers, formats
+from ..io import Encoding, Image, Member, Range, UnreadableImage, containers, formats
 from ..io.content import IMAGES, Content
 from ..io.image import one_line
 from .finding import Found, find
@@ -90,6 +90,10 @@ class Source:
     def read_array(self) -> tuple[np.ndarray, str]:
         """(a measurement that is no image, digest of its file); UnreadableImage as for `read`."""
         return containers.read_array(self.path, self.member), self.sha256() or ""
+
+    def encoding_of_result(self, intensities: Range | None) -> Encoding:
+        """How the image is stored that comes from a measurement."""
+        return containers.encoding_of_result(self.path, self.member, intensities)
 
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path}::{self.member}"

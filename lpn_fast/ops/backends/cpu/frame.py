@@ -83,8 +83,17 @@ def _gates(spec: Spec, packed: Tensor) -> tuple[StageParameters, ...]:
 
 
 def _biases(gates: tuple[StageParameters, ...], features: Tensor | None) -> Tensor:
-    """b_l + B_l phi(sigma) of all stages side by side, (N, gates) or, without a noise level, (1, gates)."""
-    parts = [g.bias[None] if g.noise is None else torch.addmm(g.bias, features, g.noise.T) for g in gates]
+    """b_l + B_l phi(sigma) of all stages side by side, (N, gates) or, without a noise level, (1, gates).
+
+    In double precision: products in single precision add up in another order for few rows than for many, and the
+    result of an image would depend on how many others are in its batch.
+    """
+    parts = [
+        g.bias[None]
+        if g.noise is None
+        else torch.addmm(g.bias.double(), features.double(), g.noise.T.double()).to(g.bias.dtype)
+        for g in gates
+    ]
     if not parts:
         return torch.empty(1, 0, device="cpu")
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -24,6 +24,7 @@ from torch import Tensor
 from .networks import LPN, pretrained
 from .per_sample import dot, norm
 from .physics import Blur, LinearOperator, seen
+from .physics.noise import without_noise
 from .solvers import Reconstruction, Stage, alarms, estimate_noise, fista, hqs, pgd
 from .solvers.continuation import LEAST_NOISE, TRUST, follow_levels, working_noise
 from .solvers.noise import haar_level
@@ -180,7 +181,7 @@ def _choice(problem: InverseProblem, model: LPN | Choice | str) -> Choice:
         name, reason = GRAY, "for gray images" if x.shape[1] == 1 else f"for each of {x.shape[1]} channels"
     network = pretrained(name, x.device).to(x.dtype)
     reason = f"model {name} {reason}"
-    operator = getattr(problem.physics, "physics", problem.physics)  # behind a noise model
+    operator = without_noise(problem.physics)
     if isinstance(operator, Blur) and name == GRAY:
         return Choice(network, pretrained(BLUR, x.device).to(x.dtype), reason)
     return Choice(network, network, reason)

@@ -174,6 +174,11 @@ class MRI(Physics):
             return mask
         return mask * float(self._power().max().sqrt())
 
+    @property
+    def has_closed_prox(self) -> bool:
+        """Without sensitivities."""
+        return self.sensitivities is None
+
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
         """Data prox argmin_x 1/2 ||x - z||^2 + gamma/2 ||A x - y||^2.
 
@@ -194,7 +199,7 @@ class MRI(Physics):
         """
         self._check("z", z, (2 if self.complex_images else "C", *self.mask.shape[-2:]))
         check_prox(z, y, gamma, self.measurement_shape(z.shape))
-        if self.sensitivities is not None:
+        if not self.has_closed_prox:
             return super().prox_l2(z, y, gamma)
         _, _, energy = self._parts(z)
         weight = broadcast(gamma, z)

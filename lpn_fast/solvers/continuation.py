@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ..per_sample import dot, norm
 from ..physics import Downsampling, LinearOperator, has_start, seen
+from ..physics.noise import without_noise
 from .automatic import trained_levels, white_level
 from .noise import noise_level
 from .problem import InverseProblem, checked_problem, data_prox, subset
@@ -39,6 +40,7 @@ MISSING, ATTENUATED, UNKNOWN = 0.2, 0.05, 0.1
 ORTHOGONAL = 0.02  # |A A^T v - c v| / |A A^T v| of a random v, over entries that A can reach
 LEVELS = 10
 SETTLED = 0.1
+ACCURACY = 0.01  # of the data prox where it is an iteration, root mean square over the level
 PATIENCE = 10
 LEAST_NOISE = 1e-4  # over ||A||: a fortieth of a gray level of 255
 
@@ -107,7 +109,7 @@ def pilot(
 
 def highest_level(problem: InverseProblem) -> float:
     """Where the fall begins: MISSING, ATTENUATED or UNKNOWN, by what kind the operator is of."""
-    physics = getattr(problem.physics, "physics", problem.physics)  # behind a noise model
+    physics = without_noise(problem.physics)
     reached = seen(physics, problem.y)
     v = torch.randn(problem.y.shape, generator=torch.Generator().manual_seed(0)).to(problem.y).where(reached, 0.0)
     w = physics.A(physics.A_adjoint(v)).where(reached, 0.0)
@@ -139,13 +141,14 @@ def follow_levels(
     images, level = problem.x0, torch.zeros(samples, dtype=torch.int64, device=y.device)
     iterations, spent = torch.zeros_like(level), torch.zeros_like(level)
     active = torch.arange(samples, device=y.device)
-    z, u, physics = images, torch.zeros_like(images), problem.physics
+    x, z, u, physics = images, images, torch.zeros_like(images), problem.physics
     with tqdm(total=LEVELS * samples, desc="pilot", unit="level", disable=progress is not True) as bar:
         while len(active):
             k = level[active] / (LEVELS - 1)  # (n,) from 0 to 1
             sigma = top[active] * (last[active] / top[active]) ** k.to(y)
             gamma = TRUST * (sigma / s[active]).square()
-            x = data_prox(physics)(z - u, y[active], gamma)
+            error = ACCURACY * sigma * z[0].numel() ** 0.5  # (n,)
+            x = data_prox(physics, z - u, y[active], gamma, near=x, error=error)
             before, (z, _, _) = z, prox(x + u, 1.0, sigma, None)
             u = u + x - z
             iterations[active] += 1
@@ -162,5 +165,5 @@ def follow_levels(
                 images = images.index_copy(0, active[done], z[done])
                 active = active[~done]
                 if len(active):
-                    z, u, physics = z[~done], u[~done], subset(physics, ~done)
+                    x, z, u, physics = x[~done], z[~done], u[~done], subset(physics, ~done)
     return Pilot(images, last, iterations)

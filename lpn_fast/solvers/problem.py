@@ -5,7 +5,6 @@
 Arguments are checked here, once; the iterations trust them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -133,10 +132,31 @@ def relative_change(
     return norm(new - old) / norm(new).clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def data_prox(physics: LinearOperator) -> Callable[[Tensor, Tensor, float | Tensor], Tensor]:
-    """The operator's own `prox_l2`, or conjugate gradients where it has none."""
+def data_prox(
+    physics: LinearOperator,
+    z: Tensor,
+    y: Tensor,
+    gamma: float | Tensor,
+    *,
+    near: Tensor | None = None,
+    error: float | Tensor = 0.0,
+) -> Tensor:
+    """argmin_x 1/2 ||x - z||^2 + gamma/2 ||A x - y||^2: by the operator's own `prox_l2`, or conjugate gradients.
+
+    Parameters
+    ----------
+    physics : LinearOperator
+    z, y, gamma
+        As for `Physics.prox_l2`.
+    near : Tensor, shape of z, optional
+        Where conjugate gradients start, which makes the objective no larger than it is there; None is z.
+    error : float or Tensor, shape (N,)
+        Estimated distance to the minimiser at which they may end.
+    """
     own = getattr(physics, "prox_l2", None)
-    return own if callable(own) else lambda z, y, gamma: prox_l2_by_cg(physics, z, y, gamma)
+    if callable(own) and getattr(physics, "has_closed_prox", True):
+        return own(z, y, gamma)
+    return prox_l2_by_cg(physics, z, y, gamma, x0=near, error=error)
 
 
 def check_tensor(name: str, value: object) -> None:

@@ -266,3 +266,45 @@ def test_a_function_is_told_of_every_iteration_and_may_end_the_call(name):
 
     with pytest.raises(Enough):
         lf.reconstruct(y, physics, noise=0.02, progress=stop)
+
+
+def textures():
+    """A soft picture and one that is all texture, (2, 3, SIDE, SIDE)."""
+    soft = blobs(SIDE, SIDE).float()
+    rough = (0.5 + 0.2 * randn(1, 1, SIDE, SIDE, seed=5).float()).clamp(0, 1)
+    return torch.cat((soft, rough)).repeat(1, 3, 1, 1)
+
+
+def test_measurements_choose_the_weight_of_every_sample():
+    x, physics = textures(), P.Blur.gaussian(1.0, boundary="full")
+    y = physics.A(x) + 0.02 * randn(*physics.A(x).shape, seed=3).float()
+    chosen = lf.reconstruct(y, physics, noise=0.02)
+    assert "by a weight that the measurements chose" in chosen.stages[-1].note
+    weak, strong = (lf.reconstruct(y, physics, noise=0.02, weight=w) for w in (0.25, 0.5))
+    for n, better in enumerate((strong, weak)):
+        assert torch.equal(chosen.x[n], better.x[n])
+        worse = (weak, strong)[n]
+        assert psnr(better.x, x)[n] > psnr(worse.x, x)[n]
+
+
+def test_a_weight_that_is_given_is_taken():
+    x, physics, y = measured("blur")
+    kept = [float(lf.reconstruct(y, physics, GRAY, noise=0.02, weight=w).misfit) for w in (0.1, 0.3, 1.0)]
+    assert kept[0] < kept[1] < kept[2]
+    with pytest.raises(ValueError, match=r"weight must be positive, got 0"):
+        lf.reconstruct(y, physics, GRAY, noise=0.02, weight=0)
+
+
+@pytest.mark.parametrize("views", [24, 60, 200])
+@pytest.mark.parametrize("noise", [0.02, 2.0])
+def test_noise_of_projections_is_found_however_few_the_views(views, noise):
+    physics = P.ParallelBeamCT(SIDE, views, 72)
+    x = disc()
+    y = physics.A(x) + noise * randn(*physics.A(x).shape, seed=4).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = lf.reconstruct(y, physics)
+        told = lf.reconstruct(y, physics, noise=noise)
+    used = float((physics.A(found.x) - y).square().mean().sqrt() / found.misfit)
+    assert noise / 1.6 < used < 1.6 * noise
+    assert psnr(found.x, x) > psnr(told.x, x) - 1.5

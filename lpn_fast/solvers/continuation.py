@@ -1,6 +1,6 @@
 """A first reconstruction by a falling noise level: where the descent on a fixed objective begins.
 
-    x = argmin_x 1/2 ||x - (z - u)||^2 + gamma_k / 2 ||A x - y||^2,     gamma_k = TRUST sigma_k^2 / s^2
+    x = argmin_x 1/2 ||x - (z - u)||^2 + gamma_k / 2 ||A x - y||^2,     gamma_k = trust sigma_k^2 / s^2
     z = f(x + u; sigma_k),     u <- u + x - z
 
 ADMM whose network level sigma_k falls from how far off the start is (`highest_level`) to what the noise s in y is in
@@ -11,9 +11,9 @@ stays at its level until it has settled,
     rms(z - z_before) < SETTLED sigma_k,
 
 or PATIENCE iterations have passed: blurs need one or two a level, compressed sensing ten. Every sample falls by itself.
-No theorem covers a level that changes; what holds is said of the descent that follows. TRUST is the square of the true
-noise over the one that the network is told: as denoisers, networks are trained to remove all of it, and minimise
-better with a quarter of the weight (`python -m bench.reconstruction`).
+No theorem covers a level that changes; what holds is said of the descent that follows. `trust` is the square of the
+true noise over the one that the network is told: as denoisers, networks are trained to remove all of it, and minimise
+better with a quarter of the weight, TRUST = 4 (`python -m bench.reconstruction`).
 """
 
 from collections.abc import Callable
@@ -55,17 +55,19 @@ class Pilot:
         The last network output: an `x0` for the solvers.
     sigma : Tensor, shape (N,)
         The last level, where a descent goes on.
+    trust : Tensor, shape (N,), float64
     iterations : Tensor, shape (N,), int64
     """
 
     x: Tensor
     sigma: Tensor
+    trust: Tensor
     iterations: Tensor
 
     @property
     def penalty(self) -> Tensor:  # (N,)
         """rho of HQS that weighs the data as the last iteration did, for noise 1: times s^2."""
-        return 1 / (TRUST * self.sigma.double().square())
+        return 1 / (self.trust * self.sigma.double().square())
 
 
 @torch.no_grad()
@@ -127,15 +129,20 @@ def working_noise(problem: InverseProblem, given: float | Tensor | None) -> Tens
 
 @torch.no_grad()
 def follow_levels(
-    problem: InverseProblem, model: ProxModel, noise: Tensor, progress: bool | Callable[[int], object] = False
+    problem: InverseProblem,
+    model: ProxModel,
+    noise: Tensor,
+    progress: bool | Callable[[int], object] = False,
+    trust: float | Tensor = TRUST,
 ) -> Pilot:
-    """The pilot of a problem whose noise, (N,) float64, is known; `progress` as for `lf.reconstruct`."""
+    """The pilot of a problem whose noise and trust, (N,) float64, are known; `progress` as for `lf.reconstruct`."""
     known = trained_levels(model)
     if not getattr(model, "is_noise_conditional", False) or known is None:
         raise ValueError("model must be conditioned on the noise level (sigma_conditional), got one of a single level")
     low, high = known
     y, samples, prox = problem.y, len(problem.y), LearnedProx.of(model)
     s, gain = (torch.as_tensor(v).to(y).expand(samples) for v in (noise, problem.norm))
+    trust = torch.as_tensor(trust, dtype=torch.float64, device=y.device).expand(samples)
     top = torch.full_like(s, min(highest_level(problem) * white_level(model), high))
     last = torch.minimum((s / gain).clamp(low, high), top)  # (N,)
     images, level = problem.x0, torch.zeros(samples, dtype=torch.int64, device=y.device)
@@ -146,7 +153,7 @@ def follow_levels(
         while len(active):
             k = level[active] / (LEVELS - 1)  # (n,) from 0 to 1
             sigma = top[active] * (last[active] / top[active]) ** k.to(y)
-            gamma = TRUST * (sigma / s[active]).square()
+            gamma = trust[active].to(y) * (sigma / s[active]).square()
             error = ACCURACY * sigma * z[0].numel() ** 0.5  # (n,)
             x = data_prox(physics, z - u, y[active], gamma, near=x, error=error)
             before, (z, _, _) = z, prox(x + u, 1.0, sigma, None)
@@ -166,4 +173,4 @@ def follow_levels(
                 active = active[~done]
                 if len(active):
                     x, z, u, physics = x[~done], z[~done], u[~done], subset(physics, ~done)
-    return Pilot(images, last, iterations)
+    return Pilot(images, last, trust, iterations)

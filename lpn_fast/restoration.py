@@ -11,9 +11,9 @@ of such problems (blurs of gray images). An operator with A^T A = c I leaves not
 noise level cannot: gradient descent begins at the start.
 
 The weight of the prior is a quarter of that of MAP for networks that are denoisers. Where measurements are pictures of
-the image, half of MAP's may be better, as for smooth images behind a mild blur, and the measurements decide. With noise n
-of the level of theirs, y + a n and y - n / a are independent of each other, so that what is reconstructed from the one
-can be judged by the other (the coupled bootstrap of Oliveira, Lei and Tibshirani), for every sample by itself.
+the image, half of MAP's may be better, as for smooth images behind a mild blur, and the measurements decide. With
+noise n of the level of theirs, y + a n and y - n / a are independent of each other, so that what is reconstructed from
+the one can be judged by the other (the coupled bootstrap of Oliveira, Lei, Tibshirani), for every sample by itself.
 
 Where A misses much of the image, the minimiser is a worse picture than the pilot's, towards which the objective goes
 on to fall in steps that cannot be seen (`python -m bench.reconstruction`): these are not made.

@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,8 +73,8 @@ def reconstruct(
 
     Parameters
     ----------
-    y : Tensor, shape (N, ...), float32 or float64
-        Measurements.
+    y : Tensor or array, shape (N, ...), float32 or float64
+        Measurements; complex ones of operators that measure frequencies.
     physics : LinearOperator
         An operator of `lf.physics`, or any other linear one.
     model : LPN or str
@@ -115,6 +116,7 @@ def reconstruct(
     >>> result.x.shape, [stage.name for stage in result.stages]
     (torch.Size([1, 1, 32, 32]), ['start', 'pilot', 'descent'])
     """
+    y = _real_tensor(y, physics)
     problem = checked_problem(y, physics, x0=x0)
     if weight is not None:
         weight = torch.as_tensor(positive("weight", weight, y), dtype=torch.float64, device=y.device).expand(len(y))
@@ -145,6 +147,13 @@ def reconstruct(
     crop = getattr(physics, "crop", None)
     result = replace(result, x=crop(result.x)) if callable(crop) else result
     return alarms.warned(result, found, stacklevel=2)
+
+
+def _real_tensor(y: Tensor, physics: LinearOperator) -> Tensor:
+    """An array as a tensor, complex measurements in the form of the operator."""
+    y = torch.from_numpy(y) if isinstance(y, np.ndarray) else y
+    as_real = getattr(without_noise(physics), "as_real", None)
+    return as_real(y) if callable(as_real) and isinstance(y, Tensor) and y.is_complex() else y
 
 
 def _solved(

@@ -210,6 +210,10 @@ class MRI(Physics):
             return torch.cat([image.real, image.imag], dim=1)
         return irfft2(rfft2(right, size) / (1 + weight * energy), size)
 
+    def as_real(self, y: Tensor) -> Tensor:
+        """Complex frequencies (N, C, H, W), or (N, C, coils, H, W), as the real numbers that `A` measures."""
+        return torch.view_as_real(y).movedim(-1, -3)
+
     def measurement_shape(self, image_shape) -> tuple[int, ...]:
         """(N, C, 2, H, W), or (N, C, coils, 2, H, W), for images (N, C, H, W)."""
         return (image_shape[0], 1 if self.complex_images else image_shape[1], *self._per_channel())

@@ -153,7 +153,11 @@ def noise_level(physics: LinearOperator, y: Tensor, given: float | Tensor | None
         return estimate_noise(y, physics)
     if isinstance(known, str):
         raise TypeError(f"noise must be a number or a tensor, got {known!r}")
+    if callable(getattr(known, "level", None)):
+        raise TypeError(f"noise must be a number or a tensor, got {known!r}; use physics.with_noise(noise)")
     level = torch.as_tensor(known, dtype=torch.float64, device=y.device)
+    if level.dim() > 1 and level.numel() == len(level):  # (N, 1, 1, 1), as it scales images
+        level = level.flatten()
     if level.dim() > 1 or (level.dim() == 1 and len(level) != len(y)):
         raise ValueError(f"noise must be a number or have shape ({len(y)},), got shape {tuple(level.shape)}")
     if not bool(((level >= 0) & level.isfinite()).all()):

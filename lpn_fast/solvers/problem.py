@@ -17,6 +17,15 @@ from ..physics import LinearOperator, adjoint_mismatch, operator_norm_bound, pro
 # plain power iteration stops on the plateau of a spectrum with one large value.
 NORM_RISK, NORM_STEPS = 1e-6, 30
 
+_PARTS = "; real and imaginary parts are numbers of their own: torch.view_as_real(y).movedim(-1, -3) for images"
+_CONVERSIONS = {
+    torch.uint8: "; images of 8 bits become floats in [0, 1] by y.float() / 255",
+    torch.float16: "; convert with y.float()",
+    torch.bfloat16: "; convert with y.float()",
+    torch.complex64: _PARTS,
+    torch.complex128: _PARTS,
+}
+
 
 @dataclass(frozen=True)
 class InverseProblem:
@@ -59,9 +68,15 @@ def checked_problem(
         NaN or infinite measurements or start, an empty batch, shapes that do not belong together,
         numbers out of range; the message gives the value seen and the value expected.
     """
+    if isinstance(physics, type):
+        raise TypeError(
+            f"physics must be an operator, got the class {physics.__name__}; make one, {physics.__name__}(...)"
+        )
     for method in ("A", "A_adjoint"):
         if not callable(getattr(physics, method, None)):
-            raise TypeError(f"physics must have a method {method}, got {type(physics).__name__}")
+            is_matrix = hasattr(physics, "__matmul__") and len(getattr(physics, "shape", ())) == 2
+            hint = "; lf.physics.from_matrix(physics, (C, H, W)) makes an operator of a matrix" if is_matrix else ""
+            raise TypeError(f"physics must have a method {method}, got {type(physics).__name__}{hint}")
     check_tensor("y", y)
     samples = len(y)
     if isinstance(max_iter, bool) or not isinstance(max_iter, int):
@@ -162,9 +177,10 @@ def data_prox(
 def check_tensor(name: str, value: object) -> None:
     """Raise unless `value` is a finite float32 or float64 tensor (N, ...) with N > 0."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        hint = "; use torch.as_tensor" if hasattr(value, "__array__") else ""
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}{hint}")
     if value.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name} must be float32 or float64, got {value.dtype}")
+        raise TypeError(f"{name} must be float32 or float64, got {value.dtype}{_CONVERSIONS.get(value.dtype, '')}")
     if value.dim() < 2 or value.numel() == 0:
         raise ValueError(f"{name} must have shape (N, ...) with at least one sample, got {tuple(value.shape)}")
     if not bool(value.isfinite().all()):

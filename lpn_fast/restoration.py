@@ -10,6 +10,11 @@ the network knows, so that the prior has to be weakened, and where a shipped mod
 of such problems (blurs of gray images). An operator with A^T A = c I leaves nothing to continue, and a network of one
 noise level cannot: gradient descent begins at the start.
 
+The weight of the prior is a quarter of that of MAP for networks that are denoisers. Where measurements are pictures of
+the image, half of MAP's may be better, as for smooth images behind a mild blur, and the measurements decide. With
+noise n of the level of theirs, y + a n and y - n / a are independent of each other, so that what is reconstructed from
+the one can be judged by the other (the coupled bootstrap of Oliveira, Lei, Tibshirani), for every sample by itself.
+
 Where A misses much of the image, the minimiser is a worse picture than the pilot's, towards which the objective goes
 on to fall in steps that cannot be seen (`python -m bench.reconstruction`): these are not made.
 """
@@ -18,21 +23,26 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .networks import LPN, pretrained
-from .per_sample import dot, norm
+from .per_sample import broadcast, dot, norm
 from .physics import Blur, LinearOperator, seen
+from .physics.noise import without_noise
 from .solvers import Reconstruction, Stage, alarms, estimate_noise, fista, hqs, pgd
-from .solvers.continuation import LEAST_NOISE, TRUST, follow_levels, working_noise
-from .solvers.noise import haar_level
-from .solvers.problem import InverseProblem, checked_problem, relative_misfit
+from .solvers.continuation import LEAST_NOISE, MISSING, TRUST, Pilot, follow_levels, highest_level, working_noise
+from .solvers.noise import haar_level, known_noise
+from .solvers.problem import InverseProblem, checked_problem, positive, relative_misfit
 
 DESCENT_ITERATIONS = 200
 VISIBLE = 2e-3  # relative change of an iteration: a quarter of a gray level of 255 in a picture of mean square 1/16
 ISOMETRY = 1e-4  # |A^T A v - c v| / |A^T A v| of a random v
 FAINT = 2.0  # noise levels of the model over the noise, from where the prior is weakened
+WEIGHTS = (1 / TRUST, 2**0.5 / TRUST, 2 / TRUST)  # of the prior over that of MAP, where measurements can choose
+SPLIT = 0.5  # a: noise added to what is reconstructed, over that of y
+CLOSER = 2.0  # an estimate of the noise this much above what a reconstruction leaves of y took signal for noise
 ASSUMED = 0.85  # noise told to the model for blurs over the true one: where its training ended (its card)
 DOUBTFUL = 3.0  # factor between given and estimated noise
 LOCAL = 0.1  # part of a single pixel's measurement that may lie beyond a quarter of the sides around it
@@ -55,6 +65,7 @@ def reconstruct(
     model: LPN | Choice | str = "auto",
     *,
     noise: float | Tensor | None = None,
+    weight: float | Tensor | None = None,
     x0: Tensor | None = None,
     progress: bool | Callable[[int], object] = False,
 ) -> Reconstruction:
@@ -62,8 +73,8 @@ def reconstruct(
 
     Parameters
     ----------
-    y : Tensor, shape (N, ...), float32 or float64
-        Measurements.
+    y : Tensor or array, shape (N, ...), float32 or float64
+        Measurements; complex ones of operators that measure frequencies.
     physics : LinearOperator
         An operator of `lf.physics`, or any other linear one.
     model : LPN or str
@@ -72,6 +83,8 @@ def reconstruct(
         has one for the pilot and one for the descent.
     noise : float or Tensor, shape (N,), optional
         Standard deviation of the noise in y. None asks the physics (`physics.with_noise`), else estimates it from y.
+    weight : float or Tensor, shape (N,), optional
+        Weight of the prior over that of MAP for the noise level; more is smoother. None chooses.
     x0 : Tensor, shape (N, C, H, W), optional
         Where to start; None is the operator's own, `physics.start(y)`.
     progress : bool or callable
@@ -103,56 +116,110 @@ def reconstruct(
     >>> result.x.shape, [stage.name for stage in result.stages]
     (torch.Size([1, 1, 32, 32]), ['start', 'pilot', 'descent'])
     """
+    y = _real_tensor(y, physics)
     problem = checked_problem(y, physics, x0=x0)
+    if weight is not None:
+        weight = torch.as_tensor(positive("weight", weight, y), dtype=torch.float64, device=y.device).expand(len(y))
     level = working_noise(problem, noise)
     choice = _choice(problem, model)
     found = [] if noise is None else _doubts(problem, level)
     stages = [_stage("start", problem, problem.x0, level, "the operator's own" if x0 is None else "given")]
     conditional = choice.pilot.is_noise_conditional
-    options = {"max_iter": DESCENT_ITERATIONS, "tol": VISIBLE, "progress": progress is True}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # given below, of the noise that is true
         if not conditional or _is_isometry(problem):
             why = "A^T A is a multiple of the identity" if conditional else "the model has a single noise level"
-            options |= _told(progress, 0)
-            result = pgd(y, physics, choice.pilot, noise=level, x0=problem.x0, **options)
+            told = level if weight is None else weight.sqrt() * level
+            result = pgd(y, physics, choice.pilot, noise=told, x0=problem.x0, **_descent(progress, 0))
             note = f"proximal gradient descent, {choice.reason}; no pilot: {why}"
         else:
-            pilot = follow_levels(problem, choice.pilot, level, progress)
-            options |= _told(progress, int(pilot.iterations.max()))
+            if noise is None and known_noise(physics, y) is None and not _is_local(problem):
+                level = _closer_noise(problem, choice, level)
+            if weight is None and choice.descent is choice.pilot:
+                weight = _weight(problem, choice, level)
+            pilot, result, note = _solved(problem, choice, level, weight, progress)
             stages.append(_stage("pilot", problem, pilot.x, level, choice.reason, pilot.iterations))
-            if choice.descent is not choice.pilot:
-                result = fista(y, physics, choice.descent, noise=ASSUMED * level, x0=pilot.x, **options)
-                note = f"FISTA with {BLUR}, which was trained through the minimisers of such problems"
-            elif bool((pilot.sigma.double() * problem.norm > FAINT * level).any()):
-                result = fista(y, physics, choice.pilot, noise=level / TRUST**0.5, x0=pilot.x, **options)
-                note = "FISTA with the prior weakened: the noise is below the model's lowest level"
-            else:
-                rho = level.square() * pilot.penalty  # (N,)
-                result = hqs(
-                    y, physics, choice.pilot, rho=rho, sigma=pilot.sigma, strength=1.0, noise=level, x0=pilot.x,
-                    **options,
-                )  # fmt: skip
-                note = "half-quadratic splitting at the pilot's last noise level"
     stages.append(_stage("descent", problem, result.x, level, note, result.iterations))
     result = replace(result, misfit=stages[-1].misfit, warnings=(), stages=tuple(stages))
     known = level > LEAST_NOISE * torch.as_tensor(problem.norm).to(level)  # a misfit over nothing says nothing
     found += alarms.of_units(choice.descent, problem.x0) + _unfinished(result)
-    found += alarms.of_result(replace(result, misfit=result.misfit.where(known, 1.0)), problem.x0)
+    found += alarms.of_result(replace(result, misfit=stages[-1].misfit.where(known, 1.0)), problem.x0)
     crop = getattr(physics, "crop", None)
     result = replace(result, x=crop(result.x)) if callable(crop) else result
     return alarms.warned(result, found, stacklevel=2)
 
 
-def _told(progress: bool | Callable[[int], object], before: int) -> dict:
-    """The callback of a solver that says how many iterations were done, after some of the pilot."""
+def _real_tensor(y: Tensor, physics: LinearOperator) -> Tensor:
+    """An array as a tensor, complex measurements in the form of the operator."""
+    y = torch.from_numpy(y) if isinstance(y, np.ndarray) else y
+    as_real = getattr(without_noise(physics), "as_real", None)
+    return as_real(y) if callable(as_real) and isinstance(y, Tensor) and y.is_complex() else y
+
+
+def _solved(
+    problem: InverseProblem,
+    choice: Choice,
+    level: Tensor,  # (N,)
+    weight: Tensor | None,  # (N,)
+    progress: bool | Callable[[int], object] = False,
+) -> tuple[Pilot, Reconstruction, str]:
+    """Pilot, descent, and what the descent is."""
+    y, physics = problem.y, problem.physics
+    pilot = follow_levels(problem, choice.pilot, level, progress, TRUST if weight is None else 1 / weight)
+    options = _descent(progress, int(pilot.iterations.max())) | {"x0": pilot.x}
+    if choice.descent is not choice.pilot:
+        told = (ASSUMED if weight is None else weight.sqrt()) * level
+        result = fista(y, physics, choice.descent, noise=told, **options)
+        return pilot, result, f"FISTA with {BLUR}, which was trained through the minimisers of such problems"
+    if bool((pilot.sigma.double() * problem.norm > FAINT * level).any()):
+        result = fista(y, physics, choice.pilot, noise=level / pilot.trust.sqrt(), **options)
+        return pilot, result, "FISTA with the prior weakened: the noise is below the model's lowest level"
+    rho = level.square() * pilot.penalty  # (N,)
+    result = hqs(y, physics, choice.pilot, rho=rho, sigma=pilot.sigma, strength=1.0, noise=level, **options)
+    chosen = "" if bool((pilot.trust == TRUST).all()) else ", by a weight that the measurements chose"
+    return pilot, result, f"half-quadratic splitting at the pilot's last noise level{chosen}"
+
+
+def _descent(progress: bool | Callable[[int], object], before: int) -> dict:
+    """Options of a solver that says how many iterations were done, after some of the pilot."""
+    options: dict = {"max_iter": DESCENT_ITERATIONS, "tol": VISIBLE}
     if not callable(progress):
-        return {}
+        return options | {"progress": progress}
 
     def callback(iteration: int, x: Tensor, objective: Tensor) -> None:
         progress(before + iteration)
 
-    return {"callback": callback}
+    return options | {"callback": callback}
+
+
+def _weight(problem: InverseProblem, choice: Choice, level: Tensor) -> Tensor | None:
+    """Which of WEIGHTS every sample wants, (N,), by a part of the noise that is kept from the reconstruction.
+
+    With y_1 = y + a n and y_2 = y - n / a, n as the noise of y: E |A x_1 - y_2|^2 = E |A x_1 - A x|^2 and a constant.
+    """
+    if not _is_local(problem) or highest_level(problem) == MISSING:
+        return None
+    y, reached = problem.y, seen(problem.physics, problem.y)
+    drawn = torch.randn(1, *y.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(y)
+    n = torch.where(reached, broadcast(level, y) * drawn, 0.0)
+    split = replace(problem, y=y + SPLIT * n)
+    louder, risks = level * (1 + SPLIT**2) ** 0.5, []
+    for weight in WEIGHTS:
+        x = _solved(split, choice, louder, torch.full_like(level, weight))[1].x
+        missed = torch.where(reached, problem.physics.A(x) - (y - n / SPLIT), 0.0)
+        risks.append(norm(missed))
+    return torch.tensor(WEIGHTS, dtype=torch.float64, device=y.device)[torch.stack(risks).argmin(0)]
+
+
+def _closer_noise(problem: InverseProblem, choice: Choice, level: Tensor) -> Tensor:
+    """An estimated noise level, (N,), or what a reconstruction with it leaves of y where that is far less.
+
+    Estimates err upwards, and a reconstruction that smooths too much leaves signal: what it leaves errs upwards too,
+    but for the part of the noise that it fits.
+    """
+    x = follow_levels(problem, choice.pilot, level).x
+    left = level * relative_misfit(problem.physics, x, problem.y, level)
+    return torch.where(level > CLOSER * left, left, level)
 
 
 def _choice(problem: InverseProblem, model: LPN | Choice | str) -> Choice:
@@ -180,7 +247,7 @@ def _choice(problem: InverseProblem, model: LPN | Choice | str) -> Choice:
         name, reason = GRAY, "for gray images" if x.shape[1] == 1 else f"for each of {x.shape[1]} channels"
     network = pretrained(name, x.device).to(x.dtype)
     reason = f"model {name} {reason}"
-    operator = getattr(problem.physics, "physics", problem.physics)  # behind a noise model
+    operator = without_noise(problem.physics)
     if isinstance(operator, Blur) and name == GRAY:
         return Choice(network, pretrained(BLUR, x.device).to(x.dtype), reason)
     return Choice(network, network, reason)

@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+import scipy.sparse
 import torch
 from physics_cases import randn
 from test_starts import Foreign, blobs
@@ -203,7 +204,7 @@ def test_a_misfit_far_from_one_is_noticed():
     [
         (lambda y, a: lf.reconstruct(y, a, "natural-grey"), ValueError, "name must be one of"),
         (lambda y, a: lf.reconstruct(y, a, 3), TypeError, "model must be an LPN, the name of a shipped one"),
-        (lambda y, a: lf.reconstruct(y.numpy(), a), TypeError, "y must be a tensor"),
+        (lambda y, a: lf.reconstruct(y.tolist(), a), TypeError, "y must be a tensor"),
         (lambda y, a: lf.reconstruct(y, a, noise=-1), ValueError, "noise must be at least 0"),
         (lambda y, a: lf.reconstruct(y, a, noise=torch.ones(3)), ValueError, "noise must be a number"),
         (lambda y, a: lf.reconstruct(y[0, 0], a), ValueError, "y must have"),
@@ -226,6 +227,13 @@ def test_a_misfit_far_from_one_is_noticed():
          r"x.permute\(2, 0, 1\)\[None\]"),
         (lambda y, a: GRAY(y, sigma="0.1"), TypeError, "sigma must be a number or a tensor, got '0.1'"),
         (lambda y, a: lf.reconstruct(y, None), TypeError, "physics must have a method A"),
+        (lambda y, a: lf.reconstruct(y, P.Blur), TypeError, r"the class Blur; make one, Blur\(...\)"),
+        (lambda y, a: lf.reconstruct(y[0], scipy.sparse.eye(9)), TypeError, r"from_matrix\(physics, \(C, H, W\)\)"),
+        (lambda y, a: lf.reconstruct(y.half(), a), TypeError, r"got torch.float16; convert with y.float\(\)"),
+        (lambda y, a: lf.reconstruct((255 * y).byte(), a), TypeError, r"floats in \[0, 1\] by y.float\(\) / 255"),
+        (lambda y, a: lf.reconstruct(y + 0j, a), TypeError, r"torch.view_as_real\(y\).movedim\(-1, -3\)"),
+        (lambda y, a: lf.solvers.pgd(y.numpy(), a, GRAY), TypeError, "got ndarray; use torch.as_tensor"),
+        (lambda y, a: lf.reconstruct(y, a, noise=P.GaussianNoise(1)), TypeError, r"use physics.with_noise\(noise\)"),
         (lambda y, a: lf.solvers.pilot(y, a, lf.ConvLPN(1, hidden=8), noise=1), ValueError, "conditioned on the noise"),
     ],
 )  # fmt: skip
@@ -266,3 +274,65 @@ def test_a_function_is_told_of_every_iteration_and_may_end_the_call(name):
 
     with pytest.raises(Enough):
         lf.reconstruct(y, physics, noise=0.02, progress=stop)
+
+
+def textures():
+    """A soft picture and one that is all texture, (2, 3, SIDE, SIDE)."""
+    soft = blobs(SIDE, SIDE).float()
+    rough = (0.5 + 0.2 * randn(1, 1, SIDE, SIDE, seed=5).float()).clamp(0, 1)
+    return torch.cat((soft, rough)).repeat(1, 3, 1, 1)
+
+
+def test_measurements_choose_the_weight_of_every_sample():
+    x, physics = textures(), P.Blur.gaussian(1.0, boundary="full")
+    y = physics.A(x) + 0.02 * randn(*physics.A(x).shape, seed=3).float()
+    chosen = lf.reconstruct(y, physics, noise=0.02)
+    assert "by a weight that the measurements chose" in chosen.stages[-1].note
+    weak, strong = (lf.reconstruct(y, physics, noise=0.02, weight=w) for w in (0.25, 0.5))
+    for n, better in enumerate((strong, weak)):
+        assert torch.equal(chosen.x[n], better.x[n])
+        worse = (weak, strong)[n]
+        assert psnr(better.x, x)[n] > psnr(worse.x, x)[n]
+
+
+def test_a_weight_that_is_given_is_taken():
+    x, physics, y = measured("blur")
+    kept = [float(lf.reconstruct(y, physics, GRAY, noise=0.02, weight=w).misfit) for w in (0.1, 0.3, 1.0)]
+    assert kept[0] < kept[1] < kept[2]
+    with pytest.raises(ValueError, match=r"weight must be positive, got 0"):
+        lf.reconstruct(y, physics, GRAY, noise=0.02, weight=0)
+
+
+@pytest.mark.parametrize("views", [24, 60, 200])
+@pytest.mark.parametrize("noise", [0.02, 2.0])
+def test_noise_of_projections_is_found_however_few_the_views(views, noise):
+    physics = P.ParallelBeamCT(SIDE, views, 72)
+    x = disc()
+    y = physics.A(x) + noise * randn(*physics.A(x).shape, seed=4).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = lf.reconstruct(y, physics)
+        told = lf.reconstruct(y, physics, noise=noise)
+    used = float((physics.A(found.x) - y).square().mean().sqrt() / found.misfit)
+    assert noise / 1.6 < used < 1.6 * noise
+    assert psnr(found.x, x) > psnr(told.x, x) - 1.5
+
+
+def test_measurements_come_as_people_have_them():
+    x = disc()
+    mri = P.MRI.lines(SIDE, acceleration=2)
+    complex_images = P.MRI(mri.mask, complex_images=True)
+    spectrum = torch.fft.fft2(torch.complex(x, 0.1 * x), norm="ortho") * mri.mask.float()
+    matrix = scipy.sparse.random(400, SIDE**2, 0.05, random_state=0, format="csr") * (1 + 1j)
+    waves = P.from_matrix(matrix, (1, SIDE, SIDE))
+    rows = torch.from_numpy(matrix @ x.flatten().double().numpy())[None].to(torch.complex64)
+    blur, mask = P.Blur.gaussian(1.0), P.Inpainting(torch.ones(1, 1, SIDE, SIDE).tril())
+    pairs = (
+        (lambda y: lf.reconstruct(y, complex_images, noise=0.01), spectrum, complex_images.as_real(spectrum)),
+        (lambda y: lf.reconstruct(y, waves, noise=0.01), rows, waves.as_real(rows)),
+        (lambda y: lf.reconstruct(y, blur, noise=0.02), blur.A(x).numpy(), blur.A(x)),
+        (lambda y: lf.reconstruct(y, mask, noise=torch.full((2, 1, 1, 1), 0.02)), mask.A(x.repeat(2, 3, 1, 1)).numpy(),
+         mask.A(x.repeat(2, 3, 1, 1))),
+    )  # fmt: skip
+    for solve, as_they_are, as_tensors in pairs:
+        assert torch.equal(solve(as_they_are).x, solve(as_tensors).x)

@@ -2,8 +2,8 @@
 
     start        what the operator makes of y by itself: filtered back-projection, bicubic, a fill, the picture as it is
     automatic    lf.reconstruct(y, physics, noise=s): the same call for every task
-    best         the best of `lf.reconstruct`'s own pilots by the truth, over the weight of the prior: what tuning
-                 could reach, not a method
+    best         the best of `lf.reconstruct`'s own pilots and descents by the truth, over the weight of the prior:
+                 what tuning could reach, not a method
     TV           converged (relative change 1e-5), its weight chosen on training images
     DPIR 8, 30   the flexible DnCNN, noise levels falling in 8 or 30 steps, its weight chosen on training images
     biharmonic   scikit-image, for inpainting;   SIRT, CGLS   for CT, CGLS stopped at the misfit of the noise
@@ -35,15 +35,13 @@ from lpn_fast.physics import (
     from_matrix,
     start,
 )
-from lpn_fast.solvers import continuation
-from lpn_fast.solvers.problem import checked_problem
 
 from . import baselines, data
 from .outcome import Outcome
 from .quality import Scored, _line, _measured, _row
 from .tasks import EXTENT, Instance, Task
 
-TRUSTS = (1.0, 2.0, 4.0, 8.0, 16.0)  # of the pilot: true noise over assumed one, squared
+WEIGHTS = (0.1, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # of the prior over that of MAP
 TV_WEIGHTS = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # in images in [0, 1], of a data term of curvature one
 FEWEST = 20  # iterations: the first may leave a start as it is that fits the measurements
 TRAIN_SIDE = 128  # at most, of the images that weights are chosen on: all weights are over the noise in the image
@@ -203,20 +201,16 @@ def automatic(instance: Instance) -> Outcome:
 
 
 def best(instance: Instance) -> Outcome:
-    """For every image the best pilot over TRUSTS, by the truth."""
-    problem = checked_problem(instance.y, instance.physics)
-    model = lf.pretrained(f"natural-{'color' if instance.x.shape[1] == 3 else 'gray'}-mixture")
-    noise = continuation.working_noise(problem, instance.noise)
-    kept, images = continuation.TRUST, []
-    try:
-        for continuation.TRUST in TRUSTS:
-            images.append(continuation.follow_levels(problem, model, noise).x)
-    finally:
-        continuation.TRUST = kept
-    scores = torch.stack([lf.metrics.psnr(x.clamp(0, 1), instance.x) for x in images])  # (trusts, N)
-    chosen = scores.argmax(0)
-    x = torch.stack([images[int(k)][n] for n, k in enumerate(chosen)])
-    return Outcome(x, 0, config={"trusts": [TRUSTS[int(k)] for k in chosen]})
+    """For every image the best pilot or descent over WEIGHTS, by the truth."""
+    crop = getattr(instance.physics, "crop", lambda x: x)
+    truth, found = crop(instance.x), []
+    for weight in WEIGHTS:
+        result = lf.reconstruct(instance.y, instance.physics, noise=instance.noise, weight=weight)
+        found += [(weight, s.name, crop(s.x)) for s in result.stages if s.name != "start"]
+    scores = torch.stack([lf.metrics.psnr(x.clamp(0, 1), truth) for *_, x in found])  # (pictures, N)
+    chosen = scores.argmax(0).tolist()
+    x = torch.stack([found[k][-1][n] for n, k in enumerate(chosen)])
+    return Outcome(x, 0, config={"chosen": [found[k][:2] for k in chosen]})
 
 
 def circular(instance: Instance) -> Outcome:

@@ -75,6 +75,11 @@ class Physics:
         """
         return prox_l2_by_cg(self, z, y, gamma)
 
+    @property
+    def has_closed_prox(self) -> bool:
+        """Whether `prox_l2` is a formula; else it is an iteration, which solvers start near and end in time."""
+        return type(self).prox_l2 is not Physics.prox_l2
+
     def measurement_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of `A(x)` for images of shape `image_shape`, (N, C, H, W)."""
         return (image_shape[0], *self.A(torch.zeros(1, *image_shape[1:])).shape[1:])

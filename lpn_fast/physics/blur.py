@@ -217,6 +217,11 @@ class Blur(Physics):
         whole = ((symmetric + rest).abs() * moved).sum(dim=(-2, -1))  # without the split; smaller for one far tap
         return float(torch.minimum(bound, whole).max())
 
+    @property
+    def has_closed_prox(self) -> bool:
+        """For the circular boundary."""
+        return self.boundary == "circular"
+
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
         """Data prox argmin_x 1/2 ||x - z||^2 + gamma/2 ||A x - y||^2.
 
@@ -243,7 +248,7 @@ class Blur(Physics):
         check_images("z", z)
         self._check_samples("z", z)
         check_prox(z, y, gamma, self.measurement_shape(z.shape))
-        if self.boundary != "circular":
+        if not self.has_closed_prox:
             return super().prox_l2(z, y, gamma)
         size = (z.shape[-2], z.shape[-1])
         transfer = self._transfer(size, z)  # (H, W // 2 + 1) or (N, 1, H, W // 2 + 1)

@@ -40,7 +40,7 @@ class Inpainting(Physics):
             raise ValueError(f"mask must have shape (H, W), (C, H, W) or (N, C, H, W), got {tuple(mask.shape)}")
         if not bool(mask.isfinite().all()):
             raise ValueError("mask must be finite, got NaN or infinite values")
-        self.mask = mask
+        self.mask = mask[0] if mask.dim() == 4 and len(mask) == 1 else mask  # one mask is that of every sample
         self._copies: dict[tuple, Tensor] = {}
 
     @classmethod

@@ -58,6 +58,10 @@ class Matrix(Physics):
         """The bound and the probability with which it fails."""
         return self.norm(), NORM_RISK
 
+    def as_real(self, y: Tensor) -> Tensor:
+        """Complex measurements (N, *data_shape) as the real numbers that `A` measures."""
+        return torch.view_as_real(y).movedim(-1, 1)
+
     def measurement_shape(self, image_shape) -> tuple[int, ...]:
         """Shape of `A(x)` for images (N, *image_shape)."""
         return (image_shape[0], *((2,) if self.is_complex else ()), *self.data_shape)

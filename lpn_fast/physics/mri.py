@@ -174,6 +174,11 @@ class MRI(Physics):
             return mask
         return mask * float(self._power().max().sqrt())
 
+    @property
+    def has_closed_prox(self) -> bool:
+        """Without sensitivities."""
+        return self.sensitivities is None
+
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
         """Data prox argmin_x 1/2 ||x - z||^2 + gamma/2 ||A x - y||^2.
 
@@ -194,7 +199,7 @@ class MRI(Physics):
         """
         self._check("z", z, (2 if self.complex_images else "C", *self.mask.shape[-2:]))
         check_prox(z, y, gamma, self.measurement_shape(z.shape))
-        if self.sensitivities is not None:
+        if not self.has_closed_prox:
             return super().prox_l2(z, y, gamma)
         _, _, energy = self._parts(z)
         weight = broadcast(gamma, z)
@@ -204,6 +209,10 @@ class MRI(Physics):
             image = unitary_ifft2(unitary_fft2(torch.complex(right[:, :1], right[:, 1:])) / (1 + weight * energy))
             return torch.cat([image.real, image.imag], dim=1)
         return irfft2(rfft2(right, size) / (1 + weight * energy), size)
+
+    def as_real(self, y: Tensor) -> Tensor:
+        """Complex frequencies (N, C, H, W), or (N, C, coils, H, W), as the real numbers that `A` measures."""
+        return torch.view_as_real(y).movedim(-1, -3)
 
     def measurement_shape(self, image_shape) -> tuple[int, ...]:
         """(N, C, 2, H, W), or (N, C, coils, 2, H, W), for images (N, C, H, W)."""

@@ -262,6 +262,11 @@ def _is_per_sample(value: float | Tensor) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.dim() > 0
 
 
+def without_noise(physics: LinearOperator) -> LinearOperator:
+    """The operator behind a noise model; any other one as it is."""
+    return physics.physics if isinstance(physics, Noisy) else physics
+
+
 def _check_methods(name: str, value, methods: tuple[str, ...]) -> None:
     for method in methods:
         if not callable(getattr(value, method, None)):

@@ -101,7 +101,7 @@ class AlternatingDirections:
         if state.box_image is not None and state.box_dual is not None:
             # rho/2 |x - a|^2 + rho/2 |x - b|^2 = rho |x - (a + b)/2|^2 + const
             target, gamma = (target + state.box_image - state.box_dual) / 2, gamma / 2
-        return replace(state, data_image=data_prox(state.physics)(target, state.y, gamma))
+        return replace(state, data_image=data_prox(state.physics, target, state.y, gamma, near=state.data_image))
 
     def dual_update(self, state: ADMMState) -> ADMMState:
         state = replace(state, dual=state.dual + state.data_image - state.image)

@@ -50,7 +50,7 @@ class DouglasRachford:
 
     def step(self, state: DRSState) -> DRSState:
         """One iteration."""
-        x = data_prox(state.physics)(state.shadow, state.y, state.step_size)  # (n, ...)
+        x = data_prox(state.physics, state.shadow, state.y, state.step_size)  # (n, ...)
         image, prior, preimage = self.prox(2 * x - state.shadow, state.strength, state.sigma, state.preimage)
         return replace(
             state,

@@ -46,7 +46,7 @@ class HalfQuadratic:
 
     def step(self, state: HQSState) -> HQSState:
         """One iteration."""
-        x = data_prox(state.physics)(state.image, state.y, state.step_size)  # (n, ...)
+        x = data_prox(state.physics, state.image, state.y, state.step_size, near=state.data_image)  # (n, ...)
         image, prior, preimage = self.prox(x, state.strength, state.sigma, state.preimage)
         coupling = half_square(x - image) / state.step_size
         return replace(

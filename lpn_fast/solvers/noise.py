@@ -8,6 +8,10 @@ noise and hardly any of a smooth signal, and the median ignores the edges that a
 It takes fine texture for noise, so it errs upwards, least for measurements that the operator has smoothed (blur,
 projections). It says nothing about measurements that are no images or whose neighbours are unrelated.
 
+Measurements of an operator need not be smooth along both axes: projections in few directions are so along the detector
+alone. There the fourth differences  d = (y_0 - 4 y_1 + 6 y_2 - 4 y_3 + y_4) / 70^1/2  of one axis have less of the
+signal. As every one of these estimates errs upwards, the least counts, where it is the least by more than chance.
+
 Two things that cameras do are undone. Pixels of few levels make details of few values, whose median moves in steps:
 each value stands for all within half a step, and the median lies inside its own. Where a sensor is at the end of its
 range there is no noise to be seen: tiles that often hold the least or the largest value of the image do not count.
@@ -27,6 +31,9 @@ MOST_CLIPPED = 1 / 32  # share of a tile
 FEWEST_UNCLIPPED = 1 / 16  # share of the tiles: where there are fewer, they are what the clipping left over
 LEVELS = (255, 1)  # pixels are integers over one of these, if of few levels; 16 bits are as good as continuous
 OFF_LEVEL = 1e-3  # rounding of float32, in levels
+FOURTH = (1.0, -4.0, 6.0, -4.0, 1.0)
+BY_CHANCE = 3.0  # standard errors of a median absolute deviation, 1.17 s / n^1/2, of n that do not overlap
+MEDIAN_ERROR = 1.17
 
 
 def estimate_noise(y: Tensor, physics: LinearOperator | None = None) -> Tensor:
@@ -37,7 +44,8 @@ def estimate_noise(y: Tensor, physics: LinearOperator | None = None) -> Tensor:
     y : Tensor, shape (N, C, H, W)
         Measurements with white noise, sides at least 8.
     physics : object with `A` and `A_adjoint`, optional
-        Where given, blocks with an entry that it cannot reach do not count.
+        Where given, entries that it cannot reach do not count, and differences along one axis do where they have less
+        of the signal.
 
     Returns
     -------
@@ -61,7 +69,7 @@ def estimate_noise(y: Tensor, physics: LinearOperator | None = None) -> Tensor:
             f"noise can only be estimated from measurements of shape (N, C, H, W) with sides of at least "
             f"{SMALLEST_SIDE}, got {tuple(y.shape)}{remedy}"
         )
-    level = haar_level(y, None if physics is None else seen(physics, y))
+    level = haar_level(y) if physics is None else least_level(y, seen(physics, y))
     if not bool((level > 0).all()):
         blank = (level <= 0).nonzero().flatten().tolist()
         raise ValueError(f"noise cannot be estimated from y: samples {blank} show none{remedy}")
@@ -81,6 +89,27 @@ def haar_level(images: Tensor, reached: Tensor | None = None) -> Tensor:
         counts = torch.where(((counts & (whole > 0)).sum(1) >= FEWEST_BLOCKS)[:, None], counts, True) & (whole > 0)
         size = size.where(counts.sum(1, keepdim=True) >= FEWEST_BLOCKS, 0.0)
     return _median(size.where(counts, torch.nan), _step(blocks)) / GAUSSIAN_MEDIAN
+
+
+def least_level(measured: Tensor, reached: Tensor) -> Tensor:
+    """The least of the estimates, (N,) float64, of measurements (N, C, H, W) of which `reached` can be known."""
+    level = haar_level(measured, reached)
+    low, high = measured.amin((1, 2, 3), keepdim=True), measured.amax((1, 2, 3), keepdim=True)
+    counts = reached & (measured > low) & (measured < high)  # not at the end of a range, as air that was set to zero
+    for axis in (-1, -2):
+        size = _windows(measured, axis) @ measured.new_tensor(FOURTH) / sum(w * w for w in FOURTH) ** 0.5
+        size = size.abs().where(_windows(counts, axis).all(-1), torch.nan).flatten(1)
+        enough = size.isfinite().sum(1) / len(FOURTH)  # (N,)
+        along = size.nanmedian(1).values.double().nan_to_num(torch.inf) / GAUSSIAN_MEDIAN
+        by_chance = 1 - BY_CHANCE * MEDIAN_ERROR / enough.clamp_min(1).sqrt()
+        clear = (enough >= FEWEST_BLOCKS) & (_step(measured) == 0) & (along > 0) & (along < by_chance * level)
+        level = torch.where(clear, along, level)
+    return level
+
+
+def _windows(values: Tensor, axis: int) -> Tensor:
+    """All neighbours that a fourth difference takes, in one more axis; none where there are too few."""
+    return values.unfold(axis, min(len(FOURTH), values.shape[axis]), 1)
 
 
 def _unclipped(images: Tensor) -> Tensor:
@@ -124,7 +153,11 @@ def noise_level(physics: LinearOperator, y: Tensor, given: float | Tensor | None
         return estimate_noise(y, physics)
     if isinstance(known, str):
         raise TypeError(f"noise must be a number or a tensor, got {known!r}")
+    if callable(getattr(known, "level", None)):
+        raise TypeError(f"noise must be a number or a tensor, got {known!r}; use physics.with_noise(noise)")
     level = torch.as_tensor(known, dtype=torch.float64, device=y.device)
+    if level.dim() > 1 and level.numel() == len(level):  # (N, 1, 1, 1), as it scales images
+        level = level.flatten()
     if level.dim() > 1 or (level.dim() == 1 and len(level) != len(y)):
         raise ValueError(f"noise must be a number or have shape ({len(y)},), got shape {tuple(level.shape)}")
     if not bool(((level >= 0) & level.isfinite()).all()):

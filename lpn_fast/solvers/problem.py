@@ -5,7 +5,6 @@
 Arguments are checked here, once; the iterations trust them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,15 @@ from ..physics import LinearOperator, adjoint_mismatch, operator_norm_bound, pro
 # A foreign operator's norm: so many steps bound it within a quarter at 512 x 512 pixels, whatever its spectrum, where
 # plain power iteration stops on the plateau of a spectrum with one large value.
 NORM_RISK, NORM_STEPS = 1e-6, 30
+
+_PARTS = "; real and imaginary parts are numbers of their own: torch.view_as_real(y).movedim(-1, -3) for images"
+_CONVERSIONS = {
+    torch.uint8: "; images of 8 bits become floats in [0, 1] by y.float() / 255",
+    torch.float16: "; convert with y.float()",
+    torch.bfloat16: "; convert with y.float()",
+    torch.complex64: _PARTS,
+    torch.complex128: _PARTS,
+}
 
 
 @dataclass(frozen=True)
@@ -60,9 +68,15 @@ def checked_problem(
         NaN or infinite measurements or start, an empty batch, shapes that do not belong together,
         numbers out of range; the message gives the value seen and the value expected.
     """
+    if isinstance(physics, type):
+        raise TypeError(
+            f"physics must be an operator, got the class {physics.__name__}; make one, {physics.__name__}(...)"
+        )
     for method in ("A", "A_adjoint"):
         if not callable(getattr(physics, method, None)):
-            raise TypeError(f"physics must have a method {method}, got {type(physics).__name__}")
+            is_matrix = hasattr(physics, "__matmul__") and len(getattr(physics, "shape", ())) == 2
+            hint = "; lf.physics.from_matrix(physics, (C, H, W)) makes an operator of a matrix" if is_matrix else ""
+            raise TypeError(f"physics must have a method {method}, got {type(physics).__name__}{hint}")
     check_tensor("y", y)
     samples = len(y)
     if isinstance(max_iter, bool) or not isinstance(max_iter, int):
@@ -133,18 +147,40 @@ def relative_change(
     return norm(new - old) / norm(new).clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def data_prox(physics: LinearOperator) -> Callable[[Tensor, Tensor, float | Tensor], Tensor]:
-    """The operator's own `prox_l2`, or conjugate gradients where it has none."""
+def data_prox(
+    physics: LinearOperator,
+    z: Tensor,
+    y: Tensor,
+    gamma: float | Tensor,
+    *,
+    near: Tensor | None = None,
+    error: float | Tensor = 0.0,
+) -> Tensor:
+    """argmin_x 1/2 ||x - z||^2 + gamma/2 ||A x - y||^2: by the operator's own `prox_l2`, or conjugate gradients.
+
+    Parameters
+    ----------
+    physics : LinearOperator
+    z, y, gamma
+        As for `Physics.prox_l2`.
+    near : Tensor, shape of z, optional
+        Where conjugate gradients start, which makes the objective no larger than it is there; None is z.
+    error : float or Tensor, shape (N,)
+        Estimated distance to the minimiser at which they may end.
+    """
     own = getattr(physics, "prox_l2", None)
-    return own if callable(own) else lambda z, y, gamma: prox_l2_by_cg(physics, z, y, gamma)
+    if callable(own) and getattr(physics, "has_closed_prox", True):
+        return own(z, y, gamma)
+    return prox_l2_by_cg(physics, z, y, gamma, x0=near, error=error)
 
 
 def check_tensor(name: str, value: object) -> None:
     """Raise unless `value` is a finite float32 or float64 tensor (N, ...) with N > 0."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        hint = "; use torch.as_tensor" if hasattr(value, "__array__") else ""
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}{hint}")
     if value.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name} must be float32 or float64, got {value.dtype}")
+        raise TypeError(f"{name} must be float32 or float64, got {value.dtype}{_CONVERSIONS.get(value.dtype, '')}")
     if value.dim() < 2 or value.numel() == 0:
         raise ValueError(f"{name} must have shape (N, ...) with at least one sample, got {tuple(value.shape)}")
     if not bool(value.isfinite().all()):

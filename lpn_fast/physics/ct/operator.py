@@ -179,6 +179,11 @@ class ParallelBeamCT(Physics):
         """(N, C, angles, bins) for images (N, C, H, W)."""
         return (*image_shape[:2], len(self.geometry.angles), self.geometry.bins)
 
+    @property
+    def has_closed_prox(self) -> bool:
+        """Never."""
+        return False
+
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
         """Data prox argmin_x 1/2 ||x - z||^2 + gamma/2 ||A x - y||^2, by conjugate gradients; see the base class."""
         check_batch("z", z, ("N", "C", self.geometry.height, self.geometry.width))

@@ -23,7 +23,7 @@ from lpn_fast.data import find_items
 from lpn_fast.data.readers import Reader
 from lpn_fast.io import UnreadableImage, containers, read_image, write_image
 from lpn_fast.io.content import Images
-from lpn_fast.pipeline.sources import find_sources
+from lpn_fast.io.sources import find_sources
 
 from .real_files import CASES, Case
 

@@ -21,8 +21,8 @@ from lpn_fast.data import find_items
 from lpn_fast.io import members, read_image, write_image
 from lpn_fast.io.content import Images
 from lpn_fast.io.formats import to_npy
+from lpn_fast.io.sources import find_sources
 from lpn_fast.pipeline import Denoise, reconstruct
-from lpn_fast.pipeline.sources import find_sources
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:

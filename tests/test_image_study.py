@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 
 import lpn_fast as lf
-from lpn_fast.data import GaussianMixture
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # bench is run from a checkout, it is not installed
 REASON = "bench/ is not part of the source archive"
 main = pytest.importorskip("bench.experiments.__main__", reason=REASON).main
 data = pytest.importorskip("bench.reconstruction.data", reason=REASON)
+GaussianMixture = pytest.importorskip("bench.densities", reason=REASON).GaussianMixture
 gray_levels = pytest.importorskip("bench.experiments.gray_levels", reason=REASON)
 hits = pytest.importorskip("bench.experiments.hits", reason=REASON)
 image_study = pytest.importorskip("bench.experiments.image_study", reason=REASON)

@@ -283,7 +283,7 @@ def test_reading_computing_and_writing_overlap(tmp_path, model, monkeypatch):
         """How many images were solved while something of that stage went on."""
         return sum(any(a < end and start < b for a, b in times[stage]) for start, end in times["solve"])
 
-    monkeypatch.setattr("lpn_fast.pipeline.sources.formats.decode", slowed("read", lf.io.decode))
+    monkeypatch.setattr("lpn_fast.io.sources.formats.decode", slowed("read", lf.io.decode))
     monkeypatch.setattr("lpn_fast.pipeline.run.encode", slowed("write", lf.io.encode))
     summary = reconstruct(folder, tmp_path / "out", task=Slow(SIGMA), model=model, batch_pixels=SIDE * SIDE)
     assert len(summary.done) == len(times["read"]) == len(times["write"]) == count

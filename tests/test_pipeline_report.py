@@ -14,9 +14,9 @@ from PIL import Image as Pillow
 
 import lpn_fast as lf
 from lpn_fast import cli
+from lpn_fast.io.sources import find_sources
 from lpn_fast.pipeline import report
 from lpn_fast.pipeline.manifest import read_results
-from lpn_fast.pipeline.sources import find_sources
 
 SIDE = 24
 VOID = {"meta", "img"}  # elements without an end

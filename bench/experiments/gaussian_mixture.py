@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import lpn_fast as lf
-from lpn_fast.data import GaussianMixture
+from bench.densities import GaussianMixture
 from lpn_fast.training.laplacian import train_scalar
 
 from .figures import axes_row

@@ -4,7 +4,7 @@
     p = sum_k share of level k  N(k / 255, s^2),             y = x + sigma n',  sigma = 0.1
 
 p is a mixture of at most 256 Gaussians, known from the histogram of the images without any estimate; so are its MAP
-and MMSE denoisers and both priors (lpn_fast/data/densities.py). sigma is the noise of the image experiments. The
+and MMSE denoisers and both priors (bench/densities.py). sigma is the noise of the image experiments. The
 dither s is the smallest one, from LEAST on, for which -sigma^2 log p is non-convex of modulus at most CURVATURE: as
 rough as a prox allows with some room. The same network is trained with l2, l1 and proximal matching, and R evaluated
 by certified inversion, as in gaussian_mixture.py and in its units (sigma = 0.8). Claim, for every set of images: the
@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench.densities import GaussianMixture
 from bench.reconstruction import data
-from lpn_fast.data import GaussianMixture
 from lpn_fast.training.laplacian import train_scalar
 
 from . import domains, mnist

@@ -10,11 +10,11 @@ from collections import Counter
 from pathlib import Path
 
 from .. import pipeline
+from ..io.sources import find_sources
 from ..networks import LPN
 from ..pipeline import ItemResult, Share, Summary
 from ..pipeline.job import content_of
 from ..pipeline.report import check_target, write_report
-from ..pipeline.sources import find_sources
 from ..pipeline.tasks import Task
 from ..solvers import Conditions
 from . import options

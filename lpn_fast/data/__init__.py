@@ -1,7 +1,6 @@
-"""Training data: images from folders, archives and array files, decoded once; images and numbers made up."""
+"""Training data: images from folders, archives and array files, decoded once; images made up."""
 
 from .augment import Augment
-from .densities import GaussianMixture, Laplace
 from .images import ImageCrops, read_gray_or_colour, validation_batch
 from .readers import WINDOWS
 from .sources import Item, find_items
@@ -11,11 +10,9 @@ from .synthetic import synthetic_crops, synthetic_images
 __all__ = [
     "WINDOWS",
     "Augment",
-    "GaussianMixture",
     "ImageCrops",
     "ImageStore",
     "Item",
-    "Laplace",
     "find_items",
     "read_gray_or_colour",
     "synthetic_crops",

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..io import Range
 from ..io.content import Content, Images
+from ..io.sources import Source, find_sources
 from ..networks import LPN
 from .batches import batch_pixels_for, bucketed, solvers_for
 from .flow import Background, Solvers, ahead_of_time, settle_thread_pool
@@ -28,7 +29,6 @@ from .manifest import ItemResult, Manifest, differences, digest_of, open_manifes
 from .networks import Networks
 from .processes import Share
 from .run import DEGRADED_FOLDER, Failure, Run, record_failures, solve, usable
-from .sources import Source, find_sources
 from .tasks import Task
 from .transfer import Transfer
 

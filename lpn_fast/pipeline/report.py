@@ -18,10 +18,10 @@ from torch import Tensor
 
 from .. import atomic
 from ..io import UnreadableImage
+from ..io.sources import Source
 from ..solvers import Conditions
 from .manifest import ItemResult
 from .run import DEGRADED_FOLDER
-from .sources import Source
 
 MARK, MARK_WITHIN = '<meta name="generator" content="lpn-fast">', 200  # bytes
 THUMBNAIL_SIDE = 192  # pixels, of the longer side

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from .. import atomic, metrics
 from ..io import Encoding, Range, UnreadableImage, containers, encode
 from ..io.image import LARGEST_PLAUSIBLE, one_line
+from ..io.sources import Source
 from ..solvers.noise import SMALLEST_SIDE
 from .batches import from_samples, to_samples
 from .flow import Background, Solvers, in_order
@@ -30,7 +31,6 @@ from .manifest import ItemResult, Manifest
 from .networks import Networks
 from .problems import Problem
 from .scoring import gravest
-from .sources import Source
 from .tasks import Restoration, Task
 from .transfer import Transfer
 

@@ -1,4 +1,4 @@
-"""Which files a job is about, where their results belong, and what was passed over.
+"""Which files are meant by what was named, where their results belong, and what was passed over.
 
     named file      a result of its name
     folder          of the names below the folder: photos/trip/a.jpg found in photos is trip/a.jpg
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..io import containers, formats
+from . import containers, formats
 
 SOURCE_SUFFIXES = (*formats.BY_SUFFIX, *containers.CONTAINER_SUFFIXES)
 LIST_MARK = "@"  # before the name of a text file that lists images, one per line
@@ -22,7 +22,7 @@ LIST_MARK = "@"  # before the name of a text file that lists images, one per lin
 
 @dataclass
 class Found:
-    """The files of a job.
+    """Files to be read.
 
     Attributes
     ----------

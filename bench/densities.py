@@ -1,4 +1,4 @@
-"""One-dimensional densities whose MAP and MMSE denoisers, and their priors R, are known.
+"""Mixtures of Gaussians in one dimension, whose MAP and MMSE denoisers, and their priors R, are known.
 
 For x ~ p, y = x + sigma n, n ~ N(0, 1):
 
@@ -17,39 +17,6 @@ from torch import Tensor
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 BISECTIONS = 60
-
-
-@dataclass(frozen=True)
-class Laplace:
-    """Density exp(-|x| / scale) / (2 scale); its MAP denoiser is soft thresholding at sigma^2 / scale.
-
-    Examples
-    --------
-    >>> Laplace().prox(torch.tensor([-2.0, 0.5, 3.0]))
-    tensor([-1., 0., 2.])
-    """
-
-    scale: float = 1.0
-
-    def __post_init__(self):
-        _positive(self.scale, "scale")
-
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """float32 (count, 1)."""
-        uniform = torch.rand(count, 1, generator=generator, dtype=torch.float64) - 0.5
-        return (-self.scale * uniform.sign() * torch.log1p(-2 * uniform.abs())).float()
-
-    def log_density(self, x: Tensor) -> Tensor:
-        """log p(x), elementwise."""
-        return -x.abs() / self.scale - math.log(2 * self.scale)
-
-    def prior(self, x: Tensor, sigma: float = 1.0) -> Tensor:
-        """R(x) = -sigma^2 log p(x)."""
-        return -(sigma**2) * self.log_density(x)
-
-    def prox(self, y: Tensor, sigma: float = 1.0) -> Tensor:
-        """The MAP denoiser, elementwise."""
-        return y.sign() * (y.abs() - sigma**2 / self.scale).clamp(min=0)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,8 @@ def run(args, task: Task, model: LPN | str, share: Share, heading: str, conditio
         content = content_of(task, args.simulate, args.intensities)
         sources, *_ = find_sources(args.images, args.recursive, Path(args.out), content)
         args.report.parent.mkdir(parents=True, exist_ok=True)
-        write_report(args.report, summary.everything, sources, args.out, heading, conditions)
+        intensities = None if args.intensities is None else tuple(args.intensities)
+        write_report(args.report, summary.everything, sources, args.out, heading, conditions, intensities)
     if args.simulate and (summary.done or summary.skipped):
         print(_quality_table((*summary.done, *summary.skipped)))
     print_summary(summary, share, args.out)

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import solvers
 from ..networks import LPN, InTiles
 from ..per_sample import norm
-from .noise import noise_level
+from .noise import FEW_TILES, MOST_TILES, noise_level
 
 PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model and sigma fit together
 PROBE_NOISE = 0.1
@@ -72,6 +72,8 @@ class Restoration:
         Became NaN or infinite on the way.
     sigma : Tensor, shape (N,), or None
         Noise level that the network was told.
+    misfit : Tensor, shape (N,), float64, or None
+        |A x - y| over what the noise makes of it.
     value : Tensor, shape (N,), float64, or None
         Of the learned prior, for the task that asks for it; x and objective are None then.
     verdict : Tensor, shape (N,), int64, or None
@@ -85,6 +87,7 @@ class Restoration:
     converged: Tensor
     broken: Tensor
     sigma: Tensor | None = None
+    misfit: Tensor | None = None
     value: Tensor | None = None
     verdict: Tensor | None = None
 
@@ -172,7 +175,7 @@ class Denoise:
 
     def noise_of(self, measured: Tensor) -> float | None:
         """The noise that an image (C, H, W) shows."""
-        return noise_level(measured)
+        return noise_level(measured, MOST_TILES if self.estimates_noise else FEW_TILES)
 
     @torch.no_grad()
     def solve(

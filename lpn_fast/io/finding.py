@@ -136,11 +136,11 @@ def _matches(pattern: Path, recursive: bool, besides: Path | None, found: Found)
         return files
     if not glob.has_magic(str(pattern)):
         raise FileNotFoundError(f"there is no file or folder {pattern}")
-    files = sorted(p for p in map(Path, glob.glob(str(pattern), recursive=True)) if p.is_file())
-    if not files:
+    matching = sorted(p for p in map(Path, glob.glob(str(pattern), recursive=True)) if p.is_file())
+    if not matching:
         raise FileNotFoundError(f"no file matches {str(pattern)!r}")
     fixed = Path(*pattern.parts[: next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))])
-    return [(path, path.relative_to(fixed)) for path in files]
+    return [(path, path.relative_to(fixed)) for path in matching]
 
 
 def _inside(folder: Path, recursive: bool, besides: Path | None, found: Found) -> Iterator[Path]:

@@ -79,7 +79,7 @@ class Encoding:
     def to_unit(self, stored: np.ndarray) -> np.ndarray:
         """float32 pixels of stored numbers; its 24 bits tell 65536 levels apart."""
         low, high = self.range
-        pixels = stored.astype(np.float32 if stored.dtype.itemsize <= 2 else np.float64)
+        pixels: np.ndarray = stored.astype(np.float32 if stored.dtype.itemsize <= 2 else np.float64)
         if low:
             pixels -= low
         if high - low != 1:
@@ -89,7 +89,7 @@ class Encoding:
     def to_stored(self, pixels: Tensor) -> np.ndarray:
         """Numbers to be stored, (C, H, W), or (H, W) for a plane."""
         (low, high), dtype = self.range, np.dtype(self.dtype)
-        values = pixels.detach().cpu().numpy().astype(np.float32 if dtype.itemsize <= 2 else np.float64)
+        values: np.ndarray = pixels.detach().cpu().numpy().astype(np.float32 if dtype.itemsize <= 2 else np.float64)
         values *= high - low
         if low:
             values += low

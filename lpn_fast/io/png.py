@@ -58,7 +58,7 @@ def encode(
 
 def _compressed(data: np.ndarray) -> bytes:
     deflate = zlib.compressobj(LEVEL, zlib.DEFLATED, WINDOW_BITS, MEMORY_LEVEL, zlib.Z_RLE)
-    return deflate.compress(data) + deflate.flush()
+    return deflate.compress(data.data) + deflate.flush()
 
 
 def _filtered(stored: np.ndarray) -> np.ndarray:

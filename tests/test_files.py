@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 from PIL.JpegImagePlugin import get_sampling
 
 from lpn_fast.data import find_items
-from lpn_fast.io import members, read_image, write_image
+from lpn_fast.io import Encoding, members, read_image, write_image
 from lpn_fast.io.content import Images
 from lpn_fast.io.formats import to_npy
 from lpn_fast.io.sources import find_sources
@@ -202,6 +202,14 @@ def test_signed_and_large_integers_come_back_through_their_intensities(tmp_path)
         assert again.dtype == stored.dtype and (again == stored).all()
         clipped = np.load(write_image(tmp_path / "c.npy", image.pixels * 1e30, image.encoding))
         assert clipped.max() > 0.99 * np.iinfo(dtype).max
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float32"])
+def test_numbers_that_are_converted_in_parts_are_the_same(dtype, monkeypatch):
+    pixels, encoding = torch.rand(3, 7, 5), Encoding(".npy", dtype, intensities=(-5.0, 200.0))
+    whole = encoding.to_stored(pixels)
+    monkeypatch.setattr("lpn_fast.io.image.PART", 11)
+    assert (encoding.to_stored(pixels) == whole).all() and whole.shape == (3, 7, 5) and whole.dtype == dtype
 
 
 # ---- what travels with the pixels

@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # names of files need not be of the terminal's alphabet
             stream.reconfigure(errors="backslashreplace")
-    parser = _parser()
+    parser = build_parser()
     try:
         args = parser.parse_args(argv)
     except SystemExit as leave:  # --help, --version, wrong use
@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
         return _complain(args, error, FAILED)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Of all commands."""
     parser = OneLineParser(
         prog="lpn-fast",
         description="Learned proximal networks: exact proximal operators of learned priors.",

@@ -1,4 +1,4 @@
-"""`python -m bench.files_large`: the peak of denoising a large picture, a PNG of 200 million pixels if not told otherwise.
+"""`python -m bench.files_large`: the peak of denoising a large picture, 200 million pixels if not told otherwise.
 
 The file is made row by row, so that no more of it than a row is in memory. A job of its own process denoises it under a
 limit on its data (RLIMIT_DATA), which ends it if it asks for more; printed are the most that it had resident, and what

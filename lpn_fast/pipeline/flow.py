@@ -6,9 +6,8 @@ Every stage is at most a few items ahead of the next, so memory depends on the s
 number. An error of a stage surfaces in the caller, where the items before it have been dealt with.
 """
 
-import contextlib
+import itertools
 import math
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,8 +18,6 @@ import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-POLL_SECONDS = 0.1  # how soon a thread waiting for room in a queue notices that its consumer has gone
 
 
 def settle_thread_pool() -> None:
@@ -86,43 +83,14 @@ def ahead_of_time(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
     >>> list(ahead_of_time(iter("abc")))
     ['a', 'b', 'c']
     """
-    ready: queue.Queue = queue.Queue(maxsize=ahead)
-    abandoned = threading.Event()
-
-    def put(entry) -> bool:
-        while not abandoned.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put(entry, timeout=POLL_SECONDS)
-                return True
-        return False
-
-    def take() -> None:
-        iterator = iter(items)
-        try:
-            for item in iterator:
-                if not put((item, None)):
-                    break
-            else:
-                put((None, StopIteration()))
-        except BaseException as error:  # handed on to the caller
-            put((None, error))
-        finally:
-            if hasattr(iterator, "close"):
-                iterator.close()
-
-    thread = threading.Thread(target=take, name="lpn_fast batches", daemon=True)
-    thread.start()
+    iterator, end = iter(items), object()
+    taken = in_order(lambda _: next(iterator, end), itertools.repeat(None), workers=1, ahead=ahead)
     try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item
+        yield from iter(lambda: next(taken), end)
     finally:
-        abandoned.set()
-        thread.join()
+        taken.close()  # waits for the item that is being taken
+        if hasattr(iterator, "close"):
+            iterator.close()
 
 
 class Solvers:

@@ -6,6 +6,7 @@ Every stage is at most a few items ahead of the next, so memory depends on the s
 number. An error of a stage surfaces in the caller, where the items before it have been dealt with.
 """
 
+import contextlib
 import itertools
 import math
 import threading
@@ -15,9 +16,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
+from tqdm import tqdm
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+TICK = 1.0  # seconds
 
 
 def settle_thread_pool() -> None:
@@ -91,6 +95,26 @@ def ahead_of_time(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
         taken.close()  # waits for the item that is being taken
         if hasattr(iterator, "close"):
             iterator.close()
+
+
+@contextlib.contextmanager
+def ticking(bar: tqdm, seconds: float = TICK) -> Iterator[None]:
+    """Keep the clock of a progress bar going while nothing else moves it: one large image may take minutes."""
+    over = threading.Event()
+
+    def tick() -> None:
+        while not over.wait(seconds):
+            bar.refresh()
+
+    thread = threading.Thread(target=tick, name="lpn_fast clock", daemon=True)
+    if not bar.disable:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if not bar.disable:
+            thread.join()
 
 
 class Solvers:

@@ -22,7 +22,7 @@ from ..io.content import Content, Images
 from ..io.sources import Source, find_sources
 from ..networks import LPN
 from .batches import batch_pixels_for, bucketed, solvers_for
-from .flow import Background, Solvers, ahead_of_time, settle_thread_pool
+from .flow import Background, Solvers, ahead_of_time, settle_thread_pool, ticking
 from .gather import gather
 from .manifest import NAME as MANIFEST_NAME
 from .manifest import ItemResult, Manifest, differences, digest_of, open_manifest
@@ -185,6 +185,7 @@ def reconstruct(
         transfer, count = Transfer(own_type), solvers or solvers_for(networks.widest, len(left), batch_pixels)
         with (
             tqdm(total=len(left), desc=task.name, unit="img", bar_format=BAR, disable=hidden) as bar,
+            ticking(bar),
             warnings.catch_warnings(),  # here, since it is not for threads
             Background(ahead=count) as writer,
             Solvers(count) as team,

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from ..io import Range
-from ..io.content import Content, Images
+from ..io.content import Images
 from ..io.sources import Source, find_sources
 from ..networks import LPN
 from .batches import batch_pixels_for, bucketed, solvers_for
@@ -55,6 +55,8 @@ class Summary:
         Containers some of whose images failed; the results of the others lie in the folder `NAME.parts`.
     passed_over : str
         What was in folders besides, in words.
+    sources : tuple of Source
+        Where the images of the job are read from.
     """
 
     out: Path
@@ -64,6 +66,7 @@ class Summary:
     everything: tuple[ItemResult, ...] | None = None
     incomplete: tuple[str, ...] = ()
     passed_over: str = ""
+    sources: tuple[Source, ...] = ()
 
 
 def reconstruct(
@@ -150,7 +153,9 @@ def reconstruct(
     """
     out, share = Path(out), share or Share()
     networks = Networks(model, device, getattr(task, "networks", None))
-    everything, unlisted, found = find_sources(images, recursive, out, content_of(task, simulate, intensities))
+    measured = None if simulate else getattr(getattr(task, "problem", None), "arrays", None)
+    content = measured or Images(any_type=intensities is not None)  # of containers: no images, or such of known range
+    everything, unlisted, found = find_sources(images, recursive, out, content)
     broken = {Source(error.path, found.places[error.path]): error.reason for error in unlisted}
     _check_places([*everything, *broken], out, simulate)
     if simulate and not task.makes_images:
@@ -218,13 +223,7 @@ def reconstruct(
                     start(solve, run, batch, transfer.arrived(y, event))
     finished, incomplete = gather(everything, list(broken), out, task.makes_images)
     done, failed, earlier = tuple(run.done), tuple(run.failed), tuple(skipped.values())
-    return Summary(out, done, earlier, failed, finished, incomplete, str(found))
-
-
-def content_of(task: Task, simulate: bool, intensities: Range | None) -> Content:
-    """What counts of containers: measurements that are no images, or images of a type that says what 0 and 1 are."""
-    arrays = None if simulate else getattr(getattr(task, "problem", None), "arrays", None)
-    return arrays or Images(any_type=intensities is not None)
+    return Summary(out, done, earlier, failed, finished, incomplete, str(found), tuple(everything))
 
 
 def _check_places(sources: list[Source], out: Path, simulate: bool) -> None:

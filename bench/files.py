@@ -142,6 +142,7 @@ def fuzz(count: int, first: int = 0) -> int:
                 signal.alarm(LONGEST_SECONDS)
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
                 print(number, refused, peak, flush=True)
+        signal.alarm(0)
         return 0
     ended, refused, peak, number = 0, 0, 0, 0
     while number < count:

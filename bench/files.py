@@ -1,8 +1,9 @@
 """`python -m bench.files`: files of real life, made by a script, and what is read from each of them.
 
 Every file is read as jobs read it and as training reads it, written back, and read again. Its values are compared with
-those that the script put in, in [0, 1]; a file that must be refused is refused for the reason given. Exit code 1 if one
-is not. tests/test_files.py runs the same table.
+those that the script put in, in [0, 1]; a file that must be refused is refused for the reason given. Then all of them,
+in a folder, go through the commands (files_commands.py). Exit code 1 if one is not as it should be. tests/test_files.py
+runs the same table.
 
     python -m bench.files --fuzz 30000      damaged copies of them: read or refused, no crash, no hang, bounded memory
 """
@@ -23,12 +24,13 @@ from lpn_fast.data import find_items
 from lpn_fast.data.readers import Reader
 from lpn_fast.io import UnreadableImage, containers, read_image, write_image
 from lpn_fast.io.content import Images
-from lpn_fast.pipeline.sources import find_sources
+from lpn_fast.io.sources import find_sources
 
+from .files_commands import TASKS, through_commands
 from .real_files import CASES, Case
 
 MOST_MEMBERS, LONGEST_SECONDS = 8, 20  # read of a damaged container; that a damaged file may take
-LINE = "{:<24} {:<44} {:>9} {:>9} {:>9}"
+LINE = "{:<16} {:<36}" + " {:>9}" * 3 + " {:>11}" * 4
 
 
 def read_by_job(path: Path, case: Case) -> tuple[np.ndarray, str]:
@@ -140,6 +142,7 @@ def fuzz(count: int, first: int = 0) -> int:
                 signal.alarm(LONGEST_SECONDS)
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
                 print(number, refused, peak, flush=True)
+        signal.alarm(0)
         return 0
     ended, refused, peak, number = 0, 0, 0, 0
     while number < count:
@@ -170,12 +173,17 @@ def main(arguments: list[str] | None = None) -> int:
     if args.fuzz:
         return fuzz(args.fuzz, args.first)
     wrong = 0
-    print(LINE.format("file", "what", "job", "training", "rewritten"))
+    with tempfile.TemporaryDirectory() as folder:
+        verdicts = through_commands(Path(folder), lambda path, case: read_by_job(path, case)[0])
+    print(LINE.format("file", "what", "job", "training", "rewritten", "train", *TASKS))
     for case in CASES:
         with tempfile.TemporaryDirectory() as folder:
             right, shown, seen = tried(case, Path(folder))
+        by_command = [of_files[case.name] for of_files in verdicts.values()]
+        right &= all(holds for holds, _ in by_command)
         wrong += not right
-        line = LINE.format(case.name, case.what, *shown, *[""] * (3 - len(shown)))
+        shown += [""] * (3 - len(shown)) + [text for _, text in by_command]
+        line = LINE.format(case.name, case.what, *shown)
         print(line if right else f"{line}   WRONG: {' '.join(str(seen).split())[:300]}")
     print(f"{len(CASES)} files, {wrong} wrong")
     return 1 if wrong else 0

@@ -2,6 +2,7 @@
 
     python -m bench.pipeline overhead       wall time of a job against the network alone on the same batches
     python -m bench.pipeline memory         peak of jobs of 100 and of 1,000 images, each in a fresh process
+    python -m bench.pipeline overhead --against CHECKOUT      beside another version of the package, in turns
 
 overhead: 8-bit gray PNG files of 512 x 512 pixels, the shipped model. A round times, in turns,
     job            `reconstruct` as users call it: read, solve, write, force to disk, record, start and end included
@@ -11,11 +12,16 @@ and overhead = 1 - (the faster of the two, in this round) / job. Deblurring runs
 `lpn-fast reconstruct` allows by default; denoising is one network evaluation per image, the least work there is to
 hide the rest behind. Goal: 10 %.
 
+--against: both versions in a process of their own (pipeline_worker.py), in turns, with one thread for the network. What
+is compared is processor time, of all threads, which a loaded machine changes little: that of a command less that of the
+network for the same images. Goal: not above the other version's.
+
 memory: the resident set while the job runs, no allocator settings. Goal: the peak of ten times as many images is at
 most 5 % higher. Writes bench/results/pipeline_<what>_<isa>_<threads>t.csv.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -35,7 +41,7 @@ from lpn_fast.pipeline.batches import BATCH_PIXELS, bucketed, concatenated, to_s
 from lpn_fast.pipeline.flow import Solvers
 
 from .report import Measurement, isa, surroundings, write
-from .timing import interleaved, spread
+from .timing import Spread, interleaved, ratios, spread
 
 SIDE, SIGMA = 512, 0.05
 TASKS = {  # and the share of the images that is enough to time it
@@ -49,7 +55,7 @@ ONE_BY_ONE, SIDE_BY_SIDE = "solver, one by one", "solver, side by side"
 OVERHEAD = "1 - fastest solver/job"
 OVERHEAD_GOAL, GROWTH_GOAL = 10.0, 5.0  # %
 MEMORY_COUNTS = (100, 1000)
-MEMORY_SIDE = 256  # many images matter here, not large ones
+SMALL_SIDE = 256  # many images matter, not large ones
 
 
 def photographs(folder: Path, count: int, side: int, distinct: int = 8) -> Path:
@@ -115,12 +121,59 @@ def _overhead(name, task, model, count: int, rounds: int, seconds: float, where:
     return [*rows, _row(base, OVERHEAD, "overhead", "%", share)]
 
 
+def against(checkout: Path, count: int, rounds: int) -> list[Measurement]:
+    """Measure both versions in turns, print, and return the rows."""
+    versions = {"this": Path(__file__).resolve().parents[1], "other": checkout.resolve()}
+    where, rows = surroundings(1), []
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        workers = {}
+        for name, root in versions.items():
+            command = [sys.executable, "-P", str(Path(__file__).with_name("pipeline_worker.py"))]
+            command += [str(photographs(Path(scratch) / name / "images", count, SMALL_SIDE)), str(BATCH_PIXELS), "1"]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            workers[name] = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(root)}, **pipes)
+            stack.callback(workers[name].wait)
+            stack.callback(workers[name].stdin.close)
+
+        def asked(name: str, task: str) -> dict[str, float]:
+            workers[name].stdin.write(f"{task}\n")
+            workers[name].stdin.flush()
+            return json.loads(workers[name].stdout.readline())
+
+        for task in ("denoise", "deblur", "prior"):
+            seen: dict[str, list[dict[str, float]]] = {name: [] for name in versions}
+            for number in range(-1, rounds):  # the first one warms up
+                for name in sorted(versions, reverse=number % 2 == 0):
+                    found = asked(name, task)
+                    seen[name] += [found] if number >= 0 else []
+            rows += _compared(task, seen, count, where)
+    return rows
+
+
+def _compared(task: str, seen: dict[str, list[dict[str, float]]], count: int, where: dict) -> list[Measurement]:
+    beside = {name: [one["job"] - one["network"] for one in seen[name]] for name in seen}
+    jobs = {name: [one["job"] for one in seen[name]] for name in seen}
+    config = json.dumps({"rounds": len(beside["this"]), "images": count, "batch_pixels": BATCH_PIXELS})
+    base = _base(task, SMALL_SIDE, "overhead", where, config) | {"rel_err": ""}
+
+    def per_image(seconds: list[float]) -> Spread:
+        return spread([1e3 * value / count for value in seconds])
+
+    rows = [_row(base, f"{name}, job", "time", "ms/image", per_image(jobs[name])) for name in seen]
+    rows += [_row(base, f"{name}, beside network", "overhead", "ms/image", per_image(beside[name])) for name in seen]
+    job, rest = ratios(jobs["other"], jobs["this"]), ratios(beside["other"], beside["this"])
+    rows += [_row(base, "other/this, job", "ratio", "", job), _row(base, "other/this, beside", "ratio", "", rest)]
+    shown = ", ".join(f"{row.provider} {row.p50:.2f} {row.unit}".rstrip() for row in rows)
+    print(f"{task}: {shown}; goal at least 1: {'met' if rest.p50 >= 1 else 'MISSED'}", flush=True)
+    return rows
+
+
 def memory(threads: int) -> list[Measurement]:
     """Measure, print, and return the rows."""
     where, rows, peaks = surroundings(threads), [], []
     with tempfile.TemporaryDirectory() as scratch:
         for count in MEMORY_COUNTS:
-            folder = photographs(Path(scratch) / str(count), count, MEMORY_SIDE)
+            folder = photographs(Path(scratch) / str(count), count, SMALL_SIDE)
             command = [sys.executable, "-m", "bench.pipeline", "peak", str(folder), str(threads)]
             root = Path(__file__).resolve().parents[1]
             plain = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
@@ -128,7 +181,7 @@ def memory(threads: int) -> list[Measurement]:
             peaks.append(json.loads(child.stdout))
             print(f"{count:>5} images: {peaks[-1]['start']:.0f} MB before the job, peak {peaks[-1]['peak']:.0f} MB")
             config = json.dumps({"images": count, "before": peaks[-1]["start"]})
-            base = _base("denoise", MEMORY_SIDE, "memory", where, config) | {"rel_err": ""}
+            base = _base("denoise", SMALL_SIDE, "memory", where, config) | {"rel_err": ""}
             rows.append(
                 Measurement(**base, provider="job", metric="memory", unit="MB", p50=peaks[-1]["peak"], p20="", p80="")
             )
@@ -143,7 +196,7 @@ def peak(folder: Path, threads: int) -> dict:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = lf.ConvLPN(1, hidden=2).eval()
-    model(torch.zeros(1, 1, MEMORY_SIDE, MEMORY_SIDE))
+    model(torch.zeros(1, 1, SMALL_SIDE, SMALL_SIDE))
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     reconstruct(folder, folder.with_name(f"{folder.name}-out"), task=Denoise(SIGMA), model=model)
     return {"start": start, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
@@ -173,6 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument("--images", type=int, default=128, help="default: %(default)s")
             command.add_argument("--rounds", type=int, default=9, help="at most (default: %(default)s)")
             command.add_argument("--seconds", type=float, default=90.0, help="in all (default: %(default)s)")
+            command.add_argument("--against", type=Path, metavar="CHECKOUT", help="another version, built in place")
     child = commands.add_parser("peak", help="one job, for the run above")
     child.add_argument("folder", type=Path)
     child.add_argument("threads", type=int)
@@ -180,12 +234,15 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "peak":
         print(json.dumps(peak(options.folder, options.threads)))
         return 0
-    if options.command == "overhead":
+    if options.command == "overhead" and options.against is not None:
+        rows = against(options.against, options.images, options.rounds)
+    elif options.command == "overhead":
         rows = overhead(options.images, options.rounds, options.seconds, options.threads)
     else:
         rows = memory(options.threads)
     results = Path(__file__).resolve().parent / "results"
-    path = options.output or results / f"pipeline_{options.command}_{isa().replace(' ', '_')}_{options.threads}t.csv"
+    what = "against" if getattr(options, "against", None) else options.command
+    path = options.output or results / f"pipeline_{what}_{isa().replace(' ', '_')}_{options.threads}t.csv"
     write(path, rows)
     print(f"wrote {path}")
     return 0

@@ -191,6 +191,19 @@ def multi_page(*frames: np.ndarray, kind: str = "TIFF", mode: str | None = None,
     return buffer.getvalue()
 
 
+def packed(path: Path) -> None:
+    """Pixels of 12 bits, two in three bytes."""
+    import tifffile
+
+    pairs = TWELVE.reshape(-1, 2)
+    low, high = pairs[:, 0], pairs[:, 1]
+    data = np.stack([low >> 4, (low & 15) << 4 | high >> 8, high & 255], 1).astype(np.uint8)
+    tifffile.imwrite(path, data.reshape(HEIGHT, -1), metadata=None)
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        tif.pages[0].tags["ImageWidth"].overwrite(WIDTH)
+        tif.pages[0].tags["BitsPerSample"].overwrite(12)
+
+
 def huge_png() -> bytes:
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     return SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", bytes(100)) + chunk(b"IEND", b"")
@@ -309,6 +322,7 @@ CASES = (
     Case("imagej.tif", "ImageJ stack of one directory", tiff(STACK8, imagej=True), planes(STACK8)),
     Case("volume.tif", "volumetric TIFF", tiff(STACK8, volumetric=True, tile=(16, 16, 16)), planes(STACK8)),
     Case("cut.tif", "truncated TIFF", pillow(GRAY8, "TIFF")[:-100], "failed to read|truncated"),
+    Case("packed.tif", "TIFF of 12 bits, packed", packed, "16, 32 or 64 bits per sample, got 12; convert it"),
     Case("big.npy", "big-endian .npy", to_npy(FLOAT.astype(">f4")), unit(FLOAT)),
     Case("stack.npy", ".npy stack", to_npy(STACK8[:, None]), planes(STACK8)),
     Case("huge.npy", "header of 10^9 images", claiming(10**9, 1, 9, 9), "announces"),
@@ -349,6 +363,18 @@ CASES = (
         "MONOCHROME1",
         later_dicom(GRAY8, modality="DX", PhotometricInterpretation="MONOCHROME1"),
         1 - unit(GRAY8),
+    ),
+    Case(
+        "colour.dcm",
+        "colour DICOM",
+        later_dicom(RGB8, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0),
+        "must be gray, got RGB, 3 samples per pixel",
+    ),
+    Case(
+        "frames.dcm",
+        "DICOM of five frames",
+        later_dicom(STACK8, Rows=HEIGHT, Columns=WIDTH, NumberOfFrames=5),
+        "holds 5 frames; split it",
     ),
     Case("palette.dcm", "PALETTE COLOR", later_dicom(GRAY8, PhotometricInterpretation="PALETTE COLOR"), "must be gray"),
 )

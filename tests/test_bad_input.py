@@ -52,7 +52,7 @@ IMAGE = torch.rand(2, 1, 8, 8)
         (lambda: Trainer(CONV, None, [], sigma=0.1, batch_size=1), ValueError, "phases"),
         (lambda: Trainer(CONV, None, published_phases(64), sigma=-0.1, batch_size=1), ValueError, "sigma.*-0.1"),
         (lambda: Trainer(CONV, None, published_phases(64), sigma=(0.1, 0.2), batch_size=1), ValueError, "one number"),
-        (lambda: ImageCrops(["nowhere"]), ValueError, "no image or folder nowhere"),
+        (lambda: ImageCrops(["nowhere"]), FileNotFoundError, "no file or folder nowhere"),
         (lambda: ImageCrops(["nowhere"], channels=2), ValueError, "channels must be 1"),
     ],
 )  # fmt: skip

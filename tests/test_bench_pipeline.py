@@ -1,5 +1,6 @@
 """The benchmark of batch jobs, at a small size: what it writes down, and that its two ways do the same work."""
 
+import pytest
 from tables import rows_of
 
 from bench import pipeline, report
@@ -26,3 +27,13 @@ def test_the_peak_is_that_of_a_job_of_all_images(tmp_path):
     found = pipeline.peak(folder, threads=1)
     assert 0 < found["start"] <= found["peak"]
     assert len(list((tmp_path / "images-out").glob("*.png"))) == 3
+
+
+def test_versions_are_compared_by_what_is_beside_the_network(capsys):
+    seen = {
+        "this": [{"job": 3.0, "network": 2.0}, {"job": 5.0, "network": 4.5}, {"job": 4.0, "network": 3.0}],
+        "other": [{"job": 4.0, "network": 2.0}, {"job": 5.0, "network": 4.0}, {"job": 4.0, "network": 2.5}],
+    }
+    rows = {row.provider: row for row in pipeline._compared("denoise", seen, 10, report.surroundings(1))}
+    assert rows["this, beside network"].p50 == pytest.approx(100) and rows["other, job"].p50 == pytest.approx(400)
+    assert rows["other/this, beside"].p50 == pytest.approx(2) and "goal at least 1: met" in capsys.readouterr().out

@@ -232,7 +232,7 @@ def test_a_matrix_is_the_operator_that_it_says(place):
     task = Reconstruct(problems.blur(Blur.gaussian(1.0)), noise=0.02, solver="pgd", iterations=20)
     wanted = task.solve(y, lf.pretrained("natural-gray")).x[:, 0].numpy()
     assert np.abs(np.load("out/y.npy") - wanted).max() < 0.02  # ||A|| is bounded, not known: other steps
-    physics = problems.Matrix(sparse.load_npz("system.npz"), (SIDE, SIDE))
+    physics = problems.matrix(sparse.load_npz("system.npz"), (SIDE, SIDE)).physics
     v = torch.rand(2, 3, SIDE, SIDE)
     assert float(lf.physics.adjoint_mismatch(physics, v, physics.A(v)).max()) < 1e-6
 
@@ -256,7 +256,7 @@ def test_simulated_measurements_of_any_kind(place):
         (["--physics", "inpaint", "--mask", "stack.npy"], "--mask must have 2 axes, got shape (3, 1, 32, 32)"),
         (
             ["--physics", "matrix", "--operator", "motion.npy", "--size", "2", "2"],
-            "one column for each of 2 x 2 pixels",
+            "image_shape must have 3 entries, as the operator has columns, got (2, 2)",
         ),
         (["--physics", "ct", "--geometry", "seen.png"], "--geometry must be a TOML file, seen.png is none"),
         (["--physics", "ct", "--geometry", "odd.toml"], "odd.toml has detector"),

@@ -3,6 +3,8 @@
 import json
 import shutil
 import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -95,12 +97,14 @@ def test_bench_times_every_backend_that_can_run(tmp_path, capsys):
 def completed(script, *words):
     """What bash offers for the last of the words."""
     line = " ".join(f"'{word}'" for word in ("lpn-fast", *words))
-    code = f'{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words)}; _lpn_fast; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    call = f"_shtab_lpn_fast lpn-fast {line.split()[-1]}"
+    code = f'{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words)}; {call}; printf "%s\\n" "${{COMPREPLY[@]}}"'
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.split("\n")[:-1]
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
+@pytest.mark.skipif(find_spec("shtab") is None, reason="shtab is not installed (extra 'completion')")
 def test_bash_completes_commands_options_values_and_files(tmp_path, capsys):
     assert cli.main(["completion", "bash"]) == 0
     script = capsys.readouterr().out
@@ -112,6 +116,13 @@ def test_bash_completes_commands_options_values_and_files(tmp_path, capsys):
     assert completed(script, "denoise", f"{tmp_path}/t") == [f"{tmp_path}/two words.png"]
 
 
+def test_completion_without_shtab_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert cli.main(["completion", "bash"]) == 2
+    assert 'pip install "lpn-fast[completion]"' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_spec("shtab") is None, reason="shtab is not installed (extra 'completion')")
 def test_zsh_and_fish_get_every_command_and_option(capsys):
     for shell in ("zsh", "fish"):
         assert cli.main(["completion", shell]) == 0

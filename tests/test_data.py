@@ -1,4 +1,4 @@
-"""Crops, augmentation, stores; images and numbers made up."""
+"""Crops, augmentation, stores; images made up."""
 
 import math
 
@@ -126,7 +126,7 @@ def test_synthetic_images_are_functions_of_their_seed(kind):
     assert a.shape == (2, 1, 32, 32) and a.dtype == np.float32
     assert a.min() >= 0 and a.max() <= 1 and a.std() > 0.05
     crops = synthetic_crops(kind, crop=16, pool=2, side=32, channels=3)
-    assert crops(3, seeded()).shape == (3, 3, 16, 16) and len(crops.names) == 2
+    assert crops(3, seeded()).shape == (3, 3, 16, 16) and len(crops) == 2
 
 
 def test_dead_leaves_have_the_spectrum_of_photographs():

@@ -41,7 +41,7 @@ def test_archives_are_read_without_unpacking(surfaces, tmp_path):
             archive.write(path, f"train/{path.name}")
         archive.writestr("notes.txt", "nothing to see")
     zipped = ImageCrops([tmp_path / "all.zip"], crop=9)
-    assert zipped.names[0].endswith("all.zip:train/0.png") and len(zipped) == 3
+    assert find_items([tmp_path / "all.zip"])[0].name.endswith("all.zip:train/0.png") and len(zipped) == 3
     assert torch.equal(zipped(5, seeded()), ImageCrops([folder], crop=9)(5, seeded()))
     assert len(find_items([tmp_path / "all.zip"], exclude=["1"])) == 2
     content = bytearray((tmp_path / "all.zip").read_bytes())
@@ -58,7 +58,7 @@ def test_archives_are_read_without_unpacking(surfaces, tmp_path):
         ImageCrops([tmp_path / "deflated.zip"], crop=9)
     (tmp_path / "bad.zip").write_bytes(b"PK nothing")
     with pytest.raises(ValueError, match="bad.zip: File is not a zip file"):
-        find_items([tmp_path / "bad.zip"])
+        ImageCrops([tmp_path / "bad.zip"])
 
 
 def test_digit_files_as_npz_and_idx_agree(tmp_path):
@@ -76,13 +76,13 @@ def test_digit_files_as_npz_and_idx_agree(tmp_path):
     assert batches[0].shape == (9, 1, 28, 28) and all(torch.equal(batches[0], b) for b in batches)
     (tmp_path / "short.idx").write_bytes(idx[:-5])
     with pytest.raises(ValueError, match="short.idx: its header announces.*truncated"):
-        find_items([tmp_path / "short.idx"])
+        ImageCrops([tmp_path / "short.idx"])
     (tmp_path / "floats.idx").write_bytes(struct.pack(">HBBI", 0, 0x0D, 1, 0))
     with pytest.raises(ValueError, match="not an idx file of bytes"):
-        find_items([tmp_path / "floats.idx"])
+        ImageCrops([tmp_path / "floats.idx"])
     np.savez(tmp_path / "two.npz", a=digits, b=digits)
     with pytest.raises(ValueError, match="two.npz: it must hold one of x_train, data or a single array"):
-        find_items([tmp_path / "two.npz"])
+        ImageCrops([tmp_path / "two.npz"])
 
 
 def test_stacks_turn_gray_and_colour_into_each_other_as_files_do(tmp_path):
@@ -148,8 +148,8 @@ def test_mayo_layout_of_npy_folders_below_splits(tmp_path):
     assert len(crops) == 3
     with pytest.raises(ValueError, match="there is no folder .*validation"):
         find_items([tmp_path], split="validation")
-    with pytest.raises(ValueError, match="no images"):
-        find_items([tmp_path], split="train")  # not recursive
+    with pytest.raises(ValueError, match="train must hold images .*3 subfolders not looked into"):
+        find_items([tmp_path], split="train")
 
 
 def test_hdf5_as_lodopab_has_it(tmp_path):
@@ -163,7 +163,7 @@ def test_hdf5_as_lodopab_has_it(tmp_path):
     assert len(ImageCrops([tmp_path], crop=12, samples=(1, 4))) == 3
     path.write_bytes(path.read_bytes()[:900])
     with pytest.raises(ValueError, match="ground_truth_train_000.hdf5: .*truncated"):
-        find_items([path])
+        ImageCrops([path])
 
 
 def test_missing_optional_packages_say_what_to_install(tmp_path, monkeypatch):
@@ -171,7 +171,7 @@ def test_missing_optional_packages_say_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
     (tmp_path / "a.h5").write_bytes(b"")
     with pytest.raises(ValueError, match="h5py: pip install"):
-        find_items([tmp_path / "a.h5"])
+        ImageCrops([tmp_path / "a.h5"])
     with pytest.raises(ValueError, match="pydicom: pip install"):
         Reader(1)("a.dcm", bytes(200))
 
@@ -347,4 +347,4 @@ def test_damaged_copies_of_real_files_are_named(tmp_path):
     digits = (SHARED / "mnist/mnist.npz").read_bytes()
     (tmp_path / "mnist.npz").write_bytes(digits[: len(digits) // 2])
     with pytest.raises(ValueError, match="mnist.npz: File is not a zip file"):
-        find_items([tmp_path / "mnist.npz"])
+        ImageCrops([tmp_path / "mnist.npz"])

@@ -16,13 +16,11 @@ import torch
 from PIL import Image as Pillow
 from PIL.JpegImagePlugin import get_sampling
 
-import lpn_fast as lf
 from lpn_fast.data import find_items
-from lpn_fast.io import members, read_image, write_image
+from lpn_fast.io import Encoding, members, read_image, write_image
 from lpn_fast.io.content import Images
 from lpn_fast.io.formats import to_npy
-from lpn_fast.pipeline import Denoise, reconstruct
-from lpn_fast.pipeline.sources import find_sources
+from lpn_fast.io.sources import find_sources
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -31,9 +29,7 @@ if str(ROOT) not in sys.path:
 pytest.importorskip("tifffile", reason="tifffile is not installed (extra 'tiff')")
 pytest.importorskip("pydicom", reason="pydicom is not installed (extra 'ct')")
 pytest.importorskip("h5py", reason="h5py is not installed (extra 'hdf5')")
-from bench import files, real_files  # noqa: E402
-
-SIGMA = 0.05
+from bench import files, files_commands, real_files  # noqa: E402
 
 
 @pytest.mark.parametrize("case", real_files.CASES, ids=lambda case: case.name)
@@ -49,27 +45,32 @@ def test_a_wrong_value_is_noticed(tmp_path):
     assert not files.tried(replace(case, notes="uses"), tmp_path)[0]
 
 
-def test_a_job_does_the_whole_folder_and_lists_what_it_refuses(tmp_path):
-    torch.manual_seed(0)
-    model = lf.ConvLPN(1, hidden=4, strides=(1, 2), sigma_conditional=True).eval()
-    folder = tmp_path / "images"
-    folder.mkdir()
-    cases = [case for case in real_files.CASES if case.intensities is None]
-    for case in cases:
-        case.write(folder)
-    summary = reconstruct(folder, tmp_path / "out", task=Denoise(SIGMA), model=model)
-    refused = {case.name for case in cases if isinstance(case.expected, str)}
-    assert {result.item for result in summary.failed} == refused
-    for case in cases:
-        if case.name not in refused and case.lost == 0:
-            with torch.no_grad():
-                planes = torch.from_numpy(case.expected.reshape(-1, 1, *case.expected.shape[2:])).float()
-                wanted = model(planes, sigma=SIGMA).reshape(case.expected.shape).numpy()
-            again, _ = files.read_by_job(tmp_path / "out" / case.name, case)
-            inside = (wanted > 0) & (wanted < 1)
-            if case.name == "padded.dcm":
-                inside &= real_files.padded() != -2000
-            assert np.abs(again - wanted)[inside].max() < 1 / 255, case.name
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory):
+    """By command, by file: all of them in a folder."""
+    folder = tmp_path_factory.mktemp("commands")
+    return files_commands.through_commands(folder, lambda path, case: files.read_by_job(path, case)[0])
+
+
+@pytest.mark.parametrize("command", ["train", "denoise", "reconstruct", "prior"])
+def test_a_command_does_the_whole_folder_and_lists_what_it_refuses(verdicts, command):
+    assert verdicts[command].keys() == {case.name for case in real_files.CASES}
+    assert not {name: shown for name, (right, shown) in verdicts[command].items() if not right}
+    refused = {name for name, (_, shown) in verdicts[command].items() if shown == "refused"}
+    assert refused == {case.name for case in real_files.CASES if isinstance(case.expected, str)}
+
+
+def test_a_wrong_value_or_reason_is_noticed_of_every_command(tmp_path, monkeypatch):
+    by_name = {case.name: case for case in real_files.CASES}
+    wrong = (
+        replace(by_name["gray8.png"], expected=by_name["gray8.png"].expected + 0.01),
+        replace(by_name["int8.tif"], expected="for another reason"),
+    )
+    monkeypatch.setattr(files_commands, "CASES", (*wrong, by_name["gray16.png"]))
+    verdicts = files_commands.through_commands(tmp_path, lambda path, case: files.read_by_job(path, case)[0])
+    for command, of_files in verdicts.items():
+        holds = {name: right for name, (right, _) in of_files.items()}
+        assert holds == {"gray8.png": False, "int8.tif": False, "gray16.png": True}, command
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -201,6 +202,14 @@ def test_signed_and_large_integers_come_back_through_their_intensities(tmp_path)
         assert again.dtype == stored.dtype and (again == stored).all()
         clipped = np.load(write_image(tmp_path / "c.npy", image.pixels * 1e30, image.encoding))
         assert clipped.max() > 0.99 * np.iinfo(dtype).max
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float32"])
+def test_numbers_that_are_converted_in_parts_are_the_same(dtype, monkeypatch):
+    pixels, encoding = torch.rand(3, 7, 5), Encoding(".npy", dtype, intensities=(-5.0, 200.0))
+    whole = encoding.to_stored(pixels)
+    monkeypatch.setattr("lpn_fast.io.image.PART", 11)
+    assert (encoding.to_stored(pixels) == whole).all() and whole.shape == (3, 7, 5) and whole.dtype == dtype
 
 
 # ---- what travels with the pixels

@@ -45,6 +45,14 @@ def test_arrays_may_be_views_and_of_any_byte_order():
     assert (np.asarray(opened(png.encode(planes.transpose(1, 2, 0)))) == planes.transpose(1, 2, 0)).all()
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 31, 32])
+def test_rows_that_are_filtered_in_parts_make_the_same_file(rows, monkeypatch):
+    stored = np.random.default_rng(0).integers(0, 256, (31, 18, 3)).astype(np.uint8)
+    whole = png.encode(stored)
+    monkeypatch.setattr(png, "PART_BYTES", rows * stored[0].nbytes)
+    assert png.encode(stored) == whole
+
+
 def test_profile_and_orientation_come_back():
     exif = Pillow.Exif()
     exif[ORIENTATION] = 6

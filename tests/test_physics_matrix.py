@@ -52,6 +52,19 @@ def test_products_of_every_kind_are_those_of_the_matrix(kind, dtype):
     assert largest <= physics.norm() * (1 + 1e-6) <= 1.5 * largest
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_channels_every_channel_is_measured_by_itself(kind):
+    physics, each = P.from_matrix(KINDS[kind](), SHAPE[1:], DATA), P.from_matrix(KINDS[kind](), SHAPE, DATA)
+    x, y = randn(2, 3, *SHAPE[1:]), randn(2, 3, *DATA, seed=2)
+    assert torch.equal(physics.A(x).flatten(0, 1), each.A(x.flatten(0, 1)[:, None]))
+    assert torch.equal(physics.A_adjoint(y).flatten(0, 1), each.A_adjoint(y.flatten(0, 1))[:, 0])
+    assert physics.measurement_shape(x.shape) == (2, 3, *DATA) and physics.A(x[:, 0]).shape == (2, *DATA)
+    turned = P.from_matrix(1j * ENTRIES, SHAPE[1:])
+    z = turned.A(x)
+    assert z.shape == turned.measurement_shape(x.shape) == (2, 3, 2, 15)
+    assert torch.allclose((z * z).sum(), (turned.A_adjoint(z) * x).sum())
+
+
 @pytest.mark.parametrize("wrap", [np.asarray, scipy.sparse.csr_matrix, scipy.sparse.linalg.aslinearoperator])
 def test_a_complex_matrix_measures_two_real_numbers(wrap):
     matrix = torch.complex(randn(6, 20), randn(6, 20, seed=2)).numpy()

@@ -9,9 +9,9 @@ import torch
 
 import lpn_fast as lf
 from lpn_fast import cli
+from lpn_fast.io.finding import find
+from lpn_fast.io.sources import Source
 from lpn_fast.pipeline import Denoise, UnreadableImage, find_images, reconstruct
-from lpn_fast.pipeline.finding import find
-from lpn_fast.pipeline.sources import Source
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 import lpn_fast as lf
+from lpn_fast.io.sources import Source, find_sources
 from lpn_fast.pipeline import Denoise, UnreadableImage, find_images, read_image, reconstruct, write_image
 from lpn_fast.pipeline.noise import noise_level
-from lpn_fast.pipeline.sources import Source, find_sources
 
 SIDE = 12
 SIGMA = 0.05

@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from killed_job import BATCH, SCALE, SIDE, SIGMA, TASKS
 import lpn_fast as lf
 from lpn_fast import cli
 from lpn_fast.pipeline import Denoise, Reconstruct, Share, batches, problems, reconstruct
-from lpn_fast.pipeline.flow import Background, Solvers, ahead_of_time, in_order
+from lpn_fast.pipeline.flow import Background, Solvers, ahead_of_time, in_order, ticking
 from lpn_fast.pipeline.manifest import ItemResult, lock_of, manifest_name, open_manifest, read_results
 
 ROOT = Path(lf.__file__).parents[1]
@@ -283,7 +284,7 @@ def test_reading_computing_and_writing_overlap(tmp_path, model, monkeypatch):
         """How many images were solved while something of that stage went on."""
         return sum(any(a < end and start < b for a, b in times[stage]) for start, end in times["solve"])
 
-    monkeypatch.setattr("lpn_fast.pipeline.sources.formats.decode", slowed("read", lf.io.decode))
+    monkeypatch.setattr("lpn_fast.io.sources.formats.decode", slowed("read", lf.io.decode))
     monkeypatch.setattr("lpn_fast.pipeline.run.encode", slowed("write", lf.io.encode))
     summary = reconstruct(folder, tmp_path / "out", task=Slow(SIGMA), model=model, batch_pixels=SIDE * SIDE)
     assert len(summary.done) == len(times["read"]) == len(times["write"]) == count
@@ -311,6 +312,18 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, checkpoint):
     done = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True, check=True)
     few, many = (int(line) / 1024 for line in done.stdout.split())
     assert many - few < 5, f"peak MB: {few:.0f}, then {many:.0f}"
+
+
+@pytest.mark.parametrize("disable", [False, True])
+def test_the_clock_of_a_bar_goes_on_by_itself_until_the_end(disable):
+    refreshed = []
+    bar = SimpleNamespace(disable=disable, refresh=lambda: refreshed.append(1))
+    before = threading.active_count()
+    with ticking(bar, seconds=0.001):
+        deadline = time.monotonic() + 5
+        while len(refreshed) < 3 and not disable and time.monotonic() < deadline:
+            time.sleep(0.001)
+    assert (len(refreshed) >= 3) != disable and threading.active_count() == before
 
 
 def test_stages_stay_in_order_and_within_bounds():

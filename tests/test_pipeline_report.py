@@ -14,9 +14,9 @@ from PIL import Image as Pillow
 
 import lpn_fast as lf
 from lpn_fast import cli
+from lpn_fast.io.sources import find_sources
 from lpn_fast.pipeline import report
 from lpn_fast.pipeline.manifest import read_results
-from lpn_fast.pipeline.sources import find_sources
 
 SIDE = 24
 VOID = {"meta", "img"}  # elements without an end
@@ -126,6 +126,26 @@ def test_a_denoised_job_shows_the_measurements_and_no_quality(place):
     assert not any("PSNR" in heading for heading in numbers[0]) and "noise estimate" in numbers[0]
     before = decoded(page.pictures[2][1])
     assert (np.asarray(before) == np.asarray(Pillow.open(place / "images/a.png"))).all()
+
+
+def test_thumbnails_show_the_intensities_of_the_job(place):
+    for path in (place / "images").iterdir():
+        path.unlink()
+    stored = np.linspace(0, 4095, SIDE * SIDE).reshape(SIDE, SIDE).astype(np.uint16)
+    Pillow.fromarray(stored).save(place / "images/a.png")
+    _, page = run(place, "denoise", "--sigma", "0.1", "--intensities", "0", "4095")
+    assert (np.asarray(decoded(page.pictures[0][1])) == np.rint(stored / 4095 * 255)).all()
+
+
+def test_a_result_that_misses_its_measurement_says_so_in_its_line_and_on_the_page(place):
+    rng = np.random.default_rng(0)  # noise, which no blur can have made
+    Pillow.fromarray(rng.integers(0, 256, (SIDE, SIDE), dtype=np.uint8)).save(place / "images/b.png")
+    _, page = run(place, "reconstruct", "--noise", "0.01", "--iterations", "2")
+    results = read_results(place / "out")
+    assert results["b.png"].misfit > 2 and 0 < results["a.png"].misfit
+    (note,) = results["b.png"].notes
+    assert note.startswith(f"misses its measurement by {results['b.png'].misfit:.3g} times the noise")
+    assert any(note in caption for caption in page.captions) and "misfit" in page.tables[-1][0]
 
 
 def test_a_large_job_shows_some_pictures_and_all_numbers(place, monkeypatch):

@@ -95,7 +95,7 @@ def test_log_has_one_row_per_validation(tmp_path):
 
 def test_crops_come_from_the_images_and_the_generator(photographs):
     crops = ImageCrops([photographs], crop=16, channels=3, exclude=["1"])
-    assert len(crops.names) == 2
+    assert len(crops) == 2
     a, b = (crops(5, torch.Generator().manual_seed(4)) for _ in range(2))
     assert a.shape == (5, 3, 16, 16) and torch.equal(a, b) and 0 <= a.min() and a.max() <= 1
     assert ImageCrops([photographs], crop=16)(2, torch.Generator()).shape == (2, 1, 16, 16)

@@ -1,4 +1,4 @@
-"""One-dimensional densities whose MAP and MMSE denoisers, and their priors R, are known.
+"""Mixtures of Gaussians in one dimension, whose MAP and MMSE denoisers, and their priors R, are known.
 
 For x ~ p, y = x + sigma n, n ~ N(0, 1):
 

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from lpn_fast import jobs
+from lpn_fast.io.finding import find
 from lpn_fast.io.formats import decode, to_npy
 from lpn_fast.jobs import inputs, ledger, places, stages
 from lpn_fast.jobs.engine import Tally, _collect
 from lpn_fast.jobs.reconstructor import objects
 from lpn_fast.pipeline import Denoise
-from lpn_fast.pipeline.finding import find
 from lpn_fast.pipeline.manifest import ItemResult, read_results
 
 SIDE, BATCH, NAMES, ROUNDS = 64, 64, 2000, 5

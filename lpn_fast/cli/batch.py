@@ -12,9 +12,7 @@ from pathlib import Path
 from .. import pipeline
 from ..networks import LPN
 from ..pipeline import ItemResult, Share, Summary
-from ..pipeline.job import content_of
 from ..pipeline.report import check_target, write_report
-from ..pipeline.sources import find_sources
 from ..pipeline.tasks import Task
 from ..solvers import Conditions
 from . import beyond, options
@@ -57,6 +55,7 @@ def add_images_out(parser: argparse.ArgumentParser, model: str = options.AUTO) -
 def prepare(args) -> tuple[LPN | str, Share]:
     """The model on the device of this process, or "auto", once the images are known to be there."""
     _check_options(args)
+    args.intensities = None if args.intensities is None else tuple(args.intensities)
     options.set_threads(args.threads)
     share = Share.from_environment()
     if beyond.is_meant(args):
@@ -84,10 +83,9 @@ def run(args, task: Task, model: LPN | str, share: Share, heading: str, conditio
     summary = work(args, task, model, share, args.out, simulate=args.simulate, seed=args.seed or 0)
     is_last = summary.everything is not None
     if args.report is not None and is_last:
-        content = content_of(task, args.simulate, args.intensities)
-        sources, *_ = find_sources(args.images, args.recursive, Path(args.out), content)
         args.report.parent.mkdir(parents=True, exist_ok=True)
-        write_report(args.report, summary.everything, sources, args.out, heading, conditions)
+        about = heading, conditions, args.intensities
+        write_report(args.report, summary.everything, summary.sources, args.out, *about)
     if args.simulate and (summary.done or summary.skipped):
         print(_quality_table((*summary.done, *summary.skipped)))
     print_summary(summary, share, args.out)
@@ -109,7 +107,7 @@ def work(args, task: Task, model: LPN | str, share: Share, out: str | Path, **op
         model=model,
         recursive=args.recursive,
         batch_pixels=args.batch_pixels,
-        intensities=None if args.intensities is None else tuple(args.intensities),
+        intensities=args.intensities,
         share=share,
         device=args.device,
         progress=True,

@@ -1,4 +1,4 @@
-"""Training data: images from folders, archives and array files, decoded once; images and numbers made up."""
+"""Training data: images from folders, archives and array files, decoded once; images made up."""
 
 from .augment import Augment
 from .images import ImageCrops, read_gray_or_colour, validation_batch

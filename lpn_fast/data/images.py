@@ -145,7 +145,6 @@ class ImageCrops:
         else:
             store = ImageStore.cached(key, cache, decode, read.full_scale, device)
         self._start(store, crop, augment)
-        self.names = [item.name for item in items]
         self.fingerprint = _digest([sorted(item.name for item in items), options, full_scale, crop, astuple(augment)])
 
     @classmethod
@@ -153,7 +152,7 @@ class ImageCrops:
         """A sampler of images that are already there."""
         crops = cls.__new__(cls)
         crops._start(store, crop, augment)
-        crops.names, crops.fingerprint = [], _digest([fingerprint, crop, astuple(augment)])
+        crops.fingerprint = _digest([fingerprint, crop, astuple(augment)])
         return crops
 
     def _start(self, store: ImageStore, crop: int | None, augment: Augment) -> None:
@@ -198,28 +197,13 @@ def read_gray_or_colour(path: str | Path, channels: int) -> Tensor:
     return torch.from_numpy(pixels.astype(np.float32) / 65535 if pixels.dtype == np.uint16 else pixels.copy())
 
 
-def validation_batch(
-    sources: list[str | Path],
-    channels: int = 1,
-    side: int = 160,
-    *,
-    exclude: list[str] | None = None,
-    samples: tuple[int, int] | None = None,
-    split: str | None = None,
-    recursive: bool = False,
-    window: Range | str | None = None,
-    full_scale: float | None = None,
-    intensities: Range | None = None,
-) -> Tensor:
+def validation_batch(sources: list[str | Path], channels: int = 1, side: int = 160, **options) -> Tensor:
     """Centre crops of `side` pixels of every image of the sources, float32 (count, channels, side, side).
 
-    Arguments as for `ImageCrops`; ValueError names an image that is smaller than `side`.
+    Options as for `ImageCrops`; so are errors.
     """
-    read = _reader(channels, window, full_scale, intensities)
-    items = find_items(sources, exclude, split=split, recursive=recursive)[slice(*(samples or (None,)))]
-    arrays = [_centred(item.read(read), side, item.name, "the validation side") for item in items]
-    store = ImageStore.of_arrays(arrays, read.full_scale)
-    return torch.stack([store.image(index) for index in range(len(store))])
+    crops = ImageCrops(sources, side, channels, centre=side, **options)
+    return torch.stack([crops.store.image(index) for index in range(len(crops))])
 
 
 def _reader(channels: int, window, full_scale: float | None, intensities: Range | None) -> Reader:
@@ -238,13 +222,13 @@ def _uses_little(array: np.ndarray, full_scale: float | None) -> bool:
     return 0 < float(array.max()) - float(array.min()) < LEAST_SHARE * scale
 
 
-def _centred(image: np.ndarray, side: int | None, name: str, what: str = "the centre") -> np.ndarray:
+def _centred(image: np.ndarray, side: int | None, name: str) -> np.ndarray:
     """The centre square of an image (C, H, W)."""
     if side is None:
         return image
     top, left = ((n - side) // 2 for n in image.shape[1:])
     if min(top, left) < 0:
-        raise ValueError(f"{name} is {image.shape[1:]} pixels, smaller than {what} of {side}")
+        raise ValueError(f"{name} is {image.shape[1:]} pixels, smaller than the centre of {side}")
     return image[:, top : top + side, left : left + side]
 
 

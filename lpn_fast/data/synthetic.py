@@ -92,9 +92,7 @@ def synthetic_crops(
     """
     images = np.rint(255 * synthetic_images(kind, pool, side, channels, seed)).astype(np.uint8)
     name = f"{kind} {pool} {side} {channels} {seed}"
-    crops = ImageCrops.of_store(ImageStore.of_arrays(list(images), device=device), crop, augment or Augment(), name)
-    crops.names = [f"{kind} {index}" for index in range(pool)]
-    return crops
+    return ImageCrops.of_store(ImageStore.of_arrays(list(images), device=device), crop, augment or Augment(), name)
 
 
 def _dead_leaves(rng: np.random.Generator, side: int, channels: int) -> np.ndarray:

@@ -52,7 +52,7 @@ class Container:
     """A row of the table: how its members are listed, how one is read, how results are put together."""
 
     members: Callable[[Path, Content], Listing]
-    array: Callable[[Path, Member], np.ndarray] | None  # None: a member is a file of its own format
+    array: Callable[[Path, Member], np.ndarray]  # of an archive, where it is a .npy file
     pack: Callable[[Path, list[tuple[Member, Path]], Path], None]
 
 
@@ -302,7 +302,8 @@ def _pack_npz(source: Path, parts, out: Path) -> None:
 def _list_zip(path: Path, content: Content) -> Listing:
     names = [entry.filename for entry in _entries(path)]
     visible = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)]
-    found, others, seen, total = [], [], collections.Counter(), collections.Counter(visible)
+    (found, others), total = ([], []), collections.Counter(visible)
+    seen: collections.Counter[str] = collections.Counter()
     for name in visible:
         if Path(name).suffix.lower() not in formats.BY_SUFFIX:
             others.append(name)
@@ -339,7 +340,7 @@ def _pack_tiff(source: Path, parts, out: Path) -> None:
 CONTAINERS = {
     ".npy": Container(lambda p, w: list_array(_mapped(p), w), lambda p, m: part_of(_mapped(p), m), _pack_npy),
     ".npz": Container(_list_npz, lambda p, m: part_of(_npz_array(p, version_of(p), m.name), m), _pack_npz),
-    ".zip": Container(_list_zip, None, _pack_zip),
+    ".zip": Container(_list_zip, lambda p, m: formats.from_npy(member_bytes(p, m)), _pack_zip),
     ".h5": Container(list_h5, h5_array, pack_h5),
     ".tif": Container(_list_tiff, lambda p, m: _one_plane(_tiff_stored(p, m)), _pack_tiff),
     ".idx": Container(list_idx, lambda p, m: part_of(idx_array(p, version_of(p)), m), pack_idx),

@@ -13,6 +13,7 @@ import tokenize
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from torch import Tensor
@@ -247,7 +248,7 @@ def write_image(path: str | Path, pixels: Tensor, encoding: Encoding) -> Path:
     return atomic.write(Path(path), encode(pixels, encoding))
 
 
-def npy_header(file: io.BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype]:
+def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """(shape, whether the first axis varies fastest, dtype) of a .npy file, which is left at the start of the data."""
     try:
         with HEADER_LOCK:

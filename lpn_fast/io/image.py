@@ -28,6 +28,9 @@ RANGELESS = "; give the intensities that become 0 and 1 (--intensities LOW HIGH)
 CERTAIN_BYTES, LARGEST_EXPANSION, MOST_BYTES = 2**26, 8300, 2**32
 
 
+PART = 2**20  # numbers converted at once
+
+
 class UnreadableImage(ValueError):
     """One file that could not be read as an image, and why.
 
@@ -81,7 +84,7 @@ class Encoding:
     def to_unit(self, stored: np.ndarray) -> np.ndarray:
         """float32 pixels of stored numbers; its 24 bits tell 65536 levels apart."""
         low, high = self.range
-        pixels = stored.astype(np.float32 if stored.dtype.itemsize <= 2 else np.float64)
+        pixels: np.ndarray = stored.astype(np.float32 if stored.dtype.itemsize <= 2 else np.float64)
         if low:
             pixels -= low
         if high - low != 1:
@@ -89,9 +92,19 @@ class Encoding:
         return pixels.astype(np.float32, copy=False)
 
     def to_stored(self, pixels: Tensor) -> np.ndarray:
-        """Numbers to be stored, (C, H, W), or (H, W) for a plane."""
+        """Numbers to be stored, (C, H, W), or (H, W) for a plane; made in parts, so that large images fit twice."""
+        whole = pixels.detach().cpu().numpy()
+        stored = np.empty(whole.shape, self.dtype)
+        flat, target = whole.reshape(-1), stored.reshape(-1)
+        for start in range(0, flat.size, PART):
+            part = slice(start, start + PART)
+            target[part] = self._numbers(flat[part])
+        return stored[0] if self.is_plane else stored
+
+    def _numbers(self, pixels: np.ndarray) -> np.ndarray:
+        """What is to be stored for pixels, rounded and clipped for integers."""
         (low, high), dtype = self.range, np.dtype(self.dtype)
-        values = pixels.detach().cpu().numpy().astype(np.float32 if dtype.itemsize <= 2 else np.float64)
+        values: np.ndarray = pixels.astype(np.float32 if dtype.itemsize <= 2 else np.float64)
         values *= high - low
         if low:
             values += low
@@ -99,8 +112,7 @@ class Encoding:
             limits = np.iinfo(dtype)
             most = float(limits.max) if dtype.itemsize < 8 else np.nextafter(float(limits.max), 0)
             np.clip(np.rint(values, out=values), float(limits.min), most, out=values)
-        values = values.astype(dtype)
-        return values[0] if self.is_plane else values
+        return values
 
 
 @dataclass(frozen=True)

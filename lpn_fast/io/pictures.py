@@ -11,6 +11,7 @@ import math
 import numpy as np
 import PIL.Image
 import PIL.ImageCms
+import PIL.ImageFile
 from PIL.JpegImagePlugin import get_sampling
 
 from . import png
@@ -24,7 +25,7 @@ NATIVE = ("L", "RGB", "F", "I;16", "I;16L", "I;16B", "I;16N")
 WITH_ALPHA = ("LA", "PA", "La", "RGBA", "RGBa")
 J2K_SIZES = b"\xff\x4f\xff\x51"  # start of a codestream and of its sizes
 # JPEG is the one lossy format: best quality short of the useless
-OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
+OPTIONS: dict[str, dict] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
 
 
 def read(data: bytes, suffix: str, plugin: str) -> Stored:
@@ -53,7 +54,7 @@ def read(data: bytes, suffix: str, plugin: str) -> Stored:
         raw = raw[0] if isinstance(raw, tuple) else raw
         intensities = None
         if raw in LOW_BYTES:
-            values = _sixteen_bits(data, plugin, picture, raw)
+            values = _sixteen_bits(data, plugin, raw)
             has_alpha = raw != "RGB;16B" or has_alpha
         elif plugin == "PPM" and (most := _largest(picture)) > 255:
             values, intensities = _wide_netpbm(data, picture), (0.0, float(most))
@@ -85,13 +86,11 @@ def write(stored: np.ndarray, encoding: Encoding, plugin: str) -> bytes:
 
 def rgb_by_profile(picture: PIL.Image.Image, profile: bytes | None) -> PIL.Image.Image:
     """A CMYK or Lab picture as sRGB, by its own profile if there is one."""
-    if picture.mode == "LAB" and not profile:
-        own = PIL.ImageCms.createProfile("LAB")
-    elif profile:
-        own = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    else:
+    if picture.mode != "LAB" and not profile:
         return picture.convert("RGB")
-    return PIL.ImageCms.profileToProfile(picture, own, PIL.ImageCms.createProfile("sRGB"), outputMode="RGB")
+    own = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile) if profile else PIL.ImageCms.createProfile("LAB"))
+    transform = PIL.ImageCms.buildTransform(own, PIL.ImageCms.createProfile("sRGB"), picture.mode, "RGB")
+    return PIL.ImageCms.applyTransform(picture, transform) or picture
 
 
 def converted(picture: PIL.Image.Image, kept: dict, notes: list[str]) -> PIL.Image.Image:
@@ -112,7 +111,7 @@ def converted(picture: PIL.Image.Image, kept: dict, notes: list[str]) -> PIL.Ima
     return picture.convert(target)
 
 
-def _sixteen_bits(data: bytes, plugin: str, picture: PIL.Image.Image, raw: str) -> np.ndarray:
+def _sixteen_bits(data: bytes, plugin: str, raw: str) -> np.ndarray:
     def decoded(arguments) -> np.ndarray:
         with PIL.Image.OPEN[plugin][0](io.BytesIO(data), "") as again:
             again.tile = [again.tile[0]._replace(args=arguments)]
@@ -124,15 +123,15 @@ def _sixteen_bits(data: bytes, plugin: str, picture: PIL.Image.Image, raw: str) 
     return high << 8 | decoded(LOW_BYTES[raw])[..., :3]
 
 
-def _largest(picture: PIL.Image.Image) -> int:
+def _largest(picture: PIL.ImageFile.ImageFile) -> int:
     """The number that a Netpbm file means by white."""
     arguments = picture.tile[0].args
     if isinstance(arguments, tuple):
         return arguments[1] if picture.mode != "F" else 1
-    return 65535 if arguments.startswith("I;16") else 255
+    return 65535 if str(arguments).startswith("I;16") else 255
 
 
-def _wide_netpbm(data: bytes, picture: PIL.Image.Image) -> np.ndarray:
+def _wide_netpbm(data: bytes, picture: PIL.ImageFile.ImageFile) -> np.ndarray:
     tile, bands = picture.tile[0], 1 if picture.mode == "I" else 3
     if tile.codec_name == "ppm_plain":
         raise ValueError("it holds 16 bits as text; convert it to the binary kind")

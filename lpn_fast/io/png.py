@@ -16,6 +16,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GRAY, COLOUR = 0, 2  # colour types of the header
 AVERAGE = 3  # the filter
 LEVEL, WINDOW_BITS, MEMORY_LEVEL = 6, 15, 9  # zlib's; the run-length strategy ignores the level
+PART_BYTES = 2**20  # filtered at once
 METRES_PER_INCH = 0.0254
 EXIF_MARK = b"Exif\0\0"  # precedes the tags in JPEG, not in PNG
 
@@ -52,13 +53,19 @@ def encode(
         parts.append(chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1)))
     if exif:
         parts.append(chunk(b"eXIf", exif.removeprefix(EXIF_MARK)))
-    parts += [chunk(b"IDAT", _compressed(_filtered(stored))), chunk(b"IEND", b"")]
+    parts += [chunk(b"IDAT", _compressed(stored)), chunk(b"IEND", b"")]
     return b"".join(parts)
 
 
-def _compressed(data: np.ndarray) -> bytes:
+def _compressed(stored: np.ndarray) -> bytes:
+    """Of all rows, filtered and coded some at a time."""
     deflate = zlib.compressobj(LEVEL, zlib.DEFLATED, WINDOW_BITS, MEMORY_LEVEL, zlib.Z_RLE)
-    return deflate.compress(data) + deflate.flush()
+    step = max(1, PART_BYTES // (stored[:1].nbytes or 1))
+    parts = []
+    for top in range(0, len(stored), step):
+        before = max(0, top - 1)  # the row above the first one belongs to it
+        parts.append(deflate.compress(_filtered(stored[before : top + step])[top - before :].data))
+    return b"".join([*parts, deflate.flush()])
 
 
 def _filtered(stored: np.ndarray) -> np.ndarray:

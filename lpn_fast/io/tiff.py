@@ -13,9 +13,11 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.TiffImagePlugin
 
 from .image import Encoding, Stored, check_size, one_line, version_of
 from .pictures import KEPT, NATIVE, WITH_ALPHA, converted
@@ -157,7 +159,7 @@ def _read(tif, source: bytes | Path, index: int | None) -> Stored:
     wanted = (page.samplesperpixel, page.imagelength, page.imagewidth)
     if values.shape != wanted:
         raise ValueError(f"it declares {wanted} samples, rows and columns and holds {values.shape}")
-    notes = ()
+    notes: tuple[str, ...] = ()
     if len(values) in (2, 4) and page.extrasamples[-1:] and page.extrasamples[-1] in ALPHA:
         values, notes = values[:-1], ("alpha channel dropped",)
     if len(values) != (3 if page.photometric == RGB else 1):
@@ -200,7 +202,8 @@ def _needs_pillow(page) -> bool:
 
 def _by_pillow(source: bytes | Path, index: int, page) -> Stored:
     """A page as Pillow decodes it; `page` is what tifffile says of it, None without tifffile."""
-    with PIL.Image.OPEN["TIFF"][0](io.BytesIO(source) if isinstance(source, bytes) else source, "") as picture:
+    file: Any = io.BytesIO(source) if isinstance(source, bytes) else source
+    with PIL.TiffImagePlugin.TiffImageFile(file, "") as picture:
         if page is None and getattr(picture, "n_frames", 1) > 1:
             raise ValueError("it holds several pages")
         picture.seek(index)
@@ -234,7 +237,7 @@ def _laid_out(stored: np.ndarray, kept: dict) -> np.ndarray:
 def _kept(tif, page) -> dict:
     """Arguments of tifffile.imwrite that make a file like this one."""
     tags = page.tags
-    kept = {"photometric": int(page.photometric) if page.photometric in (WHITE_IS_ZERO, RGB) else BLACK_IS_ZERO}
+    kept: dict = {"photometric": int(page.photometric) if page.photometric in (WHITE_IS_ZERO, RGB) else BLACK_IS_ZERO}
     kept["compression"] = None if page.compression == UNCOMPRESSED else "zlib"
     kept["extratags"] = [tags[code].astuple()[:4] + (True,) for code in NAMES if code in tags]
     if any(code == 305 for code, *_ in kept["extratags"]):

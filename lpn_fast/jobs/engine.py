@@ -13,12 +13,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..io import Range
+from ..io.sources import Source
 from ..networks import LPN
 from ..pipeline.flow import in_order
 from ..pipeline.gather import gather
 from ..pipeline.job import BAR, check_places, content_of, finished
 from ..pipeline.manifest import ItemResult, digest_of
-from ..pipeline.sources import Source
 from ..pipeline.tasks import Task
 from . import inputs, ledger
 from .places import is_url

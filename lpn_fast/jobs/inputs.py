@@ -9,8 +9,8 @@ from typing import Any
 
 from ..io import Member, UnreadableImage, formats
 from ..io.content import Content
-from ..pipeline.finding import LIST_MARK, SOURCE_SUFFIXES
-from ..pipeline.sources import Source, find_sources
+from ..io.finding import LIST_MARK, SOURCE_SUFFIXES
+from ..io.sources import Source, find_sources
 from .places import MARK, Entry, absolute, file_system, is_url, place_of, retried
 from .rows import Cell
 

@@ -15,7 +15,7 @@ from ..io.image import one_line
 
 
 class Cell:
-    """What `pipeline.sources.Source` is for a file: something to be read, with a name.
+    """What `io.sources.Source` is for a file: something to be read, with a name.
 
     Parameters
     ----------

@@ -38,13 +38,12 @@ class Matrix(Physics):
 
     def A(self, x: Tensor) -> Tensor:
         """Measurements, shape (N, *data_shape), or (N, 2, *data_shape) of a complex operator."""
-        check_batch("x", x, ("N", *self.image_shape))
-        return self._applied(x, len(x), adjoint=False)
+        return self._applied(x, self._samples("x", x, self.image_shape), adjoint=False)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
         """Images A^T y, shape (N, *image_shape); the real part of a complex operator's."""
-        check_batch("y", y, ("N", *((2,) if self.is_complex else ()), *self.data_shape))
-        return self._applied(y, len(y), adjoint=True)
+        shape = (2, *self.data_shape) if self.is_complex else self.data_shape
+        return self._applied(y, self._samples("y", y, shape), adjoint=True)
 
     def norm(self) -> float:
         """Upper bound on ||A||, but for a probability of 1e-9; found once, by 40 products with four vectors."""
@@ -64,18 +63,26 @@ class Matrix(Physics):
 
     def measurement_shape(self, image_shape) -> tuple[int, ...]:
         """Shape of `A(x)` for images (N, *image_shape)."""
-        return (image_shape[0], *((2,) if self.is_complex else ()), *self.data_shape)
+        leading = tuple(image_shape)[: len(image_shape) - len(self.image_shape)]
+        return (*leading, *((2,) if self.is_complex else ()), *self.data_shape)
 
     def __repr__(self) -> str:
         kind = type(self.operator).__name__
         return f"Matrix({kind} {' x '.join(map(str, _shape(self.operator)))}, images {self.image_shape})"
 
-    def _applied(self, batch: Tensor, samples: int, *, adjoint: bool) -> Tensor:
+    def _samples(self, name: str, batch: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(N,), or (N, C) where images have no channels for the operator, so that each is one to it."""
+        by_channel = isinstance(batch, Tensor) and len(self.image_shape) == 2 and batch.dim() == 2 + len(shape)
+        check_batch(name, batch, ("N", *(("C",) if by_channel else ()), *shape))
+        return tuple(batch.shape[: 1 + by_channel])
+
+    def _applied(self, batch: Tensor, samples: tuple[int, ...], *, adjoint: bool) -> Tensor:
         """Products of all samples: at once with what is a matrix, one by one with what has products of vectors."""
         values = batch.detach().to("cpu", torch.float64).numpy()
         if adjoint and self.is_complex:
-            values = values[:, 0] + 1j * values[:, 1]
-        columns = values.reshape(samples, -1).T  # (m or n, N)
+            values = values.reshape(*samples, 2, -1)
+            values = values[..., 0, :] + 1j * values[..., 1, :]
+        columns = values.reshape(math.prod(samples), -1).T  # (m or n, samples)
         if not hasattr(self.operator, "matvec"):
             operator = _adjoint(self.operator) if adjoint else self.operator
             found = np.asarray(operator @ columns).T
@@ -83,11 +90,11 @@ class Matrix(Physics):
             product = self.operator.rmatvec if adjoint else self.operator.matvec
             found = np.stack([np.asarray(product(np.ascontiguousarray(v))).reshape(-1) for v in columns.T])
         if adjoint:
-            found = found.real.reshape(samples, *self.image_shape)
+            found = found.real.reshape(*samples, *self.image_shape)
         elif self.is_complex:
-            found = np.stack([found.real, found.imag], axis=1).reshape(samples, 2, *self.data_shape)
+            found = np.stack([found.real, found.imag], axis=1).reshape(*samples, 2, *self.data_shape)
         else:
-            found = found.reshape(samples, *self.data_shape)
+            found = found.reshape(*samples, *self.data_shape)
         return torch.from_numpy(np.ascontiguousarray(found, dtype=np.float64)).to(batch.device, batch.dtype)
 
 
@@ -99,7 +106,8 @@ def from_matrix(operator: Any, image_shape: Sequence[int], data_shape: Sequence[
     operator : array, scipy.sparse matrix or LinearOperator (scipy, pylops, pyproximal, ASTRA's OpTomo)
         Of shape (m, n); real or complex.
     image_shape : (C, H, W), or any shape of one image
-        n entries; the operator sees images flattened in C order.
+        n entries; the operator sees images flattened in C order. (H, W) takes any number of channels (N, C, H, W),
+        each by itself.
     data_shape : sequence of int, optional
         Shape of the measurements of one image, m entries; None is (m,).
 

@@ -1,7 +1,7 @@
 """From image files to reconstructed image files: batched, restartable, one bad file never stops the rest."""
 
 from ..io import Encoding, Image, UnreadableImage, read_image, write_image
-from .finding import find_images
+from ..io.finding import find_images
 from .job import Summary, reconstruct
 from .manifest import ItemResult
 from .processes import Share

@@ -7,8 +7,8 @@ number. An error of a stage surfaces in the caller, where the items before it ha
 """
 
 import contextlib
+import itertools
 import math
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,11 +16,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
+from tqdm import tqdm
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-POLL_SECONDS = 0.1  # how soon a thread waiting for room in a queue notices that its consumer has gone
+TICK = 1.0  # seconds
 
 
 def settle_thread_pool() -> None:
@@ -86,43 +87,34 @@ def ahead_of_time(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
     >>> list(ahead_of_time(iter("abc")))
     ['a', 'b', 'c']
     """
-    ready: queue.Queue = queue.Queue(maxsize=ahead)
-    abandoned = threading.Event()
-
-    def put(entry) -> bool:
-        while not abandoned.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put(entry, timeout=POLL_SECONDS)
-                return True
-        return False
-
-    def take() -> None:
-        iterator = iter(items)
-        try:
-            for item in iterator:
-                if not put((item, None)):
-                    break
-            else:
-                put((None, StopIteration()))
-        except BaseException as error:  # handed on to the caller
-            put((None, error))
-        finally:
-            if hasattr(iterator, "close"):
-                iterator.close()
-
-    thread = threading.Thread(target=take, name="lpn_fast batches", daemon=True)
-    thread.start()
+    iterator, end = iter(items), object()
+    taken = in_order(lambda _: next(iterator, end), itertools.repeat(None), workers=1, ahead=ahead)
     try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item
+        yield from iter(lambda: next(taken), end)
     finally:
-        abandoned.set()
-        thread.join()
+        taken.close()  # waits for the item that is being taken
+        if hasattr(iterator, "close"):
+            iterator.close()
+
+
+@contextlib.contextmanager
+def ticking(bar: tqdm, seconds: float = TICK) -> Iterator[None]:
+    """Keep the clock of a progress bar going while nothing else moves it: one large image may take minutes."""
+    over = threading.Event()
+
+    def tick() -> None:
+        while not over.wait(seconds):
+            bar.refresh()
+
+    thread = threading.Thread(target=tick, name="lpn_fast clock", daemon=True)
+    if not bar.disable:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if not bar.disable:
+            thread.join()
 
 
 class Solvers:

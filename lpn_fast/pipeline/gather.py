@@ -5,8 +5,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from ..io import containers
+from ..io.sources import Source
 from .manifest import ItemResult, lock_of, read_results
-from .sources import Source
 
 
 def gather(

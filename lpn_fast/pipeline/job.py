@@ -19,16 +19,16 @@ from tqdm import tqdm
 
 from ..io import Range
 from ..io.content import Content, Images
+from ..io.sources import Source, find_sources
 from ..networks import LPN
 from .batches import batch_pixels_for, bucketed, solvers_for
-from .flow import Background, Solvers, ahead_of_time, settle_thread_pool
+from .flow import Background, Solvers, ahead_of_time, settle_thread_pool, ticking
 from .gather import gather
 from .manifest import NAME as MANIFEST_NAME
 from .manifest import ItemResult, differences, digest_of, open_manifest
 from .networks import Networks
 from .processes import Share
 from .run import DEGRADED_FOLDER, Failure, Run, record_failures, solve, usable
-from .sources import Source, find_sources
 from .tasks import Task
 from .transfer import Transfer
 
@@ -55,6 +55,8 @@ class Summary:
         Containers some of whose images failed; the results of the others lie in the folder `NAME.parts`.
     passed_over : str
         What was in folders besides, in words.
+    sources : tuple of Source
+        Where the images of the job are read from.
     """
 
     out: Path
@@ -64,6 +66,7 @@ class Summary:
     everything: tuple[ItemResult, ...] | None = None
     incomplete: tuple[str, ...] = ()
     passed_over: str = ""
+    sources: tuple[Source, ...] = ()
 
 
 def reconstruct(
@@ -183,6 +186,7 @@ def reconstruct(
         transfer, count = Transfer(own_type), solvers or solvers_for(networks.widest, len(left), batch_pixels)
         with (
             tqdm(total=len(left), desc=task.name, unit="img", bar_format=BAR, disable=hidden) as bar,
+            ticking(bar),
             warnings.catch_warnings(),  # here, since it is not for threads
             Background(ahead=count) as writer,
             Solvers(count) as team,
@@ -208,7 +212,7 @@ def reconstruct(
             solve_all(run, left, batch_pixels)
     whole, incomplete = gather(everything, list(broken), out, task.makes_images)
     done, failed, earlier = tuple(run.done), tuple(run.failed), tuple(skipped.values())
-    return Summary(out, done, earlier, failed, whole, incomplete, str(found))
+    return Summary(out, done, earlier, failed, whole, incomplete, str(found), tuple(everything))
 
 
 def settings_of(task: Task, networks: Networks, intensities: Range | None, seed: int | None = None) -> dict:

@@ -60,6 +60,8 @@ class ItemResult:
         Share of the batch's time, by pixels.
     psnr_before, ssim_before, psnr, ssim : float or None
         Of the measurement and of the result, both clipped to [0, 1], where the truth is known.
+    misfit : float or None
+        |A x - y| over what the noise makes of it, the largest of the colour planes; near 1 where all fits.
     noise_estimate : float or None
         Of the measurement, from itself (pipeline/noise.py).
     sigma : float or None
@@ -71,7 +73,7 @@ class ItemResult:
     verdict : str or None
         How the search for it ended, the gravest of the colour planes.
     notes : tuple of str
-        What was changed in reading.
+        What was changed in reading, and what is doubtful about the result.
     """
 
     item: str
@@ -94,6 +96,7 @@ class ItemResult:
     ssim_before: float | None = None
     psnr: float | None = None
     ssim: float | None = None
+    misfit: float | None = None
     noise_estimate: float | None = None
     sigma: float | None = None
     model: str | None = None

@@ -7,12 +7,13 @@ from ..solvers.noise import SMALLEST_SIDE, TILE, haar_level
 
 # 8,000 blocks: a standard error of 1.3 %; 32,000 pixels: torch starts no threads beside the solver's, from 32,768 on.
 MOST_TILES = 500
+FEW_TILES = 64  # a standard error of 4 %: enough to doubt a level that was given
 
 
-def noise_level(image: Tensor) -> float | None:
+def noise_level(image: Tensor, most_tiles: int = MOST_TILES) -> float | None:
     """Standard deviation of the noise in an image (C, H, W), in its units; None for one smaller than 8 x 8.
 
-    Of a large image only MOST_TILES tiles count, evenly spread.
+    Of a large image only `most_tiles` tiles count, evenly spread.
 
     Examples
     --------
@@ -25,8 +26,8 @@ def noise_level(image: Tensor) -> float | None:
         return None
     rows, columns = height // TILE, width // TILE
     total = channels * rows * columns
-    if total > MOST_TILES:
-        chosen = torch.arange(MOST_TILES) * total // MOST_TILES
+    if total > most_tiles:
+        chosen = torch.arange(most_tiles) * total // most_tiles
         tiles = image[:, : rows * TILE, : columns * TILE].unflatten(1, (rows, TILE)).unflatten(3, (columns, TILE))
         channel, row, column = chosen // (rows * columns), chosen // columns % rows, chosen % columns
         image = tiles[channel, row, :, column].flatten(0, 1)[None]  # (1, tiles TILE, TILE)

@@ -12,7 +12,6 @@ Where intensities (low, high) of the image become 0 and 1, the linear operator m
 """
 
 import hashlib
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +28,10 @@ from ..physics import (
     Inpainting,
     LinearOperator,
     ParallelBeamCT,
-    Physics,
-    operator_norm_bound,
+    from_matrix,
 )
 from ..solvers.noise import GAUSSIAN_MEDIAN, haar_level
-from .noise import noise_level
+from .noise import MOST_TILES, noise_level
 
 PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model and sigma fit together
 OUTER = 0.35  # cycles per pixel: from there on the frequencies of a picture are little beside noise
@@ -110,7 +108,7 @@ class Problem:
         """The other way round."""
         return torch.fft.ifftshift(x, dim=(-2, -1)) if self.centred else x
 
-    def noise_of(self, measured: Tensor) -> float | None:  # (C, ...)
+    def noise_of(self, measured: Tensor, most_tiles: int = MOST_TILES) -> float | None:  # (C, ...)
         """Standard deviation of the noise, from a measurement alone; None where it cannot be told."""
         physics = self.physics
         if isinstance(physics, Inpainting):
@@ -120,7 +118,7 @@ class Problem:
             rows, columns = (torch.fft.fftfreq(n).abs() for n in physics.mask.shape)
             outer = (torch.maximum(rows[:, None], columns[None]) >= OUTER) & (physics.mask != 0)
             return float(measured[..., outer].abs().median()) / GAUSSIAN_MEDIAN if bool(outer.any()) else None
-        return noise_level(measured) if measured.dim() == 3 and self.name != "matrix" else None
+        return noise_level(measured, most_tiles) if measured.dim() == 3 and self.name != "matrix" else None
 
     def cropped(self, measured: Tensor, size: tuple[int, int]) -> Tensor | None:
         """The part of a measurement (C, H', W') that lies over the image, to compare the two, if there is one."""
@@ -177,69 +175,16 @@ def cs(physics: CompressedSensing) -> Problem:
 
 
 def matrix(entries, image_size: tuple[int, int]) -> Problem:
-    """Of vectors y = M x for a matrix (M, H W), an array or one of scipy.sparse."""
-    physics = Matrix(entries, image_size)
-    settings = {"matrix": physics.digest, "size": list(image_size)}
+    """Of vectors y = M x for a matrix (M, H W), an array or one of scipy.sparse; of every channel by itself."""
+    is_sparse = hasattr(entries, "tocsr")
+    entries = entries.tocsr() if is_sparse else entries
+    stored = (entries.indptr, entries.indices, entries.data) if is_sparse else (entries,)
+    physics = from_matrix(entries, image_size)
+    if not np.isfinite(stored[-1]).all():
+        raise ValueError("the matrix must be finite, got NaN or infinite values")
+    digest = _digest_of_text(" ".join(_digest(torch.from_numpy(array)) for array in stored))
+    settings = {"matrix": digest, "size": list(image_size)}
     return Problem("matrix", physics, settings, image_size, arrays=Arrays(1))
-
-
-class Matrix(Physics):
-    """A x = M vec(x) of every channel, M an array (m, H W) or a matrix of scipy.sparse.
-
-    Examples
-    --------
-    >>> Matrix(np.eye(4)[:3], (2, 2)).A(torch.ones(1, 1, 2, 2)).shape
-    torch.Size([1, 1, 3])
-    """
-
-    def __init__(self, entries, image_size: tuple[int, int]):
-        pixels = image_size[0] * image_size[1]
-        if entries.ndim != 2 or entries.shape[1] != pixels:
-            raise ValueError(
-                f"the matrix must have one column for each of {image_size[0]} x {image_size[1]} pixels, got "
-                f"{' x '.join(map(str, entries.shape))}"
-            )
-        if hasattr(entries, "tocsr"):
-            self.entries, self._transpose = _sparse(entries.tocsr()), _sparse(entries.T.tocsr())
-            stored = self.entries.crow_indices(), self.entries.col_indices(), self.entries.values()
-        else:
-            self.entries = torch.from_numpy(np.asarray(entries, np.float64))
-            self._transpose, stored = self.entries.T, (self.entries,)
-        if not bool(stored[-1].isfinite().all()):
-            raise ValueError("the matrix must be finite, got NaN or infinite values")
-        self.image_size = image_size
-        self.digest = _digest_of_text(" ".join(map(_digest, stored)))
-        self._norm: float | None = None
-
-    def A(self, x: Tensor) -> Tensor:
-        """Measurements (N, C, m) of images (N, C, H, W)."""
-        return self._times(self.entries, x.flatten(2))
-
-    def A_adjoint(self, y: Tensor) -> Tensor:
-        """Images (N, C, H, W) from measurements (N, C, m)."""
-        return self._times(self._transpose, y).unflatten(2, self.image_size)
-
-    def norm(self) -> float:
-        """A bound that holds but for a probability of 1e-9."""
-        if self._norm is None:
-            self._norm = operator_norm_bound(self, (1, *self.image_size))
-        return self._norm
-
-    def _times(self, entries: Tensor, v: Tensor) -> Tensor:  # (m, n), (N, C, n) -> (N, C, m)
-        product = entries.to(v.device, v.dtype) @ v.flatten(0, 1).T  # (m, N C)
-        return product.T.unflatten(0, v.shape[:2])
-
-    def __repr__(self) -> str:
-        return f"Matrix({' x '.join(map(str, self.entries.shape))})"
-
-
-def _sparse(rows) -> Tensor:
-    """A matrix of scipy.sparse, by rows."""
-    pointers, columns = (torch.from_numpy(index).long() for index in (rows.indptr, rows.indices))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of torch, that such matrices are new
-        values = torch.from_numpy(rows.data.astype(np.float64))
-        return torch.sparse_csr_tensor(pointers, columns, values, size=rows.shape)
 
 
 def _size(mask: Tensor) -> tuple[int, int]:

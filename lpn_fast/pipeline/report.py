@@ -1,42 +1,31 @@
 """A page about a finished job: settings, conditions of the theorem, thumbnails before and after, numbers per image.
 
-One HTML file that refers to nothing outside itself, so it can be sent and archived. Thumbnails are PNG pictures in
-`data:` addresses; of a large job only the first MOST_PICTURES images get them, the table has all.
+One HTML file that refers to nothing outside itself, so it can be sent and archived: report.html, filled in by Jinja2.
+Thumbnails are PNG pictures in `data:` addresses; of a large job only the first MOST_PICTURES images get them, the table
+has all.
 """
 
 import base64
-import html
 import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import PIL.Image
-import torch
 from torch import Tensor
 
 from .. import atomic
-from ..io import UnreadableImage
+from ..io import Range, UnreadableImage
+from ..io.sources import Source
 from ..solvers import Conditions
 from .manifest import ItemResult
 from .run import DEGRADED_FOLDER
-from .sources import Source
 
 MARK, MARK_WITHIN = '<meta name="generator" content="lpn-fast">', 200  # bytes
 THUMBNAIL_SIDE = 192  # pixels, of the longer side
 MOST_PICTURES = 200  # some 8 MB
-
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; margin: 1em 0; }
-th, td { padding: .3em .8em; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-figure { display: inline-block; margin: 0 1em 1.5em 0; vertical-align: top; }
-figure img { image-rendering: pixelated; margin-right: 4px; }
-figcaption { font-size: 85%; max-width: 400px; overflow-wrap: anywhere; }
-.failed, .no { color: #a00; }
-"""
 
 COLUMNS = (  # heading, field of ItemResult, digits
     ("PSNR before", "psnr_before", 2),
@@ -45,6 +34,7 @@ COLUMNS = (  # heading, field of ItemResult, digits
     ("SSIM", "ssim", 4),
     ("noise estimate", "noise_estimate", 4),
     ("sigma", "sigma", 4),
+    ("misfit", "misfit", 2),
     ("objective", "objective_last", 3),
     ("residual", "residual", 7),
     ("iterations", "iterations", 0),
@@ -59,6 +49,7 @@ def write_report(
     out: str | Path,
     title: str,
     conditions: Conditions | None = None,
+    intensities: Range | None = None,
 ) -> Path:
     """Write the page.
 
@@ -76,6 +67,8 @@ def write_report(
         What was done, in a line.
     conditions : Conditions, optional
         Of the solver's theorem.
+    intensities : (low, high), optional
+        Those of the job.
 
     Returns
     -------
@@ -87,23 +80,20 @@ def write_report(
         The page cannot be written.
     """
     by_item = {source.item: source for source in sources}
-    body = [f"<h1>{_text(title)}</h1>", _counts(results)]
-    if results:
-        body += ["<h2>Settings</h2>", _settings(results[0].settings)]
-    if conditions is not None:
-        body += ["<h2>Conditions of the convergence theorem</h2>", _conditions(conditions)]
     done = [result for result in results if result.status == "done"]
-    failed = [result for result in results if result.status != "done"]
-    if failed:
-        body += ["<h2>Failed</h2>", _table(("image", "why"), ((_text(r.source), _text(r.error)) for r in failed))]
-    if done:
-        shown = done[:MOST_PICTURES]
-        rest = f", the first {len(shown)} of {len(done)}" if len(shown) < len(done) else ""
-        body += [f"<h2>Before and after{rest}</h2>", *_figures(shown, by_item, Path(out))]
-        body += ["<h2>Numbers</h2>", _numbers(done)]
-    page = (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{MARK}\n<title>{_text(title)}</title>\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
+    shown = done[:MOST_PICTURES]
+    environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(Path(__file__).parent))
+    page = environment.get_template("report.html").render(
+        title=title,
+        counts=_counts(results),
+        settings=results[0].settings if results else {},
+        conditions=conditions,
+        condition_rows=[(c.name, c.required, c.actual, "yes" if c.holds else "no") for c in conditions or ()],
+        failed=[(result.source, result.error) for result in results if result.status != "done"],
+        done=done,
+        rest=f", the first {len(shown)} of {len(done)}" if len(shown) < len(done) else "",
+        figures=_figures(shown, by_item, Path(out), intensities),
+        **_numbers(done),
     )
     return atomic.write(Path(path), page.encode(errors="backslashreplace"))  # names need not be UTF-8
 
@@ -120,44 +110,22 @@ def _counts(results: Sequence[ItemResult]) -> str:
     done = [result for result in results if result.status == "done"]
     late = sum(result.converged is False for result in done)
     parts = [f"{len(done)} images done", f"{len(results) - len(done)} failed"]
-    if late:
-        parts.append(f"{late} did not converge within the iterations allowed")
-    return f"<p>{', '.join(parts)}.</p>"
+    return ", ".join(parts + [f"{late} did not converge within the iterations allowed"] * (late > 0))
 
 
-def _settings(settings: dict) -> str:
-    return _table(("setting", "value"), ((_text(name), _text(value)) for name, value in settings.items()))
-
-
-def _conditions(conditions: Conditions) -> str:
-    rows = (
-        (
-            _text(c.name),
-            _text(c.required),
-            _text(c.actual),
-            "yes" if c.holds else '<span class="no">no</span>',
-        )
-        for c in conditions
-    )
-    return _table((conditions.theorem, "required", "actual", "holds"), rows)
-
-
-def _figures(results: Sequence[ItemResult], sources: dict[str, Source], out: Path) -> Iterator[str]:
+def _figures(
+    results: Sequence[ItemResult], sources: dict[str, Source], out: Path, intensities: Range | None
+) -> Iterator[dict]:
     for result in results:
         source = sources.get(result.item)
         if source is None:
             continue
         simulated = result.psnr_before is not None
-        pictures = [
-            _picture("before", source.result(out / DEGRADED_FOLDER) if simulated else source),
-            _picture("after", _kept(source, out)),
-        ]
+        before = _file(source.result(out / DEGRADED_FOLDER)) if simulated else source
         gain = f", {result.psnr_before:.2f} to {result.psnr:.2f} dB" if simulated and result.psnr else ""
-        notes = "".join(f"; {note}" for note in result.notes)
-        yield (
-            f"<figure>{''.join(pictures)}<figcaption>{_text(result.item)}, {result.width} x {result.height}{gain}"
-            f"{_text(notes)}</figcaption></figure>"
-        )
+        caption = f"{result.item}, {result.width} x {result.height}{gain}"
+        pictures = {"before": _picture(before, intensities), "after": _picture(_kept(source, out), intensities)}
+        yield {"pictures": pictures, "caption": "; ".join((caption, *result.notes))}
 
 
 def _kept(source: Source, out: Path) -> Source:
@@ -172,20 +140,18 @@ def _file(path: Path) -> Source:
     return Source(path, Path(path.name))
 
 
-def _picture(what: str, where: Source | Path) -> str:
-    source = _file(where) if isinstance(where, Path) else where
+def _picture(source: Source, intensities: Range | None) -> str | None:
     try:
-        thumbnail = _thumbnail(source.read()[0].pixels)
-    except UnreadableImage:  # removed since, or of an intensity range that cannot be shown without it
-        return f'<span class="no">{what}: cannot be shown</span>'
-    return f'<img alt="{what}" title="{what}" src="data:image/png;base64,{thumbnail}">'
+        return _thumbnail(source.read(intensities)[0].pixels)
+    except UnreadableImage:  # removed since, or a measurement that is no image
+        return None
 
 
 def _thumbnail(
     pixels: Tensor,  # (C, H, W)
 ) -> str:
     """A small PNG in base64, values clipped to [0, 1]."""
-    planes = np.rint(255 * pixels.to(torch.float64).clamp(0, 1).numpy()).astype(np.uint8)
+    planes = np.rint(255 * pixels.double().clamp(0, 1).numpy()).astype(np.uint8)
     picture = PIL.Image.fromarray(planes[0] if len(planes) == 1 else planes.transpose(1, 2, 0))
     picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     buffer = io.BytesIO()
@@ -193,13 +159,15 @@ def _thumbnail(
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _numbers(results: Sequence[ItemResult]) -> str:
+def _numbers(results: Sequence[ItemResult]) -> dict:
+    """Heading and rows, the last one of means, of the columns in which anything is known."""
     columns = [column for column in COLUMNS if any(getattr(r, column[1]) is not None for r in results)]
-    rows = [[_text(r.item), *(_number(getattr(r, name), digits) for _, name, digits in columns)] for r in results]
+    rows = [[r.item, *(getattr(r, name) for _, name, _ in columns)] for r in results]
     if len(results) > 1:
-        means = [_number(_mean(getattr(r, name) for r in results), digits) for _, name, digits in columns]
-        rows.append(["<strong>mean</strong>", *means])
-    return _table(("image", *(heading for heading, _, _ in columns)), rows, numbers_from=1)
+        rows.append(["mean", *(_mean(values) for values in list(zip(*rows, strict=True))[1:])])
+    digits = [digits for *_, digits in columns]
+    numbers = [[item, *map(_number, values, digits)] for item, *values in rows]
+    return {"header": ["image", *(heading for heading, _, _ in columns)], "numbers": numbers}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -209,19 +177,3 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int | None = None) -> str:
-    """Cells are HTML already; the header is not."""
-
-    def cell(tag: str, index: int, content: str) -> str:
-        kind = ' class="number"' if numbers_from is not None and index >= numbers_from else ""
-        return f"<{tag}{kind}>{content}</{tag}>"
-
-    head = "".join(cell("th", i, _text(name)) for i, name in enumerate(header))
-    lines = ("<tr>" + "".join(cell("td", i, content) for i, content in enumerate(row)) + "</tr>" for row in rows)
-    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table>"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))

@@ -18,6 +18,7 @@ from ..io import Range
 from ..networks import LPN
 from ..physics import Blur
 from ..restoration import BLUR, GRAY, Choice, reconstruct
+from .noise import FEW_TILES, MOST_TILES
 from .problems import Problem
 from .tasks import OnIteration, Restoration, blank_image, check_sigma, noisy
 
@@ -100,7 +101,7 @@ class Reconstruct:
 
     def noise_of(self, measured: Tensor) -> float | None:
         """The noise that a measurement (C, ...) shows."""
-        return self.problem.noise_of(measured)
+        return self.problem.noise_of(measured, MOST_TILES if self.estimates_noise else FEW_TILES)
 
     @property
     def networks(self) -> dict[str, tuple[str, ...]]:
@@ -174,6 +175,7 @@ class Reconstruct:
             result.converged,
             result.broken,
             sigma=None if sigma is None else torch.as_tensor(sigma).to(result.residual).expand(len(y)),
+            misfit=result.misfit,
         )
 
     def _run(self, y: Tensor, model: LPN, noise: float | Tensor | None, max_iter: int, callback):

@@ -23,6 +23,8 @@ from tqdm import tqdm
 from .. import atomic, metrics
 from ..io import Encoding, Range, UnreadableImage, encode
 from ..io.image import LARGEST_PLAUSIBLE, one_line
+from ..io.sources import Source
+from ..solvers.alarms import FAR
 from ..solvers.noise import SMALLEST_SIDE
 from .batches import from_samples, to_samples
 from .flow import Background, Solvers, in_order
@@ -30,7 +32,6 @@ from .manifest import ItemResult, Manifest
 from .networks import Networks
 from .problems import Problem
 from .scoring import gravest
-from .sources import Source
 from .tasks import Restoration, Task
 from .transfer import Transfer
 
@@ -38,6 +39,7 @@ DEGRADED_FOLDER = "degraded"  # inside the output folder
 READERS = 2  # threads; decoding a photograph takes some 10 ms, so two keep up with any network here
 READ_AHEAD, READ_AHEAD_BYTES = 8, 2**28  # images, and what they take decoded
 LEAST_NOISE = 1e-4  # told to a network of an image that shows none
+MISSED = "the noise level, the operator or the model does not fit, or the iterations were too few"
 
 
 @dataclass(frozen=True)
@@ -276,6 +278,11 @@ def _result(
         found |= {"objective_first": float(objective[0]), "objective_last": float(objective[-1])}
     if solution.value is not None:
         found |= {"value": float(solution.value[own].sum()), "verdict": gravest(solution.verdict[own])}
+    notes = loaded.notes
+    if solution.misfit is not None:
+        misfit = found["misfit"] = float(solution.misfit[own].max())
+        if misfit > FAR:
+            notes += (f"misses its measurement by {misfit:.3g} times the noise: {MISSED}",)
     if solution.sigma is not None:
         found["sigma"] = float(solution.sigma[own][0])  # planes of one image have one level
     if loaded.truth is not None:
@@ -301,7 +308,7 @@ def _result(
         seconds=round(seconds, 4),
         noise_estimate=loaded.noise,
         model=run.networks.names.get(loaded.kind),
-        notes=loaded.notes,
+        notes=notes,
         **found,
     )
 

@@ -1,13 +1,14 @@
 """The value of the learned prior for every image: the third task of the job engine, the one that makes no images."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..networks import LPN
 from ..prior import Verdict, prior
-from .noise import noise_level
+from .noise import FEW_TILES, noise_level
 from .tasks import OnIteration, Restoration, blank_image, check_sigma
 
 # what a line says when not every plane converged: the gravest of their verdicts
@@ -53,7 +54,7 @@ class Score:
     makes_images = False
     expected_noise = None
     estimates_noise = False
-    noise_of = staticmethod(noise_level)
+    noise_of = staticmethod(partial(noise_level, most_tiles=FEW_TILES))
     iterations = 1  # for the progress bar: the inversion does not say how far it is
 
     def __post_init__(self):

@@ -15,13 +15,13 @@ from torch import Tensor
 from .. import solvers
 from ..networks import LPN, InTiles
 from ..per_sample import norm
-from .noise import noise_level
+from .noise import FEW_TILES, MOST_TILES, noise_level
 
 PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model and sigma fit together
 PROBE_NOISE = 0.1
 LEVEL_TOLERANCE = 0.1  # relative distance of the noise from the level that a one-level network knows
 
-MOST_AT_ONCE = 2**20  # pixels of an image, beyond which it is evaluated in tiles
+MOST_AT_ONCE = 2**20  # pixels of an image, beyond which it is evaluated in tiles, and numbers taken together
 TILE_SIDE = 512
 
 OnIteration = Callable[[float], None]  # called with the number of iterations done, or a part of one
@@ -72,6 +72,8 @@ class Restoration:
         Became NaN or infinite on the way.
     sigma : Tensor, shape (N,), or None
         Noise level that the network was told.
+    misfit : Tensor, shape (N,), float64, or None
+        |A x - y| over what the noise makes of it.
     value : Tensor, shape (N,), float64, or None
         Of the learned prior, for the task that asks for it; x and objective are None then.
     verdict : Tensor, shape (N,), int64, or None
@@ -85,6 +87,7 @@ class Restoration:
     converged: Tensor
     broken: Tensor
     sigma: Tensor | None = None
+    misfit: Tensor | None = None
     value: Tensor | None = None
     verdict: Tensor | None = None
 
@@ -172,19 +175,24 @@ class Denoise:
 
     def noise_of(self, measured: Tensor) -> float | None:
         """The noise that an image (C, H, W) shows."""
-        return noise_level(measured)
+        return noise_level(measured, MOST_TILES if self.estimates_noise else FEW_TILES)
 
     @torch.no_grad()
     def solve(
         self, y: Tensor, model: LPN, noise: Tensor | None = None, on_iteration: OnIteration | None = None
     ) -> Restoration:
-        """Denoised samples y, (N, c, h, w), with noise (N,) where that is estimated; minimises 1/2 |x - y|^2 + R(x)."""
+        """Denoised samples y, (N, c, h, w), with noise (N,) where that is estimated; minimises 1/2 |x - y|^2 + R(x).
+
+        The minimum, the Moreau envelope of R, is 1/2 |y|^2 - psi(y). Nothing of the size of y is made besides x.
+        """
         sigma = self.network_sigma(model, noise)
-        x, prior = in_tiles(model, y, on_iteration).prox_and_prior(y, sigma=sigma)
-        objective = 0.5 * norm(x - y).square() + prior  # (N,)
+        psi, x = in_tiles(model, y, on_iteration).potential_and_prox(y, sigma)
+        squares = sum(norm(part).square() for part in y.flatten(1).split(MOST_AT_ONCE, dim=1))  # (N,)
+        objective = 0.5 * squares - psi.double()
         if on_iteration is not None:
             on_iteration(1)
-        finite = objective.isfinite() & x.flatten(1).isfinite().all(dim=1)
+        least, most = x.flatten(1).aminmax(dim=1)
+        finite = objective.isfinite() & (most - least).isfinite()
         once = torch.ones(len(y), dtype=torch.int64, device=y.device)
         told = None if sigma is None else torch.as_tensor(sigma).to(objective).expand(len(y))
         return Restoration(x, objective[None], torch.zeros_like(objective), once, finite, broken=~finite, sigma=told)

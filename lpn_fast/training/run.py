@@ -99,8 +99,6 @@ def build_crops(data: DataConfig, model: LPN, pool: int = SYNTHETIC_POOL, device
         centre=data.centre,
         samples=data.samples,
         split=data.split,
-        skip_broken=data.skip_broken,
-        cache=data.cache,
         device=device,
         **_reading(data),
     )
@@ -111,20 +109,20 @@ def build_validation(data: DataConfig, model: LPN) -> torch.Tensor | None:
     if not data.validate:
         return None
     side = data.validate_side if model.spec.image_size is None else model.spec.image_size[0]
-    return validation_batch(
-        list(data.validate),
-        data.channels,
-        side,
-        samples=data.validate_samples,
-        split=data.validate_split,
-        **_reading(data),
-    )
+    options = {"samples": data.validate_samples, "split": data.validate_split, **_reading(data)}
+    return validation_batch(list(data.validate), data.channels, side, **options)
 
 
 def _reading(data: DataConfig) -> dict:
-    """How files are found and read, whatever they are for."""
-    units = {"window": data.hounsfield, "full_scale": data.full_scale, "intensities": data.intensities}
-    return {"recursive": data.recursive, **units}
+    """What training and validation images have in common."""
+    return {
+        "recursive": data.recursive,
+        "window": data.hounsfield,
+        "full_scale": data.full_scale,
+        "intensities": data.intensities,
+        "skip_broken": data.skip_broken,
+        "cache": data.cache,
+    }
 
 
 def describe(data: DataConfig, count: int) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from .. import atomic
-from ..io import Encoding, Image, Member, Range, UnreadableImage, containers, formats
-from ..io.content import IMAGES, Content
-from ..io.image import one_line
+from . import containers, formats
+from .content import IMAGES, Content, Member
 from .finding import Found, find
+from .image import Encoding, Image, Range, UnreadableImage, one_line
 
 PARTS = ".parts"  # added to a container's name: the folder of its results while some are missing
 HASH_BLOCK = 2**20
@@ -71,6 +71,20 @@ class Source:
         except OSError:
             return None
 
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file of one of the formats, by itself or in an archive."""
+        return self.member is None or containers.is_archive(self.path)
+
+    def content(self) -> bytes:
+        """The bytes of that file; UnreadableImage if they cannot be had."""
+        if self.member is not None:
+            return containers.member_bytes(self.path, self.member)
+        try:
+            return formats.read_file(self.path)
+        except OSError as error:
+            raise UnreadableImage(self.path, one_line(error)) from error
+
     def read(self, intensities: Range | None = None) -> tuple[Image, str]:
         """(image, digest of the bytes it was read from).
 
@@ -81,10 +95,7 @@ class Source:
         """
         if self.member is not None:
             return containers.read_member(self.path, self.member, intensities), self.sha256() or ""
-        try:
-            data = formats.read_file(self.path)
-        except OSError as error:
-            raise UnreadableImage(self.path, one_line(error)) from error
+        data = self.content()
         return formats.decode(data, self.path, intensities), hashlib.sha256(data).hexdigest()
 
     def read_array(self) -> tuple[np.ndarray, str]:

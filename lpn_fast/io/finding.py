@@ -1,4 +1,4 @@
-"""Which files a job is about, where their results belong, and what was passed over.
+"""Which files are meant by what was named, where their results belong, and what was passed over.
 
     named file      a result of its name
     folder          of the names below the folder: photos/trip/a.jpg found in photos is trip/a.jpg
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..io import containers, formats
+from . import containers, formats
 
 SOURCE_SUFFIXES = (*formats.BY_SUFFIX, *containers.CONTAINER_SUFFIXES)
 LIST_MARK = "@"  # before the name of a text file that lists images, one per line
@@ -22,7 +22,7 @@ LIST_MARK = "@"  # before the name of a text file that lists images, one per lin
 
 @dataclass
 class Found:
-    """The files of a job.
+    """Files to be read.
 
     Attributes
     ----------
@@ -136,11 +136,11 @@ def _matches(pattern: Path, recursive: bool, besides: Path | None, found: Found)
         return files
     if not glob.has_magic(str(pattern)):
         raise FileNotFoundError(f"there is no file or folder {pattern}")
-    files = sorted(p for p in map(Path, glob.glob(str(pattern), recursive=True)) if p.is_file())
-    if not files:
+    matching = sorted(p for p in map(Path, glob.glob(str(pattern), recursive=True)) if p.is_file())
+    if not matching:
         raise FileNotFoundError(f"no file matches {str(pattern)!r}")
     fixed = Path(*pattern.parts[: next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))])
-    return [(path, path.relative_to(fixed)) for path in files]
+    return [(path, path.relative_to(fixed)) for path in matching]
 
 
 def _inside(folder: Path, recursive: bool, besides: Path | None, found: Found) -> Iterator[Path]:

@@ -34,7 +34,8 @@ def test_operations_are_those_of_the_network_padded():
 def test_no_way_is_faster_than_the_roofline_and_every_model_has_its_rows():
     rows = arithmetic.table(64, (512, 512))
     assert all(0 < row.fraction <= 1.0 + 1e-9 for row in rows)
-    assert {name for row in rows for name in row.model.split(", ")} == set(lf.list_pretrained())
+    known = {name for row in rows for name in row.model.split(", ")}
+    assert known == set(lf.list_pretrained()) - {"natural-gray-explicit"}
     assert {row.precision for row in rows} == set(arithmetic.PRECISIONS)
     assert len({row.device for row in rows}) == 3
 

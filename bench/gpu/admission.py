@@ -8,6 +8,7 @@ import torch
 import lpn_fast as lf
 from lpn_fast.ops import device_check, registry
 
+from .arithmetic import one_pass_models
 from .session import Session, run_part
 
 PRECISIONS = ("fp16", "fp32")
@@ -19,8 +20,7 @@ def models(tiny: bool):
         yield "tiny", lf.FrameLPN(1, kernel=2, gates=((1, 1, 5),))
         return
     seen = set()
-    for name in lf.list_pretrained():
-        model = lf.pretrained(name)
+    for name, model in one_pass_models():
         if model.spec not in seen:
             seen.add(model.spec)
             yield name, model

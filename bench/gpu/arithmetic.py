@@ -102,12 +102,18 @@ def floor(spec: Spec, shape: tuple[int, int, int, int], precision: str, device: 
     return max(images / device.bytes_per_s, done.flop / max(rate, device.fp32 if precision == "fp32" else 0))
 
 
+def one_pass_models() -> list[tuple[str, lf.LPN]]:
+    """Shipped models that GPUs have kernels for: all but explicit priors."""
+    models = [(name, lf.pretrained(name)) for name in lf.list_pretrained()]
+    return [(name, model) for name, model in models if model.spec.kind != "explicit"]
+
+
 def table(batch: int, size: tuple[int, int]) -> list[Row]:
     """All rows; models that share a description share theirs."""
     rows: list[Row] = []
     names: dict[Spec, list[str]] = {}
-    for name in lf.list_pretrained():
-        names.setdefault(lf.pretrained(name).spec, []).append(name)
+    for name, model in one_pass_models():
+        names.setdefault(model.spec, []).append(name)
     for spec, named in names.items():
         name = ", ".join(named)
         shape = (batch, spec.channels, *(spec.image_size or size))

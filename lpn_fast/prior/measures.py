@@ -85,12 +85,13 @@ def non_monotony(field: Field, a: Tensor, b: Tensor) -> float:
 
 def circulation(field: Field, a: Tensor, b: Tensor, c: Tensor) -> tuple[float, float]:
     """|Integral of f around the triangle a b c| over that of |<f, dx>|, and the quadrature error in the same unit."""
-    coarse = fine = length = torch.zeros(len(a), dtype=torch.float64, device=a.device)
+    total = error = length = torch.zeros(len(a), dtype=torch.float64, device=a.device)
     for start, end in ((a, b), (b, c), (c, a)):
-        coarse = coarse + _line_integral(field, start, end, PIECES)[0]
-        along, absolute = _line_integral(field, start, end, 2 * PIECES)
-        fine, length = fine + along, length + absolute
-    return _worst(fine.abs() / (length + TINY)), _worst((fine - coarse).abs() / (length + TINY))
+        coarse, _ = _line_integrals(field, start, end, PIECES)
+        fine, absolute = _line_integrals(field, start, end, 2 * PIECES)
+        total, length = total + fine.sum(0), length + absolute.sum(0)
+        error = error + (fine.unflatten(0, (PIECES, 2)).sum(1) - coarse).abs().sum(0)  # errors of pieces may cancel
+    return _worst(total.abs() / (length + TINY)), _worst(error / (length + TINY))
 
 
 def gradient_mismatch(field: Field, potential: Potential, x: Tensor, d: Tensor, step: float) -> float:
@@ -136,14 +137,16 @@ def _difference_of_pairings(v: Tensor, w: Tensor, jv: Tensor, jw: Tensor) -> Ten
     return (dot(w, jv) - dot(v, jw)).abs() / (absolute + nothing + TINY)
 
 
-def _line_integral(field: Field, start: Tensor, end: Tensor, pieces: int) -> tuple[Tensor, Tensor]:
-    """(integral of <f, dx>, integral of its absolute value) along a segment, [N] each."""
+def _line_integrals(field: Field, start: Tensor, end: Tensor, pieces: int) -> tuple[Tensor, Tensor]:
+    """(integrals of <f, dx>, integrals of its absolute value) along the pieces of a segment, [pieces, N] each."""
     run = end - start
-    along = absolute = torch.zeros(len(run), dtype=torch.float64, device=run.device)
+    along = torch.zeros(pieces, len(run), dtype=torch.float64, device=run.device)
+    absolute = torch.zeros_like(along)
     for piece in range(pieces):
         for node, weight in zip(NODES, WEIGHTS, strict=True):
-            rate = dot(field(start + (piece + (1 + node) / 2) / pieces * run), run)
-            along, absolute = along + weight / (2 * pieces) * rate, absolute + weight / (2 * pieces) * rate.abs()
+            rate = weight / (2 * pieces) * dot(field(start + (piece + (1 + node) / 2) / pieces * run), run)
+            along[piece] += rate
+            absolute[piece] += rate.abs()
     return along, absolute
 
 

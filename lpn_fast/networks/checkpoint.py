@@ -44,6 +44,13 @@ def save(model: LPN | ExplicitLPN, path: str | Path) -> Path:
         A parameter is NaN or infinite; it is named.
     OSError
         The folder cannot be written to, or is full; what was at `path` is still there.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile, lpn_fast as lf
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> lf.save(lf.MLPLPN(dim=3), pathlib.Path(folder.name, "mine.safetensors")).name
+    'mine.safetensors'
     """
     if not isinstance(model, LPN | ExplicitLPN):
         raise TypeError(f"model must be an lpn_fast.LPN, got {type(model).__name__}")
@@ -77,6 +84,13 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LPN:
         No such file.
     ValueError
         Truncated, foreign or newer file, parameters that do not fit, NaN, infinite or negative weights.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile, lpn_fast as lf
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> type(lf.load(lf.save(lf.MLPLPN(dim=3), pathlib.Path(folder.name, "mine.safetensors")))).__name__
+    'MLPLPN'
     """
     path = Path(path)
     if not path.is_file():
@@ -105,7 +119,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LPN:
     model.load_state_dict(tensors)
     if isinstance(model, ExplicitLPN) and (skew := model.skewness()) > MOST_SKEW:
         raise ValueError(f"{path}: atoms must be orthonormal to {MOST_SKEW:g}, got an error of {skew:.1e}")
-    model.card = card
+    model.card, model.source = card, str(path)
     return cast(LPN, model.to(device).eval())  # explicit priors answer the same calls
 
 

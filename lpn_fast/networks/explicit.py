@@ -25,6 +25,7 @@ from .explicit_spec import ExplicitSpec
 from .families import check_reads_noise, check_side, noise_knots
 from .frame import hold_orthonormal_, keep_rotations_
 from .registry import register
+from .summary import Summarised
 
 TOL = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the solve, relative to |y|: what each type surely reaches
 # In training mode. A solve that stops early trains another map than the one that is used: potentials grow without end.
@@ -45,7 +46,7 @@ TAIL = 0.05  # tau - 1
     noise="always",
     own_start=True,
 )
-class ExplicitLPN(nn.Module):
+class ExplicitLPN(Summarised):
     """Noise-conditional prior R of images with one-pass values and gradients, and its exact prox by a solve.
 
     Parameters

@@ -20,12 +20,13 @@ from ..ops.solve import EquationSolution, SolveOptions, Verdict, differentiable_
 from ..per_sample import dot
 from .initialise import initialise_
 from .inputs import checked_input, checked_strength
+from .summary import Summarised
 
 # tolerance of the equation behind prox of strength below 1: a few units of rounding above what each type can reach
 _PROX_TOL = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
-class LPN(nn.Module):
+class LPN(Summarised):
     """A learned proximal network, described by a `Spec`.
 
     Most users build one of its families (`MLPLPN`, `ConvLPN`, `paper_network`) or load one.
@@ -49,6 +50,15 @@ class LPN(nn.Module):
     Shapes below: x is (N, dim) for dense networks and (N, C, H, W) for convolutional ones, (N, C, D, H, W) for those
     of volumes, of the parameters' dtype and device. Under autocast a half-precision x is computed in the parameters'
     dtype.
+
+    Examples
+    --------
+    >>> import lpn_fast as lf
+    >>> lf.pretrained("natural-gray")  # doctest: +ELLIPSIS
+    FrameLPN 'natural-gray'
+      input: gray images (N, 1, H, W), values in [0, 1]
+      noise: sigma from 0.01 to 0.3, given with every call
+      ...
     """
 
     def __init__(self, spec: Spec):

@@ -87,6 +87,16 @@ def from_reference(checkpoint: str | Path | Mapping[str, Tensor], config: Mappin
     ValueError
         Unknown keys or shapes that do not fit the architecture, NaN or infinite values, a negative core
         weight; the message names the key.
+
+    Examples
+    --------
+    >>> import torch, lpn_fast as lf
+    >>> state = {f"lin.{i}.weight": torch.rand(shape) for i, shape in enumerate([(4, 2), (4, 4), (1, 4)])}
+    >>> state |= {"res.0.weight": torch.rand(4, 2), "res.0.bias": torch.zeros(4)}
+    >>> state |= {"res.1.weight": torch.rand(1, 2), "res.1.bias": torch.zeros(1)}
+    >>> config = {"model": "laplacian", "params": {"in_dim": 2, "hidden": 4, "layers": 1}}
+    >>> lf.from_reference(state, config)(torch.zeros(5, 2)).shape
+    torch.Size([5, 2])
     """
     unknown = sorted(set(config) - {"model", "params"})
     if unknown:

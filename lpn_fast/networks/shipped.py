@@ -10,7 +10,14 @@ from .lpn import LPN
 
 
 def list_pretrained() -> list[str]:
-    """Names that `pretrained` accepts."""
+    """Names that `pretrained` accepts.
+
+    Examples
+    --------
+    >>> import lpn_fast as lf
+    >>> "natural-gray" in lf.list_pretrained()
+    True
+    """
     return sorted(
         entry.name.removesuffix(".safetensors")
         for entry in resources.files("lpn_fast").joinpath("pretrained").iterdir()
@@ -43,7 +50,9 @@ def pretrained(name: str, device: str | torch.device = "cpu") -> LPN:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"name must be one of {names}, got {name!r}{hint}")
     with resources.as_file(resources.files("lpn_fast") / "pretrained" / f"{name}.safetensors") as path:
-        return load(path, device)
+        model = load(path, device)
+    model.source = name
+    return model
 
 
 def shipped_or_loaded(name_or_path: str, device: str | torch.device = "cpu") -> LPN:

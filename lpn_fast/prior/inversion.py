@@ -56,7 +56,7 @@ class InvertOptions(TypedDict, total=False):
     batch_size: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inversion:
     """Preimages under f, and what is known of each.
 
@@ -78,6 +78,13 @@ class Inversion:
         falls), OUTSIDE 3 (proved: no preimage within the radius), INVALID 4 (NaN or infinity).
     start_error : Tensor, shape (N,), float64, or None
         With a warm start, its distance from `preimage`, relative to |preimage|.
+
+    Examples
+    --------
+    >>> import torch, lpn_fast as lf
+    >>> lf.invert(lf.MLPLPN(dim=3, alpha=0.1), torch.zeros(5, 3))  # doctest: +ELLIPSIS
+    inversion of 5 samples: 5 converged
+      residual ...
     """
 
     preimage: Tensor
@@ -87,6 +94,14 @@ class Inversion:
     error_bound: Tensor | None
     verdict: Tensor
     start_error: Tensor | None = None
+
+    def __repr__(self) -> str:
+        lines = [f"inversion of {len(self.residual)} samples: {self}"]
+        if len(self.residual):
+            bound = "none, alpha is 0" if self.error_bound is None else f"{float(self.error_bound.max()):.1e}"
+            lines.append(f"  residual up to {float(self.residual.max()):.1e} of |x|, error bound {bound}")
+            lines.append(f"  {int(self.iterations.min())} to {int(self.iterations.max())} iterations")
+        return "\n".join(lines)
 
     def __str__(self) -> str:
         counts = {v.name.lower(): int((self.verdict == v).sum()) for v in Verdict}

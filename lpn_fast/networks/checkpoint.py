@@ -7,6 +7,7 @@ alpha_convention = "alpha/2 |x|^2".
 
 import json
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from .. import atomic
 from ..algebra.parameters import Slot, layout
 from ..algebra.spec import Spec, from_dict, to_dict
+from ..contract import check_device, did_you_mean
 from .explicit import ExplicitLPN
 from .explicit_spec import ExplicitSpec
 from .lpn import LPN
@@ -92,9 +94,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LPN:
     >>> type(lf.load(lf.save(lf.MLPLPN(dim=3), pathlib.Path(folder.name, "mine.safetensors")))).__name__
     'MLPLPN'
     """
+    check_device(device)
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint at {path}")
+        raise FileNotFoundError(f"there is no checkpoint at {path}{_near(path)}")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -121,6 +124,15 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LPN:
         raise ValueError(f"{path}: atoms must be orthonormal to {MOST_SKEW:g}, got an error of {skew:.1e}")
     model.card, model.source = card, str(path)
     return cast(LPN, model.to(device).eval())  # explicit priors answer the same calls
+
+
+def _near(path: Path) -> str:
+    """What may have been meant by a path that leads nowhere."""
+    shipped = resources.files("lpn_fast") / "pretrained" / f"{path}.safetensors"
+    if path.parent == Path(".") and shipped.is_file():
+        return f"; lf.pretrained({str(path)!r}) loads the shipped model of that name"
+    beside = [entry.name for entry in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
+    return did_you_mean(path.name, beside)
 
 
 def _spec_of(data: dict) -> Spec | ExplicitSpec:

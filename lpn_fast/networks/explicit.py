@@ -24,6 +24,7 @@ from ..per_sample import broadcast, dot, norm
 from .explicit_spec import ExplicitSpec
 from .families import check_reads_noise, check_side, noise_knots
 from .frame import hold_orthonormal_, keep_rotations_
+from .inputs import checked_images, checked_levels, warn_of_units
 from .registry import register
 from .summary import Summarised
 
@@ -260,7 +261,10 @@ class ExplicitLPN(Summarised):
 
     def forward(self, x: Tensor, sigma=None, *, tol: float | None = None, start: Tensor | None = None) -> Tensor:
         """f(x) = prox_R(x), by a solve from `start`, or x, to a residual of tol |x|; see `prox`."""
-        return self.prox(x, 1.0, sigma, tol=tol, start=start)
+        f = self.prox(x, 1.0, sigma, tol=tol, start=start)
+        if not self.training:
+            warn_of_units(self.card, x, sigma)
+        return f
 
     def prox(
         self,
@@ -387,22 +391,11 @@ class ExplicitLPN(Summarised):
     def _checked(self, x: Tensor, sigma) -> tuple[Tensor, Tensor, Potentials]:
         """x, its unit (N, 1, 1, 1), and the potentials at its noise levels."""
         spec = self.spec
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
-        if x.dim() != 4 or x.shape[1] != spec.channels:
-            hint = "; add a batch axis with x[None]" if x.dim() == 3 else ""
-            raise ValueError(f"x must have shape (N, {spec.channels}, H, W), got {tuple(x.shape)}{hint}")
-        if x.dtype != self.far.dtype:
-            raise TypeError(f"x must have the model's dtype {self.far.dtype}, got {x.dtype}; convert with x.to(...)")
-        if sigma is None:
-            raise ValueError("sigma must be given: this prior is noise-conditional, e.g. model(x, sigma=0.1)")
-        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-        if level.dim() > 1 or (level.dim() == 1 and len(level) not in (1, len(x))):
-            raise ValueError(f"sigma must have shape () or ({len(x)},), got {tuple(level.shape)}")
-        if not bool((level > 0).all()):
-            raise ValueError(f"sigma must be positive, got {sigma}")
-        pot = self.potentials(level.reshape(-1)[:1] if level.numel() == 1 else level)
-        return x.contiguous(), level.expand(len(x)).view(-1, 1, 1, 1), pot
+        x = checked_images(x, (spec.channels, "H", "W"), self.far)
+        level = checked_levels(sigma, x, conditional=True)  # (N,)
+        assert level is not None
+        one = not isinstance(sigma, Tensor) or sigma.numel() == 1
+        return x.contiguous(), level.view(-1, 1, 1, 1), self.potentials(level[:1] if one else level)
 
     def extra_repr(self) -> str:
         spec = self.spec

@@ -19,7 +19,7 @@ from ..ops.precision import checked as checked_precision
 from ..ops.solve import EquationSolution, SolveOptions, Verdict, differentiable_solution
 from ..per_sample import dot
 from .initialise import initialise_
-from .inputs import checked_input, checked_strength
+from .inputs import checked_input, checked_strength, warn_of_units
 from .summary import Summarised
 
 # tolerance of the equation behind prox of strength below 1: a few units of rounding above what each type can reach
@@ -131,13 +131,22 @@ class LPN(Summarised):
         ValueError, TypeError
             Wrong shape, dtype, device or sigma; the message says what was seen and what is required.
 
+        Warns
+        -----
+        RuntimeWarning
+            Of trained models in evaluation mode on a CPU: images that look like 0..255 or hold NaN, a sigma far
+            outside the training.
+
         Examples
         --------
         >>> import torch, lpn_fast as lf
         >>> lf.MLPLPN(dim=3)(torch.zeros(5, 3)).shape
         torch.Size([5, 3])
         """
-        return self._evaluate(x, sigma, with_value=False)[1]
+        f = self._evaluate(x, sigma, with_value=False)[1]
+        if not self.training:
+            warn_of_units(self.card, x, sigma)
+        return f
 
     def potential(self, x: Tensor, sigma=None) -> Tensor:
         """psi(x), shape (N,). Arguments as for `forward`."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..algebra.parameters import layout
 from ..algebra.spec import Spec, Stage
+from ..contract import check_name
 from .initialise import published_start_
 from .lpn import LPN
 from .registry import Family, add
@@ -50,8 +51,7 @@ def paper_network(name: str) -> LPN:
     >>> lf.paper_network("mnist").spec.image_size
     (28, 28)
     """
-    if name not in _PAPER:
-        raise ValueError(f"name must be one of {sorted(_PAPER)}, got {name!r}")
+    check_name("name", name, sorted(_PAPER))
     model = LPN(published_spec(*_PAPER[name]))
     # the published 1-D notebook keeps torch's default start; ours for dense networks serves there
     return model if name == "laplacian" else published_start_(model)
@@ -59,8 +59,7 @@ def paper_network(name: str) -> LPN:
 
 def published_config(name: str) -> dict:
     """The model.json of a published network, for `from_reference`; ValueError for another name."""
-    if name not in _PAPER:
-        raise ValueError(f"name must be one of {sorted(_PAPER)}, got {name!r}")
+    check_name("name", name, sorted(_PAPER))
     family, params = _PAPER[name]
     return {"model": family, "params": dict(params)}
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..contract import check_batch
 from .base import Physics, operator_norm_bound
-from .checks import check_batch
 
 NORM_RISK, NORM_STEPS = 1e-9, 40
 

@@ -17,7 +17,9 @@ from typing import Protocol, TypedDict
 import torch
 from torch import Tensor
 
+from ..contract import check_name
 from ..networks import LPN, ExplicitLPN
+from ..networks.inputs import checked_network, warn_of_units
 from ..ops.solve import EQUATION_METHODS, EquationSolution, SolveOptions, Verdict, differentiable_solution
 from ..per_sample import choose, norm
 
@@ -166,6 +168,11 @@ def invert(
         As `LPN.forward`; an unknown method, a tolerance, radius or number that is not positive, an x0 that
         does not match x, a dtype that is not float64.
 
+    Warns
+    -----
+    RuntimeWarning
+        As `LPN.forward`.
+
     Notes
     -----
     The preimage is differentiable in x and in the parameters, by the implicit function theorem: the backward
@@ -179,6 +186,7 @@ def invert(
     >>> bool(result.converged.all())
     True
     """
+    checked_network(model)
     if isinstance(model, ExplicitLPN):
         from .explicit import preimages  # which returns what this module defines
 
@@ -188,6 +196,7 @@ def invert(
     if warm_start is not None and x0 is not None:
         raise ValueError("x0 and warm_start are two starts; give one of them")
     x, features, unit = model._checked(x, sigma)
+    warn_of_units(model.card, x, sigma, stacklevel=2)
     packed = model.packed()
     start = x if x0 is None else x0.detach()
     if warm_start is not None:
@@ -268,8 +277,7 @@ def _concatenated(pieces: list[EquationSolution]) -> EquationSolution:
 def _check(
     options: SolveOptions, x: Tensor, x0: Tensor | None, dtype: torch.dtype | None, batch_size: int | None
 ) -> None:
-    if options.method not in EQUATION_METHODS:
-        raise ValueError(f"method must be one of {', '.join(EQUATION_METHODS)}, got {options.method!r}")
+    check_name("method", options.method, EQUATION_METHODS)
     if not options.tol > 0:
         raise ValueError(f"tol must be positive, got {options.tol}")
     if options.radius is not None and not options.radius > 0:

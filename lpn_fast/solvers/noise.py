@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..contract import check_number
 from ..physics import LinearOperator, seen
 
 GAUSSIAN_MEDIAN = 0.6744897501960817  # median of |n| for n standard normal
@@ -122,8 +123,7 @@ def noise_level(physics: LinearOperator, y: Tensor, given: float | Tensor | None
     known = known_noise(physics, y) if given is None else given
     if known is None:
         return estimate_noise(y, physics)
-    if isinstance(known, str):
-        raise TypeError(f"noise must be a number or a tensor, got {known!r}")
+    check_number("noise", known)
     level = torch.as_tensor(known, dtype=torch.float64, device=y.device)
     if level.dim() > 1 or (level.dim() == 1 and len(level) != len(y)):
         raise ValueError(f"noise must be a number or have shape ({len(y)},), got shape {tuple(level.shape)}")

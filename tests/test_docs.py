@@ -1,4 +1,4 @@
-"""The documentation: every block of code runs, page by page from top to bottom; links and figures are there.
+"""The documentation and the README: every block of Python runs, page by page from top to bottom; links lead somewhere.
 
 A fence of Python is executed in the page's namespace, or written to a file where its first line is a comment that
 names one (`# run.toml`). A fence of "console" holds commands after `$ `. All of a page happens in one empty folder.
@@ -23,9 +23,16 @@ from lpn_fast import cli
 DOCS = Path(lf.__file__).parent / "docs"
 ROOT = Path(lf.__file__).parents[1]
 PAGES = sorted(DOCS.glob("*.md"))
+README = ROOT / "README.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\w+\.\w+)\n")
-OPTIONAL = ("deepinv", "onnx", "onnxruntime", "onnxscript")  # a block that imports one of these runs where it is
+OPTIONAL = (
+    "deepinv",
+    "tifffile",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+)  # a block that imports one of these runs where it is
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,31 @@ def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
         torch.set_num_threads(threads)
     if skipped:
         pytest.skip("all but: " + "; ".join(skipped))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_readme_runs_and_its_links_lead_somewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "page"}
+    code = [block for block in blocks(README) if block.language == "python"]
+    assert len(code) >= 2
+    for block in code:
+        run_python(block, namespace)
+    text = README.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (ROOT / target).exists(), f"README links to {target}"
+    headings = {
+        re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)", text, re.M)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+    assert len(text.splitlines()) < 200
+
+
+def test_the_commands_of_the_readme_exist():
+    commands = {line.split()[1] for line in re.findall(r"^lpn-fast \w+.*", README.read_text(), re.MULTILINE)}
+    listed = re.search(r"other commands: (.*?)\. The", README.read_text(), re.DOTALL)[1]
+    for name in commands | set(re.findall(r"`([\w-]+)`", listed)):
+        assert cli.main([name, "--help"]) == 0, name
 
 
 def test_the_pages_are_those_of_the_site_and_their_links_lead_somewhere():

@@ -57,7 +57,7 @@ IMAGES = {
     "empty": (RAMP[:0], ValueError, r"at least one sample|not be empty",
               (*OPERATORS, "model", "prior", "invert", "envelope", "explicit", "denoiser")),  # none in, none out
     "NaN": (NAN, (ValueError, RuntimeWarning), "NaN", (*OPERATORS, "envelope", "explicit")),
-    "0..255": (255 * RAMP, RuntimeWarning, r"takes images in \[0, 1\]: divide", (*WITHOUT_TRAINING, "envelope")),
+    "0..255": (255 * RAMP, RuntimeWarning, r"images in \[0, 1\]: divide [xy] by", (*WITHOUT_TRAINING, "envelope")),
 }  # fmt: skip
 
 

@@ -394,8 +394,8 @@ class ExplicitLPN(Summarised):
         x = checked_images(x, (spec.channels, "H", "W"), self.far)
         level = checked_levels(sigma, x, conditional=True)  # (N,)
         assert level is not None
-        one = not isinstance(sigma, Tensor) or sigma.numel() == 1
-        return x.contiguous(), level.view(-1, 1, 1, 1), self.potentials(level[:1] if one else level)
+        own = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1)  # (N,), or (1,) if all share it
+        return x.contiguous(), level.view(-1, 1, 1, 1), self.potentials(own)
 
     def extra_repr(self) -> str:
         spec = self.spec

@@ -112,20 +112,20 @@ def warn_of_units(card: dict, x: Tensor, sigma: float | Tensor | None, stackleve
     if x.device.type != "cpu" or not x.numel() or _is_wrapped(x):
         return
     size = float(torch.linalg.vector_norm(x.detach(), 1, dtype=torch.float64)) / x.numel()
-    found = [unit_alarm("x", size, card["value_range"][-1]), level_alarm(card.get("sigma"), sigma)]
+    found = [unit_alarm("x", "x", size, card["value_range"][-1]), level_alarm(card.get("sigma"), sigma)]
     for sentence in filter(None, found):
         warnings.warn(sentence, RuntimeWarning, stacklevel=stacklevel + 1)
 
 
-def unit_alarm(name: str, size: float, white: float) -> str | None:
-    """What to say of images whose mean size is that of bytes, or no number."""
+def unit_alarm(what: str, name: str, size: float, white: float) -> str | None:
+    """What to say of images whose mean size is that of bytes, or no number; `name` is the argument to change."""
     if math.isnan(size):
-        return f"{name} holds NaN, and so will the result for those samples: look at {name}.isnan()"
+        return f"{what} holds NaN, and so will the result for those samples: look at {name}.isnan()"
     if size <= LIKE_BYTES * white:
         return None
     return (
-        f"{name} has pixels of mean size {size:.3g}, but the model takes images in [0, {white:g}]: divide by the white "
-        "level (255 for 8 bits), or use lf.rescaled(model, 1 / 255)"
+        f"{what} has pixels of mean size {size:.3g}, but the model takes images in [0, {white:g}]: divide {name} by "
+        "the white level (255 for 8 bits), or use lf.rescaled(model, 1 / 255)"
     )
 
 

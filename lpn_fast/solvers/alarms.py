@@ -20,7 +20,7 @@ UNCHANGED = 1e-6  # relative change: below, an image is still its start
 
 def of_units(model: ProxModel, images: Tensor) -> list[str]:  # images (N, ...)
     """Images whose pixels look like 0..255 to a model for [0, 1]."""
-    sentence = unit_alarm("the start", float(images.abs().mean()), white_level(model))
+    sentence = unit_alarm("the start", "y", float(images.abs().mean()), white_level(model))
     return [sentence] if sentence else []
 
 

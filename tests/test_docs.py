@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import lpn_fast as lf
+from bench.notebook import notebook
 from lpn_fast import cli
 
 DOCS = Path(lf.__file__).parent / "docs"
@@ -144,6 +145,17 @@ def test_every_public_name_has_a_place_in_the_api_page():
     for name in lf.__all__:
         module = f"lpn_fast.{name}"
         assert name in named or module in modules or name == "ProximalMatchingLoss", name
+
+
+def test_a_page_becomes_a_notebook_with_the_same_code():
+    page = DOCS / "quickstart.md"
+    made = notebook(page.read_text(encoding="utf-8"))
+    code = ["".join(cell["source"]) for cell in made["cells"] if cell["cell_type"] == "code"]
+    own = [block.code.strip("\n") for block in blocks(page)]
+    assert [text.replace("!lpn-fast", "$ lpn-fast") for text in code] == own
+    assert all(text.startswith("!") for text in code if "lpn-fast denoise" in text)
+    assert made["cells"][0]["source"][0].startswith("# Quick start") and made["nbformat"] == 4
+    assert notebook("```toml\n# run.toml\na = 1\n```\n")["cells"][0]["source"][0] == "%%writefile run.toml\n"
 
 
 def test_a_wrong_block_is_noticed(tmp_path, monkeypatch):

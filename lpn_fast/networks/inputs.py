@@ -111,7 +111,7 @@ def warn_of_units(card: dict, x: Tensor, sigma: float | Tensor | None, stackleve
         return
     if x.device.type != "cpu" or not x.numel() or _is_wrapped(x):
         return
-    size = float(torch.linalg.vector_norm(x.detach(), 1, dtype=torch.float64)) / x.numel()
+    size = float(torch.linalg.vector_norm(x.detach().to(torch.promote_types(x.dtype, torch.float32)), 1)) / x.numel()
     found = [unit_alarm("x", "x", size, card["value_range"][-1]), level_alarm(card.get("sigma"), sigma)]
     for sentence in filter(None, found):
         warnings.warn(sentence, RuntimeWarning, stacklevel=stacklevel + 1)
@@ -119,8 +119,8 @@ def warn_of_units(card: dict, x: Tensor, sigma: float | Tensor | None, stackleve
 
 def unit_alarm(what: str, name: str, size: float, white: float) -> str | None:
     """What to say of images whose mean size is that of bytes, or no number; `name` is the argument to change."""
-    if math.isnan(size):
-        return f"{what} holds NaN, and so will the result for those samples: look at {name}.isnan()"
+    if not math.isfinite(size):
+        return f"{what} holds NaN or infinity, and so will the result for those samples: look at {name}.isfinite()"
     if size <= LIKE_BYTES * white:
         return None
     return (

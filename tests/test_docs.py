@@ -18,22 +18,21 @@ import pytest
 import torch
 
 import lpn_fast as lf
-from bench.notebook import notebook
 from lpn_fast import cli
 
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))  # bench/ belongs to the checkout, not to the installed package
+
+from bench.notebook import notebook  # noqa: E402
+
 DOCS = Path(lf.__file__).parent / "docs"
-ROOT = Path(lf.__file__).parents[1]
 PAGES = sorted(DOCS.glob("*.md"))
 README = ROOT / "README.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\w+\.\w+)\n")
-OPTIONAL = (
-    "deepinv",
-    "tifffile",
-    "onnx",
-    "onnxruntime",
-    "onnxscript",
-)  # a block that imports one of these runs where it is
+# a block that imports one of these runs where it is
+OPTIONAL = ("deepinv", "onnx", "onnxruntime", "onnxscript", "tifffile")
 
 
 @dataclass(frozen=True)

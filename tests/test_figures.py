@@ -83,3 +83,17 @@ def test_a_figure_that_no_table_has_is_noticed():
     assert unfounded(section) == []
     assert unfounded(section.replace("28.44", "28.45")) == ["28.45"]
     assert unfounded("1,234,567.8 and 987654 ms") == ["1,234,567.8", "987654"]
+
+
+def test_the_picture_at_the_head_is_of_the_figures_in_its_table():
+    """The command's parts work, and the table's best and worst are where the picture's caption has them."""
+    pytest.importorskip("skimage", reason="scikit-image is not installed")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    front = pytest.importorskip("bench.reconstruction.front", reason="bench is not in the path")
+    given = front.instance(front.cat(), 0)
+    assert given.x.shape == given.y.shape == (1, 1, front.SIDE, front.SIDE)
+    with open(RESULTS / "front" / "front.csv", newline="", encoding="utf-8") as file:
+        rows = {row["method"]: float(row["psnr"]) for row in csv.DictReader(file)}
+    measured = float(lf.metrics.psnr(given.y.clamp(0, 1), given.x))
+    assert abs(measured - rows["measured"]) < 0.01
+    assert rows["measured"] < rows["total variation"] < rows["lf.reconstruct"]

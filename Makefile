@@ -48,6 +48,7 @@ format: setup
 # Built from the sources alone, so nothing of the package has to be installed; a warning is an error.
 docs: build/docs-env/ready
 	build/docs-env/bin/mkdocs build --strict -q -f lpn_fast/mkdocs.yml
+	$(PYTHON) bench/notebook.py lpn_fast/docs/quickstart.md build/docs/quickstart.ipynb
 	@echo 'open build/docs/index.html'
 
 build/docs-env/ready:

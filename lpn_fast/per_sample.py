@@ -11,6 +11,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from .contract import check_number
+
 
 def dot(
     a: Tensor,  # (N, ...)
@@ -44,6 +46,7 @@ def choose(
 
 def check_positive(name: str, value: float | Tensor, samples: int) -> None:
     """Raise unless `value` is a finite positive number, or a tensor (samples,) of them."""
+    check_number(name, value)
     if isinstance(value, Tensor):
         if value.dim() > 0 and value.shape != (samples,):
             raise ValueError(f"{name} must be a number or have shape ({samples},), got {tuple(value.shape)}")

@@ -23,7 +23,7 @@ IMAGE = torch.rand(2, 1, 8, 8)
         (lambda: CONV(torch.zeros(2, 3, 8, 8)), ValueError, r"\(N, 1, H, W\), got \(2, 3, 8, 8\)"),
         (lambda: CONV(IMAGE.double()), TypeError, "dtype torch.float32, got torch.float64"),
         (lambda: CONV(IMAGE.to(torch.uint8)), TypeError, "got torch.uint8"),
-        (lambda: CONV(IMAGE.numpy()), TypeError, "must be a torch.Tensor, got ndarray"),
+        (lambda: CONV(IMAGE.numpy()), TypeError, "must be a tensor, got ndarray"),
         (lambda: CONV(IMAGE.to("meta")), ValueError, "x is on meta, the model on cpu"),
         (lambda: CONV(IMAGE, sigma=0.1), ValueError, "sigma must be None"),
         (lambda: CONDITIONAL(IMAGE), ValueError, "sigma must be given"),

@@ -1,4 +1,4 @@
-"""The documentation: every block of code runs, page by page from top to bottom; links and figures are there.
+"""The documentation and the README: every block of Python runs, page by page from top to bottom; links lead somewhere.
 
 A fence of Python is executed in the page's namespace, or written to a file where its first line is a comment that
 names one (`# run.toml`). A fence of "console" holds commands after `$ `. All of a page happens in one empty folder.
@@ -20,13 +20,19 @@ import torch
 import lpn_fast as lf
 from lpn_fast import cli
 
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))  # bench/ belongs to the checkout, not to the installed package
+
+from bench.notebook import notebook  # noqa: E402
+
 DOCS = Path(lf.__file__).parent / "docs"
-ROOT = Path(lf.__file__).parents[1]
 PAGES = sorted(DOCS.glob("*.md"))
+README = ROOT / "README.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\w+\.\w+)\n")
 # a block that imports one of these, or names it as the engine, runs where it is
-OPTIONAL = ("dask", "deepinv", "fsspec", "onnx", "onnxruntime", "onnxscript", "pandas", "pyspark", "ray")
+OPTIONAL = ("dask", "deepinv", "fsspec", "onnx", "onnxruntime", "onnxscript", "pandas", "pyspark", "ray", "tifffile")
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,31 @@ def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
         pytest.skip("all but: " + "; ".join(skipped))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_readme_runs_and_its_links_lead_somewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "page"}
+    code = [block for block in blocks(README) if block.language == "python"]
+    assert len(code) >= 2
+    for block in code:
+        run_python(block, namespace)
+    text = README.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (ROOT / target).exists(), f"README links to {target}"
+    headings = {
+        re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)", text, re.M)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+    assert len(text.splitlines()) < 200
+
+
+def test_the_commands_of_the_readme_exist():
+    commands = {line.split()[1] for line in re.findall(r"^lpn-fast \w+.*", README.read_text(), re.MULTILINE)}
+    listed = re.search(r"other commands: (.*?)\. The", README.read_text(), re.DOTALL)[1]
+    for name in commands | set(re.findall(r"`([\w-]+)`", listed)):
+        assert cli.main([name, "--help"]) == 0, name
+
+
 def test_the_pages_are_those_of_the_site_and_their_links_lead_somewhere():
     listed = re.findall(r"- ([\w-]+\.md)$", (DOCS.parent / "mkdocs.yml").read_text(), re.MULTILINE)
     assert sorted(listed) == [page.name for page in PAGES]
@@ -113,6 +144,17 @@ def test_every_public_name_has_a_place_in_the_api_page():
     for name in lf.__all__:
         module = f"lpn_fast.{name}"
         assert name in named or module in modules or name == "ProximalMatchingLoss", name
+
+
+def test_a_page_becomes_a_notebook_with_the_same_code():
+    page = DOCS / "quickstart.md"
+    made = notebook(page.read_text(encoding="utf-8"))
+    code = ["".join(cell["source"]) for cell in made["cells"] if cell["cell_type"] == "code"]
+    own = [block.code.strip("\n") for block in blocks(page)]
+    assert [text.replace("!lpn-fast", "$ lpn-fast") for text in code] == own
+    assert all(text.startswith("!") for text in code if "lpn-fast denoise" in text)
+    assert made["cells"][0]["source"][0].startswith("# Quick start") and made["nbformat"] == 4
+    assert notebook("```toml\n# run.toml\na = 1\n```\n")["cells"][0]["source"][0] == "%%writefile run.toml\n"
 
 
 def test_a_wrong_block_is_noticed(tmp_path, monkeypatch):

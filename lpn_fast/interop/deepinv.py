@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..networks import LPN
+from ..networks.inputs import checked_network
 from ..physics import GaussianNoise, Physics, PoissonNoise
 from ..prior import prior as prior_value
 
@@ -58,6 +59,7 @@ class LPNDenoiser(Denoiser):
     """
 
     def __init__(self, network: LPN, sigma: float | None = None):
+        checked_network(network)
         if len(network.spec.axes) != 2:
             kind = "a dense one" if network.spec.is_dense else "one of volumes"
             raise ValueError(f"network must be convolutional, of images, got {kind}")

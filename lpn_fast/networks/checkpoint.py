@@ -7,6 +7,7 @@ alpha_convention = "alpha/2 |x|^2".
 
 import json
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from .. import atomic
 from ..algebra.parameters import Slot, layout
 from ..algebra.spec import Spec, from_dict, to_dict
+from ..contract import check_device, did_you_mean
 from .explicit import ExplicitLPN
 from .explicit_spec import ExplicitSpec
 from .lpn import LPN
@@ -44,6 +46,13 @@ def save(model: LPN | ExplicitLPN, path: str | Path) -> Path:
         A parameter is NaN or infinite; it is named.
     OSError
         The folder cannot be written to, or is full; what was at `path` is still there.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile, lpn_fast as lf
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> lf.save(lf.MLPLPN(dim=3), pathlib.Path(folder.name, "mine.safetensors")).name
+    'mine.safetensors'
     """
     if not isinstance(model, LPN | ExplicitLPN):
         raise TypeError(f"model must be an lpn_fast.LPN, got {type(model).__name__}")
@@ -77,10 +86,18 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LPN:
         No such file.
     ValueError
         Truncated, foreign or newer file, parameters that do not fit, NaN, infinite or negative weights.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile, lpn_fast as lf
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> type(lf.load(lf.save(lf.MLPLPN(dim=3), pathlib.Path(folder.name, "mine.safetensors")))).__name__
+    'MLPLPN'
     """
+    check_device(device)
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint at {path}")
+        raise FileNotFoundError(f"there is no checkpoint at {path}{_near(path)}")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -105,8 +122,17 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LPN:
     model.load_state_dict(tensors)
     if isinstance(model, ExplicitLPN) and (skew := model.skewness()) > MOST_SKEW:
         raise ValueError(f"{path}: atoms must be orthonormal to {MOST_SKEW:g}, got an error of {skew:.1e}")
-    model.card = card
+    model.card, model.source = card, str(path)
     return cast(LPN, model.to(device).eval())  # explicit priors answer the same calls
+
+
+def _near(path: Path) -> str:
+    """What may have been meant by a path that leads nowhere."""
+    shipped = resources.files("lpn_fast") / "pretrained" / f"{path}.safetensors"
+    if path.parent == Path(".") and shipped.is_file():
+        return f"; lf.pretrained({str(path)!r}) loads the shipped model of that name"
+    beside = [entry.name for entry in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
+    return did_you_mean(path.name, beside)
 
 
 def _spec_of(data: dict) -> Spec | ExplicitSpec:

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from ..ops import registry
+from .inputs import checked_network
 from .lpn import LPN
 
 
@@ -14,6 +15,7 @@ def explain(model: LPN, x: Tensor) -> str:
     >>> import torch, lpn_fast as lf
     >>> print(lf.explain(lf.MLPLPN(dim=3), torch.zeros(5, 3)))  # doctest: +SKIP
     """
+    checked_network(model)
     backend = registry.select(model.spec, x, model.precision)
     runs = backend.name
     lines = [f"{runs}: runs this call (chosen by {registry.chosen()!r})"]

@@ -22,7 +22,9 @@ from .explicit_spec import ExplicitSpec
 from .explicit_start import draw_start_
 from .families import check_reads_noise, check_side, noise_knots
 from .frame import hold_orthonormal_, keep_rotations_
+from .inputs import checked_images, checked_levels, warn_of_units
 from .registry import register
+from .summary import Summarised
 
 TOL = {torch.float32: 1e-5, torch.float64: 1e-12}  # for |residual| / |y| of a solve: what each type surely reaches
 # In training mode. A solve that stops early trains another map than the one that is used: potentials grow without end.
@@ -37,7 +39,7 @@ STEPS = {"atoms": 1.5, "shares": 15.0, "far": 5.0, "bends": 15.0, "tails": 15.0}
     noise="always",
     own_start=True,
 )
-class ExplicitLPN(nn.Module):
+class ExplicitLPN(Summarised):
     """Noise-conditional prior R of images with one-pass values and gradients, and its exact prox by a solve.
 
     Parameters
@@ -227,7 +229,10 @@ class ExplicitLPN(nn.Module):
 
     def forward(self, x: Tensor, sigma=None, *, tol: float | None = None, start: Tensor | None = None) -> Tensor:
         """f(x) = prox_R(x), by a solve from `start`, or x, to a residual of tol |x|; see `prox`."""
-        return self.prox(x, 1.0, sigma, tol=tol, start=start)
+        f = self.prox(x, 1.0, sigma, tol=tol, start=start)
+        if not self.training:
+            warn_of_units(self.card, x, sigma)
+        return f
 
     @torch.compiler.disable  # iterations that end by what they see are no graph
     def prox(
@@ -355,26 +360,15 @@ class ExplicitLPN(nn.Module):
     def _checked(self, x: Tensor, sigma) -> tuple[Tensor, Tensor, Potentials]:
         """x, its unit (N, 1, 1, 1), and the potentials at its noise levels."""
         spec = self.spec
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
-        if x.dim() != 4 or x.shape[1] != spec.channels:
-            hint = "; add a batch axis with x[None]" if x.dim() == 3 else ""
-            raise ValueError(f"x must have shape (N, {spec.channels}, H, W), got {tuple(x.shape)}{hint}")
         if self.far.dtype not in TOL:
             raise TypeError(
                 f"the prior must be float32 or float64 to be solved, got {self.far.dtype}; use model.float()"
             )
-        if x.dtype != self.far.dtype:
-            raise TypeError(f"x must have the model's dtype {self.far.dtype}, got {x.dtype}; convert with x.to(...)")
-        if sigma is None:
-            raise ValueError("sigma must be given: this prior is noise-conditional, e.g. model(x, sigma=0.1)")
-        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-        if level.dim() > 1 or (level.dim() == 1 and len(level) not in (1, len(x))):
-            raise ValueError(f"sigma must have shape () or ({len(x)},), got {tuple(level.shape)}")
-        if not bool((level > 0).all()):
-            raise ValueError(f"sigma must be positive, got {sigma}")
-        pot = self.potentials(level.reshape(-1)[:1] if level.numel() == 1 else level)
-        return x.contiguous(), level.expand(len(x)).view(-1, 1, 1, 1), pot
+        x = checked_images(x, (spec.channels, "H", "W"), self.far)
+        level = checked_levels(sigma, x, conditional=True)  # (N,)
+        assert level is not None
+        own = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1)  # (N,), or (1,) if all share it
+        return x.contiguous(), level.view(-1, 1, 1, 1), self.potentials(own)
 
     def extra_repr(self) -> str:
         spec = self.spec

@@ -1,11 +1,18 @@
 """What a call of a network must be given, checked once at the public edge. Every error names what is wrong."""
 
+import math
+import warnings
+
 import torch
 from torch import Tensor
 
 from ..algebra.noise import noise_features
 from ..algebra.spec import Spec
+from ..contract import check_float, check_number, check_shape
 from .gain import Network, largest_strength
+
+OUTSIDE = 2.0  # factor beyond the trained noise levels
+LIKE_BYTES = 4.0  # times the white level of the model: mean size of pixels that are in other units
 
 
 def checked_input(
@@ -19,21 +26,10 @@ def checked_input(
 
     The unit is None for networks without `noise_units`. Errors name what is wrong.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
-    dims = 2 if spec.is_dense else 2 + spec.ndim
-    if x.dim() != dims or x.shape[1] != spec.channels:
-        shape = ", ".join(("N", str(spec.channels), *spec.axes))
-        raise ValueError(f"x must have shape ({shape}), got {tuple(x.shape)}{_hint(spec, x, dims)}")
+    x = checked_images(x, (spec.channels, *spec.axes), own)
     if spec.image_size is not None and tuple(x.shape[2:]) != spec.image_size:
         raise ValueError(f"this network takes images of {spec.image_size} pixels, got {tuple(x.shape[2:])}")
-    if x.device != own.device:
-        raise ValueError(f"x is on {x.device}, the model on {own.device}; move one with .to()")
-    if x.dtype != own.dtype:
-        if not torch.is_autocast_enabled(x.device.type) or not x.dtype.is_floating_point:
-            raise TypeError(f"x must have the model's dtype {own.dtype}, got {x.dtype}; convert with x.to(...)")
-        x = x.to(own.dtype)
-    levels = _levels(spec, sigma, x)
+    levels = checked_levels(sigma, x, conditional=bool(spec.noise_levels))
     if levels is None:
         return x.contiguous(), None, None
     features = noise_features(levels, spec.noise_levels, log_levels)
@@ -41,23 +37,19 @@ def checked_input(
     return x.contiguous(), features, unit
 
 
-def _hint(spec: Spec, x: Tensor, dims: int) -> str:
-    """What would give a tensor of another layout the right one, as code; empty where that cannot be told."""
-    channels, last = spec.channels, x.shape[-1] if x.dim() else 0
-    if x.dim() == dims and last == channels:
-        return f"; channels come second: x.permute(0, {dims - 1}, {', '.join(map(str, range(1, dims - 1)))})"
-    if x.dim() == dims - 1 and last == channels and not spec.is_dense and x.shape[0] != channels:
-        axes = ", ".join(map(str, (dims - 2, *range(dims - 2))))
-        return f"; channels come before rows, and a batch axis first: x.permute({axes})[None]"
-    if x.dim() == dims - 1:
-        return "; add a batch axis with x[None]"
-    if x.dim() == dims - 2 and channels == 1:
-        return "; add batch and channel axes with x[None, None]"
-    return ""
+def checked_images(x: Tensor, shape: tuple, own: Tensor) -> Tensor:
+    """x, of shape (N, *shape), on the device and in the dtype of a model's parameter `own`."""
+    if isinstance(x, Tensor) and x.device != own.device:
+        raise ValueError(f"x is on {x.device}, the model on {own.device}; move one with .to()")
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not torch.is_autocast_enabled(x.device.type):
+        check_float("x", x, own.dtype)
+    check_shape("x", x, ("N", *shape))
+    return x.to(own.dtype)
 
 
 def checked_strength(model: Network, strength: float | Tensor, z: Tensor) -> Tensor:
     """t of every sample, (N,), in z's dtype."""
+    check_number("strength", strength)
     if not isinstance(strength, Tensor):
         if 0 < strength <= 1:
             return z.new_full((len(z),), float(strength))
@@ -78,16 +70,15 @@ def checked_strength(model: Network, strength: float | Tensor, z: Tensor) -> Ten
     return strength.to(z).expand(len(z))
 
 
-def _levels(spec: Spec, sigma: float | Tensor | None, x: Tensor) -> Tensor | None:
-    """The noise level of every sample, (N,), or None for a network of one level."""
-    if not spec.noise_levels:
+def checked_levels(sigma: float | Tensor | None, x: Tensor, conditional: bool) -> Tensor | None:
+    """The noise level of every sample, (N,) in x's dtype, or None for a network of one level."""
+    if not conditional:
         if sigma is not None:
             raise ValueError("sigma must be None: this network was built for a single noise level")
         return None
     if sigma is None:
         raise ValueError("sigma must be given: this network is noise-conditional, e.g. model(x, sigma=0.1)")
-    if isinstance(sigma, str | list | tuple):
-        raise TypeError(f"sigma must be a number or a tensor, got {sigma!r}")
+    check_number("sigma", sigma)
     if isinstance(sigma, Tensor):
         if sigma.dim() > 1 or (sigma.dim() == 1 and sigma.shape[0] not in (1, x.shape[0])):
             raise ValueError(f"sigma must have shape () or ({x.shape[0]},), got {tuple(sigma.shape)}")
@@ -100,3 +91,60 @@ def _levels(spec: Spec, sigma: float | Tensor | None, x: Tensor) -> Tensor | Non
     else:
         sigma = torch.full((), float(sigma), dtype=x.dtype, device=x.device)  # a fill, where a copy would wait
     return sigma.expand(x.shape[0])
+
+
+def checked_network(model) -> None:
+    """Raise a TypeError unless `model` is a network, for functions that ask more of it than to be called."""
+    if not hasattr(model, "potential_and_prox"):
+        if isinstance(model, str):
+            raise TypeError(f"model must be a network, got {model!r}: lf.pretrained({model!r}) loads a shipped one")
+        raise TypeError(f"model must be an LPN, got {type(model).__name__}; lf.pretrained loads a shipped one")
+
+
+def warn_of_units(card: dict, x: Tensor, sigma: float | Tensor | None, stacklevel: int = 4) -> None:
+    """RuntimeWarning where a call is in other units than the model: pixels of 0..255, NaN, a level it has not seen.
+
+    For models that know their value range, called on a CPU, where looking costs a thousandth of the call and waits
+    for nothing.
+    """
+    if "value_range" not in card or torch.compiler.is_compiling() or type(x) is not Tensor:
+        return
+    if x.device.type != "cpu" or not x.numel() or _is_wrapped(x):
+        return
+    size = float(torch.linalg.vector_norm(x.detach().to(torch.promote_types(x.dtype, torch.float32)), 1)) / x.numel()
+    found = [unit_alarm("x", "x", size, card["value_range"][-1]), level_alarm(card.get("sigma"), sigma)]
+    for sentence in filter(None, found):
+        warnings.warn(sentence, RuntimeWarning, stacklevel=stacklevel + 1)
+
+
+def unit_alarm(what: str, name: str, size: float, white: float) -> str | None:
+    """What to say of images whose mean size is that of bytes, or no number; `name` is the argument to change."""
+    if not math.isfinite(size):
+        return f"{what} holds NaN or infinity, and so will the result for those samples: look at {name}.isfinite()"
+    if size <= LIKE_BYTES * white:
+        return None
+    return (
+        f"{what} has pixels of mean size {size:.3g}, but the model takes images in [0, {white:g}]: divide {name} by "
+        "the white level (255 for 8 bits), or use lf.rescaled(model, 1 / 255)"
+    )
+
+
+def level_alarm(trained, sigma: float | Tensor | None) -> str | None:
+    """What to say of a noise level far outside the levels (low, high) of the training, or the single one."""
+    if sigma is None or trained is None:
+        return None
+    levels = [float(v) for v in (trained if isinstance(trained, list | tuple) else (trained,))]
+    given = torch.as_tensor(sigma)
+    if given.device.type != "cpu" or not given.numel() or _is_wrapped(given):
+        return None
+    low, high = float(given.min()), float(given.max())
+    if min(levels) / OUTSIDE <= low and high <= OUTSIDE * max(levels):
+        return None
+    worst = high if high > OUTSIDE * max(levels) else low
+    hint = f"; for 8-bit images divide by 255: {worst:g}/255 = {worst / 255:.3g}" if worst >= 1 else ""
+    return f"sigma = {worst:.3g} lies outside the model's training, {min(levels):.3g} to {max(levels):.3g}{hint}"
+
+
+def _is_wrapped(x: Tensor) -> bool:
+    """Whether x is one of torch.func's tensors, which have no values of their own."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)

@@ -19,13 +19,14 @@ from ..ops.precision import checked as checked_precision
 from ..ops.solve import EquationSolution, SolveOptions, Verdict, differentiable_solution
 from ..per_sample import dot
 from .initialise import initialise_
-from .inputs import checked_input, checked_strength
+from .inputs import checked_input, checked_strength, warn_of_units
+from .summary import Summarised
 
 # tolerance of the equation behind prox of strength below 1: a few units of rounding above what each type can reach
 _PROX_TOL = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
-class LPN(nn.Module):
+class LPN(Summarised):
     """A learned proximal network, described by a `Spec`.
 
     Most users build one of its families (`MLPLPN`, `ConvLPN`, `paper_network`) or load one.
@@ -49,6 +50,15 @@ class LPN(nn.Module):
     Shapes below: x is (N, dim) for dense networks and (N, C, H, W) for convolutional ones, (N, C, D, H, W) for those
     of volumes, of the parameters' dtype and device. Under autocast a half-precision x is computed in the parameters'
     dtype.
+
+    Examples
+    --------
+    >>> import lpn_fast as lf
+    >>> lf.pretrained("natural-gray")  # doctest: +ELLIPSIS
+    FrameLPN 'natural-gray'
+      input: gray images (N, 1, H, W), values in [0, 1]
+      noise: sigma from 0.01 to 0.3, given with every call
+      ...
     """
 
     def __init__(self, spec: Spec):
@@ -121,13 +131,22 @@ class LPN(nn.Module):
         ValueError, TypeError
             Wrong shape, dtype, device or sigma; the message says what was seen and what is required.
 
+        Warns
+        -----
+        RuntimeWarning
+            Of trained models in evaluation mode on a CPU: images that look like 0..255 or hold NaN, a sigma far
+            outside the training.
+
         Examples
         --------
         >>> import torch, lpn_fast as lf
         >>> lf.MLPLPN(dim=3)(torch.zeros(5, 3)).shape
         torch.Size([5, 3])
         """
-        return self._evaluate(x, sigma, with_value=False)[1]
+        f = self._evaluate(x, sigma, with_value=False)[1]
+        if not self.training:
+            warn_of_units(self.card, x, sigma)
+        return f
 
     def potential(self, x: Tensor, sigma=None) -> Tensor:
         """psi(x), shape (N,). Arguments as for `forward`."""

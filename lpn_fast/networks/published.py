@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..algebra.parameters import layout
 from ..algebra.spec import Spec, Stage
+from ..contract import check_name
 from .initialise import published_start_
 from .lpn import LPN
 from .registry import Family, add
@@ -50,8 +51,7 @@ def paper_network(name: str) -> LPN:
     >>> lf.paper_network("mnist").spec.image_size
     (28, 28)
     """
-    if name not in _PAPER:
-        raise ValueError(f"name must be one of {sorted(_PAPER)}, got {name!r}")
+    check_name("name", name, sorted(_PAPER))
     model = LPN(published_spec(*_PAPER[name]))
     # the published 1-D notebook keeps torch's default start; ours for dense networks serves there
     return model if name == "laplacian" else published_start_(model)
@@ -59,8 +59,7 @@ def paper_network(name: str) -> LPN:
 
 def published_config(name: str) -> dict:
     """The model.json of a published network, for `from_reference`; ValueError for another name."""
-    if name not in _PAPER:
-        raise ValueError(f"name must be one of {sorted(_PAPER)}, got {name!r}")
+    check_name("name", name, sorted(_PAPER))
     family, params = _PAPER[name]
     return {"model": family, "params": dict(params)}
 
@@ -87,6 +86,16 @@ def from_reference(checkpoint: str | Path | Mapping[str, Tensor], config: Mappin
     ValueError
         Unknown keys or shapes that do not fit the architecture, NaN or infinite values, a negative core
         weight; the message names the key.
+
+    Examples
+    --------
+    >>> import torch, lpn_fast as lf
+    >>> state = {f"lin.{i}.weight": torch.rand(shape) for i, shape in enumerate([(4, 2), (4, 4), (1, 4)])}
+    >>> state |= {"res.0.weight": torch.rand(4, 2), "res.0.bias": torch.zeros(4)}
+    >>> state |= {"res.1.weight": torch.rand(1, 2), "res.1.bias": torch.zeros(1)}
+    >>> config = {"model": "laplacian", "params": {"in_dim": 2, "hidden": 4, "layers": 1}}
+    >>> lf.from_reference(state, config)(torch.zeros(5, 2)).shape
+    torch.Size([5, 2])
     """
     unknown = sorted(set(config) - {"model", "params"})
     if unknown:

@@ -1,16 +1,23 @@
 """Models that ship with the package, each a safetensors file with its card beside it."""
 
-import difflib
 from importlib import resources
 
 import torch
 
+from ..contract import check_name
 from .checkpoint import load
 from .lpn import LPN
 
 
 def list_pretrained() -> list[str]:
-    """Names that `pretrained` accepts."""
+    """Names that `pretrained` accepts.
+
+    Examples
+    --------
+    >>> import lpn_fast as lf
+    >>> "natural-gray" in lf.list_pretrained()
+    True
+    """
     return sorted(
         entry.name.removesuffix(".safetensors")
         for entry in resources.files("lpn_fast").joinpath("pretrained").iterdir()
@@ -38,12 +45,11 @@ def pretrained(name: str, device: str | torch.device = "cpu") -> LPN:
     >>> model = lf.pretrained("natural-gray")
     """
     names = list_pretrained()
-    if name not in names:
-        close = difflib.get_close_matches(str(name), names, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"name must be one of {names}, got {name!r}{hint}")
+    check_name("name", name, names)
     with resources.as_file(resources.files("lpn_fast") / "pretrained" / f"{name}.safetensors") as path:
-        return load(path, device)
+        model = load(path, device)
+    model.source = name
+    return model
 
 
 def shipped_or_loaded(name_or_path: str, device: str | torch.device = "cpu") -> LPN:

@@ -66,6 +66,9 @@ class InTiles:
         self.halo = ceil_div(extent, stride) * stride
         self.card, self.alpha, self.is_noise_conditional = model.card, model.alpha, model.is_noise_conditional
 
+    def __repr__(self) -> str:
+        return f"InTiles of {self.side} pixels a side, halo {self.halo}, of {self.model!r}"
+
     def parameters(self):
         """Those of the network."""
         return self.model.parameters()

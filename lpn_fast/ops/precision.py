@@ -13,14 +13,14 @@ sweeps is what bends exactness (README, "What is guaranteed").
 import torch
 
 from ..algebra.spec import Spec
+from ..contract import check_name
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 
 
 def checked(precision: str) -> str:
     """`precision` itself, if it is one of PRECISIONS."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    check_name("precision", precision, PRECISIONS)
     return precision
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..algebra.spec import Spec
+from ..contract import check_name
 from ..kernels.triton.interpreter import interpreted
 from . import admission, device_check
 
@@ -199,6 +200,5 @@ class use_backend(AbstractContextManager):
 
 
 def _checked(name: str, what: str) -> str:
-    if name not in NAMES:
-        raise ValueError(f"{what} must be one of {', '.join(NAMES)}, got {name!r}")
+    check_name(what, name, NAMES)
     return name

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..contract import check_name
 from ..per_sample import broadcast
 from .base import Physics
 from .boundaries import fold, reflect
@@ -82,8 +83,7 @@ class Blur(Physics):
             raise ValueError(f"kernel must have shape (kh, kw) or (N, kh, kw), got {tuple(kernel.shape)}")
         if not bool(kernel.isfinite().all()):
             raise ValueError("kernel must be finite, got NaN or infinite values")
-        if boundary not in BOUNDARIES:
-            raise ValueError(f"boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
+        check_name("boundary", boundary, BOUNDARIES)
         total = kernel.sum(dim=(-2, -1))  # () or (N,)
         if bool((kernel >= 0).all()) and bool(((total - 1).abs() > UNIT_SUM).any()):
             warnings.warn(

@@ -46,6 +46,13 @@ class CGResult:
         Steps each sample took.
     converged : Tensor, shape (N,), bool
         Whether the sample met its tolerance.
+
+    Examples
+    --------
+    >>> import torch
+    >>> solved = conjugate_gradient(lambda x: 2 * x, torch.ones(3, 1, 4, 4))
+    >>> bool(solved.converged.all()), float(solved.x.max())
+    (True, 0.5)
     """
 
     x: Tensor

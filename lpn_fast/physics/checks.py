@@ -1,53 +1,17 @@
-"""What every operator requires of its arguments: shape, type and device, in one line that names all three."""
+"""What operators require of their arguments, beside what contract.py checks for all."""
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from ..contract import check_batch, check_channels_second
 from ..per_sample import check_positive
-
-DTYPES = (torch.float32, torch.float64)
-
-
-def check_batch(name: str, value, expected: tuple) -> None:
-    """Raise unless `value` is a float32 or float64 tensor of the expected shape.
-
-    Parameters
-    ----------
-    name : str
-        The argument's name, for the message.
-    value : Tensor
-    expected : tuple of int or str
-        Size of every axis; a string stands for any size and is its name in the message.
-
-    Raises
-    ------
-    TypeError
-        Not a tensor, or one of another type.
-    ValueError
-        Another shape.
-    """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    if value.dtype not in DTYPES:
-        raise TypeError(f"{name} must be float32 or float64, got {value.dtype}")
-    fits = value.dim() == len(expected) and all(
-        isinstance(size, str) or size == got for size, got in zip(expected, value.shape, strict=True)
-    )
-    if not fits:
-        without_batch = value.dim() == len(expected) - 1 and all(
-            isinstance(size, str) or size == got for size, got in zip(expected[1:], value.shape, strict=True)
-        )
-        remedy = f"; add a batch axis with {name}[None]" if without_batch else ""
-        if value.dim() == 2 and len(expected) == 4:
-            remedy = f"; add batch and channel axes with {name}[None, None]"
-        raise ValueError(f"{name} must have shape {shape_text(expected)}, got {tuple(value.shape)}{remedy}")
 
 
 def check_images(name: str, images: Tensor) -> None:
-    """Raise unless `images` is (N, C, H, W) in float32 or float64."""
+    """Raise unless `images` is (N, C, H, W) in float32 or float64, the channels second."""
     check_batch(name, images, ("N", "C", "H", "W"))
+    check_channels_second(name, images)
 
 
 def check_prox(
@@ -80,8 +44,3 @@ def check_size(name: str, value) -> tuple[int, int]:
         raise ValueError(f"{name} must be a number or (height, width), got {value!r}")
     height, width = (check_count(name, side) for side in pair)
     return height, width
-
-
-def shape_text(expected: tuple) -> str:
-    """(N, C, 512, 512), as shapes are written in messages."""
-    return "(" + ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "") + ")"

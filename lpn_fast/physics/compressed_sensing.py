@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..contract import check_batch
 from ..per_sample import broadcast
 from .base import Physics, operator_norm_bound
-from .checks import check_batch, check_count, check_prox, check_size
+from .checks import check_count, check_prox, check_size
 from .fourier import filter_last_axis
 
 FAILURE_PROBABILITY = 1e-9  # probability that `probable_norm` is no bound

@@ -7,9 +7,10 @@ argmin_x 1/2 ||x - z||^2 + gamma/2 ||m x - y||^2 = (z + gamma m y) / (1 + gamma 
 import torch
 from torch import Tensor
 
+from ..contract import check_batch
 from ..per_sample import broadcast
 from .base import Physics
-from .checks import check_batch, check_count, check_images, check_prox, check_size
+from .checks import check_count, check_images, check_prox, check_size
 from .starts import fill
 
 

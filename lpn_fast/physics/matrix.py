@@ -16,14 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..contract import check_batch
 from .base import Physics, operator_norm_bound
-from .checks import check_batch
 
 NORM_RISK, NORM_STEPS = 1e-9, 40
 
 
 class Matrix(Physics):
-    """A matrix or an object with products, acting on every sample alike; made by `from_matrix`."""
+    """A matrix or an object with products, acting on every sample alike; made by `from_matrix`.
+
+    Examples
+    --------
+    >>> import torch, lpn_fast as lf
+    >>> lf.physics.from_matrix(torch.ones(2, 12), image_shape=(1, 3, 4)).A(torch.ones(5, 1, 3, 4)).shape
+    torch.Size([5, 2])
+    """
 
     def __init__(self, operator: Any, image_shape: tuple[int, ...], data_shape: tuple[int, ...] | None):
         rows, columns = _shape(operator)

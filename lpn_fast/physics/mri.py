@@ -17,9 +17,10 @@ among complex ones:
 import torch
 from torch import Tensor
 
+from ..contract import check_batch
 from ..per_sample import broadcast
 from .base import Physics
-from .checks import check_batch, check_count, check_prox, check_size
+from .checks import check_count, check_prox, check_size
 from .fourier import irfft2, rfft2, unitary_fft2, unitary_ifft2
 from .starts import fitted
 

@@ -17,8 +17,8 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+from ..contract import check_batch
 from ..per_sample import broadcast, check_positive, norm
-from .checks import check_batch
 from .protocol import LinearOperator, NoiseModel
 from .starts import seen
 

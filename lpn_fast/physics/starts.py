@@ -20,13 +20,28 @@ ROUNDING = 1e-5  # relative to the root mean square of A w: what Fourier transfo
 
 
 def start(physics, y: Tensor) -> Tensor:
-    """A first picture (N, C, H, W) from measurements y: the operator's own `start`, else `scaled_adjoint`."""
+    """A first picture (N, C, H, W) from measurements y: the operator's own `start`, else c A^T y.
+
+    Examples
+    --------
+    >>> import torch, lpn_fast as lf
+    >>> physics = lf.physics.Inpainting.random(32, seen=0.5)
+    >>> lf.physics.start(physics, physics.A(torch.full((1, 1, 32, 32), 0.5))).mean().round(decimals=3)
+    tensor(0.5000)
+    """
     own = getattr(physics, "start", None)
     return own(y) if callable(own) else scaled_adjoint(physics, y)
 
 
 def has_start(physics) -> bool:
-    """Whether the operator has a start of its own, better than c A^T y."""
+    """Whether the operator has a start of its own, better than c A^T y.
+
+    Examples
+    --------
+    >>> import lpn_fast as lf
+    >>> lf.physics.has_start(lf.physics.ParallelBeamCT(32, angles=40))
+    True
+    """
     own = getattr(type(physics), "start", None)
     return callable(own) and not getattr(own, "is_scaled_adjoint", False)
 
@@ -53,7 +68,15 @@ def fitted(physics, image: Tensor, back: Tensor) -> Tensor:
 
 
 def seen(physics, y: Tensor) -> Tensor:
-    """Which entries of y the operator can reach, bool, shape of y: its own `seen`, else by random images."""
+    """Which entries of y the operator can reach, bool, shape of y: its own `seen`, else by random images.
+
+    Examples
+    --------
+    >>> import torch, lpn_fast as lf
+    >>> physics = lf.physics.Inpainting.random(32, seen=0.5)
+    >>> int(lf.physics.seen(physics, torch.zeros(1, 1, 32, 32)).sum()) == int(physics.mask.sum())
+    True
+    """
     own = getattr(physics, "seen", None)
     return own(y) if callable(own) else reached(physics, y)
 

@@ -59,7 +59,7 @@ class Reconstruct:
     >>> import lpn_fast as lf
     >>> from lpn_fast.pipeline import problems
     >>> task = Reconstruct(problems.blur(lf.physics.Blur.gaussian(1.6)), noise=0.03, solver="pgd", iterations=3)
-    >>> model = lf.ConvLPN(1, hidden=8).eval()
+    >>> model = lf.pretrained("natural-gray")
     >>> y = task.degrade(torch.rand(1, 24, 24), torch.Generator().manual_seed(0))
     >>> task.solve(y[None], model).x.shape
     torch.Size([1, 1, 24, 24])

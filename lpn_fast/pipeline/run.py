@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from .. import atomic, metrics
 from ..io import Encoding, Range, UnreadableImage, encode

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..networks import LPN
+from ..networks.inputs import checked_network
 
 
 class Envelope(NamedTuple):
@@ -49,5 +50,6 @@ def moreau_envelope(model: LPN, u: Tensor, *, sigma: float | Tensor | None = Non
     >>> value.shape, gradient.shape
     (torch.Size([5]), torch.Size([5, 3]))
     """
+    checked_network(model)
     psi, f = model.potential_and_prox(u, sigma)
     return Envelope(0.5 * u.double().flatten(1).square().sum(1) - psi.double(), u - f)

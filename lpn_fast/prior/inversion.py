@@ -17,7 +17,9 @@ from typing import Protocol, TypedDict
 import torch
 from torch import Tensor
 
+from ..contract import check_name
 from ..networks import LPN, ExplicitLPN
+from ..networks.inputs import checked_network, warn_of_units
 from ..ops.solve import EQUATION_METHODS, EquationSolution, SolveOptions, Verdict, differentiable_solution
 from ..per_sample import choose, norm
 
@@ -56,7 +58,7 @@ class InvertOptions(TypedDict, total=False):
     batch_size: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inversion:
     """Preimages under f, and what is known of each.
 
@@ -78,6 +80,13 @@ class Inversion:
         falls), OUTSIDE 3 (proved: no preimage within the radius), INVALID 4 (NaN or infinity).
     start_error : Tensor, shape (N,), float64, or None
         With a warm start, its distance from `preimage`, relative to |preimage|.
+
+    Examples
+    --------
+    >>> import torch, lpn_fast as lf
+    >>> lf.invert(lf.MLPLPN(dim=3, alpha=0.1), torch.zeros(5, 3))  # doctest: +ELLIPSIS
+    inversion of 5 samples: 5 converged
+      residual ...
     """
 
     preimage: Tensor
@@ -87,6 +96,14 @@ class Inversion:
     error_bound: Tensor | None
     verdict: Tensor
     start_error: Tensor | None = None
+
+    def __repr__(self) -> str:
+        lines = [f"inversion of {len(self.residual)} samples: {self}"]
+        if len(self.residual):
+            bound = "none, alpha is 0" if self.error_bound is None else f"{float(self.error_bound.max()):.1e}"
+            lines.append(f"  residual up to {float(self.residual.max()):.1e} of |x|, error bound {bound}")
+            lines.append(f"  {int(self.iterations.min())} to {int(self.iterations.max())} iterations")
+        return "\n".join(lines)
 
     def __str__(self) -> str:
         counts = {v.name.lower(): int((self.verdict == v).sum()) for v in Verdict}
@@ -151,6 +168,11 @@ def invert(
         As `LPN.forward`; an unknown method, a tolerance, radius or number that is not positive, an x0 that
         does not match x, a dtype that is not float64.
 
+    Warns
+    -----
+    RuntimeWarning
+        As `LPN.forward`.
+
     Notes
     -----
     The preimage is differentiable in x and in the parameters, by the implicit function theorem: the backward
@@ -164,6 +186,7 @@ def invert(
     >>> bool(result.converged.all())
     True
     """
+    checked_network(model)
     if isinstance(model, ExplicitLPN):
         from .explicit import preimages  # which returns what this module defines
 
@@ -173,6 +196,7 @@ def invert(
     if warm_start is not None and x0 is not None:
         raise ValueError("x0 and warm_start are two starts; give one of them")
     x, features, unit = model._checked(x, sigma)
+    warn_of_units(model.card, x, sigma, stacklevel=2)
     packed = model.packed()
     start = x if x0 is None else x0.detach()
     if warm_start is not None:
@@ -253,8 +277,7 @@ def _concatenated(pieces: list[EquationSolution]) -> EquationSolution:
 def _check(
     options: SolveOptions, x: Tensor, x0: Tensor | None, dtype: torch.dtype | None, batch_size: int | None
 ) -> None:
-    if options.method not in EQUATION_METHODS:
-        raise ValueError(f"method must be one of {', '.join(EQUATION_METHODS)}, got {options.method!r}")
+    check_name("method", options.method, EQUATION_METHODS)
     if not options.tol > 0:
         raise ValueError(f"tol must be positive, got {options.tol}")
     if options.radius is not None and not options.radius > 0:

@@ -3,6 +3,9 @@
 import math
 from dataclasses import asdict, dataclass
 
+from .. import display
+
+HEADER = ("property", "", "measured", "limit", "what")
 MARKS = {True: "holds", False: "FAILS", None: "-"}
 
 
@@ -30,9 +33,9 @@ class Property:
     detail: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
-    """Properties of one network.
+    """Properties of one network; prints as a table.
 
     Attributes
     ----------
@@ -59,19 +62,25 @@ class Report:
                 row["measured"] = None
         return {"all_hold": self.all_hold, "properties": rows}
 
-    def __str__(self) -> str:
-        header = ("property", "", "measured", "limit", "what")
-        rows = [
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [
             (p.name, MARKS[p.holds], "" if p.measured is None else f"{p.measured:.2e}", p.limit, p.detail)
             for p in self.properties
         ]
-        widths = [max(len(row[i]) for row in (header, *rows)) for i in range(4)]
+
+    def _verdict(self) -> str:
+        if self.all_hold:
+            return "all properties hold: f is the exact prox of a function"
+        return f"{len(self.failed)} of {len(self.properties)} properties fail: f is not trusted to be a prox"
+
+    def _repr_html_(self) -> str:
+        return display.table(self._verdict(), [HEADER, *self._rows()])
+
+    def __repr__(self) -> str:
+        rows = self._rows()
+        widths = [max(len(row[i]) for row in (HEADER, *rows)) for i in range(4)]
         lines = [
             "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]).rstrip()
-            for row in (header, *rows)
+            for row in (HEADER, *rows)
         ]
-        if self.all_hold:
-            verdict = "all properties hold: f is the exact prox of a function"
-        else:
-            verdict = f"{len(self.failed)} of {len(self.properties)} properties fail: f is not trusted to be a prox"
-        return "\n".join([*lines, verdict])
+        return "\n".join([*lines, self._verdict()])

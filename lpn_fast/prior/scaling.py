@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch
 
 from ..networks import LPN
+from ..networks.inputs import checked_network
 
 _POWERS = {"skip": 1, "head": -2, "head_squared": -2, "constant": -2, "linear": -1}
 
@@ -50,6 +51,7 @@ def rescaled(model: LPN, scale: float) -> LPN:
     >>> torch.allclose(bytes_(255 * x), 255 * model(x), rtol=1e-3, atol=1e-3)
     True
     """
+    checked_network(model)
     if not (isinstance(scale, int | float) and math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale must be a positive number, got {scale!r}")
     spec = replace(model.spec, noise_levels=tuple(level / scale for level in model.spec.noise_levels))

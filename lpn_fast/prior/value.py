@@ -20,7 +20,7 @@ from ..ops import functions
 from .inversion import Inversion, InvertOptions, _chunks, invert
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PriorValue:
     """Values of R, and what is known of each.
 
@@ -43,6 +43,13 @@ class PriorValue:
         The inversion behind it: iterations, error bound, verdict.
     amortised_error : Tensor, shape (N,), float64, or None
         With a warm start, its value minus this one: what the amortised prior alone would have been off by.
+
+    Examples
+    --------
+    >>> import torch, lpn_fast as lf
+    >>> lf.prior(lf.MLPLPN(dim=3, alpha=0.1), torch.zeros(5, 3))  # doctest: +ELLIPSIS
+    R of 5 samples: ...
+      5 converged, residual ...
     """
 
     value: Tensor
@@ -53,6 +60,16 @@ class PriorValue:
     value_bound: Tensor | None
     inversion: Inversion
     amortised_error: Tensor | None = None
+
+    def __repr__(self) -> str:
+        if not len(self.value):
+            return "R of 0 samples"
+        low, high = (float(v) for v in self.value.detach().aminmax())
+        bound = "none, alpha is 0" if self.value_bound is None else f"{float(self.value_bound.max()):.1e}"
+        return (
+            f"R of {len(self.value)} samples: {low:.6g}" + (f" to {high:.6g}" if high > low else "") + "\n"
+            f"  {self.inversion}, residual up to {float(self.residual.max()):.1e} of |x|, error bound {bound}"
+        )
 
 
 def prior(

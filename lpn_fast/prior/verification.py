@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..algebra.parameters import layout
+from ..contract import check_float
 from ..networks import LPN, ExplicitLPN
 from ..networks.checkpoint import MOST_SKEW
+from ..networks.inputs import checked_network
 from ..per_sample import broadcast, dot, norm
 from . import measures
 from .report import Property, Report
@@ -248,10 +250,8 @@ def _evaluated(model, x: Tensor, sigma) -> Tensor:
 
 def _check(model, sample) -> None:
     if not callable(model):
-        raise TypeError(f"model must be callable, got {type(model).__name__}")
-    if not isinstance(sample, Tensor) or sample.dtype not in TOLERANCE:
-        seen = sample.dtype if isinstance(sample, Tensor) else type(sample).__name__
-        raise TypeError(f"sample must be a float32 or float64 tensor, got {seen}")
+        checked_network(model)
+    check_float("sample", sample)
     if sample.dim() < 2 or sample.numel() == 0:
         raise ValueError(f"sample must have shape (N, ...) and not be empty, got {tuple(sample.shape)}")
     if not bool(sample.isfinite().all()):

@@ -6,43 +6,28 @@ Each is a sentence that says what was seen and what to do. They look at numbers 
 import warnings
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
+from ..networks.inputs import level_alarm, unit_alarm
 from .automatic import trained_levels, white_level
 from .problem import relative_change, shown
 from .protocol import ProxModel
 from .reconstruction import Reconstruction
 
 FAR = 2.0  # misfits beyond this factor of 1 are no matter of chance
-OUTSIDE = 2.0  # factor beyond the trained noise levels
 UNCHANGED = 1e-6  # relative change: below, an image is still its start
-LIKE_BYTES = 4.0  # times the white level of the model: mean size of pixels that are in other units
 
 
 def of_units(model: ProxModel, images: Tensor) -> list[str]:  # images (N, ...)
     """Images whose pixels look like 0..255 to a model for [0, 1]."""
-    white = white_level(model)
-    size = float(images.abs().mean())
-    if size <= LIKE_BYTES * white:
-        return []
-    return [
-        f"the start has pixels of mean size {size:.3g}, but the model takes images in [0, {white:g}]: divide y by the "
-        "white level (255 for 8 bits), or use lf.rescaled(model, 1 / 255)"
-    ]
+    sentence = unit_alarm("the start", "y", float(images.abs().mean()), white_level(model))
+    return [sentence] if sentence else []
 
 
 def of_level(model: ProxModel, sigma: float | Tensor | None) -> list[str]:
     """A noise level handed to the network that lies outside its training."""
-    levels = trained_levels(model)
-    if sigma is None or levels is None:
-        return []
-    low, high = (float(v) for v in (torch.as_tensor(sigma).min(), torch.as_tensor(sigma).max()))
-    if levels[0] / OUTSIDE <= low and high <= OUTSIDE * levels[1]:
-        return []
-    worst = high if high > OUTSIDE * levels[1] else low
-    hint = f"; for 8-bit images divide by 255: {worst:g}/255 = {worst / 255:.3g}" if worst >= 1 else ""
-    return [f"sigma = {worst:.3g} lies outside the model's training, {levels[0]:.3g} to {levels[1]:.3g}{hint}"]
+    sentence = level_alarm(trained_levels(model), sigma.cpu() if isinstance(sigma, Tensor) else sigma)
+    return [sentence] if sentence else []
 
 
 def of_result(result: Reconstruction, start: Tensor) -> list[str]:

@@ -27,7 +27,7 @@ RULES = ("map", "discrepancy")
 SMALLEST_STRENGTH = 1e-3  # the error of an inner solve grows as 1 / t
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Settings:
     """The numbers of a run; floats where all samples share them, else tensors of shape (N,).
 
@@ -60,7 +60,7 @@ class Settings:
         """Weight of R in the objective, t / step_size."""
         return self.strength / self.step_size
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         parts = [f"step size {_brief(self.step_size)}", f"strength {_brief(self.strength)}"]
         if self.sigma is not None:
             parts.append(f"sigma {_brief(self.sigma)}")

@@ -63,7 +63,7 @@ class Condition:
         return "no" if self.factor is None else f"no ({self.factor:.3g}x outside)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Conditions:
     """The hypotheses of one theorem; `print` shows them as a table.
 
@@ -123,7 +123,7 @@ class Conditions:
                 return row
         raise KeyError(f"no condition {name!r}; there are {', '.join(row.name for row in self.rows)}")
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [(self.theorem, "required", "actual", "holds")]
         lines += [(row.name, row.required, row.actual, row.verdict) for row in self.rows]
         widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]

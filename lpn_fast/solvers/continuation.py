@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..per_sample import dot, norm
 from ..physics import Downsampling, LinearOperator, has_start, seen

@@ -28,7 +28,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..per_sample import choose
 from ..physics import LinearOperator

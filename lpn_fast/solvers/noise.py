@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..contract import check_number
 from ..physics import LinearOperator, seen
 
 GAUSSIAN_MEDIAN = 0.6744897501960817  # median of |n| for n standard normal
@@ -151,8 +152,7 @@ def noise_level(physics: LinearOperator, y: Tensor, given: float | Tensor | None
     known = known_noise(physics, y) if given is None else given
     if known is None:
         return estimate_noise(y, physics)
-    if isinstance(known, str):
-        raise TypeError(f"noise must be a number or a tensor, got {known!r}")
+    check_number("noise", known)
     if callable(getattr(known, "level", None)):
         raise TypeError(f"noise must be a number or a tensor, got {known!r}; use physics.with_noise(noise)")
     level = torch.as_tensor(known, dtype=torch.float64, device=y.device)

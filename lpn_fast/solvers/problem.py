@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..contract import check_channels_second, check_float, check_number
 from ..per_sample import check_positive, norm
 from ..physics import LinearOperator, adjoint_mismatch, operator_norm_bound, prox_l2_by_cg, seen, start
 
@@ -18,13 +19,6 @@ from ..physics import LinearOperator, adjoint_mismatch, operator_norm_bound, pro
 NORM_RISK, NORM_STEPS = 1e-6, 30
 
 _PARTS = "; real and imaginary parts are numbers of their own: torch.view_as_real(y).movedim(-1, -3) for images"
-_CONVERSIONS = {
-    torch.uint8: "; images of 8 bits become floats in [0, 1] by y.float() / 255",
-    torch.float16: "; convert with y.float()",
-    torch.bfloat16: "; convert with y.float()",
-    torch.complex64: _PARTS,
-    torch.complex128: _PARTS,
-}
 
 
 @dataclass(frozen=True)
@@ -98,11 +92,7 @@ def checked_problem(
             x0 = start(physics, y)
         except RuntimeError as error:  # a foreign operator's, in words of its own
             raise ValueError(f"y of shape {tuple(y.shape)} is refused by the operator's A_adjoint: {error}") from error
-    if x0.dim() == 4 and x0.shape[-1] in (1, 3, 4) and min(x0.shape[1:3]) > 4:
-        raise ValueError(
-            f"images must have shape (N, C, H, W), got {tuple(x0.shape)}, which looks like (N, H, W, C); "
-            "use y.permute(0, 3, 1, 2)"
-        )
+    check_channels_second("x0" if given else "y", x0)
     first = subset(physics, torch.zeros(1, dtype=torch.int64, device=y.device))
     expected = (samples, *first.A(x0[:1]).shape[1:])
     if y.shape != expected:
@@ -176,11 +166,10 @@ def data_prox(
 
 def check_tensor(name: str, value: object) -> None:
     """Raise unless `value` is a finite float32 or float64 tensor (N, ...) with N > 0."""
-    if not isinstance(value, Tensor):
-        hint = "; use torch.as_tensor" if hasattr(value, "__array__") else ""
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}{hint}")
-    if value.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name} must be float32 or float64, got {value.dtype}{_CONVERSIONS.get(value.dtype, '')}")
+    if isinstance(value, Tensor) and value.is_complex():
+        raise TypeError(f"{name} must be float32 or float64, got {value.dtype}{_PARTS}")
+    check_float(name, value)
+    assert isinstance(value, Tensor)
     if value.dim() < 2 or value.numel() == 0:
         raise ValueError(f"{name} must have shape (N, ...) with at least one sample, got {tuple(value.shape)}")
     if not bool(value.isfinite().all()):
@@ -193,8 +182,7 @@ def positive(name: str, value, y: Tensor) -> float | Tensor:
     if isinstance(value, Tensor) and value.dim() > 0:
         check_positive(name, value, len(y))
         return value.to(y)
-    if isinstance(value, str):
-        raise TypeError(f"{name} must be a number or a tensor, got {value!r}")
+    check_number(name, value)
     value = float(value)
     check_positive(name, value, samples=1)
     return value

@@ -15,7 +15,7 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from .. import atomic
 

@@ -33,7 +33,15 @@ PROGRESS = 0.95  # a residual below this fraction of the best one is progress
 
 
 class Verdict(enum.IntEnum):
-    """How the search for a solution ended, per sample."""
+    """How the search for a solution ended, per sample.
+
+    Examples
+    --------
+    >>> import torch, lpn_fast as lf
+    >>> found = lf.invert(lf.MLPLPN(dim=3, alpha=0.1), torch.randn(5, 3))
+    >>> bool((found.verdict == lf.Verdict.CONVERGED).all())
+    True
+    """
 
     CONVERGED = 0  # the residual meets the tolerance
     ITERATIONS = 1  # did not converge in max_iter steps

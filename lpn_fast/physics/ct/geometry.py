@@ -35,6 +35,13 @@ class ParallelBeamGeometry:
         Detector elements, centred on the axis of rotation.
     spacing : float
         Distance of neighbouring bins, in the unit of `pixel`.
+
+    Examples
+    --------
+    >>> import lpn_fast as lf
+    >>> geometry = lf.physics.ParallelBeamCT(32, angles=40, pixel=0.5).geometry
+    >>> geometry.height, len(geometry.angles)
+    (32, 40)
     """
 
     height: int

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...contract import check_batch
 from ...per_sample import check_positive
 from ..base import Physics
-from ..checks import check_batch, check_count, check_prox, check_size
+from ..checks import check_count, check_prox, check_size
 from ..starts import fitted
 from .filters import WINDOWS, filter_rows
 from .geometry import ParallelBeamGeometry

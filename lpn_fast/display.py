@@ -1,0 +1,78 @@
+"""Tables and pictures for notebooks, without a dependency; plots by matplotlib, which is the extra [plot]."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+MOST_PIXELS = 256  # side of a picture in a notebook: enough to look at, and a saved notebook stays small
+
+
+def table(title: str, rows: Iterable[tuple[str, ...]]) -> str:
+    """HTML: a title and a row for each tuple of cells."""
+    body = "".join(
+        "<tr>" + "".join(f'<td style="text-align:left">{_text(c)}</td>' for c in row) + "</tr>" for row in rows
+    )
+    return f"<b>{_text(title)}</b><table>{body}</table>"
+
+
+def pictures(images: Iterable[tuple[str, Tensor]]) -> str:
+    """HTML: pictures of images (C, H, W) in [0, 1] beside each other, each with its caption."""
+    cells = "".join(
+        f'<figure style="display:inline-block;margin:4px"><img src="{_source(x)}"><figcaption>{_text(caption)}'
+        "</figcaption></figure>"
+        for caption, x in images
+    )
+    return f"<div>{cells}</div>"
+
+
+def preformatted(text: str) -> str:
+    """HTML: lines as they are."""
+    return f"<pre>{_text(text)}</pre>"
+
+
+def is_image(x: Tensor) -> bool:
+    """Whether one sample, (C, H, W), can be shown: gray, colour, or a complex image as its size."""
+    return x.dim() == 3 and x.shape[0] in (1, 2, 3)
+
+
+def array(x: Tensor) -> Tensor:
+    """(C, H, W) -> (H, W) or (H, W, 3) in [0, 1], on the CPU; of two channels, a complex image, the magnitude."""
+    x = x.detach().float().cpu()
+    if x.shape[0] == 2:
+        x = torch.linalg.vector_norm(x, dim=0, keepdim=True)
+    x = x.nan_to_num(0.0).clamp(0, 1)
+    return x[0] if x.shape[0] == 1 else x.permute(1, 2, 0)
+
+
+def figure(columns: int):
+    """A matplotlib figure and its axes in one row, made without touching the state of pyplot.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('plots need matplotlib: pip install "lpn-fast[plot]"', name="matplotlib") from error
+    made = Figure(figsize=(3.2 * columns, 3.2), layout="constrained")
+    return made, made.subplots(1, columns, squeeze=False)[0]
+
+
+def _text(value: str) -> str:
+    return html.escape(str(value), quote=False)
+
+
+def _source(x: Tensor) -> str:
+    """A PNG as a data address."""
+    picture = Image.fromarray((255 * array(x)).round().to(torch.uint8).numpy())
+    picture.thumbnail((MOST_PIXELS, MOST_PIXELS))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

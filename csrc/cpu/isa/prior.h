@@ -74,9 +74,8 @@ inline void prior_gates(const PatchFrame& op,
     store(scratch.gates + group * block_rows + lane, near * slope - distant * far);
     if constexpr (has_tangent)
       store(scratch.third + group * block_rows + lane,
-            near * near * near * slope -
-                map(distant * distant * distant * far, u,
-                    [bend](Vec third, Vec x) { return x > bend ? third : Vec{}; }));
+            near * near * near * slope - map(distant * distant * distant * far, u,
+                                             [bend](Vec third, Vec x) { return x > bend ? third : Vec{}; }));
     if constexpr (with_value) {
       const auto part = first * near * slope - second * distant * far + (second - u + bend) * 0.5f;
       for (unsigned i = 0; i < sizeof(part) / sizeof(Vec); ++i) totals[lane / lanes + i] += part.part[i];

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..contract import check_channels_second
 from ..networks import LPN
-from ..networks.inputs import checked_network
+from ..networks.inputs import checked_images, checked_network
 from ..physics import GaussianNoise, Physics, PoissonNoise
 from ..prior import prior as prior_value
 
@@ -101,9 +102,8 @@ class LPNDenoiser(Denoiser):
     def planes(self, x: Tensor) -> int:
         """Samples per image: the colour planes for a network of one channel, else 1."""
         channels = self.network.spec.channels
-        if x.dim() != 4 or x.shape[1] != channels and channels != 1:
-            wanted = "any number of" if channels == 1 else channels
-            raise ValueError(f"x must have shape (N, C, H, W) with {wanted} channels, got {tuple(x.shape)}")
+        checked_images(x, ("C" if channels == 1 else channels, "H", "W"), next(self.network.parameters()))
+        check_channels_second("x", x)
         return x.shape[1] // channels
 
 

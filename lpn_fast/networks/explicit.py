@@ -17,6 +17,7 @@ from ..algebra.noise import noise_features
 from ..ops.explicit import Potentials, Solution, SolveLimits, prior_gradient, prior_value, proximal_point
 from ..ops.explicit import potentials as passes
 from ..ops.explicit.descent import linear_solve
+from ..ops.tracing import uncompiled
 from ..per_sample import broadcast, dot, norm
 from .explicit_spec import ExplicitSpec
 from .explicit_start import draw_start_
@@ -186,13 +187,13 @@ class ExplicitLPN(Summarised):
 
     # ---- one pass
 
-    @torch.compiler.disable
+    @uncompiled
     def prior(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         """R(x), (N,) float64, differentiable in x and the parameters."""
         x, unit, pot = self._checked(x, sigma)
         return unit.flatten().double().square() * prior_value(pot, x / unit, self.spec.kernel)
 
-    @torch.compiler.disable
+    @uncompiled
     def grad_prior(self, x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         """grad R(x), of x's shape, differentiable once in x and the parameters."""
         x, unit, pot = self._checked(x, sigma)
@@ -234,7 +235,7 @@ class ExplicitLPN(Summarised):
             warn_of_units(self.card, x, sigma)
         return f
 
-    @torch.compiler.disable  # iterations that end by what they see are no graph
+    @uncompiled  # iterations that end by what they see are no graph
     def prox(
         self,
         z: Tensor,

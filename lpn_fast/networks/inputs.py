@@ -41,10 +41,15 @@ def checked_images(x: Tensor, shape: tuple, own: Tensor) -> Tensor:
     """x, of shape (N, *shape), on the device and in the dtype of a model's parameter `own`."""
     if isinstance(x, Tensor) and x.device != own.device:
         raise ValueError(f"x is on {x.device}, the model on {own.device}; move one with .to()")
-    if not isinstance(x, Tensor) or not x.is_floating_point() or not torch.is_autocast_enabled(x.device.type):
+    if not isinstance(x, Tensor) or x.dtype != own.dtype and not _is_cast(x):
         check_float("x", x, own.dtype)
     check_shape("x", x, ("N", *shape))
     return x.to(own.dtype)
+
+
+def _is_cast(x: Tensor) -> bool:
+    """Whether autocast converts it."""
+    return x.is_floating_point() and torch.is_autocast_enabled(x.device.type)
 
 
 def checked_strength(model: Network, strength: float | Tensor, z: Tensor) -> Tensor:

@@ -1,9 +1,30 @@
 """What PyTorch is doing around a call: the short cuts of this package are for when it only computes."""
 
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
+
+F = TypeVar("F", bound=Callable)
+
+
+def uncompiled(function: F) -> F:
+    """The function, left out of graphs by torch.compile.
+
+    What torch.compiler.disable makes, once there is a compiler: it loads all of it, which takes seconds.
+    """
+
+    @functools.wraps(function)
+    def call(*arguments, **options):
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*arguments, **options)
+        return function(*arguments, **options)
+
+    return call  # type: ignore[return-value]
 
 
 def is_eager() -> bool:

@@ -41,7 +41,11 @@ def add_parser(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", metavar="DIR", help="the data folder (default: $LPN_FAST_DATA)")
-    parser.add_argument("--model", metavar="FILE", help="an ExplicitLPN (default: 7 x 7 patches, 64 groups, fresh)")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="an ExplicitLPN, shipped or in a file (default: 7 x 7 patches, 64 groups, fresh)",
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     parser.add_argument("--images", type=int, default=2000, help="of `values` (default: %(default)s)")
     parser.add_argument("--published", type=int, default=10, help="of them the published way (default: %(default)s)")
@@ -51,7 +55,7 @@ def add_parser(subparsers) -> None:
 
 def run(args) -> int:
     torch.set_num_threads(args.threads)
-    model = lf.load(args.model) if args.model else lf.ExplicitLPN(1, 7, 64)
+    model = lf.networks.shipped_or_loaded(args.model) if args.model else lf.ExplicitLPN(1, 7, 64)
     if not isinstance(model, lf.ExplicitLPN):
         raise TypeError(f"--model must be an ExplicitLPN, got {type(model).__name__}")
     model.requires_grad_(False)

@@ -14,6 +14,8 @@ import csv
 import sys
 from pathlib import Path
 
+from ..experiments.provenance import where
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one of them; the exit code."""
@@ -25,7 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, metavar="FILE", help="the CSV file")
     args = parser.parse_args(arguments)
-    rows = _rows(args)
+    origin = where({"seed": args.seed, "images": args.images})
+    rows = [row | origin for row in _rows(args)]
     header = list(dict.fromkeys(name for row in rows for name in row))
     for target in (sys.stdout, *([open(args.out, "w", newline="")] if args.out else [])):
         writer = csv.DictWriter(target, header, lineterminator="\n")

@@ -24,7 +24,7 @@ def memory(count: int = 10_000, side: int = 8, batch: int = 64) -> list[dict]:
     return [_peak(images, side, batch) for images in (count // 10, count)]
 
 
-def throughput(count: int = 96, side: int = 256, batch: int = 4) -> list[dict]:
+def throughput(count: int = 240, side: int = 64, batch: int = 8) -> list[dict]:
     """A row per round, one worker and two in turns, and one of the medians."""
     rows = []
     with tempfile.TemporaryDirectory() as name:

@@ -33,6 +33,7 @@ STEP = 0.98  # eta; the blurs have norm one
 SIDES = (5, 15)  # smallest and largest kernel, odd numbers of pixels
 RIM = SIDES[1] // 2  # border of a crop, left out of its image for what the blur spreads
 SMALLEST = 2 * SIDES[1] - 1  # crop: its image is as large as a kernel
+WITHOUT_PROX = 4  # iterations of an explicit prior for one with a prox: solves that stop early train another minimiser
 FLAT = 1e-3  # curvature of the objective, relative to the strongest, below which a direction is left alone
 
 
@@ -122,6 +123,7 @@ def equilibrium(
     """
     options = {"sigma": sigma, "strength": 1.0, "step_size": STEP, "max_iter": iterations, "tol": tol}
     if isinstance(model, ExplicitLPN):
+        options["max_iter"] = WITHOUT_PROX * iterations
         return _explicit(model, physics, gradient(measured, physics, model, x0=start, **options).x, sigma, inner)
     x = fista(measured, physics, model, x0=start, **options).x
     u = x - STEP * physics.A_adjoint(physics.A(x) - measured)

@@ -25,8 +25,8 @@ from lpn_fast.pipeline.manifest import read_results
 from .real_files import CASES, Case, padded
 
 SIGMA, NOISE, BLUR, CROP = 0.05, 0.03, 1.0, 16
-HALF = 0.51  # of a level, by which stored results may be off
-VALUE_ERROR = 1e-7  # of a prior's value, relative
+HALF = 0.51  # levels by which stored results may be off
+VALUE_ERROR = 1e-7  # relative, for values of a prior
 Verdict = tuple[bool, str]  # whether that is right, what to show of it
 
 TASKS = {

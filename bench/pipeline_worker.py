@@ -49,7 +49,7 @@ def processor_seconds(call) -> float:
 def main(folder: Path, batch_pixels: int, threads: int) -> None:
     """Answer until standard input ends."""
     torch.set_num_threads(threads)
-    warnings.simplefilter("ignore", RuntimeWarning)  # of solvers that are stopped after a few iterations
+    warnings.simplefilter("ignore", RuntimeWarning)  # solvers are stopped after a few iterations
     out = folder.parent / "out"
     y = torch.cat([lf.pipeline.read_image(path).pixels[None] for path in sorted(folder.iterdir())])  # (N, 1, H, W)
     batches = y.split(max(1, batch_pixels // y[0].numel()))

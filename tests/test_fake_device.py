@@ -20,7 +20,7 @@ from lpn_fast.ops.backends import cuda as cuda_backend
 
 DEVICE = "meta"  # with autograd, where fake tensors of "cuda" have none
 NETWORKS = {
-    "conv": (lambda: lf.ConvLPN(1, hidden=256, sigma_conditional=True), (2, 1, 16, 24)),  # of the launch table: TMA
+    "conv": (lambda: lf.ConvLPN(1, hidden=256, sigma_conditional=True), (2, 1, 16, 24)),  # as in the launch table: TMA
     "frame": (lambda: lf.FrameLPN(1, kernel=3, gates=((1, 1, 5),)), (2, 1, 9, 10)),
     "mixture": (lambda: lf.MixtureLPN(1, kernel=3, experts=5), (2, 1, 9, 10)),
     "square": (lambda: square("conv"), (2, 2, 9, 10)),

@@ -19,7 +19,7 @@ def moved(way):
 def test_bytes_are_those_counted_by_hand():
     assert moved("eager") / POSITIONS == pytest.approx(4 * (14 * 49 + 16 * 128), rel=0.02)  # and a few images
     assert moved("compile") / POSITIONS == pytest.approx(4 * (9 * 49 + 4 * 128), rel=0.01)
-    sums = 4 * 7 * 518 / 512  # of rows, per pixel
+    sums = 4 * 7 * 518 / 512  # sums of rows, per pixel
     assert moved("triton") / PIXELS == pytest.approx(3 * 4 + 2 * sums)
 
 

@@ -41,9 +41,7 @@ def test_a_start_does_not_depend_on_the_unit_of_the_measurements(name, gain):
     y = physics.A(randn(2, 1, *size))
     expected = P.start(Foreign(physics), y)
     assert torch.allclose(P.start(Foreign(physics, gain), gain * y), expected, rtol=1e-9, atol=1e-12)
-    assert torch.allclose(
-        P.start(physics, gain * y), gain * P.start(physics, y), rtol=1e-9, atol=1e-12
-    )  # of the picture
+    assert torch.allclose(P.start(physics, gain * y), gain * P.start(physics, y), rtol=1e-9, atol=1e-12)  # the picture
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -41,7 +41,7 @@ from .outcome import Outcome
 from .quality import Scored, _line, _measured, _row
 from .tasks import EXTENT, Instance, Task
 
-WEIGHTS = (0.1, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # of the prior over that of MAP
+WEIGHTS = (0.1, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)  # weights of the prior over that of MAP
 TV_WEIGHTS = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # in images in [0, 1], of a data term of curvature one
 FEWEST = 20  # iterations: the first may leave a start as it is that fits the measurements
 TRAIN_SIDE = 128  # at most, of the images that weights are chosen on: all weights are over the noise in the image

@@ -153,7 +153,7 @@ def _of_ray(batches: int = 300) -> dict:
     stages_of = tables.map_batches(
         lambda b: b, batch_size=None, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=1)
     ).map_batches(Nothing, batch_size=None, num_cpus=1, compute=ray.data.ActorPoolStrategy(size=2))
-    times = [time.process_time() for _ in stages_of.iter_batches(batch_size=None)]  # of the driver
+    times = [time.process_time() for _ in stages_of.iter_batches(batch_size=None)]  # for the driver
     ray.shutdown()
     first, last = batches // 5, len(times) - batches // 10
     return what | {"value": f"{(times[last] - times[first]) / (last - first):.4g}"}

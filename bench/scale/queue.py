@@ -66,7 +66,7 @@ def simulate(
     events = [(RESTART + costs.load, worker) for worker in range(workers)]  # when a worker asks for a batch
     heapq.heapify(events)
     last = 0.0
-    moving = LATENCY * -(-BATCH // AT_ONCE)  # of a batch's files, in or out
+    moving = LATENCY * -(-BATCH // AT_ONCE)  # for a batch's files, in or out
     while kept < images // BATCH:
         now, worker = heapq.heappop(events)
         if not waiting:

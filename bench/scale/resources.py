@@ -15,7 +15,7 @@ from .job import write_images
 from .processes import finish, start_job
 
 POLL_SECONDS, TIMEOUT = 0.5, 900
-FROM, TO = 0.2, 0.9  # of the images
+FROM, TO = 0.2, 0.9  # shares of the images
 ROUNDS = 3
 
 

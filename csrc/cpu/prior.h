@@ -10,7 +10,7 @@
 namespace lpn {
 
 struct PriorShape {
-  int64_t images, channels, height, width;  // of the images
+  int64_t images, channels, height, width;  // images and their sizes
   int64_t kernel;
   int64_t groups;
 };

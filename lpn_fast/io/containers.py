@@ -52,7 +52,7 @@ class Container:
     """A row of the table: how its members are listed, how one is read, how results are put together."""
 
     members: Callable[[Path, Content], Listing]
-    array: Callable[[Path, Member], np.ndarray]  # of an archive, where it is a .npy file
+    array: Callable[[Path, Member], np.ndarray]  # for archives, where it is a .npy file
     pack: Callable[[Path, list[tuple[Member, Path]], Path], None]
 
 

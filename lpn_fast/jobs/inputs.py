@@ -14,7 +14,7 @@ from ..io.sources import Source, find_sources
 from .places import MARK, Entry, absolute, file_system, is_url, place_of, retried
 from .rows import Cell
 
-MOST_IMAGES, MOST_BYTES = 64, 2**26  # of files that travel together: what a worker holds of them is bounded
+MOST_IMAGES, MOST_BYTES = 64, 2**26  # files that travel together: what a worker holds of them is bounded
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def file_system(url: str) -> tuple:
         raise ValueError(f'{url} needs fsspec: pip install "lpn-fast[remote]"') from error
     try:
         fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
-    except ImportError as error:  # of the store's own package
+    except ImportError as error:  # the store's own package is missing
         raise ValueError(f"{url} needs another package: {error}") from error
     return fs, path.rstrip("/")
 

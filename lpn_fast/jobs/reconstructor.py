@@ -151,7 +151,7 @@ class Reconstructor:
     def outcomes(self, cells: Sequence) -> list[Outcome]:
         """What becomes of images that are read as `Source` and `Cell` are, in order."""
         loaded = _loaded(self)
-        with loaded.lock:  # of several threads of an engine: a batch has all of torch's threads to itself
+        with loaded.lock:  # an engine may have several threads: a batch has all of torch's threads to itself
             return loaded.outcomes(list(cells))
 
     @property
@@ -211,7 +211,7 @@ class _Loaded:
         count = solvers_for(self.networks.widest, len(sources), self.batch_pixels)
         try:
             with warnings.catch_warnings(), Background(ahead=count) as writer, Solvers(count) as team:
-                warnings.simplefilter("ignore", RuntimeWarning)  # of the solvers, on images; the columns tell
+                warnings.simplefilter("ignore", RuntimeWarning)  # solvers warn of images; the columns tell
                 run = self._run(writer, team)
                 solve_all(run, sources, self.batch_pixels)
             return [run.outcomes[source] for source in sources]

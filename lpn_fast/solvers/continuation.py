@@ -40,7 +40,7 @@ MISSING, ATTENUATED, UNKNOWN = 0.2, 0.05, 0.1
 ORTHOGONAL = 0.02  # |A A^T v - c v| / |A A^T v| of a random v, over entries that A can reach
 LEVELS = 10
 SETTLED = 0.1
-ACCURACY = 0.01  # of the data prox where it is an iteration, root mean square over the level
+ACCURACY = 0.01  # for a data prox that is an iteration, root mean square over the level
 PATIENCE = 10
 LEAST_NOISE = 1e-4  # over ||A||: a fortieth of a gray level of 255
 

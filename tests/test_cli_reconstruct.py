@@ -85,7 +85,7 @@ def examples():
 
 @pytest.mark.parametrize("line", examples())
 def test_every_example_of_the_help_runs(place, capsys, line):
-    scipy_sparse = pytest.importorskip("scipy.sparse")
+    scipy_sparse = pytest.importorskip("scipy.sparse", reason="scipy is not installed")
     if "system.npz" in line:
         matrix = scipy_sparse.random(300, 1024, density=0.05, random_state=0, format="csr")
         scipy_sparse.save_npz("system.npz", matrix)
@@ -220,7 +220,7 @@ def test_a_stack_of_sinograms_in_a_tiff_file_becomes_a_stack_of_slices(place):
 
 
 def test_a_matrix_is_the_operator_that_it_says(place):
-    sparse = pytest.importorskip("scipy.sparse")
+    sparse = pytest.importorskip("scipy.sparse", reason="scipy is not installed")
     x = smooth(count=2)
     blur = np.stack([Blur.gaussian(1.0).A(e[None, None])[0, 0].numpy().ravel()
                      for e in torch.eye(SIDE * SIDE).unflatten(1, (SIDE, SIDE))]).T  # fmt: skip

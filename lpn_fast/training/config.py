@@ -29,6 +29,7 @@ import typing
 from dataclasses import MISSING, Field, dataclass, field
 from pathlib import Path
 
+from ..contract import did_you_mean
 from ..data.augment import SYMMETRIES, Augment
 from ..data.readers import WINDOWS
 from ..data.sources import SPLITS
@@ -339,6 +340,5 @@ def _check_choices(config, table: str) -> None:
 
 def _one_of(name: str, value, allowed: tuple) -> None:
     if value not in allowed:
-        near = difflib.get_close_matches(str(value), [str(a) for a in allowed], 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(value, map(str, allowed))
         raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}{hint}")

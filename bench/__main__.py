@@ -3,18 +3,21 @@
     python -m bench                         all rows, under 8 minutes on two idle cores
     python -m bench --quick                 no compiled baseline, no large network, under a minute
     python -m bench --rows 'lpn128'         rows whose name matches
+    python -m bench --against CHECKOUT      our times beside another version's, built in place, in turns
 
 Prints the table and writes bench/results/cpu_<isa>_<threads>t.csv; some rows alone are written where --out says, else
 only printed. Every row holds ours, A and C, measured interleaved.
 """
 
 import argparse
+import csv
 import functools
 import re
 from pathlib import Path
 
 import torch
 
+from .against import COLUMNS, compare
 from .harness import Options, run
 from .report import isa, write
 from .rows import ROWS
@@ -33,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=330.0, help="seconds after which compiling and rounds stop")
     parser.add_argument("--quick", action="store_true", help="under a minute")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another version of the package")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the CSV file")
     args = parser.parse_args(arguments)
     rows = tuple(r for r in ROWS if re.search(args.rows, r.name) and (r.quick or not args.quick))
@@ -41,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name, value in (("--threads", args.threads), ("--rounds", args.rounds)):
         if value is not None and value < 1:
             parser.error(f"{name} must be at least 1, got {value}")
+    if args.against is not None:
+        return _against(args, tuple(row.name for row in rows))
     chosen = {"rows": rows, "threads": args.threads, "budget": args.budget, "memory": not args.no_memory}
     chosen |= QUICK if args.quick else {}
     if args.rounds is not None:
@@ -54,6 +60,15 @@ def main(arguments: list[str] | None = None) -> int:
 
     save(run(Options(**chosen), functools.partial(print, flush=True), save=save))
     print("not written: --out was not given with --rows" if out is None else f"written: {out}")
+    return 0
+
+
+def _against(args: argparse.Namespace, rows: tuple[str, ...]) -> int:
+    found = compare(args.against, rows, args.rounds or 15, args.threads, functools.partial(print, flush=True))
+    if args.out is not None:
+        with open(args.out, "w", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *found])
+        print(f"written: {args.out}")
     return 0
 
 

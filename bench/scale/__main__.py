@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("what", choices=("killed", "memory", "throughput", "costs", "queue"))
     parser.add_argument("--images", type=int, metavar="N", help="images of the (larger) job")
+    parser.add_argument("--rounds", type=int, metavar="N", help="of throughput (default: 3)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, metavar="FILE", help="the CSV file")
     args = parser.parse_args(arguments)
@@ -49,9 +50,9 @@ def _rows(args) -> list[dict]:
 
         return memory(**count)
     if args.what == "throughput":
-        from .resources import throughput
+        from .throughput import throughput
 
-        return throughput(**count)
+        return list(throughput(**count, **({} if args.rounds is None else {"rounds": args.rounds})))
     if args.what == "costs":
         from .costs import measure
 

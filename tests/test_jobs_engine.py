@@ -110,7 +110,7 @@ def test_values_of_the_prior_are_lines_only(folder, tmp_path):
 
 
 def test_a_batch_is_bounded_in_images_and_bytes(folder, monkeypatch):
-    sources = inputs.find(folder, False, "elsewhere", pipeline.job.content_of(TASK, False, None)).sources
+    sources = list(inputs.find(folder, False, "elsewhere", pipeline.job.content_of(TASK, False, None)).index.sources())
     assert [len(batch) for batch in inputs.batches(sources, 5)] == [5, 5, 2]
     monkeypatch.setattr(inputs, "MOST_BYTES", 700)
     sizes = [[inputs._size(source) for source in batch] for batch in inputs.batches(sources)]
@@ -118,7 +118,7 @@ def test_a_batch_is_bounded_in_images_and_bytes(folder, monkeypatch):
 
 
 def test_rows_say_all_that_a_source_says(folder):
-    sources = inputs.find(folder, False, "elsewhere", pipeline.job.content_of(TASK, False, None)).sources
+    sources = list(inputs.find(folder, False, "elsewhere", pipeline.job.content_of(TASK, False, None)).index.sources())
     again = inputs.from_columns(inputs.to_columns(sources))
     assert [(s.item, s.member, s.position) for s in again] == [(s.item, s.member, s.position) for s in sources]
     assert all(source.path.is_absolute() for source in again)
@@ -182,7 +182,7 @@ def test_urls_name_files_folders_patterns_and_lists(remote, memory, tmp_path):
     content = pipeline.job.content_of(TASK, False, None)
 
     def items(images, recursive=False):
-        return [source.item for source in inputs.find(images, recursive, "out", content).sources]
+        return [source.item for source in inputs.find(images, recursive, "out", content).index.sources()]
 
     assert items(f"{remote}/1.png") == ["1.png"]
     assert items(remote) == [*(f"{i}.png" for i in range(6)), "broken.png"]

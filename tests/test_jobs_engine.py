@@ -232,11 +232,43 @@ def test_the_command_takes_urls(remote, memory, tmp_path, capsys):
     assert "6 done, 1 failed" in capsys.readouterr().out
     assert read_image(tmp_path / "out/0.png").pixels.shape == (1, 20, 16)
     assert cli.main([*command, "--simulate"]) == 2
-    assert "--simulate is for jobs of one machine" in capsys.readouterr().err
+    assert (
+        "--simulate is for jobs of one machine, not for URLs: give it some images of a folder"
+        in capsys.readouterr().err
+    )
+    assert cli.main([*command, "--report", str(tmp_path / "page.html")]) == 2
+    assert "--report is for jobs of one machine, not for URLs: manifest.jsonl" in capsys.readouterr().err
     assert cli.main([*command, "--workers", "2"]) == 2
     assert "--address and --workers need --engine ray" in capsys.readouterr().err
     assert cli.main(["denoise", "s4://bucket", "-o", str(tmp_path / "other"), "--sigma", "0.1"]) == 2
     assert "s4" in capsys.readouterr().err
+
+
+def test_a_report_is_made_of_what_an_engine_did(folder, tmp_path, capsys):
+    """As the error says: the job, then the same command with --report on one machine, which computes nothing."""
+    command = ["denoise", str(folder), "-o", str(tmp_path / "out"), "--sigma", "0.1", "--model", MODEL]
+    page = tmp_path / "page.html"
+    assert cli.main([*command, "--report", str(page), "--engine", "ray"]) == 2
+    assert "run the job without --report, then once more with it and without --engine" in capsys.readouterr().err
+    jobs.reconstruct(folder, tmp_path / "out", task=TASK, model=MODEL)
+    assert cli.main([*command, "--report", str(page)]) == 1
+    assert "0 done, 11 finished earlier, 1 failed" in capsys.readouterr().out
+    assert page.read_text().count("stack.npy::") >= 4
+
+
+def test_containers_at_urls_are_refused_by_name_and_cost_nothing_else(remote, memory, folder, tmp_path):
+    memory.pipe("/data/in/scans.h5", b"anything")
+    memory.pipe("/data/in/stack.npy", (folder / "stack.npy").read_bytes())
+    pages = [Image.fromarray(np.zeros((16, 16), np.uint8))] * 2
+    pages[0].save(folder / "pages.tif", save_all=True, append_images=pages[1:])
+    memory.pipe("/data/in/pages.tif", (folder / "pages.tif").read_bytes())
+    tally = jobs.reconstruct(remote, tmp_path / "out", task=TASK, model=MODEL)
+    reasons = {failure.source.rpartition("/")[2]: failure.error for failure in tally.failures}
+    assert tally.done == 6 and set(reasons) == {"broken.png", "scans.h5", "stack.npy", "pages.tif"}
+    assert "copy it" not in reasons.pop("broken.png")
+    for name in reasons:
+        assert "copy it to a folder that all workers share and name that path" in reasons[name]
+    assert jobs.reconstruct(f"{remote}/scans.h5", tmp_path / "two", task=TASK, model=MODEL).failed == 1
 
 
 def test_the_driver_holds_neither_images_nor_lines(folder, tmp_path, monkeypatch):

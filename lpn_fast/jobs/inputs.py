@@ -1,11 +1,14 @@
 """The images of a job: files, members of containers, and objects at URLs, as rows that any worker can read."""
 
 import glob
+import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..io import Member, UnreadableImage, containers, formats
+import PIL.Image
+
+from ..io import Image, Member, Range, UnreadableImage, containers, formats
 from ..io.content import Content
 from ..io.finding import LIST_MARK, SOURCE_SUFFIXES, Found, each
 from ..io.sources import Source
@@ -32,6 +35,14 @@ class Arrived(Cell):
         if self.reason:
             raise UnreadableImage(self.path, self.reason)
         return super().bytes()
+
+    def read(self, intensities: Range | None = None) -> tuple[Image, str]:
+        try:
+            return super().read(intensities)
+        except UnreadableImage as error:
+            if self.reason or not _is_stack(self.value, self.path):
+                raise
+            raise UnreadableImage(self.path, f"{error.reason}; {NO_CONTAINER}") from error
 
     def __str__(self) -> str:
         return self.named
@@ -183,6 +194,16 @@ def _at(url: str, recursive: bool, found: Found) -> Iterator[tuple[str, Entry]]:
         raise FileNotFoundError(
             f"there are no images at {url}, or they are in subfolders, which --recursive looks into"
         )
+
+
+def _is_stack(data: bytes, path: Path) -> bool:
+    """Whether a file that is no image is several."""
+    try:
+        if path.suffix.lower() == ".npy":
+            return len(formats.from_npy(data).shape) > 2
+        return getattr(PIL.Image.open(io.BytesIO(data)), "n_frames", 1) > 1
+    except Exception:  # it is anything
+        return False
 
 
 def _size(source: Source) -> int:

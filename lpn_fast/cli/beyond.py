@@ -30,7 +30,7 @@ def check(args, share: Share) -> None:
     where = "--engine ray" if args.engine else "URLs"
     if args.simulate:
         raise ValueError(
-            f"--simulate is for jobs of one machine, not for {where}: give it some images of a folder without {where}, or "
+            f"--simulate is for jobs of one machine, not for {where}: give it images of a folder without {where}, or "
             "degrade the images first and reconstruct those"
         )
     if args.report is not None:

@@ -232,10 +232,7 @@ def test_the_command_takes_urls(remote, memory, tmp_path, capsys):
     assert "6 done, 1 failed" in capsys.readouterr().out
     assert read_image(tmp_path / "out/0.png").pixels.shape == (1, 20, 16)
     assert cli.main([*command, "--simulate"]) == 2
-    assert (
-        "--simulate is for jobs of one machine, not for URLs: give it images of a folder"
-        in capsys.readouterr().err
-    )
+    assert "--simulate is for jobs of one machine, not for URLs: give it images of a folder" in capsys.readouterr().err
     assert cli.main([*command, "--report", str(tmp_path / "page.html")]) == 2
     assert "--report is for jobs of one machine, not for URLs: manifest.jsonl" in capsys.readouterr().err
     assert cli.main([*command, "--workers", "2"]) == 2

@@ -68,7 +68,9 @@ def measure() -> list[dict]:
             "s per image",
             _seconds(lambda: list(map(ItemResult.from_line, kept["line"]))) / BATCH,
         )
-        add("remember it", "bytes of memory per image", _memory_of(folder))
+        memory, disk = _remembered(folder)
+        add("remember it, in memory", "bytes per image", memory)
+        add("remember it, on disk", "bytes per image", disk)
     rows += _requests(to_npy(arrays[0]))
     return [*rows, _of_ray()]
 
@@ -86,8 +88,8 @@ def _seconds(work: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def _memory_of(folder: Path) -> float:
-    """What a driver holds of names, beyond the pages that SQLite keeps in memory."""
+def _remembered(folder: Path) -> tuple[float, float]:
+    """(what a driver holds of names beyond some pages of SQLite's, what is on disk)."""
     import tracemalloc
 
     tracemalloc.start()
@@ -96,7 +98,7 @@ def _memory_of(folder: Path) -> float:
     size = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert left == NAMES
-    return size / NAMES
+    return size / NAMES, index.bytes_on_disk / NAMES
 
 
 def _requests(data: bytes) -> list[dict]:

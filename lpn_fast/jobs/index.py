@@ -195,6 +195,11 @@ class Index:
         """Whether some images are in containers."""
         return self._one("SELECT 1 FROM images WHERE member IS NOT NULL LIMIT 1") is not None
 
+    @property
+    def bytes_on_disk(self) -> int:
+        """Of the database, including what SQLite still has in memory."""
+        return self._one("PRAGMA page_count") * self._one("PRAGMA page_size")
+
     def close(self) -> None:
         self._database.close()
 

@@ -4,6 +4,7 @@ python -m bench.scale.job SETTINGS      a JSON object: images, out, workers, bat
 """
 
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ def start_ray(cores: int) -> None:
 
     import ray
 
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as any process: else whatever else runs takes their cores
     ray.init(
         num_cpus=cores,
         object_store_memory=OBJECT_STORE,

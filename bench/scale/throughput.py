@@ -29,6 +29,8 @@ def throughput(count: int = 64, rounds: int = 3, side: int = 256, batch: int = 4
     """A row per round, and one of the medians."""
     import ray
 
+    if count < 10 * batch:
+        raise ValueError(f"count must be at least {10 * batch}, for ten batches, got {count}")
     begin, rows = time.monotonic(), []
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from bench.scale import throughput
 from bench.scale.queue import BATCH, Costs, simulate
 
 FOREVER = 1e12  # seconds between failures
@@ -30,3 +31,18 @@ def test_failures_cost_batches_and_lose_none():
     lossy = run(FREE, 10, mean_life=20.0)
     assert lossy["failures"] > 10 and 0 < lossy["images_done_again"] <= 2 * BATCH * lossy["failures"]
     assert lossy["images_per_second"] < run(FREE, 10)["images_per_second"]
+
+
+def test_a_rate_is_told_without_the_start_and_the_end():
+    """Two workers that keep batches of four at almost the same moments, after ten seconds in which they are started."""
+    steady = [(10 + 2 * step + worker / 10, 4) for step in range(10) for worker in range(2)]
+    assert throughput._rate(steady) == pytest.approx(4.0, rel=0.05)
+    alone_at_the_end = steady + [(30 + 5 * step, 1) for step in range(4)]
+    assert throughput._rate(alone_at_the_end) == pytest.approx(4.0, rel=0.05)
+
+
+def test_cpu_times_are_told_apart_by_the_kind_of_process():
+    me = throughput.os.getpid()
+    seconds = {me: ("python", 1.0), 2: ("ray::MapWorker(MapBatches(SolveAndWrite))", 5.0), 3: ("raylet", 0.5)}
+    assert throughput._by_kind(seconds) == {"driver": 1.0, "worker": 5.0, "other": 0.5}
+    assert throughput.cpu_seconds(me)[me][1] > 0.1

@@ -110,7 +110,7 @@ def test_values_of_the_prior_are_lines_only(folder, tmp_path):
 
 
 def test_a_batch_is_bounded_in_images_and_bytes(folder, monkeypatch):
-    sources = inputs.find(folder, False, "elsewhere", pipeline.job.content_of(TASK, False, None)).sources
+    sources = list(inputs.find(folder, False, "elsewhere", pipeline.job.content_of(TASK, False, None)).index.sources())
     assert [len(batch) for batch in inputs.batches(sources, 5)] == [5, 5, 2]
     monkeypatch.setattr(inputs, "MOST_BYTES", 700)
     sizes = [[inputs._size(source) for source in batch] for batch in inputs.batches(sources)]
@@ -118,7 +118,7 @@ def test_a_batch_is_bounded_in_images_and_bytes(folder, monkeypatch):
 
 
 def test_rows_say_all_that_a_source_says(folder):
-    sources = inputs.find(folder, False, "elsewhere", pipeline.job.content_of(TASK, False, None)).sources
+    sources = list(inputs.find(folder, False, "elsewhere", pipeline.job.content_of(TASK, False, None)).index.sources())
     again = inputs.from_columns(inputs.to_columns(sources))
     assert [(s.item, s.member, s.position) for s in again] == [(s.item, s.member, s.position) for s in sources]
     assert all(source.path.is_absolute() for source in again)
@@ -182,7 +182,7 @@ def test_urls_name_files_folders_patterns_and_lists(remote, memory, tmp_path):
     content = pipeline.job.content_of(TASK, False, None)
 
     def items(images, recursive=False):
-        return [source.item for source in inputs.find(images, recursive, "out", content).sources]
+        return [source.item for source in inputs.find(images, recursive, "out", content).index.sources()]
 
     assert items(f"{remote}/1.png") == ["1.png"]
     assert items(remote) == [*(f"{i}.png" for i in range(6)), "broken.png"]
@@ -232,11 +232,40 @@ def test_the_command_takes_urls(remote, memory, tmp_path, capsys):
     assert "6 done, 1 failed" in capsys.readouterr().out
     assert read_image(tmp_path / "out/0.png").pixels.shape == (1, 20, 16)
     assert cli.main([*command, "--simulate"]) == 2
-    assert "--simulate is for jobs of one machine" in capsys.readouterr().err
+    assert "--simulate is for jobs of one machine, not for URLs: give it images of a folder" in capsys.readouterr().err
+    assert cli.main([*command, "--report", str(tmp_path / "page.html")]) == 2
+    assert "--report is for jobs of one machine, not for URLs: manifest.jsonl" in capsys.readouterr().err
     assert cli.main([*command, "--workers", "2"]) == 2
     assert "--address and --workers need --engine ray" in capsys.readouterr().err
     assert cli.main(["denoise", "s4://bucket", "-o", str(tmp_path / "other"), "--sigma", "0.1"]) == 2
     assert "s4" in capsys.readouterr().err
+
+
+def test_a_report_is_made_of_what_an_engine_did(folder, tmp_path, capsys):
+    """As the error says: the job, then the same command with --report on one machine, which computes nothing."""
+    command = ["denoise", str(folder), "-o", str(tmp_path / "out"), "--sigma", "0.1", "--model", MODEL]
+    page = tmp_path / "page.html"
+    assert cli.main([*command, "--report", str(page), "--engine", "ray"]) == 2
+    assert "run the job without --report, then once more with it and without --engine" in capsys.readouterr().err
+    jobs.reconstruct(folder, tmp_path / "out", task=TASK, model=MODEL)
+    assert cli.main([*command, "--report", str(page)]) == 1
+    assert "0 done, 11 finished earlier, 1 failed" in capsys.readouterr().out
+    assert page.read_text().count("stack.npy::") >= 4
+
+
+def test_containers_at_urls_are_refused_by_name_and_cost_nothing_else(remote, memory, folder, tmp_path):
+    memory.pipe("/data/in/scans.h5", b"anything")
+    memory.pipe("/data/in/stack.npy", (folder / "stack.npy").read_bytes())
+    pages = [Image.fromarray(np.zeros((16, 16), np.uint8))] * 2
+    pages[0].save(folder / "pages.tif", save_all=True, append_images=pages[1:])
+    memory.pipe("/data/in/pages.tif", (folder / "pages.tif").read_bytes())
+    tally = jobs.reconstruct(remote, tmp_path / "out", task=TASK, model=MODEL)
+    reasons = {failure.source.rpartition("/")[2]: failure.error for failure in tally.failures}
+    assert tally.done == 6 and set(reasons) == {"broken.png", "scans.h5", "stack.npy", "pages.tif"}
+    assert "copy it" not in reasons.pop("broken.png")
+    for name in reasons:
+        assert "copy it to a folder that all workers share and name that path" in reasons[name]
+    assert jobs.reconstruct(f"{remote}/scans.h5", tmp_path / "two", task=TASK, model=MODEL).failed == 1
 
 
 def test_the_driver_holds_neither_images_nor_lines(folder, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import lpn_fast as lf
 from lpn_fast import cli, jobs, pipeline
 from lpn_fast.io.formats import to_npy
+from lpn_fast.jobs import on_ray
 from lpn_fast.pipeline import Denoise
 
 IS_THERE = importlib.util.find_spec("ray") is not None and importlib.util.find_spec("pyarrow") is not None
@@ -63,3 +65,25 @@ def test_a_job_on_ray_is_a_job(cluster, images, alone, tmp_path, capsys, monkeyp
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
     assert cli.main(command) == 1  # one machine goes on: what failed is tried again
     assert f"0 done, {COUNT} finished earlier, 1 failed" in capsys.readouterr().out
+
+
+def test_no_worker_is_given_up_while_reading_is_slow(cluster, monkeypatch):
+    """Ray Data ends idle actors of a pool that may shrink, ten seconds after it was started."""
+    slow, long_ones = 14, 4
+
+    def read(batch):
+        time.sleep(1.0)
+        return batch
+
+    def solve(batch):
+        if batch["number"][0] >= slow:
+            time.sleep(3.0)
+        return batch
+
+    def write(batch):
+        return {"line": [str(batch["number"][0])], "part": [str(os.getpid())]}
+
+    monkeypatch.setattr(on_ray, "read", read)
+    batches = ({"number": np.array([number])} for number in range(slow + long_ones))
+    kept = list(jobs.OnRay(workers=2)(batches, solve, write))
+    assert len({batch["part"][0] for batch in kept if int(batch["line"][0]) >= slow}) == 2

@@ -24,7 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("what", choices=("killed", "memory", "throughput", "costs", "queue"))
     parser.add_argument("--images", type=int, metavar="N", help="images of the (larger) job")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, metavar="N", help="of throughput (default: 3)")
+    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="several for killed: a row for each")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the CSV file")
     args = parser.parse_args(arguments)
     origin = where({"seed": args.seed, "images": args.images})
@@ -43,22 +44,22 @@ def _rows(args) -> list[dict]:
     if args.what == "killed":
         from .killed import run
 
-        return [{"what": name, "value": value} for name, value in run(seed=args.seed, **count).items()]
+        return [{"seed": seed} | run(seed=seed, **count) for seed in args.seed]
     if args.what == "memory":
         from .resources import memory
 
         return memory(**count)
     if args.what == "throughput":
-        from .resources import throughput
+        from .throughput import throughput
 
-        return throughput(**count)
+        return list(throughput(**count, **({} if args.rounds is None else {"rounds": args.rounds})))
     if args.what == "costs":
         from .costs import measure
 
         return measure()
     from .queue import table
 
-    return table(seed=args.seed)
+    return table(seed=args.seed[0])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ simulation. Images are 64 x 64 float32 arrays, 16 kB, in files of their own. The
 on loopback, in the same process: its work counts, too.
 """
 
-import json
 import statistics
 import tempfile
 import time
@@ -17,13 +16,13 @@ import numpy as np
 import torch
 
 from lpn_fast import jobs
-from lpn_fast.io.finding import find
+from lpn_fast.io.content import IMAGES
 from lpn_fast.io.formats import decode, to_npy
 from lpn_fast.jobs import inputs, ledger, places, stages
 from lpn_fast.jobs.engine import Tally, _collect
 from lpn_fast.jobs.reconstructor import objects
 from lpn_fast.pipeline import Denoise
-from lpn_fast.pipeline.manifest import ItemResult, read_results
+from lpn_fast.pipeline.manifest import ItemResult
 
 SIDE, BATCH, NAMES, ROUNDS = 64, 64, 2000, 5
 
@@ -43,10 +42,10 @@ def measure() -> list[dict]:
         folder.mkdir()
         for number in range(NAMES):
             (folder / f"{number:06d}.npy").write_bytes(to_npy(arrays[number % BATCH]))
-        add("find a file in a folder", "s per image", _seconds(lambda: find(folder)) / NAMES)
-        found = inputs.find(folder, False, Path(name) / "out", _content())
-        add("tell which batch it is in", "s per image", _seconds(lambda: list(inputs.batches(found.sources))) / NAMES)
-        columns = {key: objects(value) for key, value in inputs.to_columns(found.sources[:BATCH]).items()}
+        add("find a file in a folder", "s per image", _seconds(lambda: _find(folder)) / NAMES)
+        index = _find(folder)
+        add("tell which batch it is in", "s per image", _seconds(lambda: list(inputs.batches(index.left()))) / NAMES)
+        columns = {key: objects(v) for key, v in inputs.to_columns([*index.left()][:BATCH]).items()}
         add("read it", "s per image", _seconds(lambda: stages.read(columns)) / BATCH)
         read = stages.read(columns)
         add("decode it", "s per image", _seconds(lambda: [decode(d, Path("a.npy")) for d in read["bytes"]]) / BATCH)
@@ -61,25 +60,23 @@ def measure() -> list[dict]:
         add("write it and its line", "s per image", _seconds(lambda: write(solved)) / BATCH)
         kept = write(solved)
         add("line of the manifest", "bytes per image", sum(map(len, kept["line"])) / BATCH)
-        with ledger.opened(f"{name}/out") as book:
+        with ledger.opened(f"{name}/out", index) as book:
             keep = _seconds(lambda: _collect(kept["line"], dict.fromkeys(kept["part"]), book, Tally("")))
         add("collect its line, in the driver", "s per image", keep / BATCH)
-        text = "".join(kept["line"])
         add(
             "read its line again",
             "s per image",
             _seconds(lambda: list(map(ItemResult.from_line, kept["line"]))) / BATCH,
         )
-        add("remember a finished image", "bytes per image", _bytes_of(Path(name) / "many", text))
+        memory, disk = _remembered(folder)
+        add("remember it, in memory", "bytes per image", memory)
+        add("remember it, on disk", "bytes per image", disk)
     rows += _requests(to_npy(arrays[0]))
     return [*rows, _of_ray()]
 
 
-def _content():
-    """What counts of containers, for images."""
-    from lpn_fast.io.content import IMAGES
-
-    return IMAGES
+def _find(folder: Path):
+    return inputs.find(folder, False, folder / "out", IMAGES).index
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -91,22 +88,17 @@ def _seconds(work: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def _bytes_of(folder: Path, text: str) -> float:
-    """Of memory, per image, that a driver holds of finished ones while it looks for those that are left."""
+def _remembered(folder: Path) -> tuple[float, float]:
+    """(what a driver holds of names beyond some pages of SQLite's, what is on disk)."""
     import tracemalloc
 
-    folder.mkdir()
-    lines = [json.loads(line) for line in text.splitlines()]
-    with open(folder / "manifest.jsonl", "w") as file:
-        for number in range(NAMES):
-            line = lines[number % len(lines)] | {"item": f"{number:06d}.npy", "source": f"in/{number:06d}.npy"}
-            file.write(json.dumps(line) + "\n")
     tracemalloc.start()
-    results = read_results(folder)
+    index = _find(folder)
+    left = sum(1 for _ in index.left())
     size = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert len(results) == NAMES
-    return size / NAMES
+    assert left == NAMES
+    return size / NAMES, index.bytes_on_disk / NAMES
 
 
 def _requests(data: bytes) -> list[dict]:

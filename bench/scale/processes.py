@@ -55,6 +55,16 @@ def actors(root: int) -> list[int]:
     return [process for process, name in below(root).items() if ACTOR in name and name.startswith("ray::")]
 
 
+def cpu_seconds(root: int) -> dict[int, tuple[str, float]]:
+    """{process: (its command line, CPU seconds it has used)} of those below one, and it."""
+    seconds = {}
+    for process, name in below(root).items():
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+            seconds[process] = name, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
 def end_all(processes: dict[int, str], patience: float = 20.0) -> list[str]:
     """Wait until processes have ended by themselves, then end the rest; what those are called."""
     until = time.monotonic() + patience

@@ -1,10 +1,10 @@
-"""Memory and throughput of jobs on Ray.
+"""Memory of jobs on Ray: peak of private memory of the driver, of the largest other process, and of all processes.
 
-memory        peak of private memory of the driver, of the largest other process and of all, shared memory once
-throughput    images per second between 20 and 90 % of a job, so that starting and ending do not count
+Shared memory counts once. Peaks of two jobs of one size differ by some megabytes, so each row also has the peak until
+a tenth of its images were done: how it grows within one job.
 """
 
-import statistics
+import itertools
 import tempfile
 import threading
 import time
@@ -15,8 +15,6 @@ from .job import write_images
 from .processes import finish, start_job
 
 POLL_SECONDS, TIMEOUT = 0.5, 900
-FROM, TO = 0.2, 0.9  # shares of the images
-ROUNDS = 3
 
 
 def memory(count: int = 10_000, side: int = 8, batch: int = 64) -> list[dict]:
@@ -24,53 +22,29 @@ def memory(count: int = 10_000, side: int = 8, batch: int = 64) -> list[dict]:
     return [_peak(images, side, batch) for images in (count // 10, count)]
 
 
-def throughput(count: int = 240, side: int = 64, batch: int = 8) -> list[dict]:
-    """A row per round, one worker and two in turns, and one of the medians."""
-    rows = []
-    with tempfile.TemporaryDirectory() as name:
-        images = write_images(Path(name) / "in", count, side)
-        for index in range(ROUNDS):
-            order = (1, 2) if index % 2 == 0 else (2, 1)
-            rates = {workers: _rate(images, Path(name) / f"out{index}{workers}", workers, batch) for workers in order}
-            rows.append({"round": index, "one": rates[1], "two": rates[2], "ratio": rates[2] / rates[1]})
-    middle = {name: statistics.median(row[name] for row in rows) for name in ("one", "two", "ratio")}
-    return [{name: _rounded(value) for name, value in row.items()} for row in (*rows, {"round": "median"} | middle)]
-
-
 def _peak(images: int, side: int, batch: int) -> dict:
     with tempfile.TemporaryDirectory() as name:
         folder = write_images(Path(name) / "in", images, side)
         job = start_job({"images": str(folder), "out": f"{name}/out", "workers": 2, "batch": batch})
-        peaks, ended = [0, 0, 0], threading.Event()
+        samples: list[tuple[float, ...]] = []
+        ended = threading.Event()
 
         def watch() -> None:
             while not ended.wait(POLL_SECONDS):
-                peaks[:] = map(max, peaks, processes.memory(job.pid))
+                samples.append((time.monotonic(), *processes.memory(job.pid)))
 
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
-            begin = time.monotonic()
-            assert finish(job, TIMEOUT)["done"] == images
-            seconds = time.monotonic() - begin
+            told = finish(job, TIMEOUT)
         finally:
             ended.set()
             watcher.join()
-    megabytes = {f"{who}_mb": round(peak / 1e6) for who, peak in zip(("driver", "worker", "all"), peaks, strict=True)}
-    return {"images": images, **megabytes, "seconds": round(seconds)}
-
-
-def _rate(images: Path, out: Path, workers: int, batch: int) -> float:
-    settings = {"images": str(images), "out": str(out), "workers": workers, "batch": batch, "task": "pgd"}
-    events = finish(start_job(settings), TIMEOUT)["events"]
-    total, done, inside = sum(count for _, count in events), 0, []
-    for seconds, count in events:
-        done += count
-        if FROM * total <= done <= TO * total:
-            inside.append((seconds, done))
-    (first, before), (last, after) = inside[0], inside[-1]
-    return (after - before) / (last - first)
-
-
-def _rounded(value):
-    return round(value, 3) if isinstance(value, float) else value
+    assert told["done"] == images, told
+    done = list(itertools.accumulate(count for _, count in told["events"]))
+    tenth = next(seconds for (seconds, _), count in zip(told["events"], done, strict=True) if count >= images / 10)
+    row = {"images": images}
+    for place, who in enumerate(("driver", "worker", "all"), start=1):
+        row[f"{who}_mb"] = round(max(sample[place] for sample in samples) / 1e6)
+        row[f"{who}_mb_at_a_tenth"] = round(max(sample[place] for sample in samples if sample[0] <= tenth) / 1e6)
+    return row

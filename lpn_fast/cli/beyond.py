@@ -5,6 +5,7 @@ import argparse
 from .. import jobs
 from ..jobs.places import is_url
 from ..pipeline import Share
+from ..pipeline.manifest import NAME
 from ..pipeline.tasks import Task
 from . import options
 
@@ -27,8 +28,18 @@ def is_meant(args) -> bool:
 def check(args, share: Share) -> None:
     """Raise a ValueError for options that such jobs do not have."""
     where = "--engine ray" if args.engine else "URLs"
-    if args.simulate or args.report is not None:
-        raise ValueError(f"{'--simulate' if args.simulate else '--report'} is for jobs of one machine, not for {where}")
+    if args.simulate:
+        raise ValueError(
+            f"--simulate is for jobs of one machine, not for {where}: give it images of a folder without {where}, or "
+            "degrade the images first and reconstruct those"
+        )
+    if args.report is not None:
+        instead = (
+            "run the job without --report, then once more with it and without --engine, which computes nothing again"
+            if args.engine and not any(map(is_url, (*args.images, args.out)))
+            else f"{NAME} beside the results has its numbers"
+        )
+        raise ValueError(f"--report is for jobs of one machine, not for {where}: {instead}")
     if not share.is_only:
         raise ValueError(f"{where} must not be started by torchrun: an engine shares the images out itself")
     if args.engine is None and (args.address is not None or args.workers is not None):

@@ -96,18 +96,28 @@ def find(patterns: str | Path | Iterable[str | Path], recursive: bool = False, b
     if isinstance(patterns, str | Path):
         patterns = [patterns]
     found, known = Found(), set()
-    for pattern in patterns:
-        for named in _listed(pattern):
-            for path, place in _matches(named, recursive, besides, found):
-                if (own := os.path.abspath(path)) not in known:
-                    known.add(own)
-                    found.places[path] = place
+    for path, place in each(patterns, recursive, besides, found):
+        if (own := os.path.abspath(path)) not in known:
+            known.add(own)
+            found.places[path] = place
     if not found.places:
         raise ValueError("images must name at least one file, folder or pattern, got none")
     if len(set(found.places.values())) < len(found.places):
         shared = Path(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in found.places]))
         found.places = {path: Path(os.path.abspath(path)).relative_to(shared) for path in found.places}
     return found
+
+
+def each(
+    patterns: Iterable[str | Path], recursive: bool, besides: Path | None, found: Found
+) -> Iterator[tuple[Path, Path]]:
+    """(file, place of its result), one after the other, some of them maybe twice; `found` counts what is passed over.
+
+    No more is held than the names in one folder.
+    """
+    for pattern in patterns:
+        for named in _listed(pattern):
+            yield from _matches(named, recursive, besides, found)
 
 
 def _listed(pattern: str | Path) -> list[Path]:
@@ -124,37 +134,44 @@ def _listed(pattern: str | Path) -> list[Path]:
     return [Path(line.strip()) for line in lines if line.strip()]
 
 
-def _matches(pattern: Path, recursive: bool, besides: Path | None, found: Found) -> list[tuple[Path, Path]]:
+def _matches(pattern: Path, recursive: bool, besides: Path | None, found: Found) -> Iterator[tuple[Path, Path]]:
     """(file, place of its result)."""
     if pattern.is_file():
-        return [(pattern, Path(pattern.name))]
+        yield pattern, Path(pattern.name)
+        return
     if pattern.is_dir():
-        files = [(path, path.relative_to(pattern)) for path in _inside(pattern, recursive, besides, found)]
-        if not files:
+        path = None
+        for path in _inside(pattern, recursive, besides, found):
+            yield path, path.relative_to(pattern)
+        if path is None:
             besides_these = f" ({found})" if str(found) else ""
             raise ValueError(f"{pattern} must hold images ({', '.join(SOURCE_SUFFIXES)}), found none{besides_these}")
-        return files
+        return
     if not glob.has_magic(str(pattern)):
         raise FileNotFoundError(f"there is no file or folder {pattern}")
     matching = sorted(p for p in map(Path, glob.glob(str(pattern), recursive=True)) if p.is_file())
     if not matching:
         raise FileNotFoundError(f"no file matches {str(pattern)!r}")
     fixed = Path(*pattern.parts[: next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))])
-    return [(path, path.relative_to(fixed)) for path in matching]
+    yield from ((path, path.relative_to(fixed)) for path in matching)
 
 
 def _inside(folder: Path, recursive: bool, besides: Path | None, found: Found) -> Iterator[Path]:
     """The image files of a folder, sorted by name, those of its subfolders after them."""
-    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    folders = [path for path in entries if path.is_dir()]
-    for path in entries:
-        if path.is_dir():
-            continue
+    files: list[str] = []
+    folders: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                (folders if entry.is_dir() else files).append(entry.name)
+    for name in sorted(files):
+        path = folder / name
         if containers.is_source(path):  # pipes and links to nothing as well: reading them says so
             yield path
         else:
             found.ignored[path.suffix.lower().removeprefix(".") or "no suffix"] += 1
-    for path in folders:
+    for name in sorted(folders):
+        path = folder / name
         if besides is not None and path.resolve() == besides.resolve():
             continue
         if recursive and not path.is_symlink():

@@ -2,9 +2,11 @@
 
     find -> skip what is finished -> [ read -> solve -> write ] in batches, anywhere -> collect lines
 
-What is in brackets are the stages of stages.py. The driver holds names and counts, neither images nor lines.
+What is in brackets are the stages of stages.py. The driver holds counts, neither images nor lines; names and what is
+finished are in a database on disk (index.py).
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,8 +18,8 @@ from ..io import Range
 from ..io.sources import Source
 from ..networks import LPN
 from ..pipeline.flow import in_order
-from ..pipeline.gather import gather
-from ..pipeline.job import BAR, check_places, content_of, finished
+from ..pipeline.gather import put_together
+from ..pipeline.job import BAR, content_of, finished
 from ..pipeline.manifest import ItemResult, digest_of
 from ..pipeline.tasks import Task
 from . import inputs, ledger
@@ -130,32 +132,33 @@ def reconstruct(
     told = {"intensities": intensities, "threads": threads, "batch_pixels": batch_pixels}
     settings = Reconstructor(task, model, device="cpu", **told).settings
     found = inputs.find(images, recursive, out, content_of(task, False, intensities))
-    local = [source for source in found.sources if not isinstance(source, inputs.Remote)]
+    index = found.index
     if not is_url(out):
-        check_places([*local, *(source for source, _ in found.broken)], Path(out), False)
-    elif any(source.member is not None for source in local):
+        if index.overwritten_in(Path(out)):
+            raise ValueError(f"out must not be the folder of the images, {out}: they would be overwritten")
+    elif index.has_members():
         raise ValueError(f"results of containers are put together in a folder, got the URL {out}")
     tally = Tally(str(out), passed_over=found.passed_over)
-    with ledger.opened(out) as book:
-        earlier = finished(found.sources, book.results, settings, task.makes_images, book)
-        tally.earlier = len(earlier)
-        left = [source for source in found.sources if source.item not in earlier]
-        del earlier
-        book.results.clear()
+    with contextlib.closing(index), ledger.opened(out, index) as book:
+        for chunk in index.chunks():
+            earlier = finished(chunk, index.recorded(chunk), settings, task.makes_images, book)
+            index.mark_done(earlier)
+            tally.earlier += len(earlier)
         refused = [_refused(source, reason, settings) for source, reason in found.broken]
         _collect([line.to_line() for line in refused], (), book, tally)
         hidden = None if progress else True  # None: hidden unless standard error is a terminal
-        with tqdm(total=len(left), desc=task.name, unit="img", bar_format=BAR, disable=hidden) as bar:
+        with tqdm(total=index.count_left(), desc=task.name, unit="img", bar_format=BAR, disable=hidden) as bar:
             batches = (
-                {k: objects(v) for k, v in inputs.to_columns(b).items()} for b in inputs.batches(left, batch_images)
+                {k: objects(v) for k, v in inputs.to_columns(b).items()}
+                for b in inputs.batches(index.left(), batch_images)
             )
             solve = Solve(Reconstructor(task, model, device=device, **told))
             for kept in (engine or in_this_process)(batches, solve, Write(str(out))):
                 _collect(kept["line"], dict.fromkeys(kept["part"]), book, tally)
                 bar.update(len(kept["line"]))
         book.close()
-    if any(source.member is not None for source in local):
-        _, tally.incomplete = gather(local, [source for source, _ in found.broken], Path(out), task.makes_images)
+        if task.makes_images and index.has_members():
+            tally.incomplete = put_together(index.sources(with_members_only=True), Path(out))
     return tally
 
 

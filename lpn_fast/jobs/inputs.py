@@ -1,45 +1,27 @@
 """The images of a job: files, members of containers, and objects at URLs, as rows that any worker can read."""
 
 import glob
-from collections import Counter
+import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ..io import Member, UnreadableImage, formats
+import PIL.Image
+
+from ..io import Image, Member, Range, UnreadableImage, containers, formats
 from ..io.content import Content
-from ..io.finding import LIST_MARK, SOURCE_SUFFIXES
-from ..io.sources import Source, find_sources
-from .places import MARK, Entry, absolute, file_system, is_url, place_of, retried
+from ..io.finding import LIST_MARK, SOURCE_SUFFIXES, Found, each
+from ..io.sources import Source
+from .index import Index
+from .places import MARK, Entry, Remote, absolute, file_system, is_url, place_of, retried
 from .rows import Cell
 
 MOST_IMAGES, MOST_BYTES = 64, 2**26  # files that travel together: what a worker holds of them is bounded
 
-
-@dataclass(frozen=True)
-class Remote(Source):
-    """An image at a URL; `path` is no path of any file system.
-
-    Attributes
-    ----------
-    url : str
-    size : int
-        Bytes, 0 if unknown.
-    modified : float or None
-        Seconds since 1970.
-    """
-
-    url: str = ""
-    size: int = 0
-    modified: float | None = None
-
-    @classmethod
-    def listed(cls, url: str, entry: Entry) -> "Remote":
-        return cls(Path(url), Path(entry.name), url=url, size=entry.size, modified=entry.modified)
-
-    def __str__(self) -> str:
-        return self.url
+NO_CONTAINER = (
+    "a container is read from file systems only, since its images are read one by one, by many workers; copy it to a "
+    "folder that all workers share and name that path"
+)
 
 
 class Arrived(Cell):
@@ -54,6 +36,14 @@ class Arrived(Cell):
             raise UnreadableImage(self.path, self.reason)
         return super().bytes()
 
+    def read(self, intensities: Range | None = None) -> tuple[Image, str]:
+        try:
+            return super().read(intensities)
+        except UnreadableImage as error:
+            if self.reason or not _is_stack(self.value, self.path):
+                raise
+            raise UnreadableImage(self.path, f"{error.reason}; {NO_CONTAINER}") from error
+
     def __str__(self) -> str:
         return self.named
 
@@ -64,15 +54,16 @@ class Inputs:
 
     Attributes
     ----------
-    sources : list of Source
+    index : Index
+        Of the images.
     broken : list of (Source, str)
-        Containers that could not be listed, and why.
+        Containers that cannot be read, and why.
     passed_over : str
         What was in folders besides, in words.
     """
 
-    sources: list
-    broken: list[tuple[Any, str]]
+    index: Index
+    broken: list[tuple[Source, str]]
     passed_over: str = ""
 
 
@@ -80,26 +71,40 @@ def find(images: str | Path | Iterable[str | Path], recursive: bool, out: str | 
     """The images named by files, folders, patterns, lists and URLs; errors as for `pipeline.find_images`."""
     named = list(_named([images] if isinstance(images, str | Path) else images))
     local, urls = [name for name in named if not is_url(name)], [str(name) for name in named if is_url(name)]
-    inputs = Inputs([], [])
+    index, broken, found = Index(), [], Found()
     if local or not urls:
-        sources, unlisted, found = find_sources(local, recursive, None if is_url(out) else Path(out), content)
-        inputs.sources += sources
-        inputs.broken += [(Source(error.path, found.places[error.path]), error.reason) for error in unlisted]
-        inputs.passed_over = str(found)
-    known = set()
+        for path, place in each(local, recursive, None if is_url(out) else Path(out), found):
+            index.add_file(path, place)
+        index.tell_apart()
+        for number, path, place in index.files():
+            if not containers.is_container(path, content):
+                index.add_image(number, Source(path, place))
+                continue
+            try:
+                members, others = containers.members(path, content)
+            except UnreadableImage as error:
+                broken.append((Source(path, place), error.reason))
+                continue
+            found.members += len(others)
+            for position, member in enumerate(members):
+                index.add_image(number, Source(path, place, member, position))
+        if index.count_left() == 0 and not broken:
+            raise ValueError("images must name at least one file, folder or pattern, got none")
     for url in urls:
-        found = [remote for remote in _at(url, recursive) if remote.url not in known]
-        known |= {remote.url for remote in found}
-        inputs.sources += found
-    items = [source.item for source in inputs.sources]
-    if len(set(items)) < len(items):
-        twice = Counter(items).most_common(1)[0][0]
+        for where, entry in _at(url, recursive, found):
+            if Path(entry.name).suffix.lower() in formats.BY_SUFFIX:
+                index.add_remote(where, entry)
+            else:
+                broken.append((Remote(Path(where), Path(entry.name), url=where), NO_CONTAINER))
+    index.add_remote_images()
+    if (twice := index.shared_name()) is not None:
         raise ValueError(
             f"every image must get a result of its own name, got several {twice}; name their common folder"
         )
-    if taken := known & set(place_of(out).urls(items) if is_url(out) else ()):
-        raise ValueError(f"out must not be the folder of the images, {min(taken)} would be overwritten")
-    return inputs
+    taken = index.taken_at(str(out).rstrip("/")) if is_url(out) else None
+    if taken is not None:
+        raise ValueError(f"out must not be the folder of the images, {taken} would be overwritten")
+    return Inputs(index, broken, str(found))
 
 
 def batches(sources: Iterable, most: int = MOST_IMAGES) -> Iterator[list]:
@@ -157,33 +162,48 @@ def _named(images: Iterable[str | Path]) -> Iterator[str | Path]:
             yield name
 
 
-def _at(url: str, recursive: bool) -> list[Remote]:
-    """The images that a URL names: one, those of a folder, or those that match a pattern."""
+def _at(url: str, recursive: bool, found: Found) -> Iterator[tuple[str, Entry]]:
+    """(URL, entry) of what a URL names: one file, those of a folder, or those that match a pattern."""
     fs, path = file_system(url)
     start = url[: len(url.rstrip("/")) - len(path)] if url.rstrip("/").endswith(path) else url.partition(MARK)[0] + MARK
+    entries: Iterable[tuple[str, Entry]]
     if glob.has_magic(url) and not url.startswith("http"):
         fixed = path[: min(path.find(c) for c in "*?[" if c in path)].rpartition("/")[0]
         matches = sorted(retried(fs.glob, path, detail=True).items())
-        found = [(name[len(fixed) :].lstrip("/"), f"{start}{name}", info) for name, info in matches]
         entries = [
-            (Entry(inside, info.get("size") or 0), where) for inside, where, info in found if info["type"] == "file"
+            (f"{start}{name}", Entry(name[len(fixed) :].lstrip("/"), info.get("size") or 0))
+            for name, info in matches
+            if info["type"] == "file"
         ]
     elif Path(path).suffix.lower() in SOURCE_SUFFIXES and not url.endswith("/"):
-        entries = [(Entry(path.rpartition("/")[2], 0), url)]  # reading it will say whether it is there
+        entries = [(url, Entry(path.rpartition("/")[2], 0))]  # reading it will say whether it is there
     else:
         place = place_of(url)
-        listed = sorted(place.entries(recursive), key=lambda entry: entry.name)
-        entries = [(entry, place.urls([entry.name])[0]) for entry in listed]
-    remotes = [
-        Remote.listed(where, entry)
-        for entry, where in entries
-        if Path(entry.name).suffix.lower() in formats.BY_SUFFIX and not Path(entry.name).name.startswith(".")
-    ]
-    if not remotes:
+        entries = ((f"{url.rstrip('/')}/{entry.name}", entry) for entry in place.entries(recursive))
+    are_some = False
+    for where, entry in entries:
+        name = Path(entry.name)
+        if name.name.startswith("."):
+            continue
+        if name.suffix.lower() in SOURCE_SUFFIXES:
+            are_some = True
+            yield where, entry
+        else:
+            found.ignored[name.suffix.lower().removeprefix(".") or "no suffix"] += 1
+    if not are_some:
         raise FileNotFoundError(
             f"there are no images at {url}, or they are in subfolders, which --recursive looks into"
         )
-    return remotes
+
+
+def _is_stack(data: bytes, path: Path) -> bool:
+    """Whether a file that is no image is several."""
+    try:
+        if path.suffix.lower() == ".npy":
+            return len(formats.from_npy(data).shape) > 2
+        return getattr(PIL.Image.open(io.BytesIO(data)), "n_frames", 1) > 1
+    except Exception:  # it is anything
+        return False
 
 
 def _size(source: Source) -> int:

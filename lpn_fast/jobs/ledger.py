@@ -15,9 +15,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..pipeline.job import InFolder
-from ..pipeline.manifest import NAME, ItemResult, Manifest, add_results, manifest_name, number_of, open_manifest
-from .inputs import Remote
-from .places import Bucket, Folder, place_of
+from ..pipeline.manifest import (
+    NAME,
+    ItemResult,
+    Manifest,
+    lines_of,
+    manifest_name,
+    manifests,
+    number_of,
+    open_manifest,
+    results_in,
+)
+from .index import Index
+from .places import Bucket, Folder, Remote, place_of
 from .stages import FIRST_PART
 
 MERGED = 4096  # lines, some 4 MB
@@ -31,16 +41,8 @@ class FolderLedger(InFolder):
         object.__setattr__(self, "_manifest", manifest)
         self._sweep()
 
-    @property
-    def results(self) -> dict[str, ItemResult]:
-        """What was done before."""
-        return self._manifest.results
-
     def is_current(self, source, result: ItemResult) -> bool:
         return result.source == str(source) if isinstance(source, Remote) else super().is_current(source, result)
-
-    def has(self, source) -> bool:
-        return source.is_there(self.out)
 
     def keep(self, lines: Iterable[str], parts: Iterable[str]) -> None:
         """Merge parts that hold these lines."""
@@ -61,21 +63,24 @@ class FolderLedger(InFolder):
 class BucketLedger:
     """Of results at a URL."""
 
-    def __init__(self, bucket: Bucket):
-        self._bucket, self._lines, self._parts = bucket, [], []
-        self._there = {entry.name: entry.modified for entry in bucket.entries()}
-        manifests = [name for name in self._there if number_of(name) is not None]
-        self.results: dict[str, ItemResult] = {}
+    def __init__(self, bucket: Bucket, index: Index):
+        self._bucket, self._index = bucket, index
+        self._lines: list[str] = []
+        self._parts: list[str] = []
+        index.add_there(bucket.entries())
+        self._has_manifest = index.is_there(NAME)
         settings: dict[str, dict] = {}
-        for name in manifests:  # one after the other: together they may be large
-            add_results(self.results, Path(name), bucket.read([name])[0], settings)
+        for name in index.names_there(f"{Path(NAME).stem}*"):
+            if number_of(name) is not None:  # one after the other: together they may be large
+                lines = bucket.read([name])[0].splitlines(keepends=True)
+                index.record(results_in(Path(name), lines, settings))
 
     def has(self, source) -> bool:
-        return self.name(source) in self._there
+        return self._index.is_there(self.name(source))
 
     def is_current(self, source, result: ItemResult) -> bool:
         """By name and time: reading all images to compare them would cost as much as doing them again."""
-        made, changed = self._there.get(self.name(source)), getattr(source, "modified", None)
+        made, changed = self._index.modified_there(self.name(source)), getattr(source, "modified", None)
         return result.source == str(source) and (made is None or changed is None or changed <= made)
 
     @staticmethod
@@ -94,13 +99,13 @@ class BucketLedger:
 
     def close(self) -> None:
         """Merge what is left."""
-        if len(self._parts) > 1 or (self._parts and NAME not in self._there):
+        if len(self._parts) > 1 or (self._parts and not self._has_manifest):
             self._merge()
 
     def _merge(self) -> None:
-        name = NAME if NAME not in self._there else manifest_name(FIRST_PART + uuid.uuid4().int % 2**62)
+        name = manifest_name(FIRST_PART + uuid.uuid4().int % 2**62) if self._has_manifest else NAME
         self._bucket.put({name: "".join(self._lines).encode()})
-        self._there[name] = None
+        self._has_manifest = True
         self._bucket.remove(self._parts)
         self._lines, self._parts = [], []
 
@@ -109,8 +114,10 @@ class BucketLedger:
 
 
 @contextlib.contextmanager
-def opened(out: str | Path) -> Iterator[FolderLedger | BucketLedger]:
-    """The ledger of a place; one in a folder is locked against other jobs, one at a URL cannot be.
+def opened(out: str | Path, index: Index) -> Iterator[FolderLedger | BucketLedger]:
+    """The ledger of a place, whose records go into the index.
+
+    One in a folder is locked against other jobs, one at a URL cannot be.
 
     Raises
     ------
@@ -119,10 +126,18 @@ def opened(out: str | Path) -> Iterator[FolderLedger | BucketLedger]:
     """
     place = place_of(out)
     if isinstance(place, Bucket):
-        yield BucketLedger(place)
+        yield BucketLedger(place, index)
         return
     if place.path.exists() and not place.path.is_dir():
         raise ValueError(f"out must be a folder, {place} is a file")
     place.path.mkdir(parents=True, exist_ok=True)
-    with open_manifest(place.path) as manifest:
+    with open_manifest(place.path, read=lambda folder: _record(folder, index)) as manifest:
         yield FolderLedger(place.path, manifest)
+
+
+def _record(folder: Path, index: Index) -> dict[str, ItemResult]:
+    """Nothing for memory: what was done before is in the index."""
+    settings: dict[str, dict] = {}
+    for path in manifests(folder):
+        index.record(results_in(path, lines_of(path), settings))
+    return {}

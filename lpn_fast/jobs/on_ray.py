@@ -7,6 +7,9 @@ disk what exceeds its object store, so memory does not depend on the number of i
 started again and its batches are done again. Reading waits for disks and stores and claims no cores. Results are
 written where they were made, by a second thread while the next batch is solved: sent to a stage of their own, they
 queue up there, and a kill costs all that were computed and not yet written (a third of 1,000 small images, once).
+
+The pool of actors never shrinks below what the cluster has room for at the start: Ray Data ends actors that wait for
+their first batch, and a job whose images were slow to read was then solved by one of two. It grows with the cluster.
 """
 
 import contextlib
@@ -20,7 +23,8 @@ from .stages import Batch, Solve, Write, read
 
 OBJECT_STORE = 2**30  # bytes, where Ray is started here: some ten batches for each of a machine's cores
 SOLVERS_PER_READER = 4  # workers that one task of reading keeps busy; each is a process of 300 MB
-CALLS, SENT = 2, 3  # batches that an actor has in hand at once, one being solved and one being written, and is sent
+CALLS = 2  # batches that an actor has in hand at once, one being solved and one being written
+SENT = 4  # and is sent: Ray Data starts no further actor before 1.75 batches are sent for each in hand
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class OnRay:
         Of a cluster, "auto" or ray://host:port; None joins the one that this process has joined or that RAY_ADDRESS
         names, and starts one on this machine otherwise.
     workers : int, optional
-        Actors that solve, at most; None is one for each GPU of the cluster, or core.
+        Actors that solve, at most; None is one for each GPU of the cluster, or core. More than there is room for are
+        started as the cluster grows.
     device : str, optional
         "cuda" reserves a GPU for each worker; None does if the cluster has some.
     threads : int
@@ -71,9 +76,8 @@ class OnRay:
             workers = min(self.workers or most, len(tables))
             readers = ray.data.TaskPoolStrategy(size=-(-workers // SOLVERS_PER_READER))
             actors = ray.data.ActorPoolStrategy(
-                min_size=1,
+                min_size=min(workers, most),
                 max_size=workers,
-                initial_size=workers,
                 max_tasks_in_flight_per_actor=SENT,
                 max_concurrent_calls_per_actor=CALLS,
                 enable_true_multi_threading=True,

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from .. import atomic
 from ..io import formats
+from ..io.sources import Source
 
 Answer = TypeVar("Answer")
 
@@ -37,6 +38,27 @@ class Entry:
     name: str
     size: int
     modified: float | None = None
+
+
+@dataclass(frozen=True)
+class Remote(Source):
+    """An image at a URL; `path` is no path of any file system.
+
+    Attributes
+    ----------
+    url : str
+    size : int
+        Bytes, 0 if unknown.
+    modified : float or None
+        Seconds since 1970.
+    """
+
+    url: str = ""
+    size: int = 0
+    modified: float | None = None
+
+    def __str__(self) -> str:
+        return self.url
 
 
 def is_url(where: str | Path) -> bool:

@@ -1,5 +1,6 @@
 """The end of a job: container files are put together, and what became of all images is known."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from filelock import FileLock
@@ -19,19 +20,25 @@ def gather(
     with FileLock(lock_of(out / "gather")):
         results = read_results(out)
         items = [source.item for source in (*sources, *broken)]
-        by_container: dict[Path, list[Source]] = {}
-        for source in sources if makes_images else ():
-            if source.member is not None:
-                by_container.setdefault(source.path, []).append(source)
-        incomplete = []
-        for path, members in by_container.items():
-            folder, target = members[0].parts(out), members[0].target(out)
-            if not target.exists() and all(member.result(out).exists() for member in members):
-                containers.pack(path, [(member.member, member.result(out)) for member in members], target)
-            if target.exists() and folder.is_dir():
-                containers.remove_parts(folder)
-            elif not target.exists():
-                incomplete.append(members[0].place.as_posix())
+        incomplete = put_together(sources, out) if makes_images else ()
         if not all(item in results for item in items):
-            return None, tuple(incomplete)
-        return tuple(results[item] for item in items), tuple(incomplete)
+            return None, incomplete
+        return tuple(results[item] for item in items), incomplete
+
+
+def put_together(sources: Iterable[Source], out: Path) -> tuple[str, ...]:
+    """Containers of those results that are all there; the names of the others."""
+    by_container: dict[Path, list[Source]] = {}
+    for source in sources:
+        if source.member is not None:
+            by_container.setdefault(source.path, []).append(source)
+    incomplete = []
+    for path, members in by_container.items():
+        folder, target = members[0].parts(out), members[0].target(out)
+        if not target.exists() and all(member.result(out).exists() for member in members):
+            containers.pack(path, [(member.member, member.result(out)) for member in members], target)
+        if target.exists() and folder.is_dir():
+            containers.remove_parts(folder)
+        elif not target.exists():
+            incomplete.append(members[0].place.as_posix())
+    return tuple(incomplete)

@@ -15,7 +15,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from .processes import Share
 NAME = "manifest.jsonl"
 LINE_START = b'{"item": "'  # how every line starts, by the order of the fields
 PATIENCE = 1.0  # seconds
+TAIL = 2**16  # bytes that are looked at for the end of the last line
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,9 @@ class Manifest:
 
 
 @contextlib.contextmanager
-def open_manifest(folder: Path, share: Share | None = None) -> Iterator[Manifest]:
+def open_manifest(
+    folder: Path, share: Share | None = None, read: Callable[[Path], dict[str, ItemResult]] | None = None
+) -> Iterator[Manifest]:
     """The manifest of a folder, which exists; locked against a second job while open.
 
     Parameters
@@ -152,6 +155,8 @@ def open_manifest(folder: Path, share: Share | None = None) -> Iterator[Manifest
     folder : Path
     share : Share, optional
         Which of several processes this is; None is the only one.
+    read : callable, optional
+        Finds what was recorded before, which `results` of the manifest becomes; None is `read_results`.
 
     Raises
     ------
@@ -170,8 +175,8 @@ def open_manifest(folder: Path, share: Share | None = None) -> Iterator[Manifest
     try:
         with _locked(lock_of(path), folder), _locked(_lock_of_job(folder, share), folder):  # a kill releases them
             _refuse_other_numbers_of_processes(folder, share)
-            results = read_results(folder)
-            os.ftruncate(descriptor, len(_whole(path)))  # not before all of it was found to be a manifest
+            results = (read or read_results)(folder)
+            os.ftruncate(descriptor, _size(path))  # not before all of it was found to be a manifest
             yield Manifest(path, descriptor, results)
     finally:
         os.close(descriptor)
@@ -196,18 +201,42 @@ def read_results(folder: Path) -> dict[str, ItemResult]:
         A file is no manifest.
     """
     results: dict[str, ItemResult] = {}
-    settings: dict[str, dict] = {}  # one copy per digest: they make up most of a line
-    for path in _manifests(folder):
-        add_results(results, path, _whole(path), settings)
+    settings: dict[str, dict] = {}
+    for path in manifests(folder):
+        for item, result in {result.item: result for result in results_in(path, lines_of(path), settings)}.items():
+            known = results.get(item)
+            if known is None or known.status != "done" or result.status == "done":
+                results[item] = result
     return results
 
 
-def add_results(results: dict[str, ItemResult], path: Path, text: bytes, settings: dict[str, dict]) -> None:
-    """Add what the lines of a manifest say; `settings` holds one copy per digest."""
-    for item, result in _parsed(path, text, settings).items():
-        known = results.get(item)
-        if known is None or known.status != "done" or result.status == "done":
-            results[item] = result
+def lines_of(path: Path) -> Iterator[bytes]:
+    """The complete lines of a manifest, one after the other; ValueError if what follows is not the beginning of one."""
+    left = _size(path)
+    with open(path, "rb") as file:
+        while left:
+            line = file.readline()
+            left -= len(line)
+            yield line
+
+
+def results_in(path: Path, lines: Iterable[bytes], settings: dict[str, dict]) -> Iterator[ItemResult]:
+    """What the lines of a manifest say; `settings` holds one copy per digest, since they make up most of a line.
+
+    Raises
+    ------
+    ValueError
+        A line is none of a manifest.
+    """
+    for number, line in enumerate(lines, start=1):
+        try:
+            result = ItemResult.from_line(line.decode(errors="replace"))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} line {number} is no manifest entry ({error}); choose another folder, or remove that line and "
+                "the result that it records, which is then made again"
+            ) from error
+        yield replace(result, settings=settings.setdefault(result.digest, result.settings))
 
 
 def number_of(name: str) -> int | None:
@@ -230,7 +259,8 @@ def _shown(settings: dict, name: str) -> str:
     return json.dumps(settings[name]) if name in settings else "not set"
 
 
-def _manifests(folder: Path) -> list[Path]:
+def manifests(folder: Path) -> list[Path]:
+    """Those of a folder."""
     stem, suffix = NAME.split(".")
     return [path for path in sorted(folder.glob(f"{stem}*.{suffix}")) if _rank_of(path) is not None]
 
@@ -241,13 +271,19 @@ def _rank_of(path: Path) -> int | None:
     return 0 if path.name == NAME else int(middle[0]) if len(middle) == 1 and middle[0].isdigit() else None
 
 
-def _whole(path: Path) -> bytes:
-    """The complete lines of a manifest; ValueError if what follows them is not the beginning of one."""
-    text = path.read_bytes()
-    end = text.rfind(b"\n") + 1
-    if text[end:][: len(LINE_START)] != LINE_START[: len(text) - end]:
-        raise ValueError(f"{path} is no manifest: it ends in {text[end:][:40]!r}; rename it or choose another folder")
-    return text[:end]
+def _size(path: Path) -> int:
+    """Bytes of the complete lines of a manifest; ValueError if what follows them is not the beginning of one."""
+    end = path.stat().st_size
+    with open(path, "rb") as file:
+        tail, start = b"", end
+        while b"\n" not in tail and start:
+            start = max(0, end - max(TAIL, 2 * len(tail)))
+            file.seek(start)
+            tail = file.read(end - start)
+    rest = tail[tail.rfind(b"\n") + 1 :]
+    if rest[: len(LINE_START)] != LINE_START[: len(rest)]:
+        raise ValueError(f"{path} is no manifest: it ends in {rest[:40]!r}; rename it or choose another folder")
+    return end - len(rest)
 
 
 def _lock_of_job(folder: Path, share: Share) -> Path:
@@ -272,20 +308,6 @@ def _locked(lock: Path, folder: Path, patience: float = 0.0) -> AcquireReturnPro
         return FileLock(lock).acquire(timeout=patience)
     except Timeout as error:
         raise ValueError(f"another job writes to {folder}; wait for it or choose another folder") from error
-
-
-def _parsed(path: Path, text: bytes, settings: dict[str, dict]) -> dict[str, ItemResult]:
-    results = {}
-    for number, line in enumerate(text.decode(errors="replace").splitlines(), start=1):
-        try:
-            result = ItemResult.from_line(line)
-        except ValueError as error:
-            raise ValueError(
-                f"{path} line {number} is no manifest entry ({error}); choose another folder, or remove that line and "
-                "the result that it records, which is then made again"
-            ) from error
-        results[result.item] = replace(result, settings=settings.setdefault(result.digest, result.settings))
-    return results
 
 
 def _json_number(value):

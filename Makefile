@@ -4,7 +4,7 @@
 #   make test    lint and all tests
 #   make lint    ruff, mypy and clang-format, check only;  make format  applies them
 #   make wheel   a wheel without CUDA in dist/, tried in a fresh environment that has no compiler
-#   make docs    the pages of lpn_fast/docs as a site in build/docs (installs mkdocs in an environment of its own)
+#   make docs    the pages of lpn_fast/docs as a site in build/docs (installs mkdocs-material in an environment of its own)
 #   make clean   remove the virtual environment and everything built
 #
 # TORCH and TRITON name what is installed where none is present; what the system's Python has is used instead.
@@ -53,7 +53,7 @@ docs: build/docs-env/ready
 
 build/docs-env/ready:
 	$(PYTHON) -m venv build/docs-env
-	build/docs-env/bin/pip install -q --disable-pip-version-check mkdocs 'mkdocstrings[python]'
+	build/docs-env/bin/pip install -q --disable-pip-version-check l2m4m mkdocs-material 'mkdocstrings[python]'
 	touch $@
 
 # All or nothing: what an interrupted or refused download left behind would be found by the tests.

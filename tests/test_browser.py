@@ -30,6 +30,13 @@ def overflowing(browser, tmp_path, body, width=390, style=""):
         ("<p><svg style='max-width: 100%' width=500 height=9></svg>", []),
         (f"<div style='position: absolute; left: -900px'>{TABLE}</div>", []),  # a menu out of sight
         (f"<div style='display: none'>{TABLE}</div>", []),
+        (f"<div style='opacity: 0'>{TABLE}</div>", []),
+        # what reaches into a margin is not too wide, but what is cut off there is
+        ("<div style='padding: 20px'><div style='margin: 0 -20px'><pre id=p>x</pre></div></div>", []),
+        (
+            "<div style='overflow: hidden; margin: 20px'><div style='margin: 0 -20px'><pre id=p>x</pre></div></div>",
+            ["#p"],
+        ),
     ],
 )
 def test_too_wide_is_what_cannot_be_reached(browser, tmp_path, body, found):

@@ -47,6 +47,7 @@ OVERFLOWING = r"""
     let {left, right, width, height} = e.getBoundingClientRect();
     const shown = e.checkVisibility({opacityProperty: true, visibilityProperty: true});
     if (!shown || width < 1 || height < 1 || right <= 0) return false;
+    if (style(e).display === 'inline') right -= parseFloat(style(e).paddingRight);  // hangs over where a line is full
     if (!scrolls(e) && style(e).display !== 'inline' && e.scrollWidth > e.clientWidth + slack) return true;
     let out_left = 0, out_right = 0;  // by negative margins, which are meant
     for (let child = e, box = e.parentElement; box && box !== document.body; child = box, box = box.parentElement) {

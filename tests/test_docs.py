@@ -127,7 +127,7 @@ def test_the_commands_of_the_readme_exist():
 
 
 def test_the_pages_are_those_of_the_site_and_their_links_lead_somewhere():
-    listed = re.findall(r"- ([\w-]+\.md)$", (DOCS.parent / "mkdocs.yml").read_text(), re.MULTILINE)
+    listed = re.findall(r"- (?:\w+: )?([\w-]+\.md)$", (DOCS.parent / "mkdocs.yml").read_text(), re.MULTILINE)
     assert sorted(listed) == [page.name for page in PAGES]
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):

@@ -47,9 +47,9 @@ format: setup
 
 # Built from the sources alone, so nothing of the package has to be installed; a warning is an error.
 docs: build/docs-env/ready
-	build/docs-env/bin/mkdocs build --strict -q -f lpn_fast/mkdocs.yml
+	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 build/docs-env/bin/mkdocs build --strict -q -f lpn_fast/mkdocs.yml
 	$(PYTHON) bench/notebook.py lpn_fast/docs/quickstart.md build/docs/quickstart.ipynb
-	@echo 'open build/docs/index.html'
+	@echo 'open build/docs/index.html, or with search: $(PYTHON) -m http.server -d build/docs'
 
 build/docs-env/ready:
 	$(PYTHON) -m venv build/docs-env

@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import installed_wheel
 import pytest
 import torch
 
@@ -102,13 +103,26 @@ def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_readme_runs_and_its_links_lead_somewhere(tmp_path, monkeypatch):
+def test_the_readme_runs(tmp_path, monkeypatch):
+    """Blocks and commands, as `make wheel` runs them with the wheel and without a compiler."""
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "page"}
-    code = [block for block in blocks(README) if block.language == "python"]
-    assert len(code) >= 2
-    for block in code:
-        run_python(block, namespace)
+    text = README.read_text(encoding="utf-8")
+    blocks, lines = installed_wheel.python_blocks(text), installed_wheel.commands(text)
+    assert len(blocks) >= 2 and {line[1] for line in lines} == {"denoise", "reconstruct", "train"}
+    namespace, threads = {"__name__": "page"}, torch.get_num_threads()
+    for block in blocks:
+        exec(block, namespace)
+    installed_wheel.photos(Path("photos"))
+    try:
+        for line in lines:
+            run_command(shlex.join(line))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(list(Path("clean").glob("*.png"))) == len(list(Path("sharp").glob("*.png"))) == 2
+    assert type(lf.load("run/model.safetensors")).__name__ == "FrameLPN"
+
+
+def test_the_links_of_the_readme_lead_somewhere():
     text = README.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (ROOT / target).exists(), f"README links to {target}"

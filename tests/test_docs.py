@@ -6,6 +6,7 @@ names one (`# run.toml`). A fence of "console" holds commands after `$ `. All of
 
 import contextlib
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -169,6 +170,22 @@ def test_a_page_becomes_a_notebook_with_the_same_code():
     assert all(text.startswith("!") for text in code if "lpn-fast denoise" in text)
     assert made["cells"][0]["source"][0].startswith("# Quick start") and made["nbformat"] == 4
     assert notebook("```toml\n# run.toml\na = 1\n```\n")["cells"][0]["source"][0] == "%%writefile run.toml\n"
+
+
+@pytest.mark.slow
+def test_the_quick_start_runs_as_a_notebook(tmp_path, monkeypatch):
+    """`make docs` writes it; Jupyter's own client runs it."""
+    reason = "nbclient and ipykernel are not installed"
+    nbclient, nbformat = (pytest.importorskip(name, reason=reason) for name in ("nbclient", "nbformat"))
+    pytest.importorskip("ipykernel", reason=reason)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # for !lpn-fast
+    page = notebook((DOCS / "quickstart.md").read_text(encoding="utf-8"))
+    made = nbformat.reads(json.dumps(page), as_version=4)
+    nbformat.validate(made)
+    ran = nbclient.NotebookClient(made, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in ran.cells for output in cell.get("outputs", ())]
+    assert not any(output.output_type == "error" for output in outputs)
+    assert len(list((tmp_path / "clean").glob("*.png"))) == 3  # what a command of a cell wrote
 
 
 def test_a_wrong_block_is_noticed(tmp_path, monkeypatch):

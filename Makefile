@@ -4,7 +4,7 @@
 #   make test    lint and all tests
 #   make lint    ruff, mypy and clang-format, check only;  make format  applies them
 #   make wheel   a wheel without CUDA in dist/, tried in a fresh environment that has no compiler
-#   make docs    the pages of lpn_fast/docs as a site in build/docs (installs mkdocs in an environment of its own)
+#   make docs    the pages of lpn_fast/docs as a site in build/docs (installs mkdocs-material in an environment of its own)
 #   make clean   remove the virtual environment and everything built
 #
 # TORCH and TRITON name what is installed where none is present; what the system's Python has is used instead.
@@ -47,13 +47,13 @@ format: setup
 
 # Built from the sources alone, so nothing of the package has to be installed; a warning is an error.
 docs: build/docs-env/ready
-	build/docs-env/bin/mkdocs build --strict -q -f lpn_fast/mkdocs.yml
+	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 build/docs-env/bin/mkdocs build --strict -q -f lpn_fast/mkdocs.yml
 	$(PYTHON) bench/notebook.py lpn_fast/docs/quickstart.md build/docs/quickstart.ipynb
-	@echo 'open build/docs/index.html'
+	@echo 'open build/docs/index.html, or with search: $(PYTHON) -m http.server -d build/docs'
 
 build/docs-env/ready:
 	$(PYTHON) -m venv build/docs-env
-	build/docs-env/bin/pip install -q --disable-pip-version-check mkdocs 'mkdocstrings[python]'
+	build/docs-env/bin/pip install -q --disable-pip-version-check l2m4m mkdocs-material 'mkdocstrings[python]'
 	touch $@
 
 # All or nothing: what an interrupted or refused download left behind would be found by the tests.

@@ -1,4 +1,4 @@
-"""`python -m bench.notebook PAGE.md OUT.ipynb`: a page of the documentation as a notebook.
+"""`python -m bench.notebook PAGE.md OUT.ipynb`: a page of the documentation as a notebook; `run` runs a page's cells.
 
 Text becomes Markdown cells, fences of Python code cells, commands cells that begin with `!`, and a file that a fence
 names in its first line is written by `%%writefile`.
@@ -6,6 +6,7 @@ names in its first line is written by `%%writefile`.
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -37,6 +38,23 @@ def notebook(text: str) -> dict:
     """The page in Jupyter's format 4."""
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return {"cells": cells(text), "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 4}
+
+
+def run(text: str) -> dict:
+    """Run the cells of a page in this process and folder, as Jupyter would; the names that they leave."""
+    names: dict = {"__name__": "page"}
+    for cell in cells(text):
+        code = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            continue
+        if file := re.match(r"%%writefile (\S+)\n", code):
+            Path(file[1]).write_text(code[file.end() :])
+        elif code.startswith("!"):
+            for line in code.splitlines():
+                subprocess.run(line.removeprefix("!"), shell=True, check=True)
+        else:
+            exec(code, names)
+    return names
 
 
 def main(page: str, out: str) -> None:

@@ -6,6 +6,7 @@ names one (`# run.toml`). A fence of "console" holds commands after `$ `. All of
 
 import contextlib
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import installed_wheel
 import pytest
 import torch
 
@@ -102,13 +104,26 @@ def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_readme_runs_and_its_links_lead_somewhere(tmp_path, monkeypatch):
+def test_the_readme_runs(tmp_path, monkeypatch):
+    """Blocks and commands, as `make wheel` runs them with the wheel and without a compiler."""
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "page"}
-    code = [block for block in blocks(README) if block.language == "python"]
-    assert len(code) >= 2
-    for block in code:
-        run_python(block, namespace)
+    text = README.read_text(encoding="utf-8")
+    blocks, lines = installed_wheel.python_blocks(text), installed_wheel.commands(text)
+    assert len(blocks) >= 2 and {line[1] for line in lines} == {"denoise", "reconstruct", "train"}
+    namespace, threads = {"__name__": "page"}, torch.get_num_threads()
+    for block in blocks:
+        exec(block, namespace)
+    installed_wheel.photos(Path("photos"))
+    try:
+        for line in lines:
+            run_command(shlex.join(line))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(list(Path("clean").glob("*.png"))) == len(list(Path("sharp").glob("*.png"))) == 2
+    assert type(lf.load("run/model.safetensors")).__name__ == "FrameLPN"
+
+
+def test_the_links_of_the_readme_lead_somewhere():
     text = README.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (ROOT / target).exists(), f"README links to {target}"
@@ -127,7 +142,7 @@ def test_the_commands_of_the_readme_exist():
 
 
 def test_the_pages_are_those_of_the_site_and_their_links_lead_somewhere():
-    listed = re.findall(r"- ([\w-]+\.md)$", (DOCS.parent / "mkdocs.yml").read_text(), re.MULTILINE)
+    listed = re.findall(r"- (?:\w+: )?([\w-]+\.md)$", (DOCS.parent / "mkdocs.yml").read_text(), re.MULTILINE)
     assert sorted(listed) == [page.name for page in PAGES]
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
@@ -155,6 +170,22 @@ def test_a_page_becomes_a_notebook_with_the_same_code():
     assert all(text.startswith("!") for text in code if "lpn-fast denoise" in text)
     assert made["cells"][0]["source"][0].startswith("# Quick start") and made["nbformat"] == 4
     assert notebook("```toml\n# run.toml\na = 1\n```\n")["cells"][0]["source"][0] == "%%writefile run.toml\n"
+
+
+@pytest.mark.slow
+def test_the_quick_start_runs_as_a_notebook(tmp_path, monkeypatch):
+    """`make docs` writes it; Jupyter's own client runs it."""
+    reason = "nbclient and ipykernel are not installed"
+    nbclient, nbformat = (pytest.importorskip(name, reason=reason) for name in ("nbclient", "nbformat"))
+    pytest.importorskip("ipykernel", reason=reason)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # for !lpn-fast
+    page = notebook((DOCS / "quickstart.md").read_text(encoding="utf-8"))
+    made = nbformat.reads(json.dumps(page), as_version=4)
+    nbformat.validate(made)
+    ran = nbclient.NotebookClient(made, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in ran.cells for output in cell.get("outputs", ())]
+    assert not any(output.output_type == "error" for output in outputs)
+    assert len(list((tmp_path / "clean").glob("*.png"))) == 3  # what a command of a cell wrote
 
 
 def test_a_wrong_block_is_noticed(tmp_path, monkeypatch):

@@ -1,9 +1,11 @@
 """What objects look like at a prompt and in a notebook: lines and pictures for people, never a dump of tensors."""
 
+import importlib
 import sys
 
 import pytest
 import torch
+import tqdm.auto
 
 import lpn_fast as lf
 
@@ -85,6 +87,14 @@ def test_inversions_and_values_print_their_certificates(samples):
     model, x = lf.MLPLPN(3, alpha=0.1), torch.zeros(samples, 3)
     assert f"of {samples} samples" in repr(lf.invert(model, x)) and "tensor(" not in repr(lf.invert(model, x))
     assert f"of {samples} samples" in repr(lf.prior(model, x)) and "tensor(" not in repr(lf.prior(model, x))
+
+
+@pytest.mark.parametrize(
+    "module", ["pipeline.job", "jobs.engine", "training.trainer", "solvers.driver", "solvers.continuation"]
+)
+def test_progress_is_shown_by_the_bar_that_suits_the_place(module):
+    """tqdm.auto: a widget in a notebook, where standard error is no terminal and the plain bar would stay away."""
+    assert importlib.import_module(f"lpn_fast.{module}").tqdm is tqdm.auto.tqdm
 
 
 def test_a_verification_is_a_table_in_a_notebook():

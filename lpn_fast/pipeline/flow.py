@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -145,7 +145,7 @@ class Reconstruction:
             place.set_title(name)
             place.axis("off")
         steps = int(self.iterations[sample])
-        axes[-1].plot(range(1, steps + 1), self.objective[:steps, sample].tolist())
+        axes[-1].plot(range(1, steps + 1), self.objective[:steps, sample].tolist(), ".-")
         axes[-1].set(title="objective", xlabel="iteration")
         return figure
 

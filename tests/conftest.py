@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from browser import Browser, BrowserUnavailable
 from cases import FAMILIES, Case, on_threads
 from PIL import Image
 from training_cases import photographs_in
@@ -79,3 +80,14 @@ def surfaces(tmp_path):
 def case(request) -> Case:
     """Every family once, float64."""
     return Case(request.param)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless browser, for tests of pages."""
+    try:
+        window = Browser()
+    except BrowserUnavailable as error:
+        pytest.skip(str(error))
+    with window:
+        yield window

@@ -45,13 +45,23 @@ OVERFLOWING = r"""
   };
   const sticks_out = e => {
     let {left, right, width, height} = e.getBoundingClientRect();
-    if (width < 1 || height < 1 || right <= 0 || style(e).visibility === 'hidden') return false;  // not shown
+    const shown = e.checkVisibility({opacityProperty: true, visibilityProperty: true});
+    if (!shown || width < 1 || height < 1 || right <= 0) return false;
+    if (style(e).display === 'inline') right -= parseFloat(style(e).paddingRight);  // hangs over where a line is full
     if (!scrolls(e) && style(e).display !== 'inline' && e.scrollWidth > e.clientWidth + slack) return true;
-    for (let box = e.parentElement; box && box !== document.body; box = box.parentElement) {
+    let out_left = 0, out_right = 0;  // by negative margins, which are meant
+    for (let child = e, box = e.parentElement; box && box !== document.body; child = box, box = box.parentElement) {
+      out_left -= Math.min(0, parseFloat(style(child).marginLeft) || 0);
+      out_right -= Math.min(0, parseFloat(style(child).marginRight) || 0);
       if (/inline$|contents/.test(style(box).display)) continue;
       const edge = box.getBoundingClientRect();
-      if (!scrolls(box) && (right > edge.right + slack || left < edge.left - slack)) return true;
-      if (scrolls(box)) ({left, right} = edge);
+      if (scrolls(box)) {
+        ({left, right} = edge);
+        out_left = out_right = 0;
+      } else {
+        const meant = style(box).overflowX === 'visible' ? 1 : 0;
+        if (right > edge.right + meant * out_right + slack || left < edge.left - meant * out_left - slack) return true;
+      }
     }
     return right > window_width + slack || left < -slack;
   };

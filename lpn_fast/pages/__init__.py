@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import jinja2
 import numpy as np
+import torch
 from torch import Tensor
 
 from .. import __version__, atomic, display
@@ -58,6 +59,12 @@ def picture(name: str, x: Tensor, paired: bool = False, one_of_many: bool = Fals
         x = _middle(x)
         detail = display.address(x, SIDE)
     return Picture(name, address, paired, small, detail, (x.shape[-1], x.shape[-2]))
+
+
+def stretched(x: Tensor) -> Tensor:
+    """From its least to its largest value: a measurement as a picture."""
+    low, high = float(x.min()), float(x.max())
+    return (x - low) / max(high - low, torch.finfo(torch.float32).tiny)
 
 
 def _middle(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import pages
 from ..io import Range, UnreadableImage
 from ..io.sources import Source
 from ..physics import MRI, Blur, Downsampling, Inpainting, LinearOperator, ParallelBeamCT
@@ -105,8 +106,7 @@ def _measurement(
         y = torch.fft.fftshift(size / size[size > 0].median().clamp_min(1e-12)).log1p()[None]
     elif not isinstance(physics, ParallelBeamCT):
         return None
-    low, high = float(y.min()), float(y.max())
-    return (y[:1] - low) / max(high - low, 1e-12)
+    return pages.stretched(y[:1])
 
 
 def _kept(source: Source, out: Path) -> Source:

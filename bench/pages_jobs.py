@@ -1,13 +1,10 @@
 """`python -m bench.pages_jobs`: the report of a job and the page of the demo as a browser shows them, wide and narrow.
 
-The job blurs and deblurs 40 crops of scikit-image's photographs. Screenshots are in few colours; of the report, which
-is long, the beginning and the end. The demo's numbers are demo.csv. Needs PyQt6-WebEngine, scikit-image and pydicom.
+The job blurs and deblurs 40 crops of scikit-image's photographs; of its report, which is long, the beginning and what
+comes after the pictures. The demo's numbers are demo.csv. Needs PyQt6-WebEngine, scikit-image and pydicom.
 """
 
-import argparse
 import contextlib
-import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -17,13 +14,12 @@ from lpn_fast import cli
 from lpn_fast.cli import demo
 from lpn_fast.cli.demo_cases import cases
 
-from .experiments.provenance import ROOT, where, write_csv
+from .experiments.provenance import where, write_csv
+from .pages import COLOURS, OUT, WIDTHS, Browser, shoot
 
-OUT = Path("bench/results/pages")
-WIDTHS = (1280, 390)
-COLOURS, CROP, PHOTOGRAPHS, EACH = 128, 96, ("astronaut", "camera", "chelsea", "coffee", "coins"), 8
-SCALE = 0.75  # of screenshots of the wider window
-TALLEST = 1500  # pixels of a screenshot; what is longer is its beginning and its end
+CROP, PHOTOGRAPHS, EACH = 96, ("astronaut", "camera", "chelsea", "coffee", "coins"), 8
+MOST_BYTES = 300_000  # of a screenshot; larger ones are made smaller
+TRIES = 5
 
 
 def photographs(folder: Path) -> None:
@@ -33,8 +29,11 @@ def photographs(folder: Path) -> None:
     for name in PHOTOGRAPHS:
         stored = getattr(data, name)()
         for k in range(EACH):
-            top, left = ((side - CROP) * (2 * place + 1) // (2 * n) for side, place, n in
-                         zip(stored.shape[:2], divmod(k, 4), (2, 4), strict=True))  # fmt: skip
+            row, column = divmod(k, EACH // 2)
+            top, left = (
+                (stored.shape[0] - CROP) * (2 * row + 1) // 4,
+                (stored.shape[1] - CROP) * (2 * column + 1) // EACH,
+            )
             Image.fromarray(stored[top : top + CROP, left : left + CROP]).save(folder / f"{name}_{k}.png")
 
 
@@ -49,62 +48,67 @@ def report(folder: Path) -> Path:
     return folder / "report.html"
 
 
-def shoot(page: Path, out: Path, tallest: int | None = None) -> None:
-    """Screenshots at every width."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from browser import Browser
-
-    with Browser() as browser, tempfile.TemporaryDirectory() as folder:
-        for width in WIDTHS:
-            browser.open(page, width)
-            if wide := browser.overflowing():
-                raise RuntimeError(f"too wide at {width} pixels: {', '.join(wide)}")
-            whole = drawn(browser, Path(folder) / "shot.png")
-            height = whole.height
-            parts = {"": whole}
-            if tallest is not None and height > 2 * tallest:
-                parts = {
-                    "": whole.crop((0, 0, width, tallest)),
-                    "-end": whole.crop((0, height - tallest, width, height)),
-                }
-            for suffix, part in parts.items():
-                if width > 1000:
-                    part = part.resize(
-                        (round(SCALE * part.width), round(SCALE * part.height)), Image.Resampling.LANCZOS
-                    )
-                name = out / f"{page.stem}-{width}{suffix}.png"
-                part.quantize(COLOURS, dither=Image.Dither.NONE).save(name, optimize=True)
-                print(f"{name}: {os.path.getsize(name) / 1024:.0f} kB")
+def show(browser: Browser, page: Path) -> None:
+    """Screenshots of a page, once they are drawn: a window that has just grown is white where it was not seen before."""
+    for _ in range(TRIES):
+        if too_wide := shoot(browser, page, page.stem):
+            raise RuntimeError(f"too wide: {', '.join(too_wide)}")
+        paths = [OUT / f"{page.stem}-{device}.png" for device in WIDTHS]
+        if all(map(is_drawn, paths)):
+            break
+    else:
+        raise RuntimeError(f"{page} is not drawn")
+    for path in paths:
+        limit(path)
 
 
-def drawn(browser, path: Path) -> Image.Image:
-    """The whole page. A window that has just grown is white where it was not seen before, hence the repetition."""
-    last = b""
-    while True:
-        browser.screenshot(path)
-        if path.read_bytes() == last:
-            with Image.open(path) as picture:
-                return picture.convert("RGB")
-        last = path.read_bytes()
+def show_end(browser: Browser, page: Path) -> None:
+    """What a window shows after the pictures."""
+    for device, width in WIDTHS.items():
+        browser.open(page, width)
+        browser.evaluate("document.querySelector('.plots').previousElementSibling.scrollIntoView()")
+        browser.screenshot(path := OUT / f"{page.stem}-end-{device}.png", full_page=False)
+        limit(path)
+
+
+def is_drawn(path: Path) -> bool:
+    """Whether there is something in the lower half."""
+    with Image.open(path) as picture:
+        half = picture.convert("L").crop((0, picture.height // 2, picture.width, picture.height))
+    low, high = half.getextrema()
+    return low < high
+
+
+def limit(path: Path) -> None:
+    """In few colours, and smaller until the file is small."""
+    with Image.open(path) as stored:
+        whole = stored.convert("RGB")
+    for percent in (100, 85, 70, 60):
+        size = whole.width * percent // 100, whole.height * percent // 100
+        picture = whole.resize(size, Image.Resampling.LANCZOS) if percent < 100 else whole
+        picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+        if path.stat().st_size <= MOST_BYTES:
+            return
 
 
 def main() -> None:
     """Make the pages, look at them, write the demo's numbers."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        shoot(report(Path(folder)), args.out, TALLEST)
-        shown, missing = cases(demo.SIDE)
-        if missing:
-            raise RuntimeError("; ".join(missing))
+    OUT.mkdir(parents=True, exist_ok=True)
+    shown, missing = cases(demo.SIDE)
+    if missing:
+        raise RuntimeError("; ".join(missing))
+    with tempfile.TemporaryDirectory() as folder, Browser() as browser:
         solved = [(case, *demo.solve(case)) for case in shown]
-        page = demo.write(Path(folder) / "demo.html", solved, missing)
-        shoot(page, args.out)
-    names = ("image", "method", "psnr", "cpu_seconds")
-    rows = [dict(zip(names, row, strict=True)) for case, _, answers in solved for row in demo.rows(case, answers)]
-    write_csv(args.out / "demo.csv", [row | where({"side": demo.SIDE}) for row in rows])
+        show(browser, demo.write(Path(folder) / "demo.html", solved, missing))
+        page = report(Path(folder))
+        show(browser, page)
+        show_end(browser, page)
+    rows = [
+        {"image": image, "method": method, "psnr": round(psnr, 2), "cpu_seconds": float(f"{seconds:.2g}")}
+        for case, _, answers in solved
+        for image, method, psnr, seconds in demo.rows(case, answers)
+    ]
+    write_csv(OUT / "demo.csv", [row | where({"side": demo.SIDE}) for row in rows])
 
 
 if __name__ == "__main__":

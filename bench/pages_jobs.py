@@ -15,11 +15,11 @@ from lpn_fast.cli import demo
 from lpn_fast.cli.demo_cases import cases
 
 from .experiments.provenance import where, write_csv
-from .pages import COLOURS, OUT, WIDTHS, Browser, shoot
+from .pages import COLOURS, OUT, TALLEST, WIDTHS, Browser
 
 CROP, PHOTOGRAPHS, EACH = 96, ("astronaut", "camera", "chelsea", "coffee", "coins"), 8
 MOST_BYTES = 300_000  # of a screenshot; larger ones are made smaller
-TRIES = 5
+TRIES = 40
 
 
 def photographs(folder: Path) -> None:
@@ -49,16 +49,18 @@ def report(folder: Path) -> Path:
 
 
 def show(browser: Browser, page: Path) -> None:
-    """Screenshots of a page, once they are drawn: a window that has just grown is white where it was not seen before."""
-    for _ in range(TRIES):
-        if too_wide := shoot(browser, page, page.stem):
-            raise RuntimeError(f"too wide: {', '.join(too_wide)}")
-        paths = [OUT / f"{page.stem}-{device}.png" for device in WIDTHS]
-        if all(map(is_drawn, paths)):
-            break
-    else:
-        raise RuntimeError(f"{page} is not drawn")
-    for path in paths:
+    """Screenshots of a page, once they are drawn: a window that has just grown is white below its earlier end."""
+    for device, width in WIDTHS.items():
+        browser.open(page, width)
+        if too_wide := browser.overflowing():
+            raise RuntimeError(f"too wide at {width} pixels: {', '.join(too_wide)}")
+        path = OUT / f"{page.stem}-{device}.png"
+        for _ in range(TRIES):
+            browser.screenshot(path)
+            if is_drawn(path):
+                break
+        else:
+            raise RuntimeError(f"{page} is not drawn")
         limit(path)
 
 
@@ -72,23 +74,24 @@ def show_end(browser: Browser, page: Path) -> None:
 
 
 def is_drawn(path: Path) -> bool:
-    """Whether there is something in the lower half."""
+    """Whether there is something at the end of what is kept."""
     with Image.open(path) as picture:
-        half = picture.convert("L").crop((0, picture.height // 2, picture.width, picture.height))
-    low, high = half.getextrema()
+        end = min(picture.height, TALLEST)
+        low, high = picture.convert("L").crop((0, end - 400, picture.width, end)).getextrema()
     return low < high
 
 
 def limit(path: Path) -> None:
-    """In few colours, and smaller until the file is small."""
+    """The beginning, in few colours, and smaller until the file is small."""
     with Image.open(path) as stored:
-        whole = stored.convert("RGB")
+        whole = stored.convert("RGB").crop((0, 0, stored.width, min(stored.height, TALLEST)))
     for percent in (100, 85, 70, 60):
         size = whole.width * percent // 100, whole.height * percent // 100
         picture = whole.resize(size, Image.Resampling.LANCZOS) if percent < 100 else whole
         picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
         if path.stat().st_size <= MOST_BYTES:
-            return
+            break
+    print(f"wrote {path.name}, {path.stat().st_size // 1000} kB")
 
 
 def main() -> None:

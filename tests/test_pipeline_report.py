@@ -125,7 +125,7 @@ def test_a_simulated_job_shows_before_after_truth_quality_and_conditions(place):
         assert row[column] == f"{results[row[0]].psnr:.2f}"
         assert row[column - 2] == f"{results[row[0]].psnr_before:.2f}"
     mean = sum(results[row[0]].psnr for row in numbers[1:-1]) / 3
-    assert numbers[-1][column] == f"{mean:.2f}" and f"{mean:.2f} dB after" in page.facts["Quality"]
+    assert numbers[-1][column] == f"{mean:.2f}" and page.facts["Quality"].startswith(f"{mean:.2f} dB, mean PSNR; ")
     assert (
         page.facts["Images"].startswith("3 done, 1 failed, 3 did not")
         and page.facts["Solver"] == "pgd, at most 3 iterations"
@@ -201,6 +201,7 @@ def test_a_scored_job_shows_images_and_values(place):
     page = Page((place / "s.html").read_text())
     assert page.headings[0] == "3 images scored by the learned prior"
     assert [name for name, _ in page.pictures] == ["image"] * 3 and "prior" in page.tables[1][0]
+    assert page.facts["Prior"] == "at noise level 0.1"
 
 
 def test_sinograms_are_shown_beside_results(place):
@@ -330,7 +331,7 @@ def test_a_result_that_is_gone_leaves_a_note_in_its_place(place):
     results, (sources, *_) = tuple(read_results(place / "out").values()), find_sources(place / "images")
     summary = Summary(place / "out", results, (), (), results, sources=tuple(sources))
     text = report.write_report(place / "later.html", summary, lf.pipeline.Denoise(0.1), command="a < b").read_text()
-    assert text.count("after: cannot be shown") == 1 and "<code>a &lt; b</code>" in text
+    assert text.count("after: cannot be shown") == 1 and "<span>a</span> <span>&lt;</span> <span>b</span>" in text
 
 
 def test_a_page_is_about_a_finished_job(tmp_path):

@@ -111,6 +111,9 @@ def write_report(
         "Model": _models(done, model),
         "Operator": "" if problem is None else str(problem),
         "Solver": _solver(settings),
+        "Prior": f"at noise level {settings['sigma']:g}"
+        if settings.get("task") == "prior" and settings["sigma"]
+        else "",
         "Quality": _quality(done),
         "Noise": _noise(done, task),
         "Time": _time(done),
@@ -173,7 +176,7 @@ def _quality(done: list[ItemResult]) -> str:
     if after is None:
         return ""
     before = _mean(result.psnr_before for result in done)
-    return f"{'' if before is None else f'{before:.2f} dB before, '}{after:.2f} dB after, mean PSNR"
+    return f"{after:.2f} dB, mean PSNR" + ("" if before is None else f"; {before:.2f} dB before")
 
 
 def _noise(done: list[ItemResult], task: Task) -> str:

@@ -1,6 +1,6 @@
 # `make demo` and `make test` set everything up by themselves; a second run rebuilds only what has changed.
 #
-#   make demo    deblur photographs, train the 1-D Laplacian network, write pictures to demo_output/
+#   make demo    reconstruct four images beside what scikit-image makes of them: demo_output/index.html
 #   make test    lint and all tests
 #   make lint    ruff, mypy and clang-format, check only;  make format  applies them
 #   make wheel   a wheel without CUDA in dist/, tried in a fresh environment that has no compiler

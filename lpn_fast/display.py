@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 MOST_PIXELS = 256  # side of a picture in a notebook: enough to look at, and a saved notebook stays small
+MOST_PNG_BYTES = 2**15  # of a picture: noise does not compress
 
 
 def table(title: str, rows: Iterable[tuple[str, ...]]) -> str:
@@ -23,7 +24,7 @@ def table(title: str, rows: Iterable[tuple[str, ...]]) -> str:
 def pictures(images: Iterable[tuple[str, Tensor]]) -> str:
     """HTML: pictures of images (C, H, W) in [0, 1] beside each other, each with its caption."""
     cells = "".join(
-        f'<figure style="display:inline-block;margin:4px"><img src="{_source(x)}"><figcaption>{_text(caption)}'
+        f'<figure style="display:inline-block;margin:4px"><img src="{address(x)}"><figcaption>{_text(caption)}'
         "</figcaption></figure>"
         for caption, x in images
     )
@@ -65,14 +66,17 @@ def figure(columns: int):
     return made, made.subplots(1, columns, squeeze=False)[0]
 
 
+def address(x: Tensor, side: int = MOST_PIXELS) -> str:
+    """The picture of an image (C, H, W), reduced to that side, as a data address: PNG, or JPEG where that is large."""
+    picture = Image.fromarray((255 * array(x)).round().to(torch.uint8).numpy())
+    picture.thumbnail((side, side))
+    kind, file = "png", io.BytesIO()
+    picture.save(file, "PNG")
+    if file.tell() > MOST_PNG_BYTES:
+        kind, file = "jpeg", io.BytesIO()
+        picture.save(file, "JPEG", quality=90, subsampling=0)
+    return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
+
+
 def _text(value: str) -> str:
     return html.escape(str(value), quote=False)
-
-
-def _source(x: Tensor) -> str:
-    """A PNG as a data address."""
-    picture = Image.fromarray((255 * array(x)).round().to(torch.uint8).numpy())
-    picture.thumbnail((MOST_PIXELS, MOST_PIXELS))
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,7 +1,5 @@
 """The command line: exit codes, one-line errors, help with examples, what is printed."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ from PIL import Image as Pillow
 
 import lpn_fast as lf
 from lpn_fast import cli
-from lpn_fast.cli import demo, tables
+from lpn_fast.cli import tables
 
 SIDE = 16
 
@@ -218,27 +216,6 @@ def test_info_fits_on_a_screen_and_tells_the_rest_of_a_model(capsys, place):
     assert_one_line(capsys.readouterr().err, "unheard-of")
 
 
-def test_demo_without_matplotlib_says_what_to_install(place, capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "lpn_fast.cli.demo_figures", raising=False)
-    monkeypatch.delattr(cli, "demo_figures", raising=False)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert cli.main(["demo", "-o", str(place / "demo")]) == 2
-    assert_one_line(capsys.readouterr().err, 'pip install "lpn-fast[demo]"')
-
-
-def test_demo_writes_everything(place, capsys, monkeypatch):
-    pytest.importorskip("skimage", reason="the demo's photographs are scikit-image's")
-    pytest.importorskip("matplotlib", reason="figures need matplotlib")
-    tiny = demo.Extent(photographs=2, side=32, iterations=3, laplacian_steps=9)
-    monkeypatch.setattr(demo, "QUICK", tiny)
-    monkeypatch.setattr("lpn_fast.training.laplacian.BATCH", 20)
-    out = place / "demo"
-    assert cli.main(["demo", "--quick", "-o", str(out), "--model", str(place / "model.safetensors")]) == 0
-    wanted = {"camera.png", "astronaut.png", "objective.png", "laplacian.png", "table.md", "table.csv"}
-    assert {path.name for path in out.iterdir()} == wanted
-    assert "sup |f - soft threshold|" in capsys.readouterr().out
-
-
 def test_tables_align_numbers_and_average_what_is_known():
     rows = [("a", 20.0, None), ("bb", 30.0, 0.5)]
     assert tables.table(("name", "PSNR", "SSIM"), rows, mean_of=(1, 3)).splitlines() == [
@@ -248,4 +225,3 @@ def test_tables_align_numbers_and_average_what_is_known():
         "mean  25.00  0.5000",
     ]
     assert tables.csv_text(("name", "SSIM"), [("a", None)]) == '"name","SSIM"\n"a",""\n'
-    assert tables.markdown(("name", "PSNR"), [("a", 1.0)]).splitlines()[-1] == "| a | 1.00 |"

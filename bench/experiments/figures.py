@@ -12,7 +12,7 @@ def axes_row(path: Path, count: int, width: float = 3.6, height: float = 3.2) ->
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError("the figure needs matplotlib: pip install lpn-fast[demo]") from error
+        raise ValueError("the figure needs matplotlib: pip install lpn-fast[plot]") from error
     figure = Figure(figsize=(width * count, height), layout="constrained")
     FigureCanvasAgg(figure)
     yield list(figure.subplots(1, count, squeeze=False)[0])

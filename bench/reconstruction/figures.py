@@ -13,7 +13,7 @@ def draw(scored: list[Scored], folder: Path) -> list[Path]:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError("figures need matplotlib: pip install lpn-fast[demo]") from error
+        raise ValueError("figures need matplotlib: pip install lpn-fast[plot]") from error
     paths = []
     for name in dict.fromkeys(s.task.name for s in scored):
         mine = [s for s in scored if s.task.name == name]

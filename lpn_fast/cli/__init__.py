@@ -11,6 +11,7 @@ The environment variable LPN_FAST_TRACEBACK=1 lets errors through with their tra
 
 import argparse
 import os
+import shlex
 import sys
 
 from .. import __version__
@@ -58,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
         args = parser.parse_args(words)
     except SystemExit as leave:  # --help, --version, wrong use
         return int(leave.code or DONE)
+    if hasattr(args, "report"):  # jobs whose page says how they were started
+        args.command_line = shlex.join([parser.prog, *words])
     if os.environ.get("LPN_FAST_TRACEBACK") == "1":
         return args.run(args)
     try:

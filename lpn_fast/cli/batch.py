@@ -11,8 +11,9 @@ from pathlib import Path
 
 from .. import pipeline
 from ..networks import LPN
+from ..pages import check_target
 from ..pipeline import ItemResult, Share, Summary
-from ..pipeline.report import check_target, write_report
+from ..pipeline.report import write_report
 from ..pipeline.tasks import Task
 from ..solvers import Conditions
 from . import beyond, options
@@ -38,6 +39,7 @@ def add_job(parser: argparse.ArgumentParser, out: str, purpose: str, model: str 
         help="what becomes 0 and 1 of the numbers in the files (default: by their type; of CT -1024 3071)",
     )
     options.add_machine(parser)
+    add("--report", type=Path, metavar="HTML", help="write a page with pictures, distributions and numbers")
     add("--batch-pixels", type=int, metavar="N", help="pixels per network evaluation (default: what fits into memory)")
     parser.set_defaults(when_interrupted=RESUME)
 
@@ -48,7 +50,6 @@ def add_images_out(parser: argparse.ArgumentParser, model: str = options.AUTO) -
     add = parser.add_argument
     add("--simulate", action="store_true", help="IMAGES are truths: degrade them first, then print PSNR and SSIM")
     add("--seed", type=int, metavar="N", help="of that noise (default: 0)")
-    add("--report", type=Path, metavar="HTML", help="write a page with thumbnails, numbers and conditions")
     beyond.add_arguments(parser)
 
 
@@ -70,7 +71,7 @@ def prepare(args) -> tuple[LPN | str, Share]:
 def _check_options(args) -> None:
     if getattr(args, "seed", None) is not None and not args.simulate:
         raise ValueError("--seed has no effect without --simulate")
-    if getattr(args, "report", None) is not None:
+    if args.report is not None:
         check_target(args.report)
 
 
@@ -82,10 +83,6 @@ def run(args, task: Task, model: LPN | str, share: Share, heading: str, conditio
         return beyond.run(args, task)
     summary = work(args, task, model, share, args.out, simulate=args.simulate, seed=args.seed or 0)
     is_last = summary.everything is not None
-    if args.report is not None and is_last:
-        args.report.parent.mkdir(parents=True, exist_ok=True)
-        about = heading, conditions, args.intensities
-        write_report(args.report, summary.everything, summary.sources, args.out, *about)
     if args.simulate and (summary.done or summary.skipped):
         print(_quality_table((*summary.done, *summary.skipped)))
     print_summary(summary, share, args.out)
@@ -93,9 +90,18 @@ def run(args, task: Task, model: LPN | str, share: Share, heading: str, conditio
     if is_last:
         for name in summary.incomplete:
             print(f"{name} is incomplete, some of its images failed; the others are in {args.out}/{name}.parts")
-        if args.report is not None:
-            print(f"report: {args.report}")
+    report(args, task, summary, conditions)
     return exit_code(summary, share)
+
+
+def report(args, task: Task, summary: Summary, conditions: Conditions | None = None) -> None:
+    """Write the page that was asked for, once all images are done."""
+    if args.report is None or summary.everything is None:
+        return
+    args.report.parent.mkdir(parents=True, exist_ok=True)
+    about = {"command": args.command_line, "conditions": conditions, "intensities": args.intensities}
+    write_report(args.report, summary, task, model=args.model, **about)
+    print(f"report: {args.report}")
 
 
 def work(args, task: Task, model: LPN | str, share: Share, out: str | Path, **options) -> Summary:

@@ -9,7 +9,6 @@ from ..networks import LPN, list_pretrained, shipped_or_loaded
 
 DEFAULT_MODEL = "natural-gray"
 AUTO = "auto"
-DEBLURRING_MODEL = "natural-gray-deblur"
 
 
 def add_command(subparsers, name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:

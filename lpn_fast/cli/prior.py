@@ -70,6 +70,7 @@ def run(args) -> int:
     if late:
         print(f"{late} values did not converge; do not trust them, see `residual` and `verdict`")
     named = {result.item: result for result in summary.everything}
+    batch.report(args, task, summary)
     _write(table, (named | {item: r for item, r in read_results(job).items() if item not in named}).values())
     return batch.exit_code(summary, share)
 

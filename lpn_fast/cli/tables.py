@@ -1,4 +1,4 @@
-"""Tables of numbers: for the terminal, for Markdown, for CSV."""
+"""Tables of numbers: for the terminal, for CSV."""
 
 import csv
 import io
@@ -39,12 +39,6 @@ def table(header: Sequence[str], rows: Rows, mean_of: tuple[int, int] | None = N
         ).rstrip()
         for line in lines
     )
-
-
-def markdown(header: Sequence[str], rows: Rows, mean_of: tuple[int, int] | None = None) -> str:
-    """The same as a Markdown table."""
-    lines = [list(header), ["---"] * len(header), *_as_text(header, with_mean(rows, mean_of))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def csv_text(header: Sequence[str], rows: Rows) -> str:

@@ -1,53 +1,70 @@
-"""A page about a finished job: settings, conditions of the theorem, thumbnails before and after, numbers per image.
+"""A page about a finished job: pictures before and after, distributions, conditions of the theorem, numbers per image.
 
-One HTML file that refers to nothing outside itself, so it can be sent and archived: report.html, filled in by Jinja2.
-Thumbnails are PNG pictures in `data:` addresses; of a large job only the first MOST_PICTURES images get them, the table
-has all.
+Everything on it is read from the manifest and from the files that it names, so that a job that was resumed gets the
+page of one that was not. Of a large job some images are shown: evenly spread from the worst to the best where that is
+known, else over the job.
 """
 
-import base64
-import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import jinja2
-import numpy as np
-import PIL.Image
-from torch import Tensor
-
-from .. import atomic
-from ..io import Range, UnreadableImage
-from ..io.sources import Source
+from .. import pages
+from ..io import Range
 from ..solvers import Conditions
+from .illustrations import of_item, of_operator
+from .job import Summary
+from .manifest import NAME as MANIFEST
 from .manifest import ItemResult
-from .run import DEGRADED_FOLDER
+from .tasks import Task
 
-MARK, MARK_WITHIN = '<meta name="generator" content="lpn-fast">', 200  # bytes
-THUMBNAIL_SIDE = 192  # pixels, of the longer side
-MOST_PICTURES = 200  # some 8 MB
+MOST_PICTURES, MOST_LARGE = 48, 12  # images, and those of them whose pictures are large
+MOST_ROWS = 2000  # of the table
 
 COLUMNS = (  # heading, field of ItemResult, digits
     ("PSNR before", "psnr_before", 2),
     ("SSIM before", "ssim_before", 4),
     ("PSNR", "psnr", 2),
     ("SSIM", "ssim", 4),
+    ("prior", "value", 3),
     ("noise estimate", "noise_estimate", 4),
     ("sigma", "sigma", 4),
     ("misfit", "misfit", 2),
     ("objective", "objective_last", 3),
-    ("residual", "residual", 7),
+    ("residual", "residual", 6),
     ("iterations", "iterations", 0),
     ("seconds", "seconds", 3),
 )
+PLOTS = (  # heading, field
+    ("PSNR in dB", "psnr"),
+    ("estimated noise", "noise_estimate"),
+    ("misfit over noise", "misfit"),
+    ("value of the prior", "value"),
+    ("objective", "objective_last"),
+    ("seconds", "seconds"),
+)
+DONE = {  # by task, or by its operator: what was done to so many images
+    "denoise": "denoised",
+    "prior": "scored by the learned prior",
+    "blur": "deblurred",
+    "inpaint": "with missing pixels filled in",
+    "downsample": "enlarged",
+    "ct": "reconstructed from sinograms (CT)",
+    "mri": "reconstructed from k-space (MRI)",
+    "cs": "reconstructed from random measurements",
+    "matrix": "reconstructed from linear measurements",
+}
 
 
 def write_report(
     path: str | Path,
-    results: Sequence[ItemResult],
-    sources: Iterable[Source],
-    out: str | Path,
-    title: str,
+    summary: Summary,
+    task: Task,
+    *,
+    model: str = "",
+    command: str = "",
     conditions: Conditions | None = None,
     intensities: Range | None = None,
 ) -> Path:
@@ -57,14 +74,14 @@ def write_report(
     ----------
     path : path
         Of the page; replaced as a whole if it is there.
-    results : sequence of ItemResult
-        All images of the job, see `Summary.everything`.
-    sources : iterable of Source
-        Where they were read from, for the pictures before.
-    out : path
-        The job's output folder, for the pictures after.
-    title : str
-        What was done, in a line.
+    summary : Summary
+        Of the finished job.
+    task : Task
+        What was done.
+    model : str
+        Its name, for results that do not name theirs.
+    command : str
+        The command line.
     conditions : Conditions, optional
         Of the solver's theorem.
     intensities : (low, high), optional
@@ -76,98 +93,178 @@ def write_report(
 
     Raises
     ------
+    ValueError
+        The job is not finished.
     OSError
         The page cannot be written.
     """
-    by_item = {source.item: source for source in sources}
+    if summary.everything is None:
+        raise ValueError("the report is about a finished job, got one of which images are missing")
+    path, results = Path(path), summary.everything
     done = [result for result in results if result.status == "done"]
-    shown = done[:MOST_PICTURES]
-    environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(Path(__file__).parent))
-    page = environment.get_template("report.html").render(
-        title=title,
-        counts=_counts(results),
-        settings=results[0].settings if results else {},
+    failed = [result for result in results if result.status != "done"]
+    settings = results[0].settings if results else task.settings()
+    problem = getattr(task, "problem", None)
+    operator = of_operator(problem)
+    facts = {
+        "Images": _counts(done, failed),
+        "Model": _models(done, model),
+        "Operator": "" if problem is None else str(problem),
+        "Solver": _solver(settings),
+        "Prior": f"at noise level {settings['sigma']:g}"
+        if settings.get("task") == "prior" and settings["sigma"]
+        else "",
+        "Quality": _quality(done),
+        "Noise": _noise(done, task),
+        "Time": _time(done),
+    }
+    chosen, which = _chosen(done)
+    return pages.write(
+        path,
+        "report.html",
+        title=_title(settings, len(done)),
+        facts={name: text for name, text in facts.items() if text},
+        command=command,
+        folder=(str(summary.out), pages.link(summary.out, path)),
+        manifest=(MANIFEST, pages.link(summary.out / MANIFEST, path)),
+        operator=None if operator is None else (operator[0], pages.picture(*operator)),
+        cards=_cards(chosen, summary, path, problem, intensities),
+        which=which,
+        plots=_plots(done, task),
         conditions=conditions,
         condition_rows=[(c.name, c.required, c.actual, "yes" if c.holds else "no") for c in conditions or ()],
-        failed=[(result.source, result.error) for result in results if result.status != "done"],
-        done=done,
-        rest=f", the first {len(shown)} of {len(done)}" if len(shown) < len(done) else "",
-        figures=_figures(shown, by_item, Path(out), intensities),
+        failed=[(result.source, result.error) for result in failed],
+        settings=[(name, _setting(value)) for name, value in settings.items()],
+        rest=f"The first {MOST_ROWS:,} of {len(done):,}; all are in the manifest." if len(done) > MOST_ROWS else "",
         **_numbers(done),
     )
-    return atomic.write(Path(path), page.encode(errors="backslashreplace"))  # names need not be UTF-8
 
 
-def check_target(path: Path) -> None:
-    """Raise a ValueError unless the page is new, or takes the place of an earlier one."""
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"the report must be a .html file, got {path}")
-    if path.exists() and not (path.is_file() and MARK.encode() in path.read_bytes()[:MARK_WITHIN]):
-        raise ValueError(f"{path} is no report of an earlier job; it is not overwritten")
+def _title(settings: dict, count: int) -> str:
+    task = str(settings.get("task", ""))
+    return f"{count:,} image{'s' * (count != 1)} {DONE.get(str(settings.get('physics', task)), task)}"
 
 
-def _counts(results: Sequence[ItemResult]) -> str:
-    done = [result for result in results if result.status == "done"]
+def _solver(settings: dict) -> str:
+    if "solver" not in settings:
+        return "one evaluation of the network" if settings.get("task") == "denoise" else ""
+    name = settings["solver"]
+    return "chosen by lpn_fast.reconstruct" if name is None else f"{name}, at most {settings['iterations']} iterations"
+
+
+def _setting(value) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_setting(inner)}" for name, inner in value.items())
+    return "automatic" if value is None else ("no", "yes")[value] if isinstance(value, bool) else str(value)
+
+
+def _counts(done: list[ItemResult], failed: list[ItemResult]) -> str:
     late = sum(result.converged is False for result in done)
-    parts = [f"{len(done)} images done", f"{len(results) - len(done)} failed"]
-    return ", ".join(parts + [f"{late} did not converge within the iterations allowed"] * (late > 0))
+    parts = [f"{len(done):,} done", f"{len(failed):,} failed"]
+    return ", ".join(parts + [f"{late:,} did not converge within the iterations allowed"] * (late > 0))
 
 
-def _figures(
-    results: Sequence[ItemResult], sources: dict[str, Source], out: Path, intensities: Range | None
-) -> Iterator[dict]:
-    for result in results:
+def _models(done: list[ItemResult], given: str) -> str:
+    used = Counter(result.model or given for result in done)
+    if len(used) == 1:
+        return next(iter(used))
+    return ", ".join(f"{name} ({count:,} images)" for name, count in used.most_common())
+
+
+def _quality(done: list[ItemResult]) -> str:
+    after = _mean(result.psnr for result in done)
+    if after is None:
+        return ""
+    before = _mean(result.psnr_before for result in done)
+    return f"{after:.2f} dB, mean PSNR" + ("" if before is None else f"; {before:.2f} dB before")
+
+
+def _noise(done: list[ItemResult], task: Task) -> str:
+    """What was given beside what the images show."""
+    parts = [] if task.expected_noise is None else [f"{task.expected_noise:g} given"]
+    shown = [result.noise_estimate for result in done if result.noise_estimate is not None]
+    if shown:
+        span = "" if len(shown) == 1 else f" ({min(shown):.3g} to {max(shown):.3g})"
+        parts.append(f"{statistics.median(shown):.3g}{span} estimated from the {'measurements' if parts else 'images'}")
+    return ", ".join(parts)
+
+
+def _time(done: list[ItemResult]) -> str:
+    seconds = [result.seconds for result in done if result.seconds is not None]
+    return f"{math.fsum(seconds):.1f} s to solve, {statistics.median(seconds):.3g} s an image" if seconds else ""
+
+
+def _plots(done: list[ItemResult], task: Task) -> list[pages.Histogram]:
+    given = task.expected_noise
+    marks = {"noise_estimate": (given, f"given, {given}"), "misfit": (1.0, "what noise alone makes, 1")}
+    found = (
+        pages.histogram(heading, [getattr(result, field) for result in done], *marks.get(field, ()))
+        for heading, field in PLOTS
+    )
+    return [plot for plot in found if plot is not None]
+
+
+def _chosen(done: list[ItemResult]) -> tuple[list[ItemResult], str]:
+    """The images to be shown, and which they are."""
+    if len(done) <= MOST_PICTURES:
+        return done, ""
+    order = "evenly spread over the job"
+    for field, words in (
+        ("psnr", "from the lowest PSNR to the highest"),
+        ("value", "from the most likely to the least"),
+    ):
+        if all(getattr(result, field) is not None for result in done):
+            done, order = sorted(done, key=lambda result: getattr(result, field)), words
+            break
+    last = len(done) - 1
+    places = [round(k * last / (MOST_PICTURES - 1)) for k in range(MOST_PICTURES)]
+    return [done[place] for place in places], f"{MOST_PICTURES} of {len(done):,}, {order}"
+
+
+def _cards(
+    chosen: list[ItemResult], summary: Summary, page: Path, problem, intensities: Range | None
+) -> Iterable[dict]:
+    """One at a time: a page may show many."""
+    sources = {source.item: source for source in summary.sources}
+    for position, result in enumerate(chosen):
         source = sources.get(result.item)
         if source is None:
             continue
-        simulated = result.psnr_before is not None
-        before = _file(source.result(out / DEGRADED_FOLDER)) if simulated else source
-        gain = f", {result.psnr_before:.2f} to {result.psnr:.2f} dB" if simulated and result.psnr else ""
-        caption = f"{result.item}, {result.width} x {result.height}{gain}"
-        pictures = {"before": _picture(before, intensities), "after": _picture(_kept(source, out), intensities)}
-        yield {"pictures": pictures, "caption": "; ".join((caption, *result.notes))}
+        shown = of_item(result, source, summary.out, problem, intensities)
+        pictures = [
+            pages.picture(name, x, name in shown.pair, position >= MOST_LARGE)
+            for name, x in shown.pictures.items()
+            if x is not None
+        ]
+        gain = "" if result.psnr is None else f", {_decibels(result)}"
+        gain += "" if result.value is None else f", prior {result.value:.4g}"
+        yield {
+            "name": result.item,
+            "caption": f"{result.width} x {result.height}{gain}",
+            "pictures": pictures,
+            "missing": [name for name, x in shown.pictures.items() if x is None],
+            "links": [(name, pages.link(file, page)) for name, file in shown.files.items()],
+            "shape": next((picture.shape for picture in reversed(pictures) if picture.paired), None),
+            "notes": result.notes,
+        }
 
 
-def _kept(source: Source, out: Path) -> Source:
-    """Where the result lies now: as a file, or in the container it was put into."""
-    packed = source.target(out)
-    if source.member is not None and packed.exists():
-        return Source(packed, source.place, source.member, source.position)
-    return _file(source.result(out))
-
-
-def _file(path: Path) -> Source:
-    return Source(path, Path(path.name))
-
-
-def _picture(source: Source, intensities: Range | None) -> str | None:
-    try:
-        return _thumbnail(source.read(intensities)[0].pixels)
-    except UnreadableImage:  # removed since, or a measurement that is no image
-        return None
-
-
-def _thumbnail(
-    pixels: Tensor,  # (C, H, W)
-) -> str:
-    """A small PNG in base64, values clipped to [0, 1]."""
-    planes = np.rint(255 * pixels.double().clamp(0, 1).numpy()).astype(np.uint8)
-    picture = PIL.Image.fromarray(planes[0] if len(planes) == 1 else planes.transpose(1, 2, 0))
-    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+def _decibels(result: ItemResult) -> str:
+    before = "" if result.psnr_before is None else f"{result.psnr_before:.2f} to "
+    return f"{before}{result.psnr:.2f} dB"
 
 
 def _numbers(results: Sequence[ItemResult]) -> dict:
-    """Heading and rows, the last one of means, of the columns in which anything is known."""
+    """Heading, rows and means of the columns in which anything is known."""
     columns = [column for column in COLUMNS if any(getattr(r, column[1]) is not None for r in results)]
-    rows = [[r.item, *(getattr(r, name) for _, name, _ in columns)] for r in results]
-    if len(results) > 1:
-        rows.append(["mean", *(_mean(values) for values in list(zip(*rows, strict=True))[1:])])
-    digits = [digits for *_, digits in columns]
-    numbers = [[item, *map(_number, values, digits)] for item, *values in rows]
-    return {"header": ["image", *(heading for heading, _, _ in columns)], "numbers": numbers}
+    means = ["mean", *(_number(_mean(getattr(r, name) for r in results), digits) for _, name, digits in columns)]
+    return {
+        "header": ["image", *(heading for heading, _, _ in columns)],
+        "numbers": [
+            [r.item, *(_number(getattr(r, name), digits) for _, name, digits in columns)] for r in results[:MOST_ROWS]
+        ],
+        "means": means if len(results) > 1 else None,
+    }
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

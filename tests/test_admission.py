@@ -127,7 +127,7 @@ def test_a_right_and_faster_kernel_is_admitted_and_checked_once(monkeypatch):
         (WrongProx, "f at"),
         (WrongGradient, "gradient of the weights"),
         (NotANumber, "H v"),
-        (WrongAtFullSize, "f at (8, 1, 32, 32)"),
+        (WrongAtFullSize, "prox at (8, 1, 32, 32)"),
         (OtherBitsEachTime, "different bits"),
         (Broken, "illegal memory access"),
     ],

@@ -23,8 +23,8 @@ import argparse
 from dataclasses import dataclass
 
 import lpn_fast as lf
-from bench.counters import work
 from lpn_fast.algebra.spec import Spec
+from lpn_fast.benchmark.counters import work
 from lpn_fast.kernels.triton import explicit, frame
 from lpn_fast.ops.backends.triton import fused
 from lpn_fast.ops.explicit.patches import POSITIONS
@@ -103,10 +103,7 @@ def ways(spec, shape: tuple[int, int, int, int], precision: str, arch: int) -> d
 
 def floor(spec, shape: tuple[int, int, int, int], precision: str, device: Device) -> float:
     """Seconds of the network's own operations, or of x and f, whichever takes longer."""
-    if spec.kind == "explicit":
-        flop = _positions(shape, spec.kernel) * 4 * spec.atoms * (spec.atoms + spec.groups)
-    else:
-        flop = work(spec, "prox", shape).flop
+    flop = work(spec, "prox", shape).flop
     images = 8 * shape[0] * shape[1] * shape[2] * shape[3]
     rate = device.tf32 / 3 if precision == "fp32" else getattr(device, precision)  # three products have its digits
     return max(images / device.bytes_per_s, flop / max(rate, device.fp32 if precision == "fp32" else 0))

@@ -1,8 +1,10 @@
 """Whether a backend's kernels are right on a device, and how fast: some seconds of work on it.
 
     small and odd sizes   psi, f, H v and all gradients against the torch backend in float64
-    a full size           the same bits twice; results against the torch backend in the same tensors' type
-    time                  the prox, and a forward and backward pass, in turns with the torch backend
+    a full size           the same bits twice; results against the torch backend in the same tensors' type, and against
+                          other ways to launch the same kernels (pointers in the place of the copy engine)
+    time                  the prox, and a forward and backward pass, in turns with the torch backend and, where that is
+                          asked for, with torch.compile of the plain network
 
 and the same of an explicit prior's R, its gradient and Hessian products (ops/explicit/level.py).
 
@@ -15,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -50,6 +53,10 @@ class Trial(Protocol):
         """What is timed. Of the first work's first result, the torch backend's is the truth at full size."""
         ...
 
+    def compiled(self) -> dict[str, Call]:
+        """torch.compile of plain code for works of that name; not compiled yet."""
+        ...
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -58,6 +65,8 @@ class Findings:
     wrong: str | None  # the first thing that was not right
     error: float  # largest relative error over what its tolerance allows
     gains: dict[str, float] = field(default_factory=dict)  # work -> torch's time over ours
+    compiled: dict[str, float] = field(default_factory=dict)  # the same of torch.compile's time
+    not_compiled: str = ""  # why there is none of those
     lasting: bool = True  # whether another process would find the same
 
 
@@ -68,8 +77,12 @@ def check(
     device: torch.device,
     precision: str,
     packed: Tensor | None = None,
+    compiled: bool = False,
 ) -> Findings:
-    """Run `backend` on `device` in `precision` beside `plain`, the torch backend; P (P,) or None for random weights."""
+    """Run `backend` on `device` in `precision` beside `plain`, the torch backend; P (P,) or None for random weights.
+
+    `compiled`: time it beside torch.compile as well, which compiles for a minute.
+    """
     generator = torch.Generator().manual_seed(0)  # nobody else's random numbers
     make = getattr(spec, "trial", None) or functools.partial(NetworkTrial, spec)
     make = functools.partial(make, packed=packed, precision=precision, device=device, generator=generator)
@@ -80,7 +93,10 @@ def check(
                 return Findings(wrong, error)
             call = make(large_shape(spec))
             wrong = _wrong_at_full_size(backend, plain, call)
-            return Findings(wrong, error) if wrong else Findings(None, error, _gains(backend, plain, call))
+            if wrong:
+                return Findings(wrong, error)
+            rivals, reason = _rivals(call) if compiled else ({}, "torch.compile was not asked for")
+            return Findings(None, error, *_gains(backend, plain, call, rivals), reason)
     except torch.OutOfMemoryError as full:
         return Findings(f"the device's memory was full ({_line(full)})", float("nan"), lasting=False)
     except Exception as failure:  # whether a compiler's, a launch's or the device's
@@ -153,6 +169,23 @@ class NetworkTrial:
     def works(self) -> dict[str, Callable[["Backend"], tuple[Tensor, ...]]]:
         return {"prox": self.prox, "gradient": self.gradients}
 
+    def compiled(self) -> dict[str, Call]:
+        """With products in TF32 wherever ours are of fewer digits than float32: what c^2 needs of a 16-bit network."""
+        from ..benchmark.baselines import Compiled
+        from .backends.torch import products
+
+        parameters = {slot.name: self.packed[slot.offset : slot.end].view(slot.shape) for slot in layout(self.spec)}
+        network = Compiled(SimpleNamespace(spec=self.spec, get_parameter=parameters.__getitem__))
+
+        def call(work: Callable, *arguments: Tensor) -> object:
+            with products(self.x, "fp32" if self.precision == "fp32" else "tf32"):
+                return work(*arguments)
+
+        return {
+            "prox": functools.partial(call, network.prox, self.x),
+            "gradient": functools.partial(call, network.loss_gradients, self.x, self.v),
+        }
+
 
 def _wrong_at_small_sizes(backend, plain, calls: list[Trial]) -> tuple[str | None, float]:
     worst = 0.0
@@ -176,6 +209,13 @@ def _wrong_at_full_size(backend, plain, call: Trial) -> str | None:
     first, again = ([result for work in call.works().values() for result in work(backend)] for _ in range(2))
     if not all(map(torch.equal, first, again)):
         return f"two calls at {shape} gave different bits"
+    for how, launched in getattr(backend, "alternatives", dict)().items():
+        with launched:
+            others = [result for work in call.works().values() for result in work(backend)]
+        apart = max(_relative(other, result.double()) for other, result in zip(others, first, strict=True))
+        allowed = TOLERANCE[call.precision][0] / 10  # other tiles may add in another order
+        if not apart <= allowed:
+            return f"{how}, results at {shape} differ by {apart:.1e}, {allowed:.0e} is allowed"
     what, work = next(iter(call.works().items()))
     error, allowed = _relative(first[0], work(plain)[0].double()), 2 * TOLERANCE[call.precision][0]
     if error <= allowed:
@@ -183,19 +223,38 @@ def _wrong_at_full_size(backend, plain, call: Trial) -> str | None:
     return f"the {what} at {shape} is off by {error:.1e} from torch's, {allowed:.0e} is allowed"
 
 
-def _gains(backend, plain, call: Trial) -> dict[str, float]:
-    """work -> torch's time over ours, medians of calls in turns."""
-    gains = {}
+def _rivals(call: Trial) -> tuple[dict[str, Call], str]:
+    """torch.compile of plain code, compiled, and why there is none of it."""
+    from ..benchmark.baselines import why_no_compiler
+
+    reason = why_no_compiler()
+    if reason:
+        return {}, reason
+    try:
+        rivals = call.compiled()
+        for rival in rivals.values():
+            rival()
+        return rivals, ""
+    except Exception as failure:  # a compiler's, or a network that the plain module is not made for
+        return {}, f"torch.compile: {type(failure).__name__}: {_line(failure)}"
+
+
+def _gains(backend, plain, call: Trial, rivals: dict[str, Call]) -> tuple[dict[str, float], dict[str, float]]:
+    """work -> torch's time over ours, and torch.compile's over ours; medians of calls in turns."""
+    gains, compiled = {}, {}
     for work, function in call.works().items():
-        times: tuple[list[float], list[float]] = [], []
+        calls = [functools.partial(function, backend), functools.partial(function, plain)]
+        calls += [rivals[work]] if work in rivals else []
+        times: list[list[float]] = [[] for _ in calls]
         for number in range(ROUNDS + 1):
-            for found, who in zip(times, (backend, plain), strict=True):
-                elapsed = milliseconds(lambda who=who, function=function: function(who), call.x.device)
+            for found, one in zip(times, calls, strict=True):
+                elapsed = milliseconds(one, call.x.device)
                 if number:  # the first round warms up
                     found.append(elapsed)
-        ours, theirs = map(statistics.median, times)
-        gains[work] = theirs / max(ours, 1e-9)
-    return gains
+        ours, *others = map(statistics.median, times)
+        for kept, other in zip((gains, compiled), others, strict=False):
+            kept[work] = other / max(ours, 1e-9)
+    return gains, compiled
 
 
 def milliseconds(call: Call, device: torch.device) -> float:

@@ -119,7 +119,8 @@ def examine(
     for name, backend in _backends.items():
         if name in _to_be_admitted:
             reason = backend.supports(spec, x, precision)
-            found[name] = reason or admission.examine(backend, _backends["torch"], spec, device, precision, packed)
+            plain = _backends["torch"]
+            found[name] = reason or admission.examine(backend, plain, spec, device, precision, packed, compiled=True)
     return found
 
 

@@ -67,5 +67,5 @@ def examine(level: Level, device: torch.device) -> dict[str, "admission.Verdict 
     for kernel in KERNELS:
         if kernel.name in TO_BE_ADMITTED:
             reason = kernel.refusal(level, x)
-            found[kernel.name] = reason or admission.examine(kernel, plain, level, device, "fp32")
+            found[kernel.name] = reason or admission.examine(kernel, plain, level, device, "fp32", compiled=True)
     return found

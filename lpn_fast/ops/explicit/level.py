@@ -82,6 +82,13 @@ class Trial:
         """What is timed; the first of its results is compared at full size."""
         return {"gradient of R": self.gradient, "Hessian product": self.hessian_product}
 
+    def compiled(self) -> dict[str, Callable[[], object]]:
+        """torch.compile of the gradient in plain code."""
+        from . import plain
+
+        gradient = torch.compile(plain.gradient, dynamic=False)
+        return {"gradient of R": lambda: gradient(self.potentials, self.x, self.k)}
+
     def everything(self, kernel: Any) -> dict[str, Tensor]:
         gradient, value = self.gradient(kernel, with_value=True)
         return {"R": value, "grad R": gradient, "H v": self.hessian_product(kernel)[0]}

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .patches import Patches
@@ -44,6 +45,18 @@ def run(
                 sent = dc.mul_(u_matrix.T @ gates).sub_(c * turned)
             patches.scatter((atoms.T @ sent.mul_(weights / k**2))[None], result[one], block)
     return value, patches.folded(result)
+
+
+def gradient(pot: "Potentials", x: Tensor, k: int) -> Tensor:
+    """grad R of all samples at once, as one would write it for a compiler."""
+    patches = Patches(*x.shape[2:], k, x)
+    extended = patches.extended(x)
+    c = pot.atoms @ F.unfold(extended, k)  # [N, n, P]
+    energy = pot.energies @ c.square()  # [N, M, P]
+    a, b, e = (t[:, :, None] for t in (pot.slope, pot.near, pot.far))
+    gates = a * torch.rsqrt(energy + b) - e * torch.rsqrt(energy.maximum(e * e))
+    c = c * (pot.energies.mT @ gates) * (patches.weights.flatten() / k**2)
+    return patches.folded(F.fold(pot.atoms.T @ c, extended.shape[2:], k))
 
 
 def huber(energy: Tensor, e: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+from contextlib import AbstractContextManager
 
 from torch import Tensor
 
@@ -46,6 +47,10 @@ class TritonBackend(SweepsBackend):
         if spec.stages[-1].competing:
             return self._plain.evaluate(spec, x, packed, features, value, tape, precision)
         return super().evaluate(spec, x, packed, features, value, tape, precision)
+
+    def alternatives(self) -> dict[str, AbstractContextManager]:
+        """Other ways to launch the same kernels, for checks on a device."""
+        return {"with pointers in the place of the copy engine": device.without_tma()}
 
     def must_be_checked(self, x: Tensor) -> bool:
         """Whether not even who asks for this backend by name gets it without a check on the device."""

@@ -1,5 +1,6 @@
 """Facts of a device, and the kernels' launchers: Triton is imported at the first call."""
 
+import contextlib
 import functools
 from types import SimpleNamespace
 
@@ -11,6 +12,24 @@ from ....kernels.triton.interpreter import interpreted, mend
 LEAST_CAPABILITY = (8, 0)  # bf16 and TF32 products, asynchronous copies
 # From here on Triton has other products (tcgen05), and is known to have miscompiled two into one accumulator.
 UNPROVEN_CAPABILITY = (10, 0)
+
+
+_pointers_alone = False
+
+
+@contextlib.contextmanager
+def without_tma():
+    """Kernels read by pointers, in every thread, wherever the copy engine would fetch tiles."""
+    global _pointers_alone
+    before, _pointers_alone = _pointers_alone, True
+    try:
+        yield
+    finally:
+        _pointers_alone = before
+
+
+def tma_is_allowed() -> bool:
+    return not _pointers_alone
 
 
 def refusal(x: Tensor, precision: str) -> str | None:

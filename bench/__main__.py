@@ -17,9 +17,11 @@ from pathlib import Path
 
 import torch
 
+from lpn_fast.benchmark.surroundings import isa
+
 from .against import COLUMNS, compare
 from .harness import Options, run
-from .report import isa, write
+from .report import write
 from .rows import ROWS
 
 QUICK = {"rounds": 5, "seconds_factor": 0.15, "compiled": False}

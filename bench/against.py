@@ -25,8 +25,8 @@ COLUMNS = (
 
 def compare(checkout: Path, rows: tuple[str, ...], rounds: int, threads: int, show=print) -> list[tuple]:
     """Measure the rows of those names; one tuple per row in the order of `COLUMNS`."""
-    from .report import surroundings
-    from .timing import ratios, spread
+    from lpn_fast.benchmark.surroundings import surroundings
+    from lpn_fast.benchmark.timing import ratios, spread
 
     here = Path(__file__).resolve().parents[1]
     where = surroundings(threads)
@@ -83,7 +83,7 @@ def _timed(row: str) -> Callable[[], float]:
 
 def _serve(threads: int) -> None:
     """Answer until standard input ends."""
-    from bench.report import surroundings
+    from lpn_fast.benchmark.surroundings import surroundings
 
     torch.set_num_threads(threads)
     turns: dict[str, Callable[[], float]] = {}

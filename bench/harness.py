@@ -10,12 +10,15 @@ from dataclasses import dataclass
 
 import torch
 
+from lpn_fast.benchmark.baselines import why_no_compiler
+from lpn_fast.benchmark.ceilings import Ceilings, measure
+from lpn_fast.benchmark.surroundings import surroundings
+from lpn_fast.benchmark.timing import interleaved, ratios, spread
+from lpn_fast.benchmark.works import Provider, relative_error
+
 from . import memory
-from .baselines import why_no_compiler
-from .ceilings import Ceilings, measure
-from .report import Measurement, heading, lines, surroundings
-from .rows import ROWS, Provider, Row, Setup, provider, provider_names, relative_error
-from .timing import interleaved, ratios, spread
+from .report import Measurement, heading, lines
+from .rows import ROWS, Row, Setup, provider, provider_names
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def run(options: Options, show=print, save=lambda measurements: None) -> list[Me
     if fractions and max(fractions) > 1:
         show("a roofline fraction above 1 means that the machine was busy when the ceilings were measured: run again")
     if options.memory:
-        show("peak memory of one warm call, MB above what was resident before (bench/memory.py)")
+        show("peak memory of one warm call, MB above what was resident before (lpn_fast/benchmark/memory.py)")
         for row, found in _memory(measured, where, options.threads).items():
             measured[row] += found
             line = ", ".join(f"{m.provider} {m.p50:.1f}" for m in found)

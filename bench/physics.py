@@ -19,11 +19,12 @@ from pathlib import Path
 
 import torch
 
+from lpn_fast.benchmark.memory import MMAP_THRESHOLD, peak_megabytes
+from lpn_fast.benchmark.surroundings import isa, surroundings
+from lpn_fast.benchmark.timing import interleaved, ratios, spread
 from lpn_fast.physics import ParallelBeamCT
 
-from .memory import MMAP_THRESHOLD, peak_megabytes
-from .report import Measurement, isa, surroundings, write
-from .timing import interleaved, ratios, spread
+from .report import Measurement, write
 
 GOALS = {"forward": 0.16, "adjoint": 1.28}  # seconds per image
 MEMORY_GOAL = 2048.0  # MB

@@ -34,14 +34,15 @@ from pathlib import Path
 import torch
 
 import lpn_fast as lf
+from lpn_fast.benchmark.surroundings import isa, surroundings
+from lpn_fast.benchmark.timing import Spread, interleaved, ratios, spread
 from lpn_fast.data.synthetic import synthetic_images
 from lpn_fast.physics import Blur
 from lpn_fast.pipeline import Denoise, Encoding, Reconstruct, problems, read_image, reconstruct, write_image
 from lpn_fast.pipeline.batches import BATCH_PIXELS, bucketed, concatenated, to_samples
 from lpn_fast.pipeline.flow import Solvers
 
-from .report import Measurement, isa, surroundings, write
-from .timing import Spread, interleaved, ratios, spread
+from .report import Measurement, write
 
 SIDE, SIGMA = 512, 0.05
 TASKS = {  # and the share of the images that is enough to time it

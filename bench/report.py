@@ -1,17 +1,10 @@
 """What a run leaves: a CSV with one row per measurement in the columns of `Measurement`, and the table for people."""
 
 import csv
-import datetime
 import json
 import os
-import platform
-import subprocess
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-
-import torch
-
-import lpn_fast as lf
 
 
 @dataclass(frozen=True)
@@ -52,21 +45,6 @@ class Measurement:
 
 
 COLUMNS = tuple(f.name for f in fields(Measurement))
-
-
-def surroundings(threads: int) -> dict:
-    """The columns that say where and when; the same for every row of a run."""
-    return {
-        "device": f"{_cpu_model()}, {isa()}",
-        "threads": threads,
-        "driver": "",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": "",
-        "lpn_fast": lf.__version__,
-        "commit": _commit(),
-        "timestamp": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
 
 
 def write(path: Path, measurements: list[Measurement]) -> None:
@@ -118,36 +96,3 @@ def lines(row_name: str, measurements: list[Measurement], goals: dict[str, float
             ).rstrip()
         )  # fmt: skip
     return out
-
-
-def _cpu_model() -> str:
-    """The processor's name; the machine's own name stays out."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def isa() -> str:
-    """The instruction set of the compiled module, or that there is none."""
-    try:
-        from lpn_fast import _cpu
-    except ImportError:
-        return "no compiled module"
-    return _cpu.isa()
-
-
-def _commit() -> str:
-    """Short commit, with + if files differ from it; "unknown" outside a checkout."""
-    here = Path(__file__).resolve().parent
-    try:
-        head, changes = (
-            subprocess.run(["git", *command], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-            for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head + ("+" if changes else "")

@@ -3,14 +3,19 @@
 The device is this CPU and the kernels are torch's own, made wrong, slow or broken on purpose; time is a stand-in.
 """
 
+import itertools
 import json
 
 import pytest
 import torch
 
 import lpn_fast as lf
+from lpn_fast.algebra.noise import noise_features
+from lpn_fast.benchmark import baselines
 from lpn_fast.ops import admission, device_check, registry
 from lpn_fast.ops.backends.torch import TorchBackend
+from lpn_fast.ops.explicit import plain
+from lpn_fast.ops.explicit.level import Level
 
 SPEC = lf.FrameLPN(1, kernel=2, gates=((1, 1, 5),)).spec
 X = torch.randn(1, 1, 6, 5)
@@ -64,6 +69,25 @@ class OtherBitsEachTime(Kernel):
         return psi, f * (1 + 1e-7 * self.calls), tape
 
 
+class OtherByPointers(Kernel):
+    """Right as it is launched by default."""
+
+    shifted = 0.0
+
+    def alternatives(self):
+        return {"with pointers": self}
+
+    def __enter__(self):
+        self.shifted = 1e-2
+
+    def __exit__(self, *_):
+        self.shifted = 0.0
+
+    def evaluate(self, *call):
+        psi, f, tape = super().evaluate(*call)
+        return psi, f + self.shifted, tape
+
+
 class Broken(Kernel):
     def evaluate(self, *call):
         raise RuntimeError("CUDA error: an illegal memory access\nwas encountered")
@@ -91,13 +115,13 @@ def user(monkeypatch, tmp_path):
     return tmp_path
 
 
-def speed(monkeypatch, gain):
-    """Ours take 1 ms, torch's `gain` ms."""
-    turns = iter(range(10**6))
+def speed(monkeypatch, *gains):
+    """Ours take 1 ms, torch's the first of `gains`, torch.compile's, if it is timed, the second."""
+    turns = itertools.cycle((1.0, *gains))
 
     def milliseconds(call, device):
         call()
-        return gain if next(turns) % 2 else 1.0
+        return next(turns)
 
     monkeypatch.setattr(device_check, "milliseconds", milliseconds)
 
@@ -127,8 +151,9 @@ def test_a_right_and_faster_kernel_is_admitted_and_checked_once(monkeypatch):
         (WrongProx, "f at"),
         (WrongGradient, "gradient of the weights"),
         (NotANumber, "H v"),
-        (WrongAtFullSize, "f at (8, 1, 32, 32)"),
+        (WrongAtFullSize, "prox at (8, 1, 32, 32)"),
         (OtherBitsEachTime, "different bits"),
+        (OtherByPointers, "with pointers, results at (8, 1, 32, 32) differ by"),
         (Broken, "illegal memory access"),
     ],
 )
@@ -146,6 +171,50 @@ def test_a_slow_kernel_is_passed_over_with_its_figure(monkeypatch, gain):
     speed(monkeypatch, gain)
     assert f"prox {gain:.2f}" in refusal(Kernel())
     assert admission.kept()[0].wrong is None
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """What stands in for torch.compile: it leaves functions as they are, and there always is one."""
+    monkeypatch.setattr(baselines, "why_no_compiler", lambda: None)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
+def examined(kernel=None, spec=SPEC):
+    return admission.examine(kernel or Kernel(), PLAIN, spec, CPU, "fp32", compiled=True)
+
+
+def test_a_kernel_that_beats_eager_torch_and_not_the_compiler_is_refused(monkeypatch, compiler):
+    speed(monkeypatch, 3.0, 0.8)
+    assert "slower than torch.compile of the plain network" in examined().refusal
+    assert "prox 0.80 times" in examined().refusal and "prox 0.80" in refusal(Kernel())  # and it is kept
+    speed(monkeypatch, 3.0, 1.5)
+    assert examined().refusal is None and "prox 1.50 times, gradient 1.50 times torch.compile's" in str(examined())
+
+
+def test_without_a_compiler_torch_alone_is_to_be_beaten_and_the_reason_is_kept(monkeypatch):
+    monkeypatch.setattr(baselines, "why_no_compiler", lambda: "there is no compiler")
+    assert examined().refusal is None and "(there is no compiler)" in str(admission.kept()[0])
+
+    def fails(function, **_):
+        raise RuntimeError("it stopped")
+
+    monkeypatch.setattr(baselines, "why_no_compiler", lambda: None)
+    monkeypatch.setattr(torch, "compile", fails)
+    assert "torch.compile: RuntimeError: it stopped" in str(examined())
+
+
+def test_first_calls_do_not_wait_for_a_compiler(monkeypatch, compiler):
+    monkeypatch.setattr(baselines, "Compiled", None)  # nobody asks for it
+    assert refusal(Kernel()) is None and "was not asked for" in str(admission.kept()[0])
+
+
+def test_what_is_compiled_is_what_the_package_computes(compiler):
+    call = device_check.NetworkTrial(SPEC, (2, 1, 6, 5), None, "fp32", CPU, torch.Generator().manual_seed(0))
+    call.features = noise_features(torch.ones(2), SPEC.noise_levels)  # the plain module is the network at one level
+    assert torch.allclose(call.compiled()["prox"](), call.prox(PLAIN)[0], rtol=1e-4, atol=1e-5)
+    prior = Level(2, 3, 5).trial((2, 2, 6, 5), None, "fp32", CPU, torch.Generator().manual_seed(0))
+    assert torch.allclose(prior.compiled()["gradient of R"](), prior.gradient(plain)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_memory_that_was_full_once_is_no_verdict_on_the_kernel(monkeypatch):
@@ -308,7 +377,8 @@ def test_tune_is_for_gpus_and_says_so(capsys, monkeypatch):
         assert "one that torch can use here" in capsys.readouterr().err
 
 
-def test_tune_checks_with_the_models_own_weights(registered):
+def test_tune_checks_with_the_models_own_weights(monkeypatch, registered, compiler):
+    speed(monkeypatch, 3.0, 3.0)
     seen = []
 
     class Watched(Kernel):

@@ -12,9 +12,12 @@ import torch
 from tables import rows_of
 
 import lpn_fast as lf
-from bench import baselines, ceilings, counters, memory, report, timing
+from bench import report
 from bench.__main__ import main
-from bench.rows import NETWORKS, OURS, ROWS, Row, Setup, provider, provider_names, relative_error
+from bench.rows import NETWORKS, OURS, ROWS, Row, Setup, provider, provider_names
+from lpn_fast.benchmark import baselines, ceilings, counters, memory, timing
+from lpn_fast.benchmark.surroundings import surroundings
+from lpn_fast.benchmark.works import relative_error
 
 ROOT = Path(__file__).resolve().parents[1]
 LPN128 = (1, 3, 128, 128)
@@ -144,7 +147,7 @@ def test_compiled_baseline_is_skipped_with_a_reason_without_a_compiler(monkeypat
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the high-water mark is Linux's")
 def test_peak_memory_sees_what_is_freed_again():
-    code = "import torch; from bench.memory import peak_megabytes; "
+    code = "import torch; from lpn_fast.benchmark.memory import peak_megabytes; "
     code += "print(peak_megabytes(lambda: (torch.ones(2**23) + 1).sum()))"
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(memory.MMAP_THRESHOLD)}
     child = subprocess.run(
@@ -184,5 +187,5 @@ def test_rows_that_match_nothing_are_an_error(capsys):
 
 
 def test_no_figure_carries_a_path_or_a_host():
-    where = json.dumps(report.surroundings(1))
+    where = json.dumps(surroundings(1))
     assert str(ROOT) not in where and socket.gethostname() not in where

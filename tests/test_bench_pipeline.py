@@ -4,6 +4,7 @@ import pytest
 from tables import rows_of
 
 from bench import pipeline, report
+from lpn_fast.benchmark.surroundings import surroundings
 
 
 def test_overhead_compares_the_job_with_its_solver(tmp_path, monkeypatch, capsys):
@@ -34,6 +35,6 @@ def test_versions_are_compared_by_what_is_beside_the_network(capsys):
         "this": [{"job": 3.0, "network": 2.0}, {"job": 5.0, "network": 4.5}, {"job": 4.0, "network": 3.0}],
         "other": [{"job": 4.0, "network": 2.0}, {"job": 5.0, "network": 4.0}, {"job": 4.0, "network": 2.5}],
     }
-    rows = {row.provider: row for row in pipeline._compared("denoise", seen, 10, report.surroundings(1))}
+    rows = {row.provider: row for row in pipeline._compared("denoise", seen, 10, surroundings(1))}
     assert rows["this, beside network"].p50 == pytest.approx(100) and rows["other, job"].p50 == pytest.approx(400)
     assert rows["other/this, beside"].p50 == pytest.approx(2) and "goal at least 1: met" in capsys.readouterr().out

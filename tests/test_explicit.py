@@ -8,7 +8,7 @@ from cases import on_threads
 import lpn_fast as lf
 from lpn_fast.interop.feed_forward import FeedForward
 from lpn_fast.networks.explicit import TOL
-from lpn_fast.ops.explicit import Patches, kernel, potentials
+from lpn_fast.ops.explicit import Patches, cpu, potentials
 from lpn_fast.ops.explicit.coarse import Tilings, means, means_adjoint
 from lpn_fast.per_sample import norm
 
@@ -192,7 +192,7 @@ def test_float32_reaches_its_tolerance_at_every_size(shape):
     assert bool((residual <= 2 * TOL[torch.float32] * norm(y)).all())
 
 
-@pytest.mark.skipif(kernel._cpu is None, reason="the compiled module is not built")
+@pytest.mark.skipif(cpu._cpu is None, reason="the compiled module is not built")
 @pytest.mark.parametrize("shape", [(2, 1, 64, 50), (3, 1, 3, 19), (3, 3, 21, 30), (1, 2, 90, 7)])
 @pytest.mark.parametrize("k", [2, 5, 7])
 def test_kernel_agrees_with_the_torch_path_in_float64(shape, k):
@@ -206,7 +206,7 @@ def test_kernel_agrees_with_the_torch_path_in_float64(shape, k):
         assert torch.linalg.vector_norm(a - b) <= 1e-5 * torch.linalg.vector_norm(b)
 
 
-@pytest.mark.skipif(kernel._cpu is None, reason="the compiled module is not built")
+@pytest.mark.skipif(cpu._cpu is None, reason="the compiled module is not built")
 def test_kernel_gives_the_same_bits_on_any_number_of_threads():
     model, x = drawn(k=7, groups=20).float(), images(2, 1, 70, 45).float()
     pot = model.potentials(torch.tensor([0.1]))

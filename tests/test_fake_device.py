@@ -73,7 +73,7 @@ def test_triton_launches_on_the_tensors_device_and_nothing_waits(launches, monke
     from lpn_fast.ops.backends import torch as plain
     from lpn_fast.ops.backends.triton import TritonBackend
 
-    monkeypatch.setattr(plain, "_products", lambda *_: contextlib.nullcontext())  # settings of a library, if it is here
+    monkeypatch.setattr(plain, "products", lambda *_: contextlib.nullcontext())  # settings of a library, if it is here
     build, shape = NETWORKS[name]
     spec, backend = build().spec, TritonBackend()
     size = sum(p.numel() for p in build().parameters())
@@ -93,6 +93,21 @@ def test_triton_launches_on_the_tensors_device_and_nothing_waits(launches, monke
     if name != "mixture":
         wanted |= {"assemble", "correlate", "gradient"} | ({"units"} if precision == "fp16" else set())
     assert wanted <= {kernel for kernel, _ in launches}
+
+
+def test_a_check_can_have_pointers_in_the_place_of_the_copy_engine(launches):
+    from lpn_fast.ops.backends.triton import TritonBackend, device
+
+    model = lf.ConvLPN(1, hidden=256)
+    size = sum(p.numel() for p in model.parameters())
+    x, packed = torch.empty(1, 1, 256, 256, device=DEVICE), torch.empty(size, device=DEVICE)
+    (launched,) = TritonBackend().alternatives().values()
+    with torch.no_grad():
+        maps = TritonBackend()._sweeps(model.spec, x, packed, None, "fp16").maps
+        assert maps.config(2, maps.empty(2)).tma
+        with launched:
+            assert not maps.config(2, maps.empty(2)).tma
+        assert maps.config(2, maps.empty(2)).tma and device.tma_is_allowed()
 
 
 @each_network

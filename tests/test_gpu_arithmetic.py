@@ -35,9 +35,20 @@ def test_no_way_is_faster_than_the_roofline_and_every_model_has_its_rows():
     rows = arithmetic.table(64, (512, 512))
     assert all(0 < row.fraction <= 1.0 + 1e-9 for row in rows)
     known = {name for row in rows for name in row.model.split(", ")}
-    assert known == set(lf.list_pretrained()) - {"natural-gray-explicit"}
+    assert known == set(lf.list_pretrained())
     assert {row.precision for row in rows} == set(arithmetic.PRECISIONS)
     assert len({row.device for row in rows}) == 3
+
+
+def test_an_explicit_priors_bytes_are_those_counted_by_hand_and_its_torch_backend_waits_for_launches():
+    spec = lf.pretrained("natural-gray-explicit").spec  # 49 coefficients of 7 x 7, 64 groups
+    found = arithmetic.ways(spec, SHAPE, "fp32", 90)
+    moved = {way: sum(k.count * k.bytes for k in kernels) for way, kernels in found.items()}
+    assert moved["eager"] / POSITIONS == pytest.approx(4 * (11 * 49 + 17 * 64), rel=0.01)
+    assert moved["torch"] == pytest.approx(moved["eager"], rel=0.02)
+    sums = 4 * 7 * 518 / 512 * 524 / 512  # of rows, margins included, per pixel
+    assert moved["triton"] / PIXELS == pytest.approx(4 * 4 + 2 * sums)
+    assert {k.count for k in found["torch"]} == {64 * -(-518 // 7)}
 
 
 def test_the_command_prints_a_table(capsys):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lpn_fast.ops.backends.torch import _products
+from lpn_fast.ops.backends.torch import products as products_of
 
 ON_GPU = SimpleNamespace(device=torch.device("cuda", 0))
 MATMUL, CONVOLUTION = torch.backends.cuda.matmul, torch.backends.cudnn.conv
@@ -30,7 +30,7 @@ def settings():
 @pytest.mark.parametrize("users", ["ieee", "tf32"])
 def test_tf32_is_where_it_was_named_and_nowhere_else(precision, products, users):
     MATMUL.fp32_precision = CONVOLUTION.fp32_precision = users  # from here on reading allow_tf32 may be an error
-    with _products(ON_GPU, precision):
+    with products_of(ON_GPU, precision):
         assert (MATMUL.fp32_precision, CONVOLUTION.fp32_precision) == (products, products)
         assert not MATMUL.allow_fp16_reduced_precision_reduction
     assert (MATMUL.fp32_precision, CONVOLUTION.fp32_precision) == (users, users)
@@ -39,7 +39,7 @@ def test_tf32_is_where_it_was_named_and_nowhere_else(precision, products, users)
 @pytest.mark.parametrize("level", ["highest", "high", "medium"])
 def test_what_the_older_setting_said_is_still_said_after_a_call(level):
     torch.set_float32_matmul_precision(level)
-    with _products(ON_GPU, "fp32"):
+    with products_of(ON_GPU, "fp32"):
         pass
     assert torch.get_float32_matmul_precision() == level
     assert MATMUL.allow_tf32 == (level != "highest")  # an error where the two kinds of settings disagree
@@ -47,8 +47,8 @@ def test_what_the_older_setting_said_is_still_said_after_a_call(level):
 
 def test_an_error_inside_restores_them_too_and_tensors_of_the_cpu_change_nothing():
     MATMUL.fp32_precision = "tf32"
-    with pytest.raises(KeyError), _products(ON_GPU, "fp32"):
+    with pytest.raises(KeyError), products_of(ON_GPU, "fp32"):
         raise KeyError
     assert MATMUL.fp32_precision == "tf32"
-    with _products(torch.zeros(1), "fp32"):
+    with products_of(torch.zeros(1), "fp32"):
         assert MATMUL.fp32_precision == "tf32"

@@ -311,7 +311,7 @@ def test_commands_that_make_their_own_input_take_volumes(tmp_path, capsys):
     assert cli.main(["verify", path]) == 0
     assert "all properties hold" in capsys.readouterr().out
     bench = ["bench", "--model", path, "--batch", "1", "--seconds", "0.01", "--size"]
-    assert cli.main([*bench, "8", "7", "6"]) == 0
-    assert "(1, 1, 8, 7, 6)" in capsys.readouterr().out
-    assert cli.main([*bench, "8", "7"]) == 2
-    assert "--size must be D H W" in capsys.readouterr().err
+    assert cli.main([*bench, "8x7x6"]) == 0
+    assert "1x1x8x7x6" in capsys.readouterr().out
+    assert cli.main([*bench, "8x7"]) == 2
+    assert "--size must be DxHxW" in capsys.readouterr().err

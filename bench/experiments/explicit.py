@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lpn_fast as lf
-from bench.timing import interleaved, ratios
 from lpn_fast.algebra import reference
 from lpn_fast.algebra.noise import noise_features
+from lpn_fast.benchmark.timing import interleaved, ratios
 from lpn_fast.ops.explicit import Patches, Potentials, SolveLimits, proximal_point
 from lpn_fast.per_sample import norm
 

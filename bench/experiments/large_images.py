@@ -1,6 +1,6 @@
 """Peak memory of one evaluation on a large image or volume, at once and in tiles (`lf.InTiles`), one thread.
 
-    peak above input and network: what bench/memory.py defines, warmed up on a small image, each in a process of its own
+    peak above input and network: see lpn_fast/benchmark/memory.py; warmed up on a small image, each in its own process
     largest difference: of f in tiles to f at once, on the part of the image where both are known
 
 natural-gray runs at once whatever the side; the stages of the default ConvLPN keep what they compute, so that at once
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import lpn_fast as lf
-from bench.memory import MMAP_THRESHOLD, peak_megabytes
+from lpn_fast.benchmark.memory import MMAP_THRESHOLD, peak_megabytes
 
 from .provenance import ROOT, where, write_csv
 

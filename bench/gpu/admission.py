@@ -6,9 +6,10 @@ The verdicts go where a user's go (LPN_FAST_CACHE); the figures get a line for e
 import torch
 
 import lpn_fast as lf
+from lpn_fast.networks.explanation import examine
 from lpn_fast.ops import device_check, registry
 
-from .arithmetic import one_pass_models
+from . import arithmetic
 from .session import Session, run_part
 
 PRECISIONS = ("fp16", "fp32")
@@ -20,7 +21,7 @@ def models(tiny: bool):
         yield "tiny", lf.FrameLPN(1, kernel=2, gates=((1, 1, 5),))
         return
     seen = set()
-    for name, model in one_pass_models():
+    for name, model in arithmetic.models():
         if model.spec not in seen:
             seen.add(model.spec)
             yield name, model
@@ -36,7 +37,9 @@ def measure(session: Session) -> None:
             if session.device == "cpu":
                 _dry(session, model, precision)
                 continue
-            found = registry.examine(model.spec, torch.device("cuda"), precision, model.packed().detach())
+            if model.spec.kind == "explicit" and precision != "fp32":
+                continue
+            found = examine(model, precision)
             for backend, verdict in found.items():
                 session.show(f"{name} {backend} {precision}: {verdict}")
                 if isinstance(verdict, str):

@@ -1,4 +1,4 @@
-"""Bytes, operations and expected time of one prox of every model that ships, by arithmetic: nothing is run.
+"""Bytes, operations and expected time of one pass of every model that ships, by arithmetic: nothing is run.
 
     python -m bench.gpu.arithmetic [--batch 64] [--size 512 512] [--markdown]
 
@@ -12,6 +12,9 @@ Ways that are compared are counted alike:
     torch     lpn_fast's torch backend (ops/backends/pointwise.py), or its sweeps
     triton    lpn_fast's kernels: psi and f in one (kernels/triton/frame.py), or one per stage
 
+A pass is a prox, of explicit priors a gradient of R (a step of their solve, kernels/triton/explicit.py). Their torch
+backend goes block by block of positions, so that a GPU waits for launches.
+
 `fraction` is the time of the slower of the network's own operations, and of reading x and writing f once, over the
 time of the way. Numbers of a table like this one are expectations, to be replaced by what a device says.
 """
@@ -20,10 +23,11 @@ import argparse
 from dataclasses import dataclass
 
 import lpn_fast as lf
-from bench.counters import work
 from lpn_fast.algebra.spec import Spec
-from lpn_fast.kernels.triton import frame
+from lpn_fast.benchmark.counters import work
+from lpn_fast.kernels.triton import explicit, frame
 from lpn_fast.ops.backends.triton import fused
+from lpn_fast.ops.explicit.patches import POSITIONS
 
 LAUNCH_US = 4.0
 
@@ -57,10 +61,11 @@ class Kernel:
     flop: float = 0
     rate: str = "fp32"
     special: float = 0
+    count: int = 1  # such launches
 
     def seconds(self, device: Device) -> float:
         bounds = self.bytes / device.bytes_per_s, self.flop / getattr(device, self.rate), self.special / device.special
-        return max(*bounds, 1e-6 * LAUNCH_US)
+        return self.count * max(*bounds, 1e-6 * LAUNCH_US)
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,10 @@ class Row:
     fraction: float
 
 
-def ways(spec: Spec, shape: tuple[int, int, int, int], precision: str, arch: int) -> dict[str, list[Kernel]]:
-    """The kernels of one prox, by way; those of networks that are no frames for our own ways alone."""
+def ways(spec, shape: tuple[int, int, int, int], precision: str, arch: int) -> dict[str, list[Kernel]]:
+    """The kernels of one pass, by way; those of networks that are no frames for our own ways alone."""
+    if spec.kind == "explicit":
+        return _of_an_explicit_prior(spec, shape, arch)
     if fused.covers(spec):
         return _of_a_frame(spec, shape, precision, arch)
     storage = 2 if precision == "fp16" else 4
@@ -94,55 +101,44 @@ def ways(spec: Spec, shape: tuple[int, int, int, int], precision: str, arch: int
     return found
 
 
-def floor(spec: Spec, shape: tuple[int, int, int, int], precision: str, device: Device) -> float:
+def floor(spec, shape: tuple[int, int, int, int], precision: str, device: Device) -> float:
     """Seconds of the network's own operations, or of x and f, whichever takes longer."""
-    done = work(spec, "prox", shape)
+    flop = work(spec, "prox", shape).flop
     images = 8 * shape[0] * shape[1] * shape[2] * shape[3]
     rate = device.tf32 / 3 if precision == "fp32" else getattr(device, precision)  # three products have its digits
-    return max(images / device.bytes_per_s, done.flop / max(rate, device.fp32 if precision == "fp32" else 0))
+    return max(images / device.bytes_per_s, flop / max(rate, device.fp32 if precision == "fp32" else 0))
 
 
-def one_pass_models() -> list[tuple[str, lf.LPN]]:
-    """Shipped models that GPUs have kernels for: all but explicit priors."""
-    models = [(name, lf.pretrained(name)) for name in lf.list_pretrained()]
-    return [(name, model) for name, model in models if model.spec.kind != "explicit"]
+def models() -> list[tuple[str, lf.LPN]]:
+    """Shipped models, by name."""
+    return [(name, lf.pretrained(name)) for name in lf.list_pretrained()]
 
 
 def table(batch: int, size: tuple[int, int]) -> list[Row]:
     """All rows; models that share a description share theirs."""
     rows: list[Row] = []
     names: dict[Spec, list[str]] = {}
-    for name, model in one_pass_models():
+    for name, model in models():
         names.setdefault(model.spec, []).append(name)
     for spec, named in names.items():
         name = ", ".join(named)
         shape = (batch, spec.channels, *(spec.image_size or size))
         for device in DEVICES:
-            for precision in PRECISIONS:
+            for precision in PRECISIONS if spec.kind != "explicit" else ("fp32",):  # in which it is solved
                 least = floor(spec, shape, precision, device)
                 for way, kernels in ways(spec, shape, precision, device.arch).items():
                     seconds = sum(kernel.seconds(device) for kernel in kernels)
-                    moved, flop = sum(k.bytes for k in kernels), sum(k.flop for k in kernels)
+                    moved, flop = (sum(k.count * getattr(k, what) for k in kernels) for what in ("bytes", "flop"))
                     figures = moved / 1e9, flop / 1e12, 1e3 * seconds, least / seconds
                     rows.append(Row(name, device.name, precision, way, *figures))
     return rows
 
 
 def _of_a_frame(spec: Spec, shape, precision: str, arch: int) -> dict[str, list[Kernel]]:
-    batch, channels, height, width = shape
     first, gates = spec.stages
     n, m, k = first.width, gates.width, first.skip_kernel
-    positions = batch * (height + k - 1) * (width + k - 1)
-    image = 4 * batch * channels * height * width  # bytes
-    taps, rate = channels * k * k, _product(precision)
-
-    def step(
-        passes_n: float = 0, passes_m: float = 0, flop: float = 0, images: float = 0, special: float = 0
-    ) -> Kernel:
-        """So many float32 reads and writes of n and of m values per position."""
-        moved = 4 * positions * (passes_n * n + passes_m * m) + images * image
-        return Kernel(moved, positions * flop, rate, positions * special)
-
+    step = _steps(shape, k, n, m, _product(precision))
+    taps = spec.channels * k * k
     analyse, combine = 2 * taps * n, 2 * n * m
     competing = spec.stages[-1].competing
     soft = [step(passes_m=p, special=s * m) for p, s in ((1, 0), (2, 0), (2, 1), (1, 0))]  # max, sub, exp, sum
@@ -163,22 +159,71 @@ def _of_a_frame(spec: Spec, shape, precision: str, arch: int) -> dict[str, list[
     return {"eager": eager, "compile": compiled, "torch": plain, "triton": _fused(spec, shape, precision, arch)}
 
 
+def _of_an_explicit_prior(spec, shape, arch: int) -> dict[str, list[Kernel]]:
+    n, m, k = spec.atoms, spec.groups, spec.kernel
+    analyse, combine, special = 2 * n * n, 2 * n * m, 2 * m
+
+    def torch(step) -> list[Kernel]:
+        root = step(passes_m=2, special=m)
+        gates = [step(passes_m=2), root, step(passes_m=2), root, *[step(passes_m=2)] * 2, step(passes_m=3)]
+        around = [step(1, flop=analyse, images=1), step(2), step(1, 1, combine)]
+        return [*around, *gates, step(1, 1, combine), step(3), step(2), step(1, flop=analyse, images=1)]
+
+    step = _steps(shape, k, n, m, "fp32")
+    compiled = [
+        step(1, flop=analyse, images=2), step(2), step(1, 1, combine), step(passes_m=2, special=special),
+        step(1, 1, combine), step(3), step(1, flop=analyse, images=1), step(images=2),
+    ]  # fmt: skip
+    width = shape[3] + k - 1
+    rows = max(1, POSITIONS // width)
+    blocks = shape[0] * -(-(shape[2] + k - 1) // rows)
+    one = torch(_steps((1, shape[1], rows - k + 1, shape[3]), k, n, m, "fp32"))
+    apiece = [Kernel(o.bytes, o.flop, o.rate, o.special, blocks) for o in one]
+    tile = explicit.default_tile(n, "fp32", arch)
+    kernels = _in_one_kernel(shape, k, n, m, "fp32", tile, special, margin=k - 1)
+    return {"eager": torch(step), "compile": compiled, "torch": apiece, "triton": kernels}
+
+
+def _positions(shape, k: int) -> int:
+    return shape[0] * (shape[2] + k - 1) * (shape[3] + k - 1)
+
+
+def _steps(shape, k: int, n: int, m: int, rate: str):
+    """What makes kernels of passes over n and m float32 values per position, and over images."""
+    positions, image = _positions(shape, k), 4 * shape[0] * shape[1] * shape[2] * shape[3]
+
+    def step(
+        passes_n: float = 0, passes_m: float = 0, flop: float = 0, images: float = 0, special: float = 0
+    ) -> Kernel:
+        moved = 4 * positions * (passes_n * n + passes_m * m) + images * image
+        return Kernel(moved, positions * flop, rate, positions * special)
+
+    return step
+
+
 def _fused(spec: Spec, shape, precision: str, arch: int) -> list[Kernel]:
-    batch, channels, height, width = shape
     first, gates = spec.stages
-    k, tile = first.skip_kernel, frame.default_tile(first.width, precision, arch)
-    block = frame.constants(channels, k, first.width, gates.width, gates.competing, precision, 1.0, tile)
+    tile = frame.default_tile(first.width, precision, arch)
+    special = gates.width * (1 if gates.competing else 2)
+    return _in_one_kernel(shape, first.skip_kernel, first.width, gates.width, precision, tile, special)
+
+
+def _in_one_kernel(shape, k: int, n: int, m: int, precision: str, tile, special: int, margin: int = 0) -> list[Kernel]:
+    """The kernel and the fold of its sums of rows; `margin`: pixels beyond the border that are summed as well."""
+    batch, channels, height, width = shape
+    block = frame.constants(channels, k, n, m, precision, 1.0, tile)
     step = block["BM"] - k + 1
-    blocks = batch * (height + k - 1) * -(-width // step)
+    blocks = batch * (height + k - 1) * -(-(width + 2 * margin) // step)
     computed = blocks * block["BM"]  # positions, those of two tiles twice
-    padded = -(-gates.width // block["BG"]) * block["BG"]
+    padded = -(-m // block["BG"]) * block["BG"]
     # operands in two halves count twice, float32's digits take three products
     forward, back = {"fp16": (2, 1), "tf32": (1, 1), "fp32": (3, 3)}[precision]
     flop = computed * 2 * block["UNITS_BLOCK"] * (block["TAPS"] + padded) * (forward + back)
-    image, sums = 4 * batch * channels * height * width, 4 * batch * channels * k * (height + k - 1) * width
-    special = computed * gates.width * (1 if gates.competing else 2)
+    image = 4 * batch * channels * height * width
+    sums = 4 * batch * channels * k * (height + k - 1) * (width + 2 * margin)
+    folded = [Kernel(sums + 2 * image)] if not margin else [Kernel(sums + image), Kernel(2 * image)]
     rate = "fp16" if precision == "fp16" else "tf32"
-    return [Kernel(image + sums, flop, rate, special), Kernel(sums + 2 * image)]
+    return [Kernel(image + sums, flop, rate, computed * special), *folded]
 
 
 def _product(precision: str) -> str:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 import lpn_fast as lf
 from bench.baselines import Compiled, Eager, why_no_compiler
-from bench.counters import work
 from lpn_fast.algebra import reference
+from lpn_fast.benchmark.counters import work
 
 from .numerics import TOLERANCE, trained_like
 from .session import Session, graphed, milliseconds, run_part

@@ -1,9 +1,11 @@
 """What the compilers made of the kernels: registers, spills, shared memory, tensor-core code. Needs no device.
 
 cuda      the reports of ptxas that the build left behind, kernel by kernel
-triton    every row of the launch table, compiled by the Triton that is here, for the device's architecture
+triton    every row of the launch table, and the kernels of whole frames, mixtures and explicit priors, compiled by the
+          Triton that is here, for the device's architecture
 """
 
+import functools
 import os
 import re
 from pathlib import Path
@@ -52,7 +54,7 @@ def _triton(session: Session) -> None:
         return
     try:
         from lpn_fast.kernels.triton import launch
-        from lpn_fast.kernels.triton.ahead import launches, report, small_kernels
+        from lpn_fast.kernels.triton.ahead import fused_kernels, launches, report, small_kernels
     except ImportError as reason:
         session.show(f"---- triton: {reason}")
         return
@@ -65,13 +67,17 @@ def _triton(session: Session) -> None:
             session.check(f"triton {name}", not found.spilled_bytes, str(found))
     except Exception as failure:
         session.check("triton's small kernels", False, f"{type(failure).__name__}: {failure}".splitlines()[0][:160])
+    compilations = dict(fused_kernels(arch))
     for key, config, projects, form in launches(arch, ("fp16", "tf32", "fp32")):
+        name = f"{key.role} {key.c_in} {key.c_out} {key.precision}" + " projected" * projects
+        compilations[name] = functools.partial(report, key, config, projects, form)
+    for name, compilation in compilations.items():
         if session.seconds_left < 0:
             session.show("---- triton: no time left for the rest of the table")
             return
-        name = f"triton {key.role} {key.c_in} {key.c_out} {key.precision}" + " projected" * projects
+        name = f"triton {name}"
         try:
-            found = report(key, config, projects, form)
+            found = compilation()
         except Exception as failure:
             session.check(name, False, f"{type(failure).__name__}: {failure}".splitlines()[0][:160])
             continue

@@ -10,8 +10,8 @@ import torch
 
 import lpn_fast as lf
 from lpn_fast.algebra import reference
+from lpn_fast.benchmark.baselines import Compiled, Eager, why_no_compiler
 
-from ..baselines import Compiled, Eager, why_no_compiler
 from .mlp_network import add_time, captured, error, kernels, name_of, network
 from .session import Session, milliseconds, run_part
 

@@ -1,7 +1,6 @@
 """What the parts of the battery share: arguments, the session that keeps figures and checks, timing on the device."""
 
 import argparse
-import functools
 import json
 import os
 import re
@@ -23,14 +22,14 @@ class Session:
     """Figures and checks of one part."""
 
     def __init__(self, name: str, out: Path, tiny: bool, seconds: float):
-        from bench.report import surroundings
+        from lpn_fast.benchmark.surroundings import gpu_facts, surroundings
 
         self.name, self.out, self.tiny = name, out, tiny
         self.failed: list[str] = []
         self.lines: list[str] = []
         self._measurements = []
         self._deadline = time.monotonic() + seconds
-        self._where = surroundings(1) | device_facts()
+        self._where = surroundings(1) | gpu_facts()
         self._where["commit"] = os.environ.get("LPN_FAST_COMMIT", self._where["commit"])  # set where there is no git
 
     @property
@@ -119,32 +118,6 @@ def budget(name: str) -> int:
     from . import PARTS
 
     return next((part.seconds for part in PARTS if part.name == name), 60)
-
-
-@functools.cache
-def device_facts() -> dict:
-    """The columns of bench/report.py that say which device, driver and Triton."""
-    import torch
-
-    try:
-        from importlib.metadata import version
-
-        facts = {"triton": version("triton")}
-    except Exception:  # not installed: the column stays empty
-        facts = {"triton": ""}
-    if torch.cuda.is_available():
-        facts |= {"device": torch.cuda.get_device_name(), "driver": _driver()}
-    return facts
-
-
-def _driver() -> str:
-    import subprocess
-
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
 
 
 def milliseconds(call, seconds: float = 0.3, rounds: int = 20) -> tuple[float, float, float]:

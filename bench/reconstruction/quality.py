@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 import lpn_fast as lf
+from lpn_fast.benchmark.memory import status
 
 from ..experiments.provenance import where
-from ..memory import _status
 from . import baselines, ours
 from .outcome import Outcome
 from .tasks import TASKS, Instance, Task
@@ -189,11 +189,11 @@ def _measured(call: Callable[[Instance], Outcome], instance: Instance) -> tuple[
     before = None
     if reset.exists():
         reset.write_text("5")  # resets the high-water mark
-        before = _status("VmRSS")
+        before = status("VmRSS")
     started, cores = time.perf_counter(), time.process_time()
     outcome = call(instance)
     seconds, cores = time.perf_counter() - started, time.process_time() - cores
-    return outcome, seconds, cores, "" if before is None else round(max(0, _status("VmHWM") - before) / 1024, 1)
+    return outcome, seconds, cores, "" if before is None else round(max(0, status("VmHWM") - before) / 1024, 1)
 
 
 def _row(scored: Scored, seconds: float, cores: float, megabytes: float | str, effort: Effort) -> dict:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import lpn_fast as lf
 from lpn_fast.algebra import reference
+from lpn_fast.benchmark.timing import interleaved, ratios, spread
 from lpn_fast.per_sample import broadcast
 from lpn_fast.physics import Blur
 from lpn_fast.solvers.conditions import Conditions
@@ -29,7 +30,6 @@ from lpn_fast.solvers.prox import LearnedProx, piece
 from lpn_fast.solvers.proximal_gradient import PGDState, ProximalGradient
 
 from ..experiments.provenance import where
-from ..timing import interleaved, ratios, spread
 
 PROBLEMS, NOISE, GOAL, COST_GOAL = 16, 0.04, 3.0, 0.05
 

@@ -18,6 +18,7 @@ Stages that read the image only, and A^T e, are bound by memory.
     gradient      weight gradients, deterministic split over pixels
     assemble      f += D^T A^T e
     frame         psi, f and H v of a frame under gates of single pixels, or of a mixture, in one kernel
+    explicit      R, grad R and H v of an explicit prior, in one kernel, of frame's pieces
     units         powers of two for e and delta in half precision
     elementwise   the step alone, after a library's product
     choices       our kernel, or the library's product and the step alone (plain Python)

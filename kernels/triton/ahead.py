@@ -4,9 +4,11 @@ Compiles a kernel as a launch would (pointers and sizes aligned to 16 as PyTorch
 reads registers, spills, shared memory and tensor-core instructions off the result.
 """
 
+import functools
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import triton
@@ -14,7 +16,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import assemble, elementwise, frame, launch, units
+from . import assemble, elementwise, explicit, frame, launch, units
 from .correlate import correlate_kernel
 from .gradient import gradient_kernel
 from .hazards import register_hazards
@@ -43,6 +45,9 @@ class Form:
 PUBLISHED = Form()
 # The denoisers that ship: a frame of squared coefficients, one stage of gates behind it that look at single pixels.
 FRAMES = {(49, 96): Form(1, 1, 7, True), (75, 144): Form(1, 3, 5, True)}
+
+WHOLE_FRAMES = ((7, 1, 128, True), (7, 1, 96, False), (5, 3, 192, True), (5, 3, 144, False))  # k, C, gates, competing
+EXPLICIT_PRIORS = ((7, 1, 64), (5, 3, 96))  # k, C, groups
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,21 @@ def small_kernels(arch: int) -> dict[str, Report]:
     return {name: _compiled(*what[:3], arch, what[3], 3) for name, what in found.items()}
 
 
+def fused_kernels(arch: int, precisions: tuple[str, ...] = ("fp32", "tf32", "fp16")) -> dict[str, Callable[[], Report]]:
+    """Name -> compilation for `arch`: whole frames, mixtures and explicit priors of the shapes that ship."""
+    found = {}
+    for precision in precisions:
+        for what in ("prox", "value", "hvp"):
+            for form in WHOLE_FRAMES:
+                name = f"{'mixture' if form[-1] else 'frame'} {form[0]}x{form[0]}x{form[1]} {precision} {what}"
+                found[name] = functools.partial(frame_report, arch, precision, *form, what)
+    for what in ("gradient", "value", "hvp"):  # which are solved in float32
+        for k, channels, groups in EXPLICIT_PRIORS:
+            name = f"explicit {k}x{k}x{channels} fp32 {what}"
+            found[name] = functools.partial(explicit_report, arch, "fp32", k, channels, groups, what)
+    return found
+
+
 def frame_report(
     arch: int, precision: str, kernel: int, channels: int, gates: int, competing: bool, what: str = "prox"
 ) -> Report:
@@ -120,7 +140,8 @@ def frame_report(
     element, count = ELEMENT[TRITON_TYPE[precision]], channels * kernel**2
     tile = frame.default_tile(count, precision, arch, what == "hvp")
     gain = frame.HALF_GAIN if precision == "fp16" else 1.0
-    constants = frame.constants(channels, kernel, count, gates, competing, precision, gain, tile) | {"x_w": 1, "v_w": 1}
+    constants = frame.constants(channels, kernel, count, gates, precision, gain, tile)
+    constants |= {"COMPETING": competing, "x_w": 1, "v_w": 1}
     pointers = dict.fromkeys(("rows", "x", "bias", "head", "gate_head", "gate_unit"), "*fp32")
     pointers |= {"atoms": f"*{element}", "core": f"*{element}"}
     for name, wanted in (("psi", what == "value"), ("v", what == "hvp")):
@@ -129,6 +150,24 @@ def frame_report(
         else:
             constants[name] = None
     return _compiled(frame.frame_kernel, pointers, constants, arch, tile[-1], 1)
+
+
+def explicit_report(
+    arch: int, precision: str, kernel: int, channels: int, gates: int, what: str = "gradient"
+) -> Report:
+    """Compile the kernel of an explicit prior for `arch`; `what` is "gradient", "value" (and gradient) or "hvp"."""
+    element, count = ELEMENT[TRITON_TYPE[precision]], channels * kernel**2
+    tile = explicit.default_tile(count, precision, arch, what == "hvp")
+    gain = frame.HALF_GAIN if precision == "fp16" else 1.0
+    constants = frame.constants(channels, kernel, count, gates, precision, gain, tile) | {"x_w": 1, "v_w": 1}
+    pointers = dict.fromkeys(("rows", "x", "slope", "near", "far", "row_weights", "column_weights"), "*fp32")
+    pointers |= {"atoms": f"*{element}", "core": f"*{element}", "mirrored_rows": "*i32", "mirrored_columns": "*i32"}
+    for name, wanted in (("value", what == "value"), ("v", what == "hvp")):
+        if wanted:
+            pointers[name] = "*fp32"
+        else:
+            constants[name] = None
+    return _compiled(explicit.explicit_kernel, pointers, constants, arch, tile[-1], 1)
 
 
 def _compiled(kernel, pointers: dict, constants: dict, arch: int, warps: int, stages: int) -> Report:

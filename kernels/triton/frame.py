@@ -39,6 +39,56 @@ HALF_SCALE, HALF_GAIN = 256.0, 1 / 256.0  # for W and c^2 in half precision: bot
 
 
 @triton.jit
+def load_patches(
+    x, x_n, x_c, x_h, x_w,  # [N, CHANNELS, height, width] float32, and its strides
+    image, row, q, tap, height, width,
+    mirrored_rows, mirrored_columns,  # the pixels that rows and columns from 1 - KERNEL on repeat; None: zeros
+    CHANNELS: tl.constexpr, KERNEL: tl.constexpr, SIDE: tl.constexpr,
+):  # fmt: skip
+    """Taps [BT] of the patches under positions q [BM] of a row, [BM, BT].
+
+    Position q sees the pixels q - KERNEL + 1 + j; taps lie at (i CHANNELS + c) SIDE + j.
+    """
+    j, c, i = tap % SIDE, (tap // SIDE) % CHANNELS, tap // (SIDE * CHANNELS)
+    h, w = (row - KERNEL + 1 + i).to(tl.int64), q[:, None] - KERNEL + 1 + j[None, :]
+    taps = (i < KERNEL) & (j < KERNEL)
+    if mirrored_rows is None:
+        seen = (taps & (h >= 0) & (h < height))[None, :] & (w >= 0) & (w < width)
+    else:
+        seen = taps[None, :] & ((q >= 0) & (q < width + KERNEL - 1))[:, None]
+        h = tl.load(mirrored_rows + row + i, mask=taps, other=0).to(tl.int64)
+        w = tl.load(mirrored_columns + q[:, None] + j[None, :], mask=seen, other=0)
+    at = image.to(tl.int64) * x_n + c.to(tl.int64) * x_c + h * x_h
+    return tl.load(x + at[None, :] + w * x_w, mask=seen, other=0.0)
+
+
+@triton.jit
+def store_sums(
+    rows,  # [KERNEL, images, CHANNELS, all_rows, width] float32
+    e,  # [BM, UNITS_BLOCK], what position m of the tile sends back
+    atoms, image, images, row, all_rows,
+    q,  # [BM] columns of the sums: column q is what positions m to m + KERNEL - 1 see of it
+    width,
+    CHANNELS: tl.constexpr, KERNEL: tl.constexpr, SIDE: tl.constexpr, TAPS: tl.constexpr, BT: tl.constexpr,
+    UNITS_BLOCK: tl.constexpr, BM: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A^T e, added over the taps of a row, for the columns that get all that they need from this tile."""
+    STEP: tl.constexpr = BM - KERNEL + 1
+    m, n = tl.arange(0, BM), tl.arange(0, UNITS_BLOCK)
+    for t0 in tl.range(0, TAPS, BT, num_stages=1):
+        tap = t0 + tl.arange(0, BT)
+        a_tile = tl.load(atoms + tap[:, None] * UNITS_BLOCK + n[None, :])
+        products = tl.dot(e, tl.trans(a_tile), input_precision=PRECISION)  # [BM, BT], A^T e
+        source = tl.minimum(m[:, None] + (KERNEL - 1) - tl.minimum(tap % SIDE, KERNEL - 1)[None, :], BM - 1)
+        sums = tl.sum(tl.reshape(tl.gather(products, source, 0), (BM, BT // SIDE, SIDE)), 2)  # [BM, (i, c)]
+        ic = t0 // SIDE + tl.arange(0, BT // SIDE)
+        plane = (ic // CHANNELS).to(tl.int64) * images + image
+        to = ((plane * CHANNELS + ic % CHANNELS) * all_rows + row) * width
+        wanted = (m < STEP)[:, None] & (q < width)[:, None] & (ic < KERNEL * CHANNELS)[None, :]
+        tl.store(rows + to[None, :] + q[:, None], sums, mask=wanted)
+
+
+@triton.jit
 def frame_kernel(
     rows,  # [KERNEL, N, CHANNELS, height + KERNEL - 1, width] float32
     psi,  # [N, height + KERNEL - 1, tiles] float32, or None
@@ -61,23 +111,21 @@ def frame_kernel(
     row = (program // tiles) % all_rows
     image = program // (tiles * all_rows)
 
-    # position q sees the pixels q - KERNEL + 1 + j; taps lie at (i CHANNELS + c) SIDE + j
     m, n = tl.arange(0, BM), tl.arange(0, UNITS_BLOCK)
     q = tile * STEP + m
     coefficients = tl.zeros((BM, UNITS_BLOCK), tl.float32)
     dc = coefficients
     for t0 in tl.range(0, TAPS, BT, num_stages=1):
         tap = t0 + tl.arange(0, BT)
-        j, c, i = tap % SIDE, (tap // SIDE) % CHANNELS, tap // (SIDE * CHANNELS)
-        h, w = (row - KERNEL + 1 + i).to(tl.int64), q[:, None] - KERNEL + 1 + j[None, :]
-        seen = ((i < KERNEL) & (j < KERNEL) & (h >= 0) & (h < height))[None, :] & (w >= 0) & (w < width)
         a_tile = tl.load(atoms + tap[:, None] * UNITS_BLOCK + n[None, :])
-        at = image.to(tl.int64) * x_n + c.to(tl.int64) * x_c + h * x_h
-        patches = tl.load(x + at[None, :] + w * x_w, mask=seen, other=0.0)
+        patches = load_patches(
+            x, x_n, x_c, x_h, x_w, image, row, q, tap, height, width, None, None, CHANNELS, KERNEL, SIDE
+        )  # fmt: skip
         coefficients = dot_wide(patches, a_tile, coefficients, STORAGE, PRECISION)
         if v is not None:
-            at = image.to(tl.int64) * v_n + c.to(tl.int64) * v_c + h * v_h
-            patches = tl.load(v + at[None, :] + w * v_w, mask=seen, other=0.0)
+            patches = load_patches(
+                v, v_n, v_c, v_h, v_w, image, row, q, tap, height, width, None, None, CHANNELS, KERNEL, SIDE
+            )  # fmt: skip
             dc = dot_wide(patches, a_tile, dc, STORAGE, PRECISION)
     z = coefficients * coefficients
     operand = z * GAIN
@@ -148,17 +196,11 @@ def frame_kernel(
         e = (2 * coefficients * back).to(STORAGE)
     else:
         e = (2 * (dc * back + coefficients * second)).to(STORAGE)
-    for t0 in tl.range(0, TAPS, BT, num_stages=1):
-        tap = t0 + tl.arange(0, BT)
-        a_tile = tl.load(atoms + tap[:, None] * UNITS_BLOCK + n[None, :])
-        products = tl.dot(e, tl.trans(a_tile), input_precision=PRECISION)  # [BM, BT], A^T e
-        source = tl.minimum(m[:, None] + (KERNEL - 1) - tl.minimum(tap % SIDE, KERNEL - 1)[None, :], BM - 1)
-        sums = tl.sum(tl.reshape(tl.gather(products, source, 0), (BM, BT // SIDE, SIDE)), 2)  # [BM, (i, c)]
-        ic = t0 // SIDE + tl.arange(0, BT // SIDE)
-        plane = (ic // CHANNELS).to(tl.int64) * (tl.num_programs(0) // (tiles * all_rows)) + image
-        to = ((plane * CHANNELS + ic % CHANNELS) * all_rows + row) * width
-        wanted = (m < STEP)[:, None] & (q < width)[:, None] & (ic < KERNEL * CHANNELS)[None, :]
-        tl.store(rows + to[None, :] + q[:, None], sums, mask=wanted)
+    images = tl.num_programs(0) // (tiles * all_rows)
+    store_sums(
+        rows, e, atoms, image, images, row, all_rows, q, width,
+        CHANNELS, KERNEL, SIDE, TAPS, BT, UNITS_BLOCK, BM, PRECISION,
+    )  # fmt: skip
     if psi is not None:
         own = (q < width + KERNEL - 1) & ((m < STEP) | (tile == tiles - 1))  # the others are the next tile's
         tl.store(psi + program, tl.sum(tl.where(own, value, 0.0), 0))
@@ -167,9 +209,11 @@ def frame_kernel(
 @triton.jit
 def fold_kernel(
     f,  # [N, CHANNELS, height, width] float32, contiguous; written
-    rows,  # as frame_kernel leaves it
-    x, x_n, x_c, x_h, x_w,
-    images, height, width, alpha,
+    rows,  # [KERNEL, images, CHANNELS, height + KERNEL - 1 - 2 margin, width], of store_sums
+    x, x_n, x_c, x_h, x_w,  # alpha x is added, where there is an x
+    images, height, width,
+    margin,  # rows of f before the first and behind the last one that all taps of some position see
+    alpha,
     CHANNELS: tl.constexpr, KERNEL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(height * width, BLOCK)
@@ -177,12 +221,16 @@ def fold_kernel(
     at = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     inside = at < height * width
     h, w = (at // width).to(tl.int64), at % width
-    x += (plane // CHANNELS).to(tl.int64) * x_n + (plane % CHANNELS).to(tl.int64) * x_c
-    total = alpha * tl.load(x + h * x_h + w * x_w, mask=inside, other=0.0)
-    all_rows = height + KERNEL - 1
+    total = tl.zeros((BLOCK,), tl.float32)
+    if x is not None:
+        x += (plane // CHANNELS).to(tl.int64) * x_n + (plane % CHANNELS).to(tl.int64) * x_c
+        total = alpha * tl.load(x + h * x_h + w * x_w, mask=inside, other=0.0)
+    all_rows = height + KERNEL - 1 - 2 * margin
     for i in tl.static_range(KERNEL):
-        line = (tl.full((), i, tl.int64) * images * CHANNELS + plane) * all_rows
-        total += tl.load(rows + (line + h + (KERNEL - 1 - i)) * width + w, mask=inside, other=0.0)
+        line = h + (KERNEL - 1 - i) - margin
+        plane_of_tap = (tl.full((), i, tl.int64) * images * CHANNELS + plane) * all_rows
+        there = inside & (line >= 0) & (line < all_rows)
+        total += tl.load(rows + (plane_of_tap + line) * width + w, mask=there, other=0.0)
     tl.store(f + plane.to(tl.int64) * height * width + at, total, mask=inside)
 
 
@@ -210,7 +258,7 @@ def sweep(
     all_rows = height + kernel - 1
     tile = tile or default_tile(units, precision, arch, v is not None)
     core_scale, gain = (HALF_SCALE, HALF_GAIN) if precision == "fp16" else (1.0, 1.0)
-    shape = constants(channels, kernel, units, gates, competing, precision, gain, tile)
+    shape = constants(channels, kernel, units, gates, precision, gain, tile) | {"COMPETING": competing}
     tiles = -(-width // (shape["BM"] - kernel + 1))
     psi = torch.empty(batch, all_rows, tiles, dtype=torch.float32, device=x.device) if with_value else None
     if not x.numel():
@@ -235,16 +283,14 @@ def sweep(
                 **shape, num_warps=tile[-1], num_stages=1,
             )  # fmt: skip
             fold_kernel[(len(part) * channels * -(-height * width // BLOCK),)](
-                f[some], rows, last, *last.stride(), len(part), height, width, float(alpha),
+                f[some], rows, last, *last.stride(), len(part), height, width, 0, float(alpha),
                 CHANNELS=channels, KERNEL=kernel, BLOCK=BLOCK,
             )  # fmt: skip
     return None if psi is None else psi.sum((1, 2)), f
 
 
-def constants(
-    channels: int, kernel: int, units: int, gates: int, competing: bool, precision: str, gain: float, tile
-) -> dict:
-    """The compile-time arguments of `frame_kernel`."""
+def constants(channels: int, kernel: int, units: int, gates: int, precision: str, gain: float, tile) -> dict:
+    """The compile-time arguments of `frame_kernel` but COMPETING, and of `explicit_kernel`."""
     side = power_of_two(kernel)
     taps = max(MIN_SIDE, power_of_two(kernel * channels) * side)
     positions, taps_block, block, _ = tile
@@ -252,13 +298,15 @@ def constants(
         "CHANNELS": channels, "KERNEL": kernel, "SIDE": side,
         "TAPS": taps, "BT": min(taps, max(side, taps_block)), "UNITS": units,
         "UNITS_BLOCK": max(MIN_SIDE, power_of_two(units)), "GATES": gates,
-        "BG": min(block, max(MIN_SIDE, power_of_two(gates))), "BM": positions, "COMPETING": competing,
+        "BG": min(block, max(MIN_SIDE, power_of_two(gates))), "BM": positions,
         "STORAGE": TRITON_TYPE[precision], "PRECISION": DOT_PRECISION[precision], "GAIN": gain,
     }  # fmt: skip
 
 
 def default_tile(units: int, precision: str, arch: int, hessian: bool = False) -> tuple[int, int, int, int]:
     """(BM, BT, BG, warps) that compile without spills, for the units of the models that ship; never timed."""
+    if arch >= 100 and precision != "fp32":  # below 64 positions products are mma.sync's: others do not compile there
+        return 32, 32, 32, 4
     if hessian:
         if precision == "fp32" and units > 64:
             return 16, 16, 16, 4

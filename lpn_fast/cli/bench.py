@@ -1,136 +1,143 @@
-"""`lpn-fast bench`: how fast a model runs here, with every backend that can run it.
+"""`lpn-fast bench`: how fast models run here, beside plain torch, and two such results compared."""
 
-Every backend is called once per round, in turns, so that what else the machine does hits them all; times are medians
-over the rounds. Errors are against the torch operations in float64, relative to the largest value.
-"""
+import argparse
+from pathlib import Path
 
-import copy
-import statistics
-import time
-from collections.abc import Callable
-
-import torch
-from torch import Tensor
-
-from ..networks import LPN
-from ..ops import registry
+from ..benchmark import results, roofline, suite
+from ..benchmark.results import Result, Row
+from ..networks import LPN, paper_network
+from ..ops.precision import PRECISIONS
 from . import options
 from .tables import table
 
 DESCRIPTION = """\
-Time one prox, one training step's gradient and one Hessian product of a model, with every backend that can run it
-here. Close other programs first. The benchmark against other ways to do it is `python -m bench` in the repository."""
+Time every work of a model here (prox, value, Hessian product, training step, inversion, a reconstruction): with each
+backend that can run it, beside eager torch and torch.compile of the same network. Everything is warmed up, checked
+against float64 and timed in turns; a way that is wrong has no time. Shares are of what this device reached in this
+run: matrix products, a copy, special functions. Close other programs first. With --out the rows are kept as CSV and
+JSON, with a roofline picture (matplotlib); --compare shows two such results beside each other."""
 
 EXAMPLES = """\
   lpn-fast bench
-  lpn-fast bench --model run/model.safetensors --batch 16 --size 128 128 --threads 2
-  lpn-fast bench --device cuda"""
+  lpn-fast bench --model natural-color celeba --batch 1 16 --size 128 512 --work prox training-step
+  lpn-fast bench --device cuda --sweep --out results/my-gpu
+  lpn-fast bench --compare results/before results/after"""
 
-MIN_ROUNDS, MAX_ROUNDS = 3, 200
-SIZES = {2: (128, 128), 3: (32, 32, 32)}  # where --size is not given: of images and of volumes
+PAPER = ("celeba", "laplacian", "mayoct")
+SWEEP = ("natural-gray", "natural-gray-mixture", "natural-color-mixture", "natural-gray-explicit", *PAPER[:2])
+SWEEPS = {"cpu": ((1, 8), ((64,), (256,))), "cuda": ((1, 8, 64), ((64,), (256,), (512,)))}  # batches, sizes
+WORK_NAMES = {name.replace(" ", "-"): op for op in suite.OPS for name in [suite.NAMES.get(op, op)]}
+TITLES = (
+    *("model", "work", "x", "way", "ms", "20 to 80 %", "samples/s"),
+    *("TFLOP/s", "GB/s", "ceiling", "error", "MB", "W"),
+)
 
 
 def add_parser(subparsers) -> None:
     """Add the command to the parser's commands."""
-    parser = options.add_command(subparsers, "bench", "how fast a model runs here", DESCRIPTION, EXAMPLES)
-    options.add_model(parser)
+    parser = options.add_command(subparsers, "bench", "how fast models run here", DESCRIPTION, EXAMPLES)
     options.add_machine(parser)
     add = parser.add_argument
-    add("--batch", type=int, default=4, metavar="N", help="(default: %(default)s)")
-    add("--size", type=int, nargs="+", metavar="N", help="H W, of volumes D H W (default: 128 128 or 32 32 32)")
-    add("--seconds", type=float, default=3.0, metavar="S", help="of measuring per line (default: %(default)s)")
+    models = (
+        f"shipped models, files of lpn_fast.save, or published networks: {', '.join(PAPER)} (default: natural-gray)"
+    )
+    add("--model", nargs="+", metavar="NAME_OR_PATH", default=[options.DEFAULT_MODEL], help=models)
+    add("--work", nargs="+", choices=list(WORK_NAMES), help="(default: all)")
+    add("--batch", type=int, nargs="+", metavar="N", default=[4], help="(default: 4)")
+    add("--size", type=_size, nargs="+", metavar="N or HxW", help="of volumes DxHxW (default: 128, of volumes 32)")
+    add("--precision", choices=PRECISIONS, default="fp32", help="of ours; plain torch runs in fp32 (default: fp32)")
+    add("--seconds", type=float, default=1.0, metavar="S", help="of measuring per line (default: %(default)s)")
+    add("--sweep", action="store_true", help="shipped and published models over batches and sizes; takes a while")
+    add("--no-compile", action="store_true", help="leave out torch.compile")
+    add("--out", type=Path, metavar="DIR", help="keep bench.csv, bench.json and roofline.png there")
+    add("--compare", type=Path, nargs=2, metavar=("A", "B"), help="of two results: how many times faster B is")
     parser.set_defaults(when_interrupted="nothing was written")
 
 
-def run(args) -> int:
+def run(args: argparse.Namespace) -> int:
     """Print the table; the exit code."""
-    if min(args.batch, *(args.size or ())) < 1 or not args.seconds > 0:
-        raise ValueError(
-            f"--batch, --size and --seconds must be positive, got {args.batch}, {args.size}, {args.seconds:g}"
-        )
+    if args.compare:
+        return _compare(*map(results.read, args.compare))
+    if min(args.batch) < 1 or not args.seconds > 0:
+        raise ValueError(f"--batch and --seconds must be positive, got {args.batch}, {args.seconds:g}")
     options.set_threads(args.threads)
-    model = options.load_model(args.model, args.device)
-    size = tuple(args.size or SIZES[model.spec.ndim])
-    if model.spec.axes and len(size) != model.spec.ndim:
-        raise ValueError(f"--size must be {' '.join(model.spec.axes)} for {args.model}, got {size}")
-    x = _sample(model, args.batch, size)
-    able = {name: reason for name, reason in registry.reasons(model.spec, x, model.precision).items()}
-    print(f"{args.model}, x {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}, "
-          f"{torch.get_num_threads()} threads, torch {torch.__version__}\n", flush=True)  # fmt: skip
-    backends = [name for name, reason in able.items() if reason is None]
-    rows = []
-    for work, function in WORK.items():
-        truth = _truth(function, model, x)
-        for name, (milliseconds, error) in _timed(function, model, x, backends, args.seconds, truth).items():
-            rows.append((work, name, milliseconds, 1e3 * len(x) / milliseconds, f"{error:.0e}"))
-    print(table(("work", "backend", "ms", "samples per s", "error"), rows))
-    for name, reason in able.items():
-        if reason is not None:
-            print(f"{name}: {reason}")
+    device = options.checked_device(args.device)
+    names, batches, sizes = args.model, args.batch, args.size
+    if args.sweep:
+        names = [*SWEEP, *(name for name in names if name not in SWEEP and name != options.DEFAULT_MODEL)]
+        batches, sizes = SWEEPS[device.type]
+    models = {name: _model(name, args.device) for name in names}
+    ops = tuple(WORK_NAMES[name] for name in args.work) if args.work else suite.OPS
+    if args.sweep and not args.work:
+        ops = tuple(op for op in ops if op not in ("invert", "reconstruct"))  # minutes each on large images
+    if sizes is None:
+        sizes = [(32 if any(model.spec.ndim == 3 for model in models.values()) else 128,)]
+    chosen = suite.Options(ops, tuple(batches), tuple(sizes), args.precision, not args.no_compile, args.seconds)
+    result = suite.run(models, chosen, _progress)
+    print(_head(result))
+    print(table(TITLES, [_cells(row) for row in result.rows]))
+    for line in result.skipped:
+        print(line)
+    if args.out is not None:
+        _write(result, args.out)
     return 0
 
 
-def _prox(model: LPN, x: Tensor, sigma) -> Tensor:
-    with torch.no_grad():
-        return model(x, sigma=sigma)
+def _size(text: str) -> tuple[int, ...]:
+    """Numbers of pixels along the axes: 128, or 128x96."""
+    try:
+        size = tuple(map(int, text.split("x")))
+    except ValueError:
+        size = ()
+    if not size or min(size) < 1:
+        raise argparse.ArgumentTypeError(f"must be positive numbers like 128 or 128x96, got {text!r}")
+    return size
 
 
-def _gradient(model: LPN, x: Tensor, sigma) -> Tensor:
-    """Gradients of <f(x), x> in all parameters, as one vector."""
-    gradients = torch.autograd.grad((model(x, sigma=sigma) * x).sum(), list(model.parameters()))
-    return torch.cat([g.flatten() for g in gradients])
+def _model(name: str, device: str) -> LPN:
+    if name in PAPER:
+        return paper_network(name).eval().to(options.checked_device(device))
+    return options.load_model(name, device)
 
 
-def _hessian_product(model: LPN, x: Tensor, sigma) -> Tensor:
-    with torch.no_grad():
-        return model.hvp(x, x, sigma=sigma)
+def _write(result: Result, folder: Path) -> None:
+    for path in results.write(result, folder):
+        print(f"written: {path}")
+    try:
+        roofline.draw(result, folder / "roofline.png")
+        print(f"written: {folder / 'roofline.png'}")
+    except ImportError as error:
+        print(f"no picture: {error}")
 
 
-WORK: dict[str, Callable] = {"prox": _prox, "training gradient": _gradient, "Hessian product": _hessian_product}
+def _compare(first: Result, second: Result) -> int:
+    rows = results.compare(first, second)
+    if not rows:
+        raise ValueError("--compare must name results with rows in common (model, work, shape, precision, way)")
+    for letter, result in zip("AB", (first, second), strict=True):
+        print(f"{letter}: {_head(result)}")
+    print(table(("model", "work", "x", "precision", "way", "A ms", "B ms", "times faster", ""), rows))
+    return 0
 
 
-def _sample(model: LPN, batch: int, size: tuple[int, ...]) -> Tensor:  # (N, dim), (N, C, H, W) or (N, C, D, H, W)
-    spec, own = model.spec, next(model.parameters())
-    shape = (batch, spec.channels) if spec.is_dense else (batch, spec.channels, *(spec.image_size or size))
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(own)
+def _head(result: Result) -> str:
+    where, limits = result.where, result.ceilings
+    special = f", {limits['special_g']:.1f}e9 exp2/s" if limits["special_g"] else ""
+    products = "".join(f", {kind} {rate / 1e3:.1f}" for kind, rate in limits["products"].items() if kind != "fp32")
+    return (
+        f"{where['device']}, {where['threads']} threads, torch {where['torch']}, lpn-fast {where['lpn_fast']}"
+        f" ({where['commit']}), {where['timestamp']}\nmeasured ceilings: products fp32 "
+        f"{limits['gemm_gflops'] / 1e3:.3g} TFLOP/s{products}, copy {limits['copy_gbytes']:.1f} GB/s{special}"
+    )
 
 
-def _sigma(model: LPN) -> float | None:
-    levels = model.spec.noise_levels
-    return levels[len(levels) // 2] if levels else None
+def _cells(row: Row) -> tuple:
+    return (
+        row.model, suite.NAMES.get(row.work, row.work), row.shape, row.way, row.ms, f"{row.ms_20:.2f}..{row.ms_80:.2f}",
+        row.samples_per_s, None if row.tflops is None else f"{row.tflops:.3g}", row.gbytes_per_s, row.ceiling,
+        f"{row.error:.0e}", row.peak_mb, row.watts,
+    )  # fmt: skip
 
 
-def _truth(function: Callable, model: LPN, x: Tensor) -> Tensor:
-    """The value for the first sample, in float64."""
-    with registry.use_backend("torch"):
-        return function(copy.deepcopy(model).double(), x[:1].double(), _sigma(model))
-
-
-def _timed(
-    function: Callable, model: LPN, x: Tensor, backends: list[str], seconds: float, truth: Tensor
-) -> dict[str, tuple[float, float]]:
-    """(median ms, error) per backend."""
-    sigma, errors = _sigma(model), {}
-    times: dict[str, list[float]] = {name: [] for name in backends}
-    for name in backends:
-        with registry.use_backend(name):
-            error = (function(model, x[:1], sigma).double() - truth).abs().max() / truth.abs().max()
-            errors[name] = float(error)
-            function(model, x, sigma)
-    started = time.perf_counter()
-    for number in range(MAX_ROUNDS):
-        if number >= MIN_ROUNDS and time.perf_counter() - started > seconds:
-            break
-        for name in backends:
-            with registry.use_backend(name):
-                times[name].append(_milliseconds(lambda: function(model, x, sigma), x.device))
-    return {name: (statistics.median(times[name]), errors[name]) for name in backends}
-
-
-def _milliseconds(call: Callable, device: torch.device) -> float:
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
-    call()
-    wait()
-    return 1e3 * (time.perf_counter() - start)
+def _progress(row: Row) -> None:
+    print(f"{row.model}, {suite.NAMES.get(row.work, row.work)}, {row.shape}, {row.way}: {row.ms:.2f} ms", flush=True)

@@ -4,13 +4,14 @@ import argparse
 
 import torch
 
-from ..ops import admission, registry
+from ..networks.explanation import examine
+from ..ops import admission
 from ..ops.precision import PRECISIONS
 from . import options
 
 DESCRIPTION = """\
 Check the GPU kernels on this device with the weights of a model: results against float64 at small and odd sizes, the
-same bits in repeated calls, and the time against plain torch. What is found is kept for this user, and decides which
+same bits in repeated calls, and the time against plain torch, eager and compiled. What is found is kept for this user, and decides which
 kernels run from then on; `lpn-fast info` lists it. First calls do the same with random weights where nothing is known,
 unless LPN_FAST_TUNE=off."""
 
@@ -35,9 +36,8 @@ def run(args: argparse.Namespace) -> int:
     if torch.device(args.device).type != "cuda":
         raise ValueError(f"--device must be cuda or cuda:N, got {args.device}; CPU kernels need no check")
     model = options.load_model(args.model, args.device)
-    packed = model.packed().detach()
-    for precision in args.precision:
-        for name, found in registry.examine(model.spec, packed.device, precision, packed).items():
+    for precision in args.precision if model.spec.kind != "explicit" else ["fp32"]:
+        for name, found in examine(model, precision).items():
             print(f"{name}, {precision}: {found}")
     print(f"kept in {admission.folder()}")
     return 0

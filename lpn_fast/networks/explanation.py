@@ -2,7 +2,9 @@
 
 from torch import Tensor
 
-from ..ops import registry
+from ..ops import admission, registry
+from ..ops.explicit import kernels
+from .explicit import ExplicitLPN
 from .inputs import checked_network
 from .lpn import LPN
 
@@ -16,6 +18,9 @@ def explain(model: LPN, x: Tensor) -> str:
     >>> print(lf.explain(lf.MLPLPN(dim=3), torch.zeros(5, 3)))  # doctest: +SKIP
     """
     checked_network(model)
+    if isinstance(model, ExplicitLPN):
+        levels = model.kernel_levels()
+        return "\n".join(line for level in levels for line in kernels.explain(level, x))
     backend = registry.select(model.spec, x, model.precision)
     runs = backend.name
     lines = [f"{runs}: runs this call (chosen by {registry.chosen()!r})"]
@@ -27,3 +32,17 @@ def explain(model: LPN, x: Tensor) -> str:
             reason = reason or slower.get(name)
             lines.append(f"{name}: {reason or 'could run it, others come first'}")
     return "\n".join(lines)
+
+
+def examine(model: LPN | ExplicitLPN, precision: str) -> dict[str, "admission.Verdict | str"]:
+    """Check the GPU kernels of `model` on its device, whatever is known: per backend a verdict, or why it cannot run.
+
+    A network is checked with its own weights, an explicit prior with potentials of every kind, for each of its levels.
+    """
+    if isinstance(model, ExplicitLPN):
+        levels = model.kernel_levels()
+        found = [kernels.examine(level, model.far.device) for level in levels]
+        named = [f" ({level.kernel} x {level.kernel})" if len(levels) > 1 else "" for level in levels]
+        return {name + which: said for one, which in zip(found, named, strict=True) for name, said in one.items()}
+    packed = model.packed().detach()
+    return registry.examine(model.spec, packed.device, precision, packed)

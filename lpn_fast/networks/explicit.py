@@ -17,6 +17,7 @@ from ..algebra.noise import noise_features
 from ..ops.explicit import Potentials, Solution, SolveLimits, prior_gradient, prior_value, proximal_point
 from ..ops.explicit import potentials as passes
 from ..ops.explicit.descent import linear_solve
+from ..ops.explicit.level import Level
 from ..ops.tracing import uncompiled
 from ..per_sample import broadcast, dot, norm
 from .explicit_spec import ExplicitSpec
@@ -164,6 +165,10 @@ class ExplicitLPN(Summarised):
             atoms = getattr(self, prefix + "atoms").detach().flatten(1).double()
             errors.append(float(torch.linalg.matrix_norm(atoms @ atoms.T - torch.eye(len(atoms)).to(atoms), 2)))
         return max(errors)
+
+    def kernel_levels(self) -> list[Level]:
+        """What kernels are chosen by, one for each level."""
+        return [Level(self.spec.channels, k, groups) for k, groups in self.levels().values()]
 
     def stores_activations(self, x: Tensor) -> bool:
         return False

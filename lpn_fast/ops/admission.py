@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 # One work must gain this at least, and no other may lose as much: less is within the spread of two runs.
 LEAST_GAIN = 1.05
-FORMAT = 1
+FORMAT = 2
 _log = logging.getLogger("lpn_fast")
 _known: dict[tuple, "Verdict"] = {}  # in this process
 _lock = threading.RLock()
@@ -62,14 +62,18 @@ class Verdict:
         """Why "auto" does not take them."""
         if self.wrong:
             return f"checked on this device and not used: {self.wrong}"
-        gains = self.findings.gains
-        if max(gains.values()) >= LEAST_GAIN and min(gains.values()) >= 1 / LEAST_GAIN:
-            return None
-        said = ", ".join(f"{work} {gain:.2f}" for work, gain in gains.items())
-        return f"right, but not faster than torch on this device (times its speed: {said})"
+        gains, compiled = self.findings.gains, self.findings.compiled
+        if not (max(gains.values()) >= LEAST_GAIN and min(gains.values()) >= 1 / LEAST_GAIN):
+            return f"right, but not faster than torch on this device ({_times(gains)} its speed)"
+        if compiled and min(compiled.values()) < 1 / LEAST_GAIN:
+            plain = "torch.compile of the plain network"
+            return f"right, but slower than {plain} on this device ({_times(compiled)} its speed)"
+        return None
 
     def __str__(self) -> str:
-        gains = ", ".join(f"{work} {gain:.2f} times torch's speed" for work, gain in self.findings.gains.items())
+        gains = f"{_times(self.findings.gains)} torch's speed"
+        compiled = self.findings.compiled
+        gains += f", {_times(compiled)} torch.compile's" if compiled else f" ({self.findings.not_compiled})"
         where = f"{self.where['device']}, {self.backend}, widths {self.stages}, {self.precision}"
         return f"{where}: {self.refusal or f'admitted, error {self.findings.error:.0e}, {gains}'}"
 
@@ -95,13 +99,22 @@ def verdict(
 
 
 def examine(
-    backend: "Backend", plain: "Backend", spec: Spec, device: torch.device, precision: str, packed: Tensor | None = None
+    backend: "Backend",
+    plain: "Backend",
+    spec: Spec,
+    device: torch.device,
+    precision: str,
+    packed: Tensor | None = None,
+    compiled: bool = False,
 ) -> Verdict:
-    """Check now, whatever is known, and keep the verdict. `packed` (P,): the weights to check with; None: random."""
+    """Check now, whatever is known, and keep the verdict. `packed` (P,): the weights to check with; None: random.
+
+    `compiled`: beside torch.compile, too. First calls leave that out: it compiles for a minute.
+    """
     _log.warning(
         "lpn_fast: checking the %s kernels in %s on %s, once", backend.name, precision, where(device)["device"]
     )
-    findings = check(backend, plain, spec, device, precision, packed)
+    findings = check(backend, plain, spec, device, precision, packed, compiled)
     found = Verdict(
         backend.name, precision, _digest(spec), [s.width for s in spec.stages], where(device), findings
     )  # fmt: skip
@@ -183,6 +196,10 @@ def _read(path: Path) -> Verdict | None:
         return Verdict(**(data | {"findings": Findings(**data["findings"])}))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # absent, cut off, or of another kind
         return None
+
+
+def _times(gains: dict[str, float]) -> str:
+    return ", ".join(f"{work} {gain:.2f} times" for work, gain in gains.items())
 
 
 def _digest(spec: Spec) -> str:

@@ -104,7 +104,7 @@ def not_admitted(spec: Spec, x: Tensor, precision: str = "fp32") -> dict[str, st
     found = {}
     for name in _to_be_admitted & _backends.keys():
         if _backends[name].supports(spec, x, precision) is None:
-            reason = _refusal(_backends[name], spec, x, precision, ask=False)
+            reason = refusal(_backends[name], _backends["torch"], spec, x, precision, ask=False)
             if reason:
                 found[name] = reason
     return found
@@ -119,7 +119,8 @@ def examine(
     for name, backend in _backends.items():
         if name in _to_be_admitted:
             reason = backend.supports(spec, x, precision)
-            found[name] = reason or admission.examine(backend, _backends["torch"], spec, device, precision, packed)
+            plain = _backends["torch"]
+            found[name] = reason or admission.examine(backend, plain, spec, device, precision, packed, compiled=True)
     return found
 
 
@@ -132,12 +133,13 @@ def select(spec: Spec, x: Tensor, precision: str = "fp32") -> Backend:
         reason = _backends[name].supports(spec, x, precision)
         if reason:
             raise RuntimeError(f"backend {name!r} was asked for but cannot run this: {reason}")
-        _raise_if_unproven(_backends[name], spec, x, precision)
+        raise_if_unproven(_backends[name], _backends["torch"], spec, x, precision)
         return _backends[name]
     refused = {}
     for name, backend in _backends.items():
         if backend.supports(spec, x, precision) is None:
-            reason = _refusal(backend, spec, x, precision) if name in _to_be_admitted else None
+            admit = name in _to_be_admitted
+            reason = refusal(backend, _backends["torch"], spec, x, precision) if admit else None
             if reason is None:
                 return backend
             refused[name] = reason
@@ -146,18 +148,19 @@ def select(spec: Spec, x: Tensor, precision: str = "fp32") -> Backend:
     raise RuntimeError(f"no backend runs this in precision {precision!r}: {reasons(spec, x, precision)}")
 
 
-def _refusal(backend: Backend, spec: Spec, x: Tensor, precision: str, ask: bool = True) -> str | None:
+def refusal(backend, plain, spec, x: Tensor, precision: str, ask: bool = True) -> str | None:
+    """Why "auto" passes a backend over that has to be admitted: ops/admission.py, and never under the interpreter."""
     if interpreted():
         return f"runs under Triton's interpreter here; force it with LPN_FAST_BACKEND={backend.name}"
-    return admission.refusal(backend, _backends["torch"], spec, x, precision, ask)
+    return admission.refusal(backend, plain, spec, x, precision, ask)
 
 
-def _raise_if_unproven(backend: Backend, spec: Spec, x: Tensor, precision: str) -> None:
+def raise_if_unproven(backend, plain, spec, x: Tensor, precision: str) -> None:
     """Not even who asks by name gets wrong results from a device on which a backend was never seen to work."""
     must = getattr(backend, "must_be_checked", None)
     if must is None or not must(x):
         return
-    found = admission.verdict(backend, _backends["torch"], spec, x, precision)
+    found = admission.verdict(backend, plain, spec, x, precision)
     wrong = "it was not checked on this device, see lpn-fast tune" if found is None else found.wrong
     if wrong:
         raise RuntimeError(f"backend {backend.name!r} was asked for but cannot run this: {wrong}")

@@ -199,7 +199,7 @@ FAULTS = {
 }
 SECOND_ORDER = {
     "the mean of du forgotten": ("(second - (total_du / total)[:, None] * back)", "second"),
-    "du of the first tap's direction": ("c.to(tl.int64) * v_c + h * v_h", "c.to(tl.int64) * v_c"),
+    "dx in the place of dv's rows": ("v, v_n, v_c, v_h, v_w, image", "v, v_n, v_c, v_w, v_w, image"),
     "dc without the gates": ("2 * (dc * back + coefficients * second)", "2 * (dc + coefficients * second)"),
     "what fades once": ("total_du * fading + tl.sum(share * du, 1)", "total_du + tl.sum(share * du, 1)"),
     "a gate's curvature": ("share * (1 - slope) * beta * du", "share * slope * beta * du"),

@@ -23,17 +23,17 @@ class SweepsBackend:
 
     def evaluate(self, spec, x: Tensor, packed: Tensor, features: Tensor | None, value: bool, tape: bool, precision):
         keep = tape and not spec.is_dense
-        with _products(x, precision):
+        with products(x, precision):
             psi, f, kept = self._sweeps(spec, x, packed, features, precision).value_prox(value, keep)
         return psi, f.contiguous(), kept.flatten() if keep else []
 
     def hvp(self, spec, x: Tensor, packed: Tensor, features: Tensor | None, v: Tensor, tape: list[Tensor], precision):
-        with _products(x, precision):
+        with products(x, precision):
             sweeps = self._sweeps(spec, x, packed, features, precision)
             return sweeps.hvp(self._tape(sweeps, tape), v).contiguous()
 
     def vjp(self, spec, x, packed, features, p: Tensor | None, v: Tensor | None, tape: list[Tensor], precision):
-        with _products(x, precision):
+        with products(x, precision):
             sweeps = self._sweeps(spec, x, packed, features, precision)
             gx, gradient = sweeps.vjp(self._tape(sweeps, tape), p, v)
         return gx.contiguous(), gradient
@@ -57,7 +57,7 @@ class TorchBackend(SweepsBackend):
     def evaluate(self, spec, x: Tensor, packed: Tensor, features: Tensor | None, value: bool, tape: bool, precision):
         if tape or not frame.supports(spec):
             return super().evaluate(spec, x, packed, features, value, tape, precision)
-        with _products(x, "fp32" if precision == "fp32" else "tf32"):
+        with products(x, "fp32" if precision == "fp32" else "tf32"):
             return *pointwise.value_prox(spec, x, packed, features, value), []
 
     def supports(self, spec: Spec, x: Tensor, precision: str) -> str | None:
@@ -69,7 +69,7 @@ class TorchBackend(SweepsBackend):
 
 
 @contextlib.contextmanager
-def _products(x: Tensor, precision: str):
+def products(x: Tensor, precision: str):
     """TF32 where it was named and nowhere else (torch allows it in convolutions by default); sums in float32.
 
     By `fp32_precision` alone: to read `allow_tf32` after somebody set the former is an error, and to set it undoes
@@ -79,10 +79,10 @@ def _products(x: Tensor, precision: str):
         yield
         return
     matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    products = "tf32" if precision == "tf32" else "ieee"
+    named = "tf32" if precision == "tf32" else "ieee"
     settings = (
-        (matmul, "fp32_precision", products),
-        (convolution, "fp32_precision", products),
+        (matmul, "fp32_precision", named),
+        (convolution, "fp32_precision", named),
         (matmul, "allow_fp16_reduced_precision_reduction", False),
         (matmul, "allow_bf16_reduced_precision_reduction", False),
     )

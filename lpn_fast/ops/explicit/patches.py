@@ -44,10 +44,7 @@ class Patches:
 
     def folded(self, extended: Tensor) -> Tensor:
         """E^T: the adjoint, (N, C, H, W)."""
-        n, channels, height, width = extended.shape
-        margin = 2 * self.k - 2
-        rows = extended.new_zeros(n, channels, height - margin, width).index_add_(2, self.rows, extended)
-        return extended.new_zeros(n, channels, height - margin, width - margin).index_add_(3, self.columns, rows)
+        return folded(extended, self.k)
 
     def blocks(self) -> Iterator[slice]:
         """Rows of positions that go together."""
@@ -73,6 +70,29 @@ class Patches:
 def _mirrored(side: int, k: int) -> Tensor:
     index = torch.arange(1 - k, side + k - 1) % (2 * side)
     return torch.where(index < side, index, 2 * side - 1 - index)
+
+
+def folded(extended: Tensor, k: int) -> Tensor:
+    """E^T of a continued image (N, C, H + 2 k - 2, W + 2 k - 2)."""
+    return _unmirrored(_unmirrored(extended, 2, k), 3, k)
+
+
+def _unmirrored(extended: Tensor, axis: int, k: int) -> Tensor:
+    """The adjoint of mirroring along an axis: run by run, so that the order of sums is the same on every device."""
+    length = extended.shape[axis]
+    side = length - 2 * k + 2
+    total = extended.narrow(axis, k - 1, side).clone()
+    runs = -(-(k - 1) // side) if side else 0
+    for run in range(-runs, runs + 1):
+        start = k - 1 + run * side
+        first, last = max(start, 0), min(start + side, length)
+        if run == 0 or last <= first:
+            continue
+        part, at = extended.narrow(axis, first, last - first), first - start
+        if run % 2:  # every second one is mirrored
+            part, at = part.flip(axis), start + side - last
+        total.narrow(axis, at, last - first).add_(part)
+    return total
 
 
 @functools.cache

@@ -26,9 +26,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import kernel
+from . import kernels
 from .coarse import Tilings, means, means_adjoint
 from .patches import Patches
+from .plain import huber
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,10 @@ class Potentials:
         own = (self.energies, self.slope, self.near, self.far)
         return Potentials(self.atoms, *(t.repeat_interleave(times, 0) for t in own))
 
+    def single(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """U (M, n) and a, b, e (M, 1) where they are one sample's."""
+        return self.energies[0], self.slope[0, :, None], self.near[0, :, None], self.far[0, :, None]
+
     def curvature(self) -> Tensor:
         """Curvature of the potentials along every atom at zero, where it is largest, (B, n)."""
         return ((self.slope * self.near.rsqrt() - 1)[:, None] @ self.energies)[:, 0]
@@ -89,78 +94,30 @@ def gradient(pot: Potentials, x: Tensor, k: int) -> Tensor:
 
 def value_and_gradient(pot: Potentials, x: Tensor, k: int, with_value: bool = True) -> tuple[Tensor, Tensor]:
     """(R(x) (N,) float64, or zeros without values, grad R(x)); x in units of the noise, (N, C, H, W)."""
-    value, gradient = _value_and_gradient(pot, x, k, with_value)
+    value, gradient = kernels.run(pot, x, None, k, with_value)
     if _has_coarse(pot, x, k):
         z, parts = means(x, k), []
         tilings = Tilings(*z.shape[2:], k)
         for part in tilings.split(z):
-            of_part, own = _value_and_gradient(_of_tilings(pot, part, x), part, _side(pot, x), with_value)
+            of_part, own = kernels.run(_of_tilings(pot, part, x), part, None, _side(pot, x), with_value)
             value += of_part.view(len(x), -1).sum(1) / k**2
             parts.append(own)
         gradient += means_adjoint(tilings.joined(parts, z), k) / k**2
     return value, gradient
 
 
-def _value_and_gradient(pot: Potentials, x: Tensor, k: int, with_value: bool) -> tuple[Tensor, Tensor]:
-    """The same of one level."""
-    if kernel.runs(x):
-        return kernel.run(pot, x, None, k, with_value)
-    patches = Patches(*x.shape[2:], k, x)
-    extended = patches.extended(x)
-    gradient = torch.zeros_like(extended)
-    value = x.new_zeros(len(x), dtype=torch.float64)
-    for n in range(len(x)):
-        own, one = pot.of(slice(n, n + 1)), slice(n, n + 1)
-        atoms, (u_matrix, a, b, e) = own.atoms, _single(own)
-        for block in patches.blocks():
-            c = atoms @ patches.gather(extended[one], block)[0]  # [n, P]
-            energy = u_matrix @ c.square()  # [M, P]
-            near, far = torch.rsqrt(energy + b), torch.rsqrt(energy.maximum(e * e))
-            weights = patches.weights_of(block)
-            if with_value:
-                total = a * (near.reciprocal() - b.sqrt()) - _huber(energy, e)
-                value[n] += (total.sum(0) * weights).sum(dtype=torch.float64) / k**2
-            gates = (near.mul_(a)).sub_(far.mul_(e))
-            c.mul_(u_matrix.T @ gates).mul_(weights / k**2)
-            patches.scatter((atoms.T @ c)[None], gradient[one], block)
-    return value, patches.folded(gradient)
-
-
 def hvp(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
     """The Hessian of R at x times v, like x."""
-    product = _hvp(pot, x, v, k)
+    product = kernels.run(pot, x, v, k, False)[1]
     if _has_coarse(pot, x, k):
         z, along = means(x, k), means(v, k)
         tilings = Tilings(*z.shape[2:], k)
         parts = [
-            _hvp(_of_tilings(pot, part, x), part, direction, _side(pot, x))
+            kernels.run(_of_tilings(pot, part, x), part, direction, _side(pot, x), False)[1]
             for part, direction in zip(tilings.split(z), tilings.split(along), strict=True)
         ]
         product += means_adjoint(tilings.joined(parts, z), k) / k**2
     return product
-
-
-def _hvp(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
-    """The same of one level."""
-    if kernel.runs(x):
-        return kernel.run(pot, x, v, k, False)[1]
-    patches = Patches(*x.shape[2:], k, x)
-    at, along = patches.extended(x), patches.extended(v)
-    product = torch.zeros_like(at)
-    for n in range(len(x)):
-        own, one = pot.of(slice(n, n + 1)), slice(n, n + 1)
-        atoms, (u_matrix, a, b, e) = own.atoms, _single(own)
-        for block in patches.blocks():
-            c = atoms @ patches.gather(at[one], block)[0]
-            dc = atoms @ patches.gather(along[one], block)[0]
-            energy = u_matrix @ c.square()
-            near, far = torch.rsqrt(energy + b), torch.rsqrt(energy.maximum(e * e))
-            third = a * near**3 - torch.where(energy > e * e, e * far**3, 0.0)
-            gates = near.mul_(a).sub_(far.mul_(e))
-            turned = u_matrix.T @ (third * (u_matrix @ (c * dc)))
-            dc.mul_(u_matrix.T @ gates).sub_(c * turned).mul_(patches.weights_of(block) / k**2)
-            patches.scatter((atoms.T @ dc)[None], product[one], block)
-    return patches.folded(product)
 
 
 def pairing(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
@@ -181,7 +138,7 @@ def _pairing(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
     total = x.new_zeros(())
     for n in range(len(x)):
         own, one = pot.of(slice(n, n + 1)), slice(n, n + 1)
-        u_matrix, a, b, e = _single(own)
+        u_matrix, a, b, e = own.single()
         for block in patches.blocks():
             c = own.atoms @ patches.gather(at[one], block)[0]
             dc = own.atoms @ patches.gather(along[one], block)[0]
@@ -209,18 +166,12 @@ def _values(pot: Potentials, x: Tensor, k: int) -> Tensor:
     at, totals = patches.extended(x), []
     for n in range(len(x)):
         own = pot.of(slice(n, n + 1))
-        u_matrix, a, b, e = _single(own)
+        u_matrix, a, b, e = own.single()
         for block in patches.blocks():
             energy = u_matrix @ (own.atoms @ patches.gather(at[n : n + 1], block)[0]).square()
-            total = a * ((energy + b).sqrt() - b.sqrt()) - _huber(energy, e)
+            total = a * ((energy + b).sqrt() - b.sqrt()) - huber(energy, e)
             totals.append((total.sum(0) * patches.weights_of(block)).sum() / k**2)
     return torch.stack(totals).view(len(x), -1).sum(1) if totals else x.new_zeros(0)
-
-
-def _huber(energy: Tensor, e: Tensor) -> Tensor:
-    """Huber's function of the root of energies."""
-    outer = energy.maximum(e * e)
-    return e * outer.sqrt() - (outer - energy + e * e) / 2
 
 
 def _has_coarse(pot: Potentials, x: Tensor, k: int) -> bool:
@@ -237,8 +188,3 @@ def _of_tilings(pot: Potentials, part: Tensor, x: Tensor) -> Potentials:
     """Coarse potentials of every tiling of every sample."""
     assert pot.coarse is not None
     return pot.coarse.repeated(len(part) // len(x))
-
-
-def _single(pot: Potentials) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """U [M, n] and a, b, e [M, 1] of one sample."""
-    return pot.energies[0], pot.slope[0, :, None], pot.near[0, :, None], pot.far[0, :, None]

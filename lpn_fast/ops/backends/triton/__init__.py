@@ -25,6 +25,7 @@ maps       the linear maps of a network: weights as the kernels read them, gradi
 skips      the sum of the skips' adjoints
 choice     whether a stage's product is the library's
 fused      frames and mixtures in one kernel
+explicit   explicit priors, whose kernels ops/explicit chooses
 layouts    channels-last views, rounded weights, operands
 device     facts of the device, and the kernels' launchers
 """

@@ -2,25 +2,20 @@
 
 import functools
 import importlib.util
+from contextlib import AbstractContextManager
 
-import torch
 from torch import Tensor
 
 from ....algebra.spec import Spec
-from ....kernels.triton.interpreter import interpreted
 from ... import registry
 from ...precision import storage
 from ...sweeps import Sweeps
 from ..torch import SweepsBackend, TorchBackend
-from . import fused
+from . import device, fused
 from .choice import choice
 from .epilogues import TritonEpilogues, TritonSquareEpilogues
 from .layouts import power_of_two
 from .maps import TritonMaps
-
-LEAST_CAPABILITY = (8, 0)  # bf16 and TF32 products, asynchronous copies
-# From here on Triton has other products (tcgen05), and is known to have miscompiled two into one accumulator.
-UNPROVEN_CAPABILITY = (10, 0)
 
 
 def register() -> None:
@@ -44,17 +39,7 @@ class TritonBackend(SweepsBackend):
             return "volumes are not covered"
         if spec.stages[-1].competing and not fused.covers(spec):
             return "of networks whose last units compete only frames under one stage of gates are covered"
-        if x.dtype != torch.float32:
-            return f"x is {x.dtype}, this backend takes float32 (and rounds inside, as the precision says)"
-        if x.device.type == "cuda":
-            capability = torch.cuda.get_device_capability(x.device)
-            if capability < LEAST_CAPABILITY:
-                return f"the device has compute capability {capability}, {LEAST_CAPABILITY} is needed"
-        elif not interpreted():
-            return f"x is on {x.device}, this backend runs on CUDA"
-        elif precision == "bf16":
-            return "Triton's interpreter does not round to bfloat16 correctly"
-        return None
+        return device.refusal(x, precision)
 
     def evaluate(self, spec, x: Tensor, packed: Tensor, features, value: bool, tape: bool, precision: str):
         if not tape and fused.covers(spec):
@@ -63,9 +48,13 @@ class TritonBackend(SweepsBackend):
             return self._plain.evaluate(spec, x, packed, features, value, tape, precision)
         return super().evaluate(spec, x, packed, features, value, tape, precision)
 
+    def alternatives(self) -> dict[str, AbstractContextManager]:
+        """Other ways to launch the same kernels, for checks on a device."""
+        return {"with pointers in the place of the copy engine": device.without_tma()}
+
     def must_be_checked(self, x: Tensor) -> bool:
         """Whether not even who asks for this backend by name gets it without a check on the device."""
-        return x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) >= UNPROVEN_CAPABILITY
+        return device.is_unproven(x)
 
     def vjp(self, spec, x, packed, features, p: Tensor | None, v: Tensor | None, tape: list[Tensor], precision):
         if spec.stages[-1].competing:

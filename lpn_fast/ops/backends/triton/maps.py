@@ -162,7 +162,8 @@ class TritonMaps(ConvMaps):
         key = launch.Key(role, c_in, c_out, self.precision, self.arch)
         chosen = launch.config(key, out.shape[0] * out.shape[1] * out.shape[2])
         width = -(-out.shape[2] // stage.stride) if transposed else out.shape[2]  # that of a parity class
-        if chosen.tma and not (launch.rows_fill(chosen.pixels, width) and self._tma_fits(l, chosen, transposed, role)):
+        fits = launch.rows_fill(chosen.pixels, width) and self._tma_fits(l, chosen, transposed, role)
+        if chosen.tma and not (fits and device.tma_is_allowed()):
             chosen = launch.config(key, out.shape[0] * out.shape[1] * out.shape[2], forbid_tma=True)
         return chosen
 

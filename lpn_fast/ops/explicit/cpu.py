@@ -1,26 +1,37 @@
 """Explicit priors on the CPU, fused (csrc/cpu/isa/prior.h): only images touch memory. float32."""
 
 import importlib
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .. import registry
 from .patches import Patches
+
+if TYPE_CHECKING:
+    from .level import Level
+    from .potentials import Potentials
 
 try:
     _cpu = importlib.import_module("lpn_fast._cpu")
 except ImportError:  # a source tree that was never built
     _cpu = None
 
-
-def runs(x: Tensor) -> bool:
-    """Whether the kernel computes this, by backend in force, type and device."""
-    wanted = registry.chosen() in ("auto", "cpu")
-    return wanted and _cpu is not None and x.device.type == "cpu" and x.dtype == torch.float32
+name = "cpu"
 
 
-def run(pot, x: Tensor, v: Tensor | None, k: int, with_value: bool) -> tuple[Tensor, Tensor]:
+def refusal(level: "Level", x: Tensor) -> str | None:
+    """Why this kernel does not run such a call, or None."""
+    if _cpu is None:
+        return "the compiled module is not here"
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return f"x is {x.dtype} on {x.device}, this kernel takes float32 on CPUs"
+    return None
+
+
+def run(
+    pot: "Potentials", x: Tensor, v: Tensor | None, k: int, with_value: bool, precision: str = "fp32"
+) -> tuple[Tensor, Tensor]:
     """(R(x) (N,) float64, or zeros, grad R(x)); the second one is the Hessian times v where v is given."""
     samples, channels, height, width = x.shape
     patches = Patches(height, width, k, x)

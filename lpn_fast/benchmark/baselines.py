@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lpn_fast import LPN
-from lpn_fast.algebra.noise import noise_features
-from lpn_fast.algebra.parameters import layout
+from ..algebra.noise import noise_features
+from ..algebra.parameters import layout
+from ..networks.lpn import LPN
 
 
 class PlainPotential(nn.Module):
@@ -104,6 +104,10 @@ class Eager:
         if channels_last:
             self.potential.to(memory_format=torch.channels_last)
 
+    @torch.no_grad()
+    def value(self, x: Tensor) -> Tensor:
+        return self.potential(self._in(x))
+
     def prox(self, x: Tensor) -> Tensor:
         """f(x), not detached: training differentiates it again."""
         x = self._in(x).detach().requires_grad_()
@@ -142,9 +146,16 @@ class Compiled:
         def loss(parameters, y, target):
             return (prox(parameters, y) - target).square().mean()
 
-        self._prox, self._hvp, self._gradient = (
-            torch.compile(function, dynamic=False, mode=mode) for function in (prox, hvp, torch.func.grad(loss))
+        def value(parameters, x):
+            return torch.func.functional_call(self.potential, parameters, (x,))
+
+        self._prox, self._hvp, self._gradient, self._value = (
+            torch.compile(function, dynamic=False, mode=mode) for function in (prox, hvp, torch.func.grad(loss), value)
         )
+
+    def value(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._value(self._detached(), x)
 
     def prox(self, x: Tensor) -> Tensor:
         with torch.no_grad():

@@ -2,11 +2,15 @@
 
 One multiply-add is 2 FLOP; F is the FLOP of one value sweep (the linear maps W_l and A_l; no element-wise step):
 
-    prox 2F,   hvp 4F,   gradient (forward and all gradients of a loss of f) 6F,   prior value 2F
+    value F,   prox 2F,   hvp 4F,   gradient (forward and all gradients of a loss of f) 6F
+
+Of an explicit prior, whose f is a solve, "value" is R with its gradient, "prox" one gradient of R and "hvp" a Hessian
+product of R; its gates take two roots each.
 
 Traffic counts what must pass through memory when each stage runs by itself and only z, e, dz and delta are stored,
 Z bytes per such set of activations. A dense network stays in cache: Z = 0, whatever an implementation does.
 
+    value     z: write, read by the next stage                                                                  2 Z
     prox      z: write, read by the next stage, read for s;   e: write, read by the transposed map              5 Z
     hvp       that, tangent (read z, write and read dz), adjoint (read z, e, dz, write and read delta)         13 Z
     gradient  that, and e, dz, delta, z once more for the weights                                               17 Z
@@ -18,13 +22,13 @@ The figures are checked against counts by hand in tests/test_bench.py.
 import math
 from dataclasses import dataclass
 
-from lpn_fast.algebra.parameters import parameter_count
-from lpn_fast.algebra.spec import Spec, ceil_div
+from ..algebra.parameters import parameter_count
+from ..algebra.spec import Spec, ceil_div
 
-SWEEPS = {"prox": 2, "hvp": 4, "gradient": 6}  # in F
-ACTIVATION_PASSES = {"prox": 5, "hvp": 13, "gradient": 17}  # in Z
-SPECIAL_PER_UNIT = {"prox": 3, "hvp": 6, "gradient": 6}
-IMAGES = {"prox": 2, "hvp": 3, "gradient": 3}  # x-sized vectors read or written
+SWEEPS = {"value": 1, "prox": 2, "hvp": 4, "gradient": 6}  # in F
+ACTIVATION_PASSES = {"value": 2, "prox": 5, "hvp": 13, "gradient": 17}  # in Z
+SPECIAL_PER_UNIT = {"value": 2, "prox": 3, "hvp": 6, "gradient": 6}
+IMAGES = {"value": 1, "prox": 2, "hvp": 3, "gradient": 3}  # x-sized vectors read or written
 ADAM_PASSES = 7  # reads p, grad, m, v and writes p, m, v
 
 
@@ -46,8 +50,10 @@ class Work:
         return Work(*(round(count * n) for n in (self.flop, self.activation_bytes, self.other_bytes, self.special)))
 
 
-def forward_macs(spec: Spec, height: int = 1, width: int = 1) -> int:
+def forward_macs(spec, height: int = 1, width: int = 1) -> int:
     """Multiply-adds of one value sweep of one sample; height and width of the image, for convolutional networks."""
+    if spec.kind == "explicit":
+        return positions(spec, height, width) * spec.atoms * (spec.atoms + spec.groups)
     sizes = _sizes(spec, height, width)
     total, before = 0, 0
     for stage, size in zip(spec.stages, sizes, strict=True):
@@ -59,19 +65,21 @@ def forward_macs(spec: Spec, height: int = 1, width: int = 1) -> int:
     return total
 
 
-def units(spec: Spec, height: int = 1, width: int = 1) -> int:
+def units(spec, height: int = 1, width: int = 1) -> int:
     """Entries of z_1..z_L of one sample."""
+    if spec.kind == "explicit":
+        return positions(spec, height, width) * (spec.atoms + spec.groups)
     sizes = _sizes(spec, height, width)
     return sum(stage.width * math.prod(size) for stage, size in zip(spec.stages, sizes, strict=True))
 
 
-def work(spec: Spec, op: str, shape: tuple[int, ...], element_bytes: int = 4) -> Work:
+def work(spec, op: str, shape: tuple[int, ...], element_bytes: int = 4) -> Work:
     """The work of `op` at an input of `shape`, (N, d) or (N, C, H, W).
 
     Parameters
     ----------
     spec : Spec
-    op : "prox", "hvp", "gradient" or "step"
+    op : "value", "prox", "hvp", "gradient" or "step"
         "step" is a training step: the gradient, Adam on every parameter, and the projection.
     shape : tuple of int
     element_bytes : int
@@ -80,14 +88,25 @@ def work(spec: Spec, op: str, shape: tuple[int, ...], element_bytes: int = 4) ->
     sweep = "gradient" if op == "step" else op
     batch, image = shape[0], shape[2:]
     z = 0 if spec.is_dense else batch * units(spec, *image) * element_bytes
-    parameters = 4 * parameter_count(spec)
+    explicit = spec.kind == "explicit"
+    parameters = 4 * (spec.slots()[-1].end if explicit else parameter_count(spec))
+    sweep = "prox" if explicit and sweep == "value" else sweep
     passes = 1 + (1 + ADAM_PASSES if op == "step" else sweep == "gradient")  # read P; write its gradient; Adam
     return Work(
         flop=batch * 2 * SWEEPS[sweep] * forward_macs(spec, *image),
         activation_bytes=ACTIVATION_PASSES[sweep] * z,
         other_bytes=IMAGES[sweep] * 4 * math.prod(shape) + passes * parameters,
-        special=batch * SPECIAL_PER_UNIT[sweep] * units(spec, *image),
+        special=batch * (_roots(spec, *image) if explicit else SPECIAL_PER_UNIT[sweep] * units(spec, *image)),
     )
+
+
+def positions(spec, height: int, width: int) -> int:
+    """Patches of an explicit prior's image."""
+    return (height + spec.kernel - 1) * (width + spec.kernel - 1)
+
+
+def _roots(spec, height: int, width: int) -> int:
+    return 2 * spec.groups * positions(spec, height, width)
 
 
 def _sizes(spec: Spec, height: int, width: int) -> list[tuple[int, int]]:

@@ -1,0 +1,49 @@
+"""An explicit prior on a GPU: R, grad R and Hessian products by kernels/triton/explicit.py."""
+
+import functools
+import importlib.util
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...explicit.patches import Patches, folded
+from . import device
+from .device import launchers
+from .fused import MOST_SIDE, MOST_UNITS
+
+if TYPE_CHECKING:
+    from ...explicit.level import Level
+    from ...explicit.potentials import Potentials
+
+name = "triton"
+must_be_checked = device.is_unproven
+
+
+def refusal(level: "Level", x: Tensor) -> str | None:
+    """Why this kernel does not run such a call, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; torch brings it on Linux with CUDA"
+    if level.atoms > MOST_UNITS or level.kernel > MOST_SIDE:
+        return f"patches of {level.channels} x {level.kernel}^2 pixels are more than a block's registers were made for"
+    return device.refusal(x, "fp32")
+
+
+def run(
+    pot: "Potentials", x: Tensor, v: Tensor | None, k: int, with_value: bool, precision: str = "fp32"
+) -> tuple[Tensor, Tensor]:
+    """(R(x) (N,) float64, or zeros, grad R(x)); the second one is the Hessian times v where v is given."""
+    atoms, *potentials = (t.detach().contiguous() for t in pot.tensors()[:5])
+    mirrored, weights = _tables(x.shape[2], x.shape[3], k, x.device)
+    value, result = launchers().explicit.sweep(
+        x, v, atoms, *potentials, k, mirrored, weights, precision, with_value, device.facts(x.device)[0]
+    )
+    result = folded(result, k)
+    return x.new_zeros(len(x), dtype=torch.float64) if value is None else value, result
+
+
+@functools.lru_cache(maxsize=64)
+def _tables(height: int, width: int, k: int, where: torch.device) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Mirrored rows and columns, weights of the same, on the device: a solve needs them at every step."""
+    patches = Patches(height, width, k, torch.empty(0, device=where))
+    return (patches.rows.int(), patches.columns.int()), (patches.row_weights / k**2, patches.column_weights)

@@ -1,0 +1,71 @@
+"""Which kernel computes one level of an explicit prior: the CPU's, the GPU's where it was admitted, or torch's."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import admission, registry
+from ..backends.triton import explicit as gpu
+from . import cpu, plain
+from .level import Level
+
+if TYPE_CHECKING:
+    from .potentials import Potentials
+
+KERNELS: tuple[Any, ...] = (cpu, gpu)  # in order of preference
+TO_BE_ADMITTED = frozenset({gpu.name})
+
+
+def run(pot: "Potentials", x: Tensor, v: Tensor | None, k: int, with_value: bool) -> tuple[Tensor, Tensor]:
+    """(R(x) (N,) float64, or zeros without values, grad R(x)), or the Hessian times v as the second one.
+
+    x, v (N, C, H, W), in units of the noise.
+    """
+    return select(Level(x.shape[1], k, pot.energies.shape[1]), x).run(pot, x, v, k, with_value)
+
+
+def select(level: Level, x: Tensor) -> Any:
+    """What runs such a call: by name, or the first that can and may."""
+    wanted = registry.chosen()
+    if wanted == plain.name:
+        return plain
+    if wanted == "auto":
+        return next((kernel for kernel in KERNELS if not refused(kernel, level, x)), plain)
+    for kernel in KERNELS:
+        if kernel.name == wanted:
+            reason = kernel.refusal(level, x)
+            if reason:
+                raise RuntimeError(f"backend {wanted!r} was asked for but cannot run this prior: {reason}")
+            registry.raise_if_unproven(kernel, plain, level, x, "fp32")
+            return kernel
+    raise RuntimeError(f"backend {wanted!r} was asked for but has no kernel of explicit priors")
+
+
+def refused(kernel: Any, level: Level, x: Tensor, ask: bool = True) -> str | None:
+    """Why "auto" does not take a kernel, or None."""
+    reason = kernel.refusal(level, x)
+    if reason or kernel.name not in TO_BE_ADMITTED:
+        return reason
+    return registry.refusal(kernel, plain, level, x, "fp32", ask)
+
+
+def explain(level: Level, x: Tensor) -> list[str]:
+    """What runs such a call, and why the others do not, one line each."""
+    runs = select(level, x).name
+    lines = [f"{runs}: computes R, its gradient and Hessian products (chosen by {registry.chosen()!r})"]
+    for kernel in KERNELS:
+        if kernel.name != runs:
+            lines.append(f"{kernel.name}: {refused(kernel, level, x, ask=False) or 'could run it, others come first'}")
+    return lines
+
+
+def examine(level: Level, device: torch.device) -> dict[str, "admission.Verdict | str"]:
+    """Check the kernels that have to be admitted, whatever is known: a verdict each, or why it cannot run."""
+    x = torch.empty(1, level.channels, 1, 1, device=device)
+    found: dict[str, admission.Verdict | str] = {}
+    for kernel in KERNELS:
+        if kernel.name in TO_BE_ADMITTED:
+            reason = kernel.refusal(level, x)
+            found[kernel.name] = reason or admission.examine(kernel, plain, level, device, "fp32", compiled=True)
+    return found

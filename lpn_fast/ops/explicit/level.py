@@ -1,0 +1,94 @@
+"""What kernels are chosen and admitted by: the shape of one level of an explicit prior, and a trial of it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...algebra.spec import Stage
+
+
+@dataclass(frozen=True)
+class Level:
+    """Shape of the patches and potentials of one level, as far as a kernel depends on it."""
+
+    channels: int
+    kernel: int
+    groups: int
+
+    # what checks on a device ask of a network's spec
+    is_dense = False
+    image_size = None
+    ndim = 2
+
+    @property
+    def atoms(self) -> int:
+        """n = C k^2."""
+        return self.channels * self.kernel**2
+
+    @property
+    def encoded(self) -> str:
+        return json.dumps({"kind": "explicit"} | asdict(self), sort_keys=True)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Coefficients and groups, the widths by which people know it."""
+        return Stage(self.atoms), Stage(self.groups)
+
+    def trial(self, shape, packed: None, precision: str, device: torch.device, generator: torch.Generator) -> "Trial":
+        """One input of that shape with potentials of every kind; `packed` is for networks."""
+        return Trial(self, shape, precision, device, generator)
+
+
+class Trial:
+    """An image, a direction, and potentials that differ from sample to sample; in units of the noise."""
+
+    def __init__(self, level: Level, shape, precision: str, device: torch.device, generator: torch.Generator):
+        from .potentials import Potentials
+
+        def random(*shape, uniform: bool = False) -> Tensor:
+            draw = torch.rand if uniform else torch.randn
+            return draw(shape, generator=generator, device="cpu", dtype=torch.float64)
+
+        batch, groups, n = shape[0], level.groups, level.atoms
+        energies = random(batch, groups + 1, n).mul(2).softmax(1)[:, :-1]
+        energies[..., : level.channels] = 0  # means carry no potential
+        far, bend = (0.5 * random(batch, groups)).exp(), 1.5 + 20 * random(batch, groups, uniform=True)
+        slope = 1.5 * far * (1 - bend**-2).rsqrt()
+        atoms = torch.linalg.qr(random(n, n))[0]
+        tensors = atoms, energies, slope, (slope / bend).square(), far
+        self.potentials = Potentials(*(t.float().to(device) for t in tensors))
+        self.x, self.v = (scale * random(*shape).float().to(device) for scale in (4.0, 1.0))
+        self.k, self.precision = level.kernel, precision
+
+    def double(self) -> "Trial":
+        """The same in float64, where precision is full."""
+        wide = object.__new__(Trial)
+        wide.potentials = self.potentials.of_tensors([t.double() for t in self.potentials.tensors()])
+        wide.x, wide.v, wide.k, wide.precision = self.x.double(), self.v.double(), self.k, "fp32"
+        return wide
+
+    def gradient(self, kernel: Any, with_value: bool = False) -> tuple[Tensor, Tensor]:
+        """(grad R, R)."""
+        return kernel.run(self.potentials, self.x, None, self.k, with_value, self.precision)[::-1]
+
+    def hessian_product(self, kernel: Any) -> tuple[Tensor, ...]:
+        return (kernel.run(self.potentials, self.x, self.v, self.k, False, self.precision)[1],)
+
+    def works(self) -> dict[str, Callable[[Any], tuple[Tensor, ...]]]:
+        """What is timed; the first of its results is compared at full size."""
+        return {"gradient of R": self.gradient, "Hessian product": self.hessian_product}
+
+    def compiled(self) -> dict[str, Callable[[], object]]:
+        """torch.compile of the gradient in plain code."""
+        from . import plain
+
+        gradient = torch.compile(plain.gradient, dynamic=False)
+        return {"gradient of R": lambda: gradient(self.potentials, self.x, self.k)}
+
+    def everything(self, kernel: Any) -> dict[str, Tensor]:
+        gradient, value = self.gradient(kernel, with_value=True)
+        return {"R": value, "grad R": gradient, "H v": self.hessian_product(kernel)[0]}

@@ -1,0 +1,160 @@
+"""The kernel of explicit priors under the interpreter against float64; run by test_triton_kernels.py.
+
+Images are odd, smaller than a tile or than a patch, samples have potentials of their own or share them; outputs are
+filled with NaN first. Planted faults show that the comparisons would see one.
+"""
+
+import pytest
+import torch
+from cases import relative
+from planted import mutant
+
+import lpn_fast as lf
+from lpn_fast.kernels.triton import explicit
+from lpn_fast.ops import device_check
+from lpn_fast.ops.backends.triton import explicit as backend
+from lpn_fast.ops.backends.triton.device import launchers
+from lpn_fast.ops.explicit import kernels, plain, potentials
+from lpn_fast.ops.explicit.level import Level
+
+TOLERANCE = {"fp32": (2e-6, 2e-6, 1e-5), "fp16": (1e-3, 1e-3, 2e-3)}  # R, grad R, H v; of rounded weights in fp16
+TILE = (16, 16, 16, 4)
+CASES = {
+    "gray": (Level(1, 3, 19), (2, 4, 19)),
+    "colours": (Level(3, 2, 5), (3, 4, 13)),
+    "even, one block": (Level(1, 4, 16), (1, 6, 14)),
+    "one pixel": (Level(2, 3, 7), (2, 1, 1)),
+    "smaller than a patch": (Level(1, 5, 9), (1, 2, 20)),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_tiles_and_nan(monkeypatch):
+    """What a kernel does not write is NaN, and a small image has several tiles."""
+    monkeypatch.setattr(explicit, "default_tile", lambda *_: TILE)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **how: empty(*shape, **how).fill_(float("nan")))
+
+
+def trial(name, precision="fp32"):
+    level, (batch, height, width) = CASES[name]
+    shape = (batch, level.channels, height, width)
+    return level.trial(shape, None, precision, torch.device("cpu"), torch.Generator().manual_seed(0))
+
+
+def errors(made):
+    """Relative errors of R, grad R and H v; NaN counts as infinite."""
+    truth, found = made.double().everything(plain), made.everything(backend)
+    all_errors = (relative(found[what], truth[what]) for what in ("R", "grad R", "H v"))
+    return tuple(float("inf") if error != error else error for error in all_errors)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_value_gradient_and_hessian_products_are_those_of_float64(name):
+    assert all(e < t for e, t in zip(errors(trial(name)), TOLERANCE["fp32"], strict=True))
+
+
+@pytest.mark.parametrize("name", ["gray", "colours"])
+def test_half_precision_rounds_its_weights_and_little_more(name):
+    made = trial(name, "fp16")
+    atoms, energies, *rest = made.potentials.tensors()
+    made.potentials = made.potentials.of_tensors([atoms.half().float(), energies.half().float(), *rest])
+    assert all(e < t for e, t in zip(errors(made), TOLERANCE["fp16"], strict=True))
+
+
+def test_potentials_that_all_samples_share_and_strided_images_in_several_launches(monkeypatch):
+    made = trial("gray")
+    atoms, *own = made.potentials.tensors()
+    made.potentials = made.potentials.of_tensors([atoms, *(t[:1] for t in own)])
+    want = made.everything(backend)
+    assert all(e < t for e, t in zip(errors(made), TOLERANCE["fp32"], strict=True))
+    monkeypatch.setattr(explicit, "ROW_BYTES", 1)
+    made.x = made.x.transpose(2, 3).contiguous().transpose(2, 3)
+    again = made.everything(backend)
+    assert all(torch.equal(again[what], want[what]) for what in want)
+
+
+@pytest.mark.parametrize("tile", [(32, 16, 32, 4), (64, 64, 16, 8)])
+def test_tiles_change_no_more_than_the_last_digits(monkeypatch, tile):
+    monkeypatch.setattr(explicit, "default_tile", lambda *_: tile)
+    assert all(e < t for e, t in zip(errors(trial("gray")), TOLERANCE["fp32"], strict=True))
+
+
+def test_no_images_and_nan_that_stays_where_it_can_be_seen():
+    made = trial("gray")
+    made.x[0, 0, 2, 13] = float("nan")
+    gradient, value = made.gradient(backend, with_value=True)
+    assert gradient[0, 0, 2, 13].isnan() and gradient[0, 0, :, :8].isfinite().all() and gradient[1].isfinite().all()
+    assert value[0].isnan() and value[1].isfinite()
+    made.x, made.v = made.x[:0], made.v[:0]
+    assert made.gradient(backend, with_value=True)[0].shape == (0, 1, 4, 19)
+
+
+def test_a_prior_runs_on_it_by_name_with_its_coarse_level_and_auto_does_not_take_the_interpreter():
+    torch.manual_seed(0)
+    model = lf.ExplicitLPN(1, kernel=3, groups=7, coarse_kernel=2, coarse_groups=4)
+    x, sigma = torch.rand(2, 1, 7, 9), torch.tensor([0.1, 0.2])
+    want = [t.double() for t in model.double().prior_and_grad(x.double(), sigma)]
+    model = model.float()
+    with lf.use_backend("triton"):
+        assert lf.explain(model, x).startswith("triton: computes R")
+        found = model.prior_and_grad(x, sigma)
+        assert all(relative(a, b) < 5e-6 for a, b in zip(found, want, strict=True))
+        with pytest.raises(RuntimeError, match="registers were made for"):
+            potentials.value_and_gradient(_wide(), torch.zeros(1, 1, 4, 4), 12)
+    assert "interpreter" in kernels.refused(backend, Level(1, 3, 7), x)
+
+
+def _wide():
+    return Level(1, 12, 3).trial((1, 1, 4, 4), None, "fp32", torch.device("cpu"), torch.Generator()).potentials
+
+
+def test_the_check_on_a_device_finds_it_right_and_a_fault_in_it(monkeypatch, tmp_path):
+    level = Level(1, 3, 19)
+    monkeypatch.setattr(device_check, "large_shape", lambda spec: (1, 1, 4, 14))
+    monkeypatch.setattr(device_check, "small_shapes", lambda spec: [(2, 1, 2, 6)])
+    monkeypatch.setattr(device_check, "ROUNDS", 1)
+    found = device_check.check(backend, plain, level, torch.device("cpu"), "fp32")
+    assert found.wrong is None and set(found.gains) == {"gradient of R", "Hessian product"}
+    plant(monkeypatch, tmp_path, "inverse_near * inverse_near * inverse_near", "inverse_near * inverse_near")
+    assert "H v at (2, 1, 2, 6) is off" in device_check.check(backend, plain, level, torch.device("cpu"), "fp32").wrong
+
+
+def plant(monkeypatch, tmp_path, old, new):
+    planted = mutant(explicit, old, new, tmp_path)
+    monkeypatch.setattr(planted, "default_tile", lambda *_: TILE)
+    monkeypatch.setattr(launchers(), "explicit", planted)
+
+
+FAULTS = {
+    "weights of another row": ("tl.load(row_weights + row)", "tl.load(row_weights)"),
+    "tiles that do not overlap": ("column = tile * STEP + m", "column = tile * BM + m"),
+    "positions counted twice": ("alone = m >= KERNEL - 1", "alone = m >= 0"),
+    "the potentials of the first sample": ("image.to(tl.int64) * own * GATES", "image.to(tl.int64) * 0"),
+    "groups that are not there": ("far + group, mask=g < GATES, other=1.0", "far + group, mask=g < GATES, other=0.0"),
+    "the potential without its tip": ("/ ((b + u) * inverse_near + tl.sqrt(b))", "/ ((b + u) * inverse_near)"),
+    "Huber's function without its bend": ("(outer - u + e * e) / 2", "e * e / 2"),
+    "a margin too few": ("wide, kernel - 1, 0.0", "wide, kernel - 2, 0.0"),
+    "the third derivative inside the tip": ("tl.where(u > e * e, e *", "tl.where(u > 0, e *"),
+    "x in the place of v": ("v, v_n, v_c, v_h, v_w, image", "x, v_n, v_c, v_h, v_w, image"),
+    "mirrored columns for rows": ("*mirrored, *weights", "mirrored[1], mirrored[1], *weights"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_seen(fault, tmp_path, monkeypatch):
+    plant(monkeypatch, tmp_path, *FAULTS[fault])
+    try:
+        found = errors(trial("gray"))
+    except Exception:
+        return  # an access that the interpreter refuses
+    assert not all(e < t for e, t in zip(found, TOLERANCE["fp32"], strict=True))
+
+
+def test_no_result_depends_on_which_program_comes_first(tmp_path, monkeypatch):
+    made = trial("gray")
+    want = made.everything(backend)
+    backwards = "program, all_rows = tl.num_programs(0) - 1 - tl.program_id(0)"
+    plant(monkeypatch, tmp_path, "program, all_rows = tl.program_id(0)", backwards)
+    again = made.everything(backend)
+    assert all(torch.equal(again[what], want[what]) for what in want)

@@ -1,0 +1,158 @@
+"""What Triton compiled for sm_80, run on a model of a block: fused kernels against float64, and planted faults seen."""
+
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+from cases import relative
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+import ptx_model
+import triton
+from ptx_model import Fault
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import lpn_fast as lf
+from lpn_fast.algebra import reference
+from lpn_fast.kernels.triton import explicit, frame
+from lpn_fast.ops.backends.triton import explicit as prior
+from lpn_fast.ops.backends.triton import fused
+from lpn_fast.ops.explicit import plain
+from lpn_fast.ops.explicit.level import Level
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="the compiler is off under the interpreter"
+)
+ELEMENT = {torch.float32: "*fp32", torch.float16: "*fp16", torch.int32: "*i32"}
+
+
+class OnModel:
+    """A kernel whose launches compile for sm_80, as Triton's own launcher would have it, and run on the model."""
+
+    compiled: dict = {}
+
+    def __init__(self, kernel, edit=lambda ptx: ptx):
+        self.kernel, self.edit = kernel, edit
+
+    def __getitem__(self, grid):
+        def launch(*values, num_warps=4, num_stages=3, **constants):
+            signature, attributes, arguments = {}, {}, []
+            given = dict(zip(self.kernel.arg_names, values, strict=False)) | constants
+            for index, name in enumerate(self.kernel.arg_names):
+                value = given[name]
+                if name in constants or value is None or (isinstance(value, int) and value == 1):
+                    signature[name], constants[name] = "constexpr", value
+                    continue
+                arguments.append(value)
+                aligned = value.data_ptr() % 16 == 0 if isinstance(value, torch.Tensor) else value % 16 == 0
+                if isinstance(value, torch.Tensor):
+                    signature[name] = ELEMENT[value.dtype]
+                else:
+                    signature[name] = "fp32" if isinstance(value, float) else "i32"
+                if aligned and not isinstance(value, float):
+                    attributes[index,] = [["tt.divisibility", 16]]
+            key = (self.kernel, str(signature), str(attributes), str(constants), num_warps)
+            if key not in self.compiled:
+                places = {(self.kernel.arg_names.index(name),): value for name, value in constants.items()}
+                source = ASTSource(self.kernel, signature, places, attributes)
+                options = {"num_warps": num_warps, "num_stages": num_stages}
+                self.compiled[key] = triton.compile(source, GPUTarget("cuda", 80, 32), options)
+            made = self.compiled[key]
+            ptx_model.launch(self.edit(made.asm["ptx"]), made.metadata.shared, num_warps, grid[0], arguments)
+
+        return launch
+
+
+@pytest.fixture
+def on_model(monkeypatch):
+    """Puts the fused kernels onto the model, their PTX edited on request."""
+    real = {"frame": frame.frame_kernel, "explicit": explicit.explicit_kernel, "fold": frame.fold_kernel}
+
+    def put(edit=lambda ptx: ptx):
+        monkeypatch.setattr(frame, "frame_kernel", OnModel(real["frame"], edit))
+        monkeypatch.setattr(explicit, "explicit_kernel", OnModel(real["explicit"], edit))
+        for module in (frame, explicit):
+            monkeypatch.setattr(module, "fold_kernel", OnModel(real["fold"]))
+
+    put()
+    return put
+
+
+def error(precision="fp32", hessian=False, size=(1, 3, 25)):
+    """Relative error of a small mixture's f, or H v."""
+    torch.manual_seed(1)
+    spec = (model := lf.MixtureLPN(1, kernel=3, experts=19)).spec
+    x, v = 4 * torch.randn(2, size[0], 1, *size[1:])
+    features = torch.rand(size[0], len(spec.noise_levels))
+    packed = model.packed().detach()
+    packed = packed.half().float() if precision == "fp16" else packed
+    wide = spec, x.double(), packed.double(), features.double()
+    if hessian:
+        return relative(fused.hvp(spec, x, packed, features, v, precision), reference.hvp(*wide, v.double()))
+    psi, f = fused.value_prox(spec, x, packed, features, True, precision)
+    return max(relative(psi, reference.potential(*wide)), relative(f, reference.prox(*wide)))
+
+
+@pytest.mark.parametrize("precision, most", [("fp32", 2e-6), ("fp16", 4e-4)])
+def test_the_compiled_kernel_of_a_mixture_is_right(on_model, precision, most):
+    assert error(precision) < most
+
+
+def test_its_hessian_products_are_right(on_model):
+    assert error(hessian=True) < 1e-5
+
+
+def test_the_compiled_kernel_of_an_explicit_prior_is_right(on_model):
+    made = Level(1, 3, 19).trial((1, 1, 3, 25), None, "fp32", torch.device("cpu"), torch.Generator().manual_seed(0))
+    truth, found = made.double().everything(plain), made.everything(prior)
+    assert all(relative(found[what], truth[what]) < 1e-5 for what in truth)
+
+
+def nth(pattern, replacement, count=1):
+    """An edit of the first places of a pattern in the code."""
+
+    def edit(ptx):
+        assert re.search(pattern, ptx), f"{pattern!r} is not in the code any more: plant the fault elsewhere"
+        return re.sub(pattern, replacement, ptx, count=count)
+
+    return edit
+
+
+FAULTS = {
+    "a barrier too few": nth(r"\n\tbar\.sync \t0;(?=\n\tldmatrix|\n(?:[^\n]*\n){0,3}\tldmatrix)", "\n"),
+    "a matrix not transposed": nth(r"\.x4\.trans\.", ".x4."),
+    "another row of shared memory": nth(r"(st\.shared\.v4\.b32 \t\[%r\d+)\]", r"\1+16]"),
+    "fragments in another order": nth(r"(mma\.sync[^{]*\{[^}]*\}, \{) (%r\d+), (%r\d+),", r"\1 \3, \2,"),
+    "a mask forgotten": nth(r"@%p\d+ st\.global", "st.global"),
+    "another lane": nth(r"(shfl\.sync\.bfly\.b32 \t%r\d+, %r\d+), 2,", r"\1, 1,"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_of_the_lowering_is_seen(on_model, fault):
+    on_model(FAULTS[fault])
+    try:
+        found = error("fp16")
+    except Fault:
+        return
+    assert not found < 4e-4
+
+
+def test_what_the_model_does_not_know_is_no_result(on_model):
+    on_model(nth(r"ex2\.approx\.ftz\.f32", "tanh.approx.f32"))
+    with pytest.raises(Fault, match="not known here: tanh"):
+        error("fp16")
+
+
+def test_memory_that_is_nobodys_is_seen():
+    memory = ptx_model.Memory()
+    base = memory.add(np.zeros(64, np.uint8))
+    content, offsets = memory.at(np.array([base + 60]), 4, "st")
+    assert len(content) == 64 and offsets == [60]
+    for address, size, said in ((base + 64, 4, "outside"), (base - 4, 4, "outside"), (base + 2, 4, "alignment")):
+        with pytest.raises(Fault, match=said):
+            memory.at(np.array([address]), size, "st")

@@ -7,13 +7,14 @@
 The descent is half-quadratic splitting at the pilot's last level: its objective, h smoothed by a penalty plus the
 weighted prior, falls whatever the operator. FISTA minimises h + w R instead where the noise is below the least that
 the network knows, so that the prior has to be weakened, and where a shipped model was trained through the minimisers
-of such problems (blurs of gray images). An operator with A^T A = c I leaves nothing to continue, and a network of one
-noise level cannot: gradient descent begins at the start.
+of such problems (blurs). An operator with A^T A = c I leaves nothing to continue, and a network of one noise level
+cannot: gradient descent begins at the start.
 
-The weight of the prior is a quarter of that of MAP for networks that are denoisers. Where measurements are pictures of
-the image, half of MAP's may be better, as for smooth images behind a mild blur, and the measurements decide. With
-noise n of the level of theirs, y + a n and y - n / a are independent of each other, so that what is reconstructed from
-the one can be judged by the other (the coupled bootstrap of Oliveira, Lei, Tibshirani), for every sample by itself.
+The weight of the prior is a quarter of that of MAP for networks that are denoisers, and about MAP's for those trained
+through minimisers. Where measurements are pictures of the image, more may be better, as for smooth images behind a
+mild blur, and the measurements decide. With noise n of the level of theirs, y + a n and y - n / a are independent of
+each other, so that what is reconstructed from the one can be judged by the other (the coupled bootstrap of Oliveira,
+Lei, Tibshirani), for every sample by itself.
 
 Where A misses much of the image, the minimiser is a worse picture than the pilot's, towards which the objective goes
 on to fall in steps that cannot be seen (`python -m bench.reconstruction`): these are not made.
@@ -38,16 +39,19 @@ from .solvers.problem import InverseProblem, checked_problem, positive, relative
 
 DESCENT_ITERATIONS = 200
 VISIBLE = 2e-3  # relative change of an iteration: a quarter of a gray level of 255 in a picture of mean square 1/16
+SETTLED = 1e-3  # the same for networks that were trained through minimisers, which are better than what leads to them
 ISOMETRY = 1e-4  # |A^T A v - c v| / |A^T A v| of a random v
 FAINT = 2.0  # noise levels of the model over the noise, from where the prior is weakened
 WEIGHTS = (1 / TRUST, 2**0.5 / TRUST, 2 / TRUST)  # weights of the prior over that of MAP, where measurements can choose
+MINIMISER_WEIGHTS = (0.5, 0.8, 1.2, 1.8)  # the same for networks that were trained through minimisers
 SPLIT = 0.5  # a: noise added to what is reconstructed, over that of y
 CLOSER = 2.0  # an estimate of the noise this much above what a reconstruction leaves of y took signal for noise
 ASSUMED = 0.85  # noise told to the model for blurs over the true one: where its training ended (its card)
 DOUBTFUL = 3.0  # factor between given and estimated noise
 LOCAL = 0.1  # part of a single pixel's measurement that may lie beyond a quarter of the sides around it
 TILES = 4  # a side: in the calmest of 16 parts an image shows its noise rather than its texture
-GRAY, COLOR, BLUR = "natural-gray-mixture", "natural-color-mixture", "natural-gray-deblur"
+GRAY, COLOR = "natural-gray-mixture", "natural-color-mixture"
+BLUR = {GRAY: "natural-gray-deblur", COLOR: "natural-color-deblur"}  # trained through the minimisers of blurs
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,11 @@ class Choice:
     pilot: LPN
     descent: LPN
     reason: str
+
+    @property
+    def through_minimisers(self) -> bool:
+        """Whether the descent has a network of its own, trained through the minimisers of such problems."""
+        return self.descent is not self.pilot
 
 
 def reconstruct(
@@ -130,14 +139,14 @@ def reconstruct(
         if not conditional or _is_isometry(problem):
             why = "A^T A is a multiple of the identity" if conditional else "the model has a single noise level"
             told = level if weight is None else weight.sqrt() * level
-            result = pgd(y, physics, choice.pilot, noise=told, x0=problem.x0, **_descent(progress, 0))
+            result = pgd(y, physics, choice.pilot, noise=told, x0=problem.x0, **_descent(progress))
             note = f"proximal gradient descent, {choice.reason}; no pilot: {why}"
         else:
             if noise is None and known_noise(physics, y) is None and not _is_local(problem):
                 level = _closer_noise(problem, choice, level)
-            if weight is None and choice.descent is choice.pilot:
-                weight = _weight(problem, choice, level)
-            pilot, result, note = _solved(problem, choice, level, weight, progress)
+            chosen = _weight(problem, choice, level) if weight is None else weight
+            pilot, result, note = _solved(problem, choice, level, chosen, progress)
+            note += ", by a weight that the measurements chose" * (weight is None and chosen is not None)
             stages.append(_stage("pilot", problem, pilot.x, level, choice.reason, pilot.iterations))
     stages.append(_stage("descent", problem, result.x, level, note, result.iterations))
     result = replace(result, misfit=stages[-1].misfit, warnings=(), stages=tuple(stages))
@@ -164,24 +173,38 @@ def _solved(
     progress: bool | Callable[[int], object] = False,
 ) -> tuple[Pilot, Reconstruction, str]:
     """Pilot, descent, and what the descent is."""
-    y, physics = problem.y, problem.physics
-    pilot = follow_levels(problem, choice.pilot, level, progress, TRUST if weight is None else 1 / weight)
-    options = _descent(progress, int(pilot.iterations.max())) | {"x0": pilot.x}
-    if choice.descent is not choice.pilot:
+    trust = TRUST if weight is None or choice.through_minimisers else 1 / weight
+    pilot = follow_levels(problem, choice.pilot, level, progress, trust)
+    result, note = _descended(problem, choice, level, weight, pilot, pilot.x, _descent(progress, pilot.iterations))
+    return pilot, result, note
+
+
+def _descended(
+    problem: InverseProblem,
+    choice: Choice,
+    level: Tensor,  # (N,)
+    weight: Tensor | None,  # (N,)
+    pilot: Pilot,
+    x0: Tensor,
+    options: dict,
+) -> tuple[Reconstruction, str]:
+    """The descent from x0, and what it is."""
+    y, physics, options = problem.y, problem.physics, options | {"x0": x0}
+    if choice.through_minimisers:
         told = (ASSUMED if weight is None else weight.sqrt()) * level
-        result = fista(y, physics, choice.descent, noise=told, **options)
-        return pilot, result, f"FISTA with {BLUR}, which was trained through the minimisers of such problems"
+        note = "FISTA with a network that was trained through the minimisers of such problems"
+        return fista(y, physics, choice.descent, noise=told, **options | {"tol": SETTLED}), note
     if bool((pilot.sigma.double() * problem.norm > FAINT * level).any()):
-        result = fista(y, physics, choice.pilot, noise=level / pilot.trust.sqrt(), **options)
-        return pilot, result, "FISTA with the prior weakened: the noise is below the model's lowest level"
+        note = "FISTA with the prior weakened: the noise is below the model's lowest level"
+        return fista(y, physics, choice.pilot, noise=level / pilot.trust.sqrt(), **options), note
     rho = level.square() * pilot.penalty  # (N,)
     result = hqs(y, physics, choice.pilot, rho=rho, sigma=pilot.sigma, strength=1.0, noise=level, **options)
-    chosen = "" if bool((pilot.trust == TRUST).all()) else ", by a weight that the measurements chose"
-    return pilot, result, f"half-quadratic splitting at the pilot's last noise level{chosen}"
+    return result, "half-quadratic splitting at the pilot's last noise level"
 
 
-def _descent(progress: bool | Callable[[int], object], before: int) -> dict:
-    """Options of a solver that says how many iterations were done, after some of the pilot."""
+def _descent(progress: bool | Callable[[int], object] = False, pilot: Tensor | None = None) -> dict:
+    """Options of a solver that says how many iterations were done, after those of the pilot, (N,)."""
+    before = 0 if pilot is None else int(pilot.max())
     options: dict = {"max_iter": DESCENT_ITERATIONS, "tol": VISIBLE}
     if not callable(progress):
         return options | {"progress": progress}
@@ -204,11 +227,17 @@ def _weight(problem: InverseProblem, choice: Choice, level: Tensor) -> Tensor | 
     n = torch.where(reached, broadcast(level, y) * drawn, 0.0)
     split = replace(problem, y=y + SPLIT * n)
     louder, risks = level * (1 + SPLIT**2) ** 0.5, []
-    for weight in WEIGHTS:
-        x = _solved(split, choice, louder, torch.full_like(level, weight))[1].x
+    pilot = follow_levels(split, choice.pilot, louder) if choice.through_minimisers else None
+    x = split.x0 if pilot is None else pilot.x
+    weights = MINIMISER_WEIGHTS if choice.through_minimisers else WEIGHTS
+    for weight in torch.tensor(weights, dtype=torch.float64, device=y.device):
+        if pilot is None:
+            x = _solved(split, choice, louder, weight.expand(len(y)))[1].x
+        else:  # from the minimiser at the weight before
+            x = _descended(split, choice, louder, weight, pilot, x, _descent())[0].x
         missed = torch.where(reached, problem.physics.A(x) - (y - n / SPLIT), 0.0)
         risks.append(norm(missed))
-    return torch.tensor(WEIGHTS, dtype=torch.float64, device=y.device)[torch.stack(risks).argmin(0)]
+    return torch.tensor(weights, dtype=torch.float64, device=y.device)[torch.stack(risks).argmin(0)]
 
 
 def _closer_noise(problem: InverseProblem, choice: Choice, level: Tensor) -> Tensor:
@@ -248,8 +277,8 @@ def _choice(problem: InverseProblem, model: LPN | Choice | str) -> Choice:
     network = pretrained(name, x.device).to(x.dtype)
     reason = f"model {name} {reason}"
     operator = without_noise(problem.physics)
-    if isinstance(operator, Blur) and name == GRAY:
-        return Choice(network, pretrained(BLUR, x.device).to(x.dtype), reason)
+    if isinstance(operator, Blur):
+        return Choice(network, pretrained(BLUR[name], x.device).to(x.dtype), reason)
     return Choice(network, network, reason)
 
 

@@ -288,7 +288,7 @@ def test_measurements_choose_the_weight_of_every_sample():
     y = physics.A(x) + 0.02 * randn(*physics.A(x).shape, seed=3).float()
     chosen = lf.reconstruct(y, physics, noise=0.02)
     assert "by a weight that the measurements chose" in chosen.stages[-1].note
-    weak, strong = (lf.reconstruct(y, physics, noise=0.02, weight=w) for w in (0.25, 0.5))
+    weak, strong = (lf.reconstruct(y, physics, noise=0.02, weight=w) for w in (0.5, 1.8))
     for n, better in enumerate((strong, weak)):
         assert torch.equal(chosen.x[n], better.x[n])
         worse = (weak, strong)[n]

@@ -58,6 +58,8 @@ def test_the_callable_is_one_of_ray_data(cluster, images, alone):
 
 def test_a_job_on_ray_is_a_job(cluster, images, alone, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("lpn_fast.jobs.inputs.MOST_BYTES", BATCH * 200)  # several batches
+    monkeypatch.setattr(on_ray, "BATCHES", 3)  # in several pipelines
+    monkeypatch.setattr(on_ray, "BATCHES_PER_WORKER", 1)
     command = ["denoise", str(images), "-o", str(tmp_path / "out"), "--sigma", "0.1", "--model", "natural-gray"]
     assert cli.main([*command, "--engine", "ray", "--workers", "2"]) == 1
     assert f"{COUNT} done, 1 failed" in capsys.readouterr().out

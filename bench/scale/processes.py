@@ -74,7 +74,7 @@ def end_all(processes: dict[int, str], patience: float = 20.0) -> list[str]:
     for process, _ in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
-    return [name[:40] for _, name in left]
+    return [Path(name.split()[0]).name for _, name in left]
 
 
 def memory(root: int) -> tuple[int, int, int]:

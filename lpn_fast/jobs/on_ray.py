@@ -10,9 +10,13 @@ queue up there, and a kill costs all that were computed and not yet written (a t
 
 The pool of actors never shrinks below what the cluster has room for at the start: Ray Data ends actors that wait for
 their first batch, and a job whose images were slow to read was then solved by one of two. It grows with the cluster.
+
+A job of many batches is several such pipelines, one after the other, whose actors are started anew: seconds for what
+takes a worker many minutes, and the driver's memory does not depend on the number of batches either.
 """
 
 import contextlib
+import itertools
 import logging
 import os
 from collections.abc import Iterator
@@ -23,6 +27,7 @@ from .stages import Batch, Solve, Write, read
 
 OBJECT_STORE = 2**30  # bytes, where Ray is started here: some ten batches for each of a machine's cores
 SOLVERS_PER_READER = 4  # workers that one task of reading keeps busy; each is a process of 300 MB
+BATCHES, BATCHES_PER_WORKER = 2048, 128  # of one pipeline: Ray holds up to 60 kB for each in the driver
 CALLS = 2  # batches that an actor has in hand at once, one being solved and one being written
 SENT = 4  # and is sent: Ray Data starts no further actor before 1.75 batches are sent for each in hand
 
@@ -63,34 +68,39 @@ class OnRay:
 
     def __call__(self, batches: Iterator[Batch], solve: Solve, write: Write) -> Iterator[Batch]:
         """Lines of batches as they are kept, in any order."""
-        ray = _ray()
+        ray, batches = _ray(), iter(batches)
         with self._cluster(ray):
             import pyarrow
 
-            tables = [ray.put(pyarrow.table({k: list(v) for k, v in batch.items()})) for batch in batches]
-            if not tables:
-                return
             resources = ray.cluster_resources()
             gpus = self.device is None and resources.get("GPU", 0) >= 1 or (self.device or "").startswith("cuda")
             most = int(resources["GPU"]) if gpus else max(1, int(resources.get("CPU", 1)) // self.threads)
-            workers = min(self.workers or most, len(tables))
-            readers = ray.data.TaskPoolStrategy(size=-(-workers // SOLVERS_PER_READER))
-            actors = ray.data.ActorPoolStrategy(
-                min_size=min(workers, most),
-                max_size=workers,
-                max_tasks_in_flight_per_actor=SENT,
-                max_concurrent_calls_per_actor=CALLS,
-                enable_true_multi_threading=True,
+            workers = self.workers or most
+            at_once = max(BATCHES, BATCHES_PER_WORKER * workers)
+            while tables := [
+                ray.put(pyarrow.table({name: list(values) for name, values in batch.items()}))
+                for batch in itertools.islice(batches, at_once)
+            ]:
+                yield from self._pipeline(ray, tables, solve, write, min(workers, len(tables)), most, gpus)
+
+    def _pipeline(self, ray, tables: list, solve: Solve, write: Write, workers: int, most: int, gpus: bool):
+        readers = ray.data.TaskPoolStrategy(size=-(-workers // SOLVERS_PER_READER))
+        actors = ray.data.ActorPoolStrategy(
+            min_size=min(workers, most),
+            max_size=workers,
+            max_tasks_in_flight_per_actor=SENT,
+            max_concurrent_calls_per_actor=CALLS,
+            enable_true_multi_threading=True,
+        )
+        lines = (
+            ray.data.from_arrow_refs(tables)
+            .map_batches(read, batch_size=None, num_cpus=0, compute=readers)
+            .map_batches(
+                _actor(solve, write), batch_size=None, num_cpus=self.threads, num_gpus=int(gpus), compute=actors
             )
-            lines = (
-                ray.data.from_arrow_refs(tables)
-                .map_batches(read, batch_size=None, num_cpus=0, compute=readers)
-                .map_batches(
-                    _actor(solve, write), batch_size=None, num_cpus=self.threads, num_gpus=int(gpus), compute=actors
-                )
-            )
-            for batch in lines.iter_batches(batch_size=None, prefetch_batches=1):
-                yield {name: objects(list(batch[name])) for name in ("line", "part")}
+        )
+        for batch in lines.iter_batches(batch_size=None, prefetch_batches=1):
+            yield {name: objects(list(batch[name])) for name in ("line", "part")}
 
     @contextlib.contextmanager
     def _cluster(self, ray) -> Iterator[None]:

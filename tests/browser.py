@@ -22,7 +22,7 @@ import threading
 import time
 from pathlib import Path
 
-SECONDS = 60.0  # that an answer may take
+SECONDS = 240.0  # that an answer may take
 HEIGHT = 900  # of the window, in pixels
 TALLEST = 8000  # screenshots end here: the longest pages would take a gigabyte
 # Chromium refuses to run as root in its sandbox, which containers often are; the pages are our own.

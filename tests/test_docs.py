@@ -18,6 +18,7 @@ from pathlib import Path
 import installed_wheel
 import pytest
 import torch
+from PIL import Image
 
 import lpn_fast as lf
 from lpn_fast import cli
@@ -149,6 +150,18 @@ def test_the_pages_are_those_of_the_site_and_their_links_lead_somewhere():
             assert (DOCS / target).is_file(), f"{page.name} links to {target}"
     used = {target for page in PAGES for target in re.findall(r"\]\((figures/[^)]+)", page.read_text())}
     assert used == {f"figures/{path.name}" for path in (DOCS / "figures").iterdir()}
+
+
+def test_the_screenshots_are_of_pages_of_the_site():
+    """What bench.pages wrote of pages since renamed or left out would not be noticed otherwise."""
+    folder = ROOT / "bench" / "results" / "pages"
+    if not folder.is_dir():
+        pytest.skip("the installed package has no bench/results")
+    taken = {path.stem: Image.open(path).width for path in folder.glob("docs-*.png")}
+    assert len(taken) >= 8 and max(path.stat().st_size for path in folder.iterdir()) < 300_000
+    for name, width in taken.items():
+        page, _, device = name.removeprefix("docs-").rpartition("-")
+        assert (DOCS / f"{page}.md").is_file() and width == {"desk": 1280, "telephone": 390}[device], name
 
 
 def test_every_public_name_has_a_place_in_the_api_page():

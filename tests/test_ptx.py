@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 
 import lpn_fast as lf
 from lpn_fast.algebra import reference
-from lpn_fast.kernels.triton import assemble, correlate, elementwise, explicit, frame, gradient
+from lpn_fast.kernels.triton import assemble, correlate, elementwise, explicit, frame, gradient, special
 from lpn_fast.kernels.triton.launch import Config, Geometry
 from lpn_fast.ops.backends.triton import TritonBackend, fused
 from lpn_fast.ops.backends.triton import explicit as prior
@@ -135,6 +135,15 @@ def test_the_compiled_kernel_of_weight_gradients_is_right(monkeypatch, precision
     images = z.permute(0, 3, 1, 2).double(), e.permute(0, 3, 1, 2).double()
     want = torch.nn.grad.conv2d_weight(images[0], (16, 16, 3, 3), images[1], 2, 1)
     assert relative(found.permute(3, 2, 0, 1), want) < 2e-6
+
+
+def test_the_kernel_that_measures_special_functions_counts_what_it_evaluates(monkeypatch):
+    launched = OnModel(special.exponentials_kernel)
+    monkeypatch.setattr(special, "exponentials_kernel", launched)
+    assert special.exponentials(torch.empty(0), programs=2, chain=3) == 2 * 3 * special.BLOCK
+    (made,) = (made for key, made in launched.compiled.items() if key[0] is launched.kernel)
+    per_thread = special.BLOCK // (4 * 32)
+    assert made.asm["ptx"].count("ex2.approx") in (per_thread, 3 * per_thread)  # a loop, or unrolled
 
 
 def nth(pattern, replacement, count=1):

@@ -10,7 +10,7 @@ import torch
 
 import lpn_fast as lf
 from lpn_fast.algebra import reference
-from lpn_fast.benchmark.baselines import Compiled, Eager, why_no_compiler
+from lpn_fast.ops.plain_torch import Compiled, Eager, why_no_compiler
 
 from .mlp_network import add_time, captured, error, kernels, name_of, network
 from .session import Session, milliseconds, run_part

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from lpn_fast.benchmark.baselines import why_no_compiler
 from lpn_fast.benchmark.ceilings import Ceilings, measure
 from lpn_fast.benchmark.surroundings import surroundings
 from lpn_fast.benchmark.timing import interleaved, ratios, spread
 from lpn_fast.benchmark.works import Provider, relative_error
+from lpn_fast.ops.plain_torch import why_no_compiler
 
 from . import memory
 from .report import Measurement, heading, lines

@@ -23,6 +23,9 @@ COMPARE = {
 UNARY = {"ex2": np.exp2, "lg2": np.log2, "sqrt": np.sqrt, "rcp": np.reciprocal, "abs": np.abs, "neg": np.negative,
          "rsqrt": lambda x: 1 / np.sqrt(x)}  # fmt: skip
 
+# what operations may be qualified by without another result than this model's
+KNOWN = {"lo", "hi", "wide", "rn", "ftz", "approx", "full", "sync", "bfly", "idx"}
+
 
 class Fault(Exception):
     """What a device would not have stood, or answered with another result."""
@@ -80,10 +83,12 @@ def parse(ptx: str) -> tuple[list[Instruction], dict[str, int]]:
 class Block:
     """One block of threads: its registers and its shared memory."""
 
-    def __init__(self, program: int, programs: int, threads: int, shared: int, memory: Memory, arguments: dict):
+    def __init__(self, program: tuple, grid: tuple, threads: int, shared: int, memory: Memory, arguments: dict):
         self.threads, self.memory, self.arguments = threads, memory, arguments
         self.lane, self.warp = np.arange(threads) % 32, np.arange(threads) // 32
-        ids = {"%tid.x": np.arange(threads), "%ctaid.x": program, "%nctaid.x": programs, "%ntid.x": threads}
+        ids = {"%tid.x": np.arange(threads), "%ntid.x": threads}
+        for axis, index, count in zip("xyz", program, grid, strict=False):
+            ids |= {f"%ctaid.{axis}": index, f"%nctaid.{axis}": count}
         self.registers = {name: np.broadcast_to(np.uint32(value), threads).copy() for name, value in ids.items()}
         self.shared = np.full(shared, 255, np.uint8)  # NaN, whatever type it is read as
         self.epoch = 0
@@ -150,10 +155,14 @@ class Block:
             (x,) = (self.value(text, kind) for text in inputs)
             self.put(one.operands[0], UNARY[op](x), active)
             return
-        if op in ("mul", "mad") and "wide" in one.op:
-            wide = f"{kind[0]}{2 * int(kind[1:])}"
-            a, b = (self.value(text, kind).astype(_dtype(wide)) for text in inputs[:2])
-            result = a * b + (self.value(inputs[2], wide) if op == "mad" else 0)
+        if not KNOWN.issuperset(one.op[1:-1]):
+            self._unknown(one)
+        if op in ("mul", "mad") and one.op[1] in ("wide", "hi"):
+            bits = int(kind[1:])
+            a, b = (self.value(text, kind).astype(_dtype(f"{kind[0]}{2 * bits}")) for text in inputs[:2])
+            result = a * b if one.op[1] == "wide" else (a * b >> bits).astype(_dtype(kind))
+            if op == "mad":
+                result = result + self.value(inputs[2], f"{kind[0]}{8 * result.dtype.itemsize}")
         elif op in ("shl", "shr"):
             x, by = self.value(inputs[0], kind), self.value(inputs[1], "u32")
             by = np.minimum(by, 8 * x.dtype.itemsize - 1).astype(x.dtype) if kind[0] == "s" else by.astype(x.dtype)
@@ -372,7 +381,7 @@ def _tf32(bits: np.ndarray) -> np.ndarray:
     return (bits & np.uint32(0xFFFFE000)).view(np.float32)
 
 
-def launch(ptx: str, shared: int, warps: int, programs: int, arguments: list) -> None:
+def launch(ptx: str, shared: int, warps: int, grid: tuple[int, ...], arguments: list) -> None:
     """Run all blocks; tensors among the arguments, on the CPU, are read and written."""
     code, labels = parse(ptx)
     names = re.findall(r"\.param [^\n]*?(\w+_param_\d+)", ptx)
@@ -386,5 +395,5 @@ def launch(ptx: str, shared: int, warps: int, programs: int, arguments: list) ->
             base = placed[storage.data_ptr()]
             argument = np.uint64(base + argument.storage_offset() * argument.element_size())
         bound[name] = np.float32(argument).view(np.uint32) if isinstance(argument, float) else argument
-    for program in range(programs):
-        Block(program, programs, 32 * warps, shared, memory, bound).run(code, labels)
+    for program in np.ndindex(*grid):
+        Block(program, grid, 32 * warps, shared, memory, bound).run(code, labels)

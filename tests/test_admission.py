@@ -11,8 +11,7 @@ import torch
 
 import lpn_fast as lf
 from lpn_fast.algebra.noise import noise_features
-from lpn_fast.benchmark import baselines
-from lpn_fast.ops import admission, device_check, registry
+from lpn_fast.ops import admission, device_check, plain_torch, registry
 from lpn_fast.ops.backends.torch import TorchBackend
 from lpn_fast.ops.explicit import plain
 from lpn_fast.ops.explicit.level import Level
@@ -176,7 +175,7 @@ def test_a_slow_kernel_is_passed_over_with_its_figure(monkeypatch, gain):
 @pytest.fixture
 def compiler(monkeypatch):
     """What stands in for torch.compile: it leaves functions as they are, and there always is one."""
-    monkeypatch.setattr(baselines, "why_no_compiler", lambda: None)
+    monkeypatch.setattr(plain_torch, "why_no_compiler", lambda: None)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
 
 
@@ -193,19 +192,19 @@ def test_a_kernel_that_beats_eager_torch_and_not_the_compiler_is_refused(monkeyp
 
 
 def test_without_a_compiler_torch_alone_is_to_be_beaten_and_the_reason_is_kept(monkeypatch):
-    monkeypatch.setattr(baselines, "why_no_compiler", lambda: "there is no compiler")
+    monkeypatch.setattr(plain_torch, "why_no_compiler", lambda: "there is no compiler")
     assert examined().refusal is None and "(there is no compiler)" in str(admission.kept()[0])
 
     def fails(function, **_):
         raise RuntimeError("it stopped")
 
-    monkeypatch.setattr(baselines, "why_no_compiler", lambda: None)
+    monkeypatch.setattr(plain_torch, "why_no_compiler", lambda: None)
     monkeypatch.setattr(torch, "compile", fails)
     assert "torch.compile: RuntimeError: it stopped" in str(examined())
 
 
 def test_first_calls_do_not_wait_for_a_compiler(monkeypatch, compiler):
-    monkeypatch.setattr(baselines, "Compiled", None)  # nobody asks for it
+    monkeypatch.setattr(plain_torch, "Compiled", None)  # nobody asks for it
     assert refusal(Kernel()) is None and "was not asked for" in str(admission.kept()[0])
 
 

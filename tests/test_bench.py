@@ -15,9 +15,10 @@ import lpn_fast as lf
 from bench import report
 from bench.__main__ import main
 from bench.rows import NETWORKS, OURS, ROWS, Row, Setup, provider, provider_names
-from lpn_fast.benchmark import baselines, ceilings, counters, memory, timing
+from lpn_fast.benchmark import ceilings, counters, memory, timing
 from lpn_fast.benchmark.surroundings import surroundings
 from lpn_fast.benchmark.works import relative_error
+from lpn_fast.ops import plain_torch as baselines
 
 ROOT = Path(__file__).resolve().parents[1]
 LPN128 = (1, 3, 128, 128)

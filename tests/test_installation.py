@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "prior": {"networks", "ops", "algebra", "per_sample"},
     "pipeline": {"atomic", "io", "networks", "per_sample", "physics", "solvers", "restoration", "prior", "metrics"},
     "jobs": {"atomic", "io", "networks", "pipeline"},
+    "benchmark": {"atomic", "algebra", "networks", "ops", "physics", "prior", "solvers"},
     "interop": {"atomic", "algebra", "networks", "ops", "physics", "prior"},
 }
 

@@ -18,9 +18,10 @@ from triton.compiler import ASTSource
 
 import lpn_fast as lf
 from lpn_fast.algebra import reference
-from lpn_fast.kernels.triton import explicit, frame
+from lpn_fast.kernels.triton import assemble, correlate, elementwise, explicit, frame, gradient, special
+from lpn_fast.kernels.triton.launch import Config, Geometry
+from lpn_fast.ops.backends.triton import TritonBackend, fused
 from lpn_fast.ops.backends.triton import explicit as prior
-from lpn_fast.ops.backends.triton import fused
 from lpn_fast.ops.explicit import plain
 from lpn_fast.ops.explicit.level import Level
 
@@ -62,7 +63,7 @@ class OnModel:
                 options = {"num_warps": num_warps, "num_stages": num_stages}
                 self.compiled[key] = triton.compile(source, GPUTarget("cuda", 80, 32), options)
             made = self.compiled[key]
-            ptx_model.launch(self.edit(made.asm["ptx"]), made.metadata.shared, num_warps, grid[0], arguments)
+            ptx_model.launch(self.edit(made.asm["ptx"]), made.metadata.shared, num_warps, grid, arguments)
 
         return launch
 
@@ -112,6 +113,39 @@ def test_the_compiled_kernel_of_an_explicit_prior_is_right(on_model):
     assert all(relative(found[what], truth[what]) < 1e-5 for what in truth)
 
 
+def test_the_compiled_kernels_of_stages_are_right(monkeypatch):
+    for module in (assemble, correlate, elementwise):
+        name = f"{module.__name__.rsplit('.', 1)[-1]}_kernel"
+        monkeypatch.setattr(module, name, OnModel(getattr(module, name)))
+    torch.manual_seed(0)
+    model = lf.ConvLPN(1, hidden=16, strides=(2,), skip_kernel=3)
+    x, packed = torch.randn(1, 1, 5, 9), model.packed().detach()
+    psi, f, _ = TritonBackend().evaluate(model.spec, x, packed, None, True, True, "fp32")
+    wide = model.spec, x.double(), packed.double(), None
+    assert relative(psi, reference.potential(*wide)) < 2e-6 and relative(f, reference.prox(*wide)) < 2e-6
+
+
+@pytest.mark.parametrize("precision, dtype", [("fp32", torch.float32), ("fp16", torch.float16)])
+def test_the_compiled_kernel_of_weight_gradients_is_right(monkeypatch, precision, dtype):
+    monkeypatch.setattr(gradient, "gradient_kernel", OnModel(gradient.gradient_kernel))
+    torch.manual_seed(0)
+    e, z = torch.randn(1, 5, 5, 16).to(dtype), torch.randn(1, 9, 10, 16).to(dtype)  # [N, h, w, H]
+    config, geometry = Config(32, 16, 16, 16, 4, 3), Geometry(kernel=3, stride=2, padding=1)
+    found = gradient.gradient([(e, z)], geometry, config, precision, processors=1)
+    images = z.permute(0, 3, 1, 2).double(), e.permute(0, 3, 1, 2).double()
+    want = torch.nn.grad.conv2d_weight(images[0], (16, 16, 3, 3), images[1], 2, 1)
+    assert relative(found.permute(3, 2, 0, 1), want) < 2e-6
+
+
+def test_the_kernel_that_measures_special_functions_counts_what_it_evaluates(monkeypatch):
+    launched = OnModel(special.exponentials_kernel)
+    monkeypatch.setattr(special, "exponentials_kernel", launched)
+    assert special.exponentials(torch.empty(0), programs=2, chain=3) == 2 * 3 * special.BLOCK
+    (made,) = (made for key, made in launched.compiled.items() if key[0] is launched.kernel)
+    per_thread = special.BLOCK // (4 * 32)
+    assert made.asm["ptx"].count("ex2.approx") in (per_thread, 3 * per_thread)  # a loop, or unrolled
+
+
 def nth(pattern, replacement, count=1):
     """An edit of the first places of a pattern in the code."""
 
@@ -143,9 +177,10 @@ def test_a_planted_fault_of_the_lowering_is_seen(on_model, fault):
 
 
 def test_what_the_model_does_not_know_is_no_result(on_model):
-    on_model(nth(r"ex2\.approx\.ftz\.f32", "tanh.approx.f32"))
-    with pytest.raises(Fault, match="not known here: tanh"):
-        error("fp16")
+    for known, other in ((r"ex2\.approx\.ftz\.f32", "tanh.approx.f32"), (r"mul\.f32", "mul.sat.f32")):
+        on_model(nth(known, other))
+        with pytest.raises(Fault, match=f"not known here: {other.split('.')[0]}"):
+            error("fp16")
 
 
 def test_memory_that_is_nobodys_is_seen():

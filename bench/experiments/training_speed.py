@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import lpn_fast as lf
-from bench.baselines import PlainPotential
+from lpn_fast.ops.plain_torch import PlainPotential
 from lpn_fast.training import Phase, Trainer
 
 from . import mnist

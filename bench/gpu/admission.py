@@ -1,6 +1,7 @@
 """The check of lpn_fast/ops/admission.py for the models that ship: what "auto" runs on this device, and why.
 
-The verdicts go where a user's go (LPN_FAST_CACHE); the figures get a line for every work that was timed.
+The verdicts go where a user's go (LPN_FAST_CACHE); the figures get a line for every work that was timed. There is no
+time for torch.compile of all of them: `lpn-fast tune` compares with that.
 """
 
 import torch
@@ -39,7 +40,7 @@ def measure(session: Session) -> None:
                 continue
             if model.spec.kind == "explicit" and precision != "fp32":
                 continue
-            found = examine(model, precision)
+            found = examine(model, precision, compiled=False)
             for backend, verdict in found.items():
                 session.show(f"{name} {backend} {precision}: {verdict}")
                 if isinstance(verdict, str):

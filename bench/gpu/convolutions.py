@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 
 import lpn_fast as lf
-from bench.baselines import Compiled, Eager, why_no_compiler
 from lpn_fast.algebra import reference
 from lpn_fast.benchmark.counters import work
+from lpn_fast.ops.plain_torch import Compiled, Eager, why_no_compiler
 
 from .numerics import TOLERANCE, trained_like
 from .session import Session, graphed, milliseconds, run_part

@@ -3,14 +3,14 @@
     goals on one H200: prox of 1 M rows (d 2, H 64, fp16) 1.8 G samples/s, 10 x A, 4 x C;   2,000 rows in a graph 12 us,
     25 x A;   gradients of the Laplacian training step, 2,000 rows, 20 x A;   inversion of 100,000 rows 20 ms
 
-A and C are bench/baselines.py's; errors are relative, against float64.
+A and C are lpn_fast/ops/plain_torch.py's; errors are relative, against float64.
 """
 
 import torch
 
 import lpn_fast as lf
 from lpn_fast.algebra import reference
-from lpn_fast.benchmark.baselines import Compiled, Eager, why_no_compiler
+from lpn_fast.ops.plain_torch import Compiled, Eager, why_no_compiler
 
 from .mlp_network import add_time, captured, error, kernels, name_of, network
 from .session import Session, milliseconds, run_part

@@ -5,7 +5,6 @@ ceilings    what the device can do, measured: products, a copy, special function
 timing      interleaved rounds, medians and spreads
 memory      peak memory of a call
 power       watts, where the driver says them
-baselines   the same network in plain torch, eager and compiled
 works       the works of a model, each with its result and its truth in float64
 suite       all works of some models over batches and sizes
 results     CSV and JSON, two of them compared

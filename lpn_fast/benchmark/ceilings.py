@@ -19,7 +19,7 @@ from .counters import Work
 from .timing import wait_for
 
 GEMM_SIZE = {"cpu": 2048, "cuda": 8192}  # 17 GFLOP, 50 MB: long against its overhead
-COPY_BYTES = {"cpu": 2**28, "cuda": 2**32}
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
 CACHED = 2**14  # elements
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from ..ops import registry
+from ..ops import plain_torch, registry
 from ..ops.explicit import kernels, plain
-from . import baselines, ceilings, memory, power, works
+from . import ceilings, memory, power, works
 from .ceilings import Ceilings
 from .results import Result, Row
 from .surroundings import surroundings
@@ -127,7 +127,7 @@ def _ways(setup: Setup, options: Options, skipped: list[str]) -> dict[str, Calla
         skipped.append("eager, compile: there is no plain module of explicit priors, volumes and quadratic terms")
         return ways
     ways["eager"] = lambda: works.plain("eager", setup)
-    reason = baselines.why_no_compiler() if options.compiled else "compilation is off"
+    reason = plain_torch.why_no_compiler() if options.compiled else "compilation is off"
     if reason is None:
         ways["compile"] = lambda: works.plain("compile", setup, compiled=True)
     else:

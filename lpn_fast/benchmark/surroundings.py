@@ -62,7 +62,7 @@ def _cpu_model() -> str:
 def isa() -> str:
     """The instruction set of the compiled module, or that there is none."""
     try:
-        from lpn_fast import _cpu
+        from .. import _cpu
     except ImportError:
         return "no compiled module"
     return _cpu.isa()

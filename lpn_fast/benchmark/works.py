@@ -23,14 +23,13 @@ from torch import Tensor
 
 from .. import solvers
 from ..algebra.parameters import layout
-from ..ops import registry
+from ..ops import plain_torch, registry
 from ..ops.explicit import kernels
+from ..ops.plain_torch import Compiled, Eager
 from ..ops.precision import PRECISIONS
 from ..optim import ProjectedAdam
 from ..physics import Blur
 from ..prior import invert
-from . import baselines
-from .baselines import Compiled, Eager
 from .counters import Work, work
 
 OPS = ("prox", "value", "gradient of R", "hvp", "step", "invert", "reconstruct")
@@ -39,7 +38,7 @@ assert set(DTYPES) == set(PRECISIONS)
 LEARNING_RATE = 1e-4
 INVERT_TOL = 1e-5
 STEPS, STEP_SIZE = 5, 0.9  # of a reconstruction; the norm of a blur is 1
-SIGMA = 1.0  # for noise-conditional networks: baselines.py knows no other
+SIGMA = 1.0  # for noise-conditional networks: ops/plain_torch.py knows no other
 
 
 class Setup:
@@ -240,7 +239,7 @@ def plain(name: str, setup: Setup, compiled: bool = False, channels_last: bool =
 
         return Provider(name, backend, "float32", step, lambda _: setup.within_cone(network.potential.gradients()))
     if setup.op == "invert":
-        inverted = functools.partial(baselines.invert, lambda y: network.prox(y).detach(), x, INVERT_TOL)
+        inverted = functools.partial(plain_torch.invert, lambda y: network.prox(y).detach(), x, INVERT_TOL)
         return Provider(name, backend, "float32", inverted, reader(setup))
     return Provider(name, backend, "float32", lambda: setup._by_plain(network, x, v), reader(setup))
 

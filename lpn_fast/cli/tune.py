@@ -11,9 +11,9 @@ from . import options
 
 DESCRIPTION = """\
 Check the GPU kernels on this device with the weights of a model: results against float64 at small and odd sizes, the
-same bits in repeated calls, and the time against plain torch, eager and compiled. What is found is kept for this user, and decides which
-kernels run from then on; `lpn-fast info` lists it. First calls do the same with random weights where nothing is known,
-unless LPN_FAST_TUNE=off."""
+same bits in repeated calls, and the time against plain torch, eager and compiled. What is found is kept for this user,
+and decides which kernels run from then on; `lpn-fast info` lists it. First calls do the same with random weights where
+nothing is known, but do not compile; LPN_FAST_TUNE=off leaves that out."""
 
 EXAMPLES = """\
   lpn-fast tune

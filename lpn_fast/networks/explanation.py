@@ -34,15 +34,16 @@ def explain(model: LPN, x: Tensor) -> str:
     return "\n".join(lines)
 
 
-def examine(model: LPN | ExplicitLPN, precision: str) -> dict[str, "admission.Verdict | str"]:
+def examine(model: LPN | ExplicitLPN, precision: str, compiled: bool = True) -> dict[str, "admission.Verdict | str"]:
     """Check the GPU kernels of `model` on its device, whatever is known: per backend a verdict, or why it cannot run.
 
     A network is checked with its own weights, an explicit prior with potentials of every kind, for each of its levels.
+    `compiled`: beside torch.compile, too, which takes a minute.
     """
     if isinstance(model, ExplicitLPN):
         levels = model.kernel_levels()
-        found = [kernels.examine(level, model.far.device) for level in levels]
+        found = [kernels.examine(level, model.far.device, compiled) for level in levels]
         named = [f" ({level.kernel} x {level.kernel})" if len(levels) > 1 else "" for level in levels]
         return {name + which: said for one, which in zip(found, named, strict=True) for name, said in one.items()}
     packed = model.packed().detach()
-    return registry.examine(model.spec, packed.device, precision, packed)
+    return registry.examine(model.spec, packed.device, precision, packed, compiled)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..algebra.parameters import layout, parameter_count
 from ..algebra.spec import Spec
+from . import plain_torch
 
 if TYPE_CHECKING:
     from .registry import Backend
@@ -171,11 +172,10 @@ class NetworkTrial:
 
     def compiled(self) -> dict[str, Call]:
         """With products in TF32 wherever ours are of fewer digits than float32: what c^2 needs of a 16-bit network."""
-        from ..benchmark.baselines import Compiled
         from .backends.torch import products
 
         parameters = {slot.name: self.packed[slot.offset : slot.end].view(slot.shape) for slot in layout(self.spec)}
-        network = Compiled(SimpleNamespace(spec=self.spec, get_parameter=parameters.__getitem__))
+        network = plain_torch.Compiled(SimpleNamespace(spec=self.spec, get_parameter=parameters.__getitem__))
 
         def call(work: Callable, *arguments: Tensor) -> object:
             with products(self.x, "fp32" if self.precision == "fp32" else "tf32"):
@@ -225,9 +225,7 @@ def _wrong_at_full_size(backend, plain, call: Trial) -> str | None:
 
 def _rivals(call: Trial) -> tuple[dict[str, Call], str]:
     """torch.compile of plain code, compiled, and why there is none of it."""
-    from ..benchmark.baselines import why_no_compiler
-
-    reason = why_no_compiler()
+    reason = plain_torch.why_no_compiler()
     if reason:
         return {}, reason
     try:

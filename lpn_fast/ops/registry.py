@@ -111,7 +111,7 @@ def not_admitted(spec: Spec, x: Tensor, precision: str = "fp32") -> dict[str, st
 
 
 def examine(
-    spec: Spec, device: torch.device, precision: str, packed: Tensor | None = None
+    spec: Spec, device: torch.device, precision: str, packed: Tensor | None = None, compiled: bool = True
 ) -> dict[str, "admission.Verdict | str"]:
     """Check every backend that has to be admitted, whatever is known: its verdict, or why it cannot run."""
     x = torch.empty(device_check.small_shapes(spec)[0], device=device)
@@ -120,7 +120,7 @@ def examine(
         if name in _to_be_admitted:
             reason = backend.supports(spec, x, precision)
             plain = _backends["torch"]
-            found[name] = reason or admission.examine(backend, plain, spec, device, precision, packed, compiled=True)
+            found[name] = reason or admission.examine(backend, plain, spec, device, precision, packed, compiled)
     return found
 
 

@@ -60,12 +60,12 @@ def explain(level: Level, x: Tensor) -> list[str]:
     return lines
 
 
-def examine(level: Level, device: torch.device) -> dict[str, "admission.Verdict | str"]:
+def examine(level: Level, device: torch.device, compiled: bool = True) -> dict[str, "admission.Verdict | str"]:
     """Check the kernels that have to be admitted, whatever is known: a verdict each, or why it cannot run."""
     x = torch.empty(1, level.channels, 1, 1, device=device)
     found: dict[str, admission.Verdict | str] = {}
     for kernel in KERNELS:
         if kernel.name in TO_BE_ADMITTED:
             reason = kernel.refusal(level, x)
-            found[kernel.name] = reason or admission.examine(kernel, plain, level, device, "fp32", compiled=True)
+            found[kernel.name] = reason or admission.examine(kernel, plain, level, device, "fp32", None, compiled)
     return found

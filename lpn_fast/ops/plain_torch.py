@@ -10,6 +10,7 @@ function; their potential is written as the published one is, with torch's own l
 
 import shutil
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,15 @@ from torch import Tensor, nn
 
 from ..algebra.noise import noise_features
 from ..algebra.parameters import layout
-from ..networks.lpn import LPN
+from ..algebra.spec import Spec
+
+
+class Network(Protocol):
+    """What is read of a network."""
+
+    spec: Spec
+
+    def get_parameter(self, name: str) -> Tensor: ...
 
 
 class PlainPotential(nn.Module):
@@ -26,7 +35,7 @@ class PlainPotential(nn.Module):
     A noise-conditional network is its potential at sigma = 1, where x in units of the noise is x itself.
     """
 
-    def __init__(self, model: LPN):
+    def __init__(self, model: Network):
         super().__init__()
         spec = model.spec
         if spec.quadratic:
@@ -98,7 +107,7 @@ class PlainPotential(nn.Module):
 class Eager:
     """A: autograd with create_graph; `channels_last` converts the module and its inputs."""
 
-    def __init__(self, model: LPN, channels_last: bool = False):
+    def __init__(self, model: Network, channels_last: bool = False):
         self.potential = PlainPotential(model)
         self.channels_last = channels_last
         if channels_last:
@@ -132,7 +141,7 @@ class Eager:
 class Compiled:
     """C: torch.compile of torch.func.grad; shapes are static, warm-up happens at the first call."""
 
-    def __init__(self, model: LPN, mode: str | None = None):
+    def __init__(self, model: Network, mode: str | None = None):
         self.potential = PlainPotential(model)
 
         def psi(parameters: dict[str, Tensor], x: Tensor) -> Tensor:

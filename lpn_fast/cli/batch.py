@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from .. import pipeline
+from ..io.finding import find
 from ..networks import LPN
 from ..pipeline import ItemResult, Share, Summary
 from ..pipeline.report import check_target, write_report
@@ -52,8 +53,8 @@ def add_images_out(parser: argparse.ArgumentParser, model: str = options.AUTO) -
     beyond.add_arguments(parser)
 
 
-def prepare(args) -> tuple[LPN | str, Share]:
-    """The model on the device of this process, or "auto", once the images are known to be there."""
+def prepare(args, out: Path | None = None) -> tuple[LPN | str, Share]:
+    """The model on the device of this process, or "auto", once images are found, which are not looked for in `out`."""
     _check_options(args)
     args.intensities = None if args.intensities is None else tuple(args.intensities)
     options.set_threads(args.threads)
@@ -61,7 +62,7 @@ def prepare(args) -> tuple[LPN | str, Share]:
     if beyond.is_meant(args):
         beyond.check(args, share)
     else:
-        pipeline.find_images(args.images, args.recursive)  # wrong names are told before the model is loaded
+        args.found = find(args.images, args.recursive, out or Path(args.out))  # wrong names are told before all else
     if args.device == "cuda" and not share.is_only:
         args.device = f"cuda:{share.local_rank}"
     return options.load_image_model(args.model, args.device), share
@@ -101,7 +102,7 @@ def run(args, task: Task, model: LPN | str, share: Share, heading: str, conditio
 def work(args, task: Task, model: LPN | str, share: Share, out: str | Path, **options) -> Summary:
     """The job of the shared arguments."""
     return pipeline.reconstruct(
-        args.images,
+        args.found,
         out,
         task=task,
         model=model,

@@ -61,7 +61,7 @@ def run(args) -> int:
     job = table.with_name(table.name + JOB)
     _check_table(table, job)
     task = pipeline.Score(args.sigma, args.tol, args.max_iter, args.method, args.double)
-    model, share = batch.prepare(args)
+    model, share = batch.prepare(args, job)
     summary = batch.work(args, task, model, share, job)
     batch.print_summary(summary, share, table)
     if summary.everything is None:  # others are not done yet

@@ -18,6 +18,7 @@ from . import containers, formats
 
 SOURCE_SUFFIXES = (*formats.BY_SUFFIX, *containers.CONTAINER_SUFFIXES)
 LIST_MARK = "@"  # before the name of a text file that lists images, one per line
+Patterns = str | Path | Iterable[str | Path]
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Found:
         return "; ".join(parts)
 
 
-def find_images(patterns: str | Path | Iterable[str | Path], recursive: bool = False) -> list[Path]:
+def find_images(patterns: Patterns, recursive: bool = False) -> list[Path]:
     """Image and container files named by files, folders, patterns and lists, in a reproducible order.
 
     A folder stands for the files directly in it that have a known suffix, without hidden ones. A file that is
@@ -91,8 +92,13 @@ def find_images(patterns: str | Path | Iterable[str | Path], recursive: bool = F
     return list(find(patterns, recursive).places)
 
 
-def find(patterns: str | Path | Iterable[str | Path], recursive: bool = False, besides: Path | None = None) -> Found:
-    """As `find_images`, with the places of results and what was passed over; nothing inside the folder `besides`."""
+def find(patterns: Patterns | Found, recursive: bool = False, besides: Path | None = None) -> Found:
+    """As `find_images`, with the places of results and what was passed over; nothing inside the folder `besides`.
+
+    What was found before is returned as it is.
+    """
+    if isinstance(patterns, Found):
+        return patterns
     if isinstance(patterns, str | Path):
         patterns = [patterns]
     found, known = Found(), set()

@@ -137,8 +137,9 @@ class Stored:
         """As float32 pixels; UnreadableImage for NaN or infinite values, or a range that is unknown or far off."""
         try:
             pixels, notes = self.encoding.to_unit(self.values), self.notes
-            ends = np.array([self.values.min(), self.values.max()])  # on bytes faster than on their pixels
-            least, most = sorted(self.encoding.to_unit(ends).tolist())
+            low, high = self.encoding.range
+            ends = self.values.min(), self.values.max()  # on bytes faster than on their pixels
+            least, most = sorted((float(end) - low) / (high - low) for end in ends)
             if not np.isfinite(most - least):
                 broken = np.count_nonzero(~np.isfinite(pixels))
                 raise ValueError(f"it holds {broken} NaN or infinite values of {pixels.size}")

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from .. import atomic
 from . import containers, formats
 from .content import IMAGES, Content, Member
-from .finding import Found, find
+from .finding import Found, Patterns, find
 from .image import Encoding, Image, Range, UnreadableImage, one_line
 
 PARTS = ".parts"  # added to a container's name: the folder of its results while some are missing
@@ -111,7 +110,7 @@ class Source:
 
 
 def find_sources(
-    patterns: str | Path | Iterable[str | Path],
+    patterns: Patterns | Found,
     recursive: bool = False,
     out: Path | None = None,
     content: Content = IMAGES,

@@ -1,5 +1,6 @@
 """How noisy an image is, from the image alone: the estimate of solvers/noise.py, for jobs."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,8 +28,9 @@ def noise_level(image: Tensor, most_tiles: int = MOST_TILES) -> float | None:
     rows, columns = height // TILE, width // TILE
     total = channels * rows * columns
     if total > most_tiles:
-        chosen = torch.arange(most_tiles) * total // most_tiles
-        tiles = image[:, : rows * TILE, : columns * TILE].unflatten(1, (rows, TILE)).unflatten(3, (columns, TILE))
+        chosen = np.arange(most_tiles) * total // most_tiles
         channel, row, column = chosen // (rows * columns), chosen // columns % rows, chosen % columns
-        image = tiles[channel, row, :, column].flatten(0, 1)[None]  # (1, tiles TILE, TILE)
+        whole = image[:, : rows * TILE, : columns * TILE].numpy()
+        tiles = whole.reshape(channels, rows, TILE, columns, TILE)[channel, row, :, column]  # (tiles, TILE, TILE)
+        image = torch.from_numpy(tiles.reshape(1, -1, TILE))
     return float(haar_level(image[None]))

@@ -168,7 +168,8 @@ def open_manifest(folder: Path, share: Share | None = None) -> Iterator[Manifest
     path = folder / manifest_name(share.rank)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        with _locked(lock_of(path), folder), _locked(_lock_of_job(folder, share), folder):  # a kill releases them
+        running = folder / f".process-{share.rank}-of-{share.world}.lock"
+        with _locked(lock_of(path), folder), _locked(running, folder):  # a kill releases them
             _refuse_other_numbers_of_processes(folder, share)
             results = read_results(folder)
             os.ftruncate(descriptor, len(_whole(path)))  # not before all of it was found to be a manifest
@@ -197,8 +198,10 @@ def read_results(folder: Path) -> dict[str, ItemResult]:
     """
     results: dict[str, ItemResult] = {}
     settings: dict[str, dict] = {}  # one copy per digest: they make up most of a line
-    for path in _manifests(folder):
-        add_results(results, path, _whole(path), settings)
+    stem, suffix = NAME.split(".")
+    for path in sorted(folder.glob(f"{stem}*.{suffix}")):
+        if number_of(path.name) is not None:
+            add_results(results, path, _whole(path), settings)
     return results
 
 
@@ -212,7 +215,8 @@ def add_results(results: dict[str, ItemResult], path: Path, text: bytes, setting
 
 def number_of(name: str) -> int | None:
     """The process that a manifest of that name belongs to; None if it is none."""
-    return _rank_of(Path(name))
+    middle = name.split(".")[1:-1]
+    return 0 if name == NAME else int(middle[0]) if len(middle) == 1 and middle[0].isdigit() else None
 
 
 def digest_of(settings: dict) -> str:
@@ -230,17 +234,6 @@ def _shown(settings: dict, name: str) -> str:
     return json.dumps(settings[name]) if name in settings else "not set"
 
 
-def _manifests(folder: Path) -> list[Path]:
-    stem, suffix = NAME.split(".")
-    return [path for path in sorted(folder.glob(f"{stem}*.{suffix}")) if _rank_of(path) is not None]
-
-
-def _rank_of(path: Path) -> int | None:
-    """The process a manifest belongs to; None if it is none."""
-    middle = path.name.split(".")[1:-1]
-    return 0 if path.name == NAME else int(middle[0]) if len(middle) == 1 and middle[0].isdigit() else None
-
-
 def _whole(path: Path) -> bytes:
     """The complete lines of a manifest; ValueError if what follows them is not the beginning of one."""
     text = path.read_bytes()
@@ -248,11 +241,6 @@ def _whole(path: Path) -> bytes:
     if text[end:][: len(LINE_START)] != LINE_START[: len(text) - end]:
         raise ValueError(f"{path} is no manifest: it ends in {text[end:][:40]!r}; rename it or choose another folder")
     return text[:end]
-
-
-def _lock_of_job(folder: Path, share: Share) -> Path:
-    """The file that this process of a job of so many has locked while it runs."""
-    return folder / f".process-{share.rank}-of-{share.world}.lock"
 
 
 def _refuse_other_numbers_of_processes(folder: Path, share: Share) -> None:

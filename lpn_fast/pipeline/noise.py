@@ -11,6 +11,7 @@ MOST_TILES = 500
 FEW_TILES = 64  # a standard error of 4 %: enough to doubt a level that was given
 
 
+@torch.inference_mode()
 def noise_level(image: Tensor, most_tiles: int = MOST_TILES) -> float | None:
     """Standard deviation of the noise in an image (C, H, W), in its units; None for one smaller than 8 x 8.
 

@@ -52,7 +52,6 @@ def add_parser(subparsers) -> None:
     add("--max-iter", type=int, metavar="N", help="most steps per image (default: the method's)")
     add("--method", choices=tuple(EQUATION_METHODS), default="lbfgs", help="default: %(default)s")
     add("--double", action="store_true", help="refine in double precision, for tolerances below 1e-6")
-    parser.set_defaults(run=run)
 
 
 def run(args) -> int:

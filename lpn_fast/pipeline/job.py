@@ -153,7 +153,7 @@ def reconstruct(
     (1, 0)
     """
     out, share = Path(out), share or Share()
-    networks = Networks(model, device, getattr(task, "networks", None))
+    networks = Networks(model, device, task.networks)
     everything, unlisted, found = find_sources(images, recursive, out, content_of(task, simulate, intensities))
     broken = {Source(error.path, found.places[error.path]): error.reason for error in unlisted}
     check_places([*everything, *broken], out, simulate)
@@ -180,7 +180,6 @@ def reconstruct(
 
     own = share.of(everything)
     with open_manifest(out, share) as manifest:
-        digest = digest_of(settings)
         skipped = finished(own, manifest.results, settings, task.makes_images, InFolder(out))
         left = [source for source in own if source.item not in skipped]
         hidden = None if progress and share.rank == 0 else True  # None: hidden unless standard error is a terminal
@@ -193,21 +192,8 @@ def reconstruct(
             Solvers(count) as team,
         ):
             warnings.simplefilter("ignore", RuntimeWarning)  # samples that became NaN are in the manifest
-            run = Run(
-                out,
-                task,
-                networks,
-                manifest,
-                settings,
-                digest,
-                simulate,
-                seed,
-                intensities,
-                bar,
-                transfer,
-                writer,
-                team,
-            )
+            told = (out, task, networks, manifest, settings, digest_of(settings), simulate, seed, intensities)
+            run = Run(*told, bar, transfer, writer, team)
             for source, reason in broken.items() if share.rank == 0 else ():
                 record_failures(run, Failure(source, reason))
             solve_all(run, left, batch_pixels)
@@ -236,7 +222,7 @@ def solve_all(run: Run, sources: list[Source], batch_pixels: int) -> None:
 
 def content_of(task: Task, simulate: bool, intensities: Range | None) -> Content:
     """What counts of containers: measurements that are no images, or images of a type that says what 0 and 1 are."""
-    arrays = None if simulate else getattr(getattr(task, "problem", None), "arrays", None)
+    arrays = None if simulate else getattr(task.problem, "arrays", None)
     return arrays or Images(any_type=intensities is not None)
 
 

@@ -89,7 +89,7 @@ class Run:
     @property
     def problem(self) -> Problem | None:
         """What was measured, where that is not the image itself."""
-        return getattr(self.task, "problem", None)
+        return self.task.problem
 
     def advance(self, images: float) -> None:
         """Move the progress bar; any thread."""
@@ -142,10 +142,8 @@ def _read(run: Run, source: Source) -> LoadedImage | Failure:
                 f"its noise cannot be estimated from {' x '.join(map(str, measured.shape[1:]))} values; give the noise "
                 f"level (images with sides of at least {SMALLEST_SIDE} pixels show it)"
             )
-    except UnreadableImage as error:
-        return Failure(source, error.reason)
     except ValueError as error:
-        return Failure(source, one_line(error))
+        return Failure(source, error.reason if isinstance(error, UnreadableImage) else one_line(error))
     return LoadedImage(source, digest, encoding, truth, measured, samples, kind, noise, notes)
 
 

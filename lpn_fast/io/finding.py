@@ -151,16 +151,14 @@ def _matches(pattern: Path, recursive: bool, besides: Path | None, found: Found)
 
 def _inside(folder: Path, recursive: bool, besides: Path | None, found: Found) -> Iterator[Path]:
     """The image files of a folder, sorted by name, those of its subfolders after them."""
-    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    folders = [path for path in entries if path.is_dir()]
-    for path in entries:
-        if path.is_dir():
-            continue
+    with os.scandir(folder) as listing:  # which knows of most entries what they are
+        entries = sorted((entry.name, entry.is_dir()) for entry in listing if not entry.name.startswith("."))
+    for path in (folder / name for name, is_folder in entries if not is_folder):
         if containers.is_source(path):  # pipes and links to nothing as well: reading them says so
             yield path
         else:
             found.ignored[path.suffix.lower().removeprefix(".") or "no suffix"] += 1
-    for path in folders:
+    for path in (folder / name for name, is_folder in entries if is_folder):
         if besides is not None and path.resolve() == besides.resolve():
             continue
         if recursive and not path.is_symlink():

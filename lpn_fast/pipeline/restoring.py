@@ -17,7 +17,6 @@ from .. import solvers
 from ..networks import LPN
 from ..physics import Blur
 from ..restoration import BLUR, GRAY, Choice, reconstruct
-from .noise import FEW_TILES, MOST_TILES
 from .problems import Problem
 from .tasks import PROBE_NOISE, OnIteration, Restoration, Task, blank_image, check_sigma, noisy
 
@@ -91,9 +90,9 @@ class Reconstruct(Task):
         """What was said of the noise."""
         return self.noise
 
-    def noise_of(self, measured: Tensor) -> float | None:
-        """The noise that a measurement (C, ...) shows."""
-        return self.problem.noise_of(measured, MOST_TILES if self.estimates_noise else FEW_TILES)
+    def noise_of(self, measured: list[Tensor]) -> list[float | None]:
+        """The noise that each measurement (C, ...) shows, where it can be told."""
+        return self.problem.noise_of(measured, self.tiles)
 
     @property
     def networks(self) -> dict[str, tuple[str, ...]]:

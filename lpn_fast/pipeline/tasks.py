@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import solvers
 from ..networks import LPN, InTiles
 from ..per_sample import norm
-from .noise import FEW_TILES, MOST_TILES, noise_level
+from .noise import FEW_TILES, MOST_TILES, noise_levels
 
 PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model and sigma fit together
 PROBE_NOISE = 0.1
@@ -58,9 +58,14 @@ class Task:
         """Whether an image needs a noise estimate to be solved."""
         return self.expected_noise is None
 
-    def noise_of(self, measured: Tensor) -> float | None:
-        """The noise that an image (C, H, W) shows."""
-        return noise_level(measured, MOST_TILES if self.estimates_noise else FEW_TILES)
+    def noise_of(self, measured: list[Tensor]) -> list[float | None]:
+        """The noise that each measurement (C, ...) shows, where it can be told."""
+        return noise_levels(measured, self.tiles)
+
+    @property
+    def tiles(self) -> int:
+        """Of an image, at most, that tell its noise."""
+        return MOST_TILES if self.estimates_noise else FEW_TILES
 
     def settings(self) -> dict:
         """What decides the result besides the measurement and the network, JSON-ready."""

@@ -139,9 +139,11 @@ def fuzz(count: int, first: int = 0) -> int:
         with tempfile.TemporaryDirectory() as folder:
             for number, _, reason in read_mutants(range(first, first + count), Path(folder)):
                 refused += reason is not None
-                signal.alarm(LONGEST_SECONDS)
+                signal.setitimer(signal.ITIMER_PROF, LONGEST_SECONDS)  # of processor time: others may have the cores
+                signal.alarm(10 * LONGEST_SECONDS)  # what waits uses none
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
                 print(number, refused, peak, flush=True)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
         return 0
     ended, refused, peak, number = 0, 0, 0, 0

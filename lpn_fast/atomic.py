@@ -31,26 +31,33 @@ def replacing(path: Path, alone: bool = False) -> Iterator[Path]:
     OSError
         The folder cannot be written to, or is full.
     """
-    with _complete(path, alone) as temporary:
+    temporary = stage(path, b"", alone)
+    with _removed_on_error(temporary):
+        mode = temporary.stat().st_mode  # by the umask; safetensors gives its files another
         yield temporary
-    try:
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write(path: Path, data: bytes, alone: bool = False) -> Path:
     """Write a file so that `path` is either absent, what it was before, or complete; see `replacing`."""
-    with replacing(path, alone) as temporary:
-        temporary.write_bytes(data)
+    temporary = stage(path, data, alone)
+    with _removed_on_error(temporary):
+        os.replace(temporary, path)
     return path
 
 
-def stage(path: Path, data: bytes) -> Path:
-    """Write what `path` shall hold, as `replacing` does for a process that is alone; the name is for `os.replace`."""
-    with _complete(path, alone=True) as temporary:
-        temporary.write_bytes(data)
+def stage(path: Path, data: bytes, alone: bool = True) -> Path:
+    """Write what `path` shall hold to a temporary file, forced to disk; its name is for `os.replace`."""
+    temporary = beside(path, ".", ".tmp" if alone else f".{os.getpid()}.tmp")
+    with _removed_on_error(temporary):
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # not what somebody put there, a link to another file say
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
     return temporary
 
 
@@ -92,17 +99,9 @@ def beside(path: Path, before: str = "", after: str = "") -> Path:
 
 
 @contextlib.contextmanager
-def _complete(path: Path, alone: bool) -> Iterator[Path]:
-    """The temporary file, forced to disk when the block ends; removed if it raises."""
-    temporary = beside(path, ".", ".tmp" if alone else f".{os.getpid()}.tmp")
+def _removed_on_error(temporary: Path) -> Iterator[None]:
     try:
-        temporary.unlink(missing_ok=True)
-        temporary.touch(exist_ok=False)  # not what somebody put there, a link to another file say
-        mode = temporary.stat().st_mode  # by the umask; safetensors gives its files another
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, mode)
+        yield
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

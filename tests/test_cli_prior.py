@@ -1,6 +1,5 @@
 """`lpn-fast prior`: a job like the others, whose results are the rows of one table."""
 
-import argparse
 import csv
 import zipfile
 from pathlib import Path
@@ -11,15 +10,13 @@ import torch
 from PIL import Image
 
 import lpn_fast as lf
-from lpn_fast.cli import prior as cli_prior
+from lpn_fast.cli import build_parser
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seed_zero")
 
 
 def run_cli(*arguments):
-    parser = argparse.ArgumentParser()
-    cli_prior.add_parser(parser.add_subparsers(dest="command"))
-    args = parser.parse_args(["prior", *map(str, arguments)])
+    args = build_parser("prior").parse_args(["prior", *map(str, arguments)])
     return args.run(args)
 
 

@@ -409,6 +409,8 @@ def test_large_images_are_evaluated_in_tiles_with_the_same_result_and_progress(t
     assert len(shares) > 4 and shares == sorted(shares) and shares[-1] == 1 and shares[0] < 0.3
     mixture = lf.pretrained("natural-gray-mixture")
     assert torch.allclose(Denoise(0.1).solve(images, mixture).x, mixture(images, sigma=0.1), atol=1e-5)
+    explicit = lf.pretrained("natural-gray-explicit")  # no network for tiles, since its prox is a solve
+    assert torch.allclose(Denoise(0.1).solve(images, explicit).x, explicit(images, sigma=0.1), atol=1e-4)
 
 
 def test_errors_of_a_stage_surface_after_what_came_before():

@@ -1,22 +1,26 @@
 """What the commands of a job have in common: arguments, the job, what is printed of it, the exit code.
 
 Started by torchrun, every process does its share and prints a line of its own. Only the process that ends last
-exits with 1 for images that failed: torchrun would end the others as soon as one does.
+exits with 1 for images that failed: torchrun would end the others as soon as one does. Jobs with `--engine ray`, or
+with images or results at URLs, are those of `lpn_fast.jobs`.
 """
 
 import argparse
 import statistics
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from .. import pipeline
+from .. import jobs, pipeline
+from ..io.finding import find
+from ..jobs.places import is_url
 from ..networks import LPN
 from ..pages import check_target
 from ..pipeline import ItemResult, Share, Summary
+from ..pipeline.manifest import NAME
 from ..pipeline.report import write_report
 from ..pipeline.tasks import Task
 from ..solvers import Conditions
-from . import beyond, options
+from . import options
 from .tables import table
 
 FAR = 3.0  # factor between a noise level and its estimate from which on one of them is doubted
@@ -50,46 +54,65 @@ def add_images_out(parser: argparse.ArgumentParser, model: str = options.AUTO) -
     add = parser.add_argument
     add("--simulate", action="store_true", help="IMAGES are truths: degrade them first, then print PSNR and SSIM")
     add("--seed", type=int, metavar="N", help="of that noise (default: 0)")
-    beyond.add_arguments(parser)
+    add("--engine", choices=("ray",), help="spread the job over a Ray cluster, or a Ray of its own on this machine")
+    add("--address", metavar="ADDRESS", help="of that cluster: auto, or ray://HOST:PORT (default: $RAY_ADDRESS)")
+    add("--workers", type=int, metavar="N", help="most workers of the engine (default: one per GPU, or core)")
 
 
-def prepare(args) -> tuple[LPN | str, Share]:
-    """The model on the device of this process, or "auto", once the images are known to be there."""
-    _check_options(args)
+def prepare(args, out: Path | None = None) -> tuple[LPN | str, Share]:
+    """The model on the device of this process, or "auto", once images are found, which are not looked for in `out`."""
+    if getattr(args, "seed", None) is not None and not args.simulate:
+        raise ValueError("--seed has no effect without --simulate")
+    if getattr(args, "report", None) is not None:
+        check_target(args.report)
     args.intensities = None if args.intensities is None else tuple(args.intensities)
     options.set_threads(args.threads)
     share = Share.from_environment()
-    if beyond.is_meant(args):
-        beyond.check(args, share)
-    else:
-        pipeline.find_images(args.images, args.recursive)  # wrong names are told before the model is loaded
+    if is_beyond(args):
+        _check_beyond(args, share)
+    else:  # wrong names are told before all else
+        args.found = find(args.images, args.recursive, out or Path(args.out))
     if args.device == "cuda" and not share.is_only:
         args.device = f"cuda:{share.local_rank}"
     return options.load_image_model(args.model, args.device), share
 
 
-def _check_options(args) -> None:
-    if getattr(args, "seed", None) is not None and not args.simulate:
-        raise ValueError("--seed has no effect without --simulate")
+def is_beyond(args) -> bool:
+    """Whether a job is not one of files on this machine alone."""
+    return getattr(args, "engine", None) is not None or any(map(is_url, (*args.images, args.out)))
+
+
+def _check_beyond(args, share: Share) -> None:
+    where = "--engine ray" if args.engine else "URLs"
+    if args.simulate:
+        raise ValueError(
+            f"--simulate is for jobs of one machine, not for {where}: give it images of a folder without {where}, or "
+            "degrade the images first and reconstruct those"
+        )
     if args.report is not None:
-        check_target(args.report)
+        instead = (
+            "run the job without --report, then once more with it and without --engine, which computes nothing again"
+            if args.engine and not any(map(is_url, (*args.images, args.out)))
+            else f"{NAME} beside the results has its numbers"
+        )
+        raise ValueError(f"--report is for jobs of one machine, not for {where}: {instead}")
+    if not share.is_only:
+        raise ValueError(f"{where} must not be started by torchrun: an engine shares the images out itself")
+    if args.engine is None and (args.address is not None or args.workers is not None):
+        raise ValueError("--address and --workers need --engine ray")
 
 
 def run(args, task: Task, model: LPN | str, share: Share, heading: str, conditions: Conditions | None = None) -> int:
     """Run the job; the exit code."""
     if share.rank == 0:
         print(heading if conditions is None else f"{heading}\n\n{conditions}", end="\n\n", flush=True)
-    if beyond.is_meant(args):
-        return beyond.run(args, task)
+    if is_beyond(args):
+        return _run_beyond(args, task)
     summary = work(args, task, model, share, args.out, simulate=args.simulate, seed=args.seed or 0)
-    is_last = summary.everything is not None
     if args.simulate and (summary.done or summary.skipped):
         print(_quality_table((*summary.done, *summary.skipped)))
     print_summary(summary, share, args.out)
     warn_of_noise(task, summary)
-    if is_last:
-        for name in summary.incomplete:
-            print(f"{name} is incomplete, some of its images failed; the others are in {args.out}/{name}.parts")
     report(args, task, summary, conditions)
     return exit_code(summary, share)
 
@@ -104,21 +127,24 @@ def report(args, task: Task, summary: Summary, conditions: Conditions | None = N
     print(f"report: {args.report}")
 
 
+def _run_beyond(args, task: Task) -> int:
+    threads = args.threads or (1 if args.engine else None)
+    engine = jobs.OnRay(args.address, args.workers, args.device, threads) if args.engine else None
+    tally = jobs.reconstruct(
+        args.images, args.out, task=task, model=args.model, engine=engine, threads=threads, **_shared(args)
+    )
+    _print(tally, args.out)
+    return 1 if tally.failed else 0
+
+
 def work(args, task: Task, model: LPN | str, share: Share, out: str | Path, **options) -> Summary:
     """The job of the shared arguments."""
-    return pipeline.reconstruct(
-        args.images,
-        out,
-        task=task,
-        model=model,
-        recursive=args.recursive,
-        batch_pixels=args.batch_pixels,
-        intensities=args.intensities,
-        share=share,
-        device=args.device,
-        progress=True,
-        **options,
-    )
+    return pipeline.reconstruct(args.found, out, task=task, model=model, share=share, **_shared(args), **options)
+
+
+def _shared(args) -> dict:
+    names = ("recursive", "batch_pixels", "intensities", "device")
+    return {name: getattr(args, name) for name in names} | {"progress": True}
 
 
 def exit_code(summary: Summary, share: Share) -> int:
@@ -130,25 +156,32 @@ def exit_code(summary: Summary, share: Share) -> int:
 def print_summary(summary: Summary, share: Share, out: str | Path) -> None:
     """What became of the images, where results are."""
     finished = (*summary.done, *summary.skipped)
-    for result in summary.failed:
-        print(f"failed: {result.source}: {result.error}")
-    for result in finished:
-        for note in result.notes:
-            print(f"note: {result.source}: {note}")
-    late = sum(result.converged is False for result in finished if result.value is None)
-    if late:
-        print(f"{late} images did not converge within the iterations allowed")
-    earlier = f", {len(summary.skipped)} finished earlier" if summary.skipped else ""
-    used = Counter(result.model for result in finished if result.model is not None)
-    if used:
-        print("models: " + ", ".join(f"{name} {count}" for name, count in used.items()))
+    tally = jobs.Tally(str(out), passed_over=summary.passed_over if share.rank == 0 else "")
+    for result in (*finished, *summary.failed):
+        tally.add(result)
+    tally.done, tally.earlier = len(summary.done), len(summary.skipped)
+    tally.incomplete = summary.incomplete if summary.everything is not None else ()
     levels = [result.sigma for result in finished if result.sigma is not None]
+    _print(tally, out, levels, "" if share.is_only else f"process {share.rank} of {share.world}: ")
+
+
+def _print(tally: jobs.Tally, out: str | Path, levels: Sequence[float] = (), whose: str = "") -> None:
+    for result in tally.failures:
+        print(f"failed: {result.source}: {result.error}")
+    for source, note in tally.notes:
+        print(f"note: {source}: {note}")
+    if tally.late:
+        print(f"{tally.late} images did not converge within the iterations allowed")
+    if tally.models:
+        print("models: " + ", ".join(f"{name} {count}" for name, count in tally.models.items()))
     if levels and min(levels) < max(levels):
         print(f"noise: {min(levels):.3g} to {max(levels):.3g}, {statistics.median(levels):.3g} in the middle")
-    if summary.passed_over and share.rank == 0:
-        print(summary.passed_over)
-    whose = "" if share.is_only else f"process {share.rank} of {share.world}: "
-    print(f"{whose}{len(summary.done)} done{earlier}, {len(summary.failed)} failed -> {out}", flush=True)
+    if tally.passed_over:
+        print(tally.passed_over)
+    for name in tally.incomplete:
+        print(f"{name} is incomplete, some of its images failed; the others are in {out}/{name}.parts")
+    earlier = f", {tally.earlier} finished earlier" if tally.earlier else ""
+    print(f"{whose}{tally.done} done{earlier}, {tally.failed} failed -> {out}", flush=True)
 
 
 def warn_of_noise(task: Task, summary: Summary) -> None:

@@ -18,7 +18,7 @@ SHELLS = ("bash", "zsh", "fish")
 def add_parser(subparsers) -> None:
     """Add the command to the parser's commands."""
     parser = options.add_command(subparsers, "completion", "complete commands in a shell", DESCRIPTION, EXAMPLES)
-    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+    parser.add_argument("shell", choices=SHELLS)
 
 
 def run(args) -> int:

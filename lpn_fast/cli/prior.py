@@ -52,7 +52,6 @@ def add_parser(subparsers) -> None:
     add("--max-iter", type=int, metavar="N", help="most steps per image (default: the method's)")
     add("--method", choices=tuple(EQUATION_METHODS), default="lbfgs", help="default: %(default)s")
     add("--double", action="store_true", help="refine in double precision, for tolerances below 1e-6")
-    parser.set_defaults(run=run)
 
 
 def run(args) -> int:
@@ -61,7 +60,7 @@ def run(args) -> int:
     job = table.with_name(table.name + JOB)
     _check_table(table, job)
     task = pipeline.Score(args.sigma, args.tol, args.max_iter, args.method, args.double)
-    model, share = batch.prepare(args)
+    model, share = batch.prepare(args, job)
     summary = batch.work(args, task, model, share, job)
     batch.print_summary(summary, share, table)
     if summary.everything is None:  # others are not done yet

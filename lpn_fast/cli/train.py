@@ -65,7 +65,6 @@ def add_parser(subparsers) -> None:
         for f in dataclasses.fields(cls):
             if f.name + "." not in TABLES:
                 group.add_argument(flag_of(f), dest=table + f.name, help=_help(f), **_arguments(f, hints[f.name]))
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

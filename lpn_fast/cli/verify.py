@@ -34,7 +34,6 @@ def add_parser(subparsers) -> None:
     add("--images", nargs="+", metavar="IMAGES", help="images to test at (default: made up)")
     add("--json", action="store_true", help="print JSON instead of a table")
     add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-    parser.set_defaults(run=run)
 
 
 def run(args) -> int:

@@ -30,7 +30,7 @@ from .. import atomic
 from . import formats, tiff
 from .content import IMAGES, Content, Listing, Member
 from .formats import head_of, npy_header, to_npy
-from .image import Encoding, Image, Range, Stored, UnreadableImage, check_size, from_array, one_line, version_of
+from .image import Encoding, Image, Range, Stored, check_size, from_array, reading, version_of
 from .stacks import (
     MOST_MEMBERS,
     h5_array,
@@ -87,16 +87,14 @@ def members(path: Path, content: Content = IMAGES) -> Listing:
     UnreadableImage
         No container, or one without any.
     """
-    try:
+    with reading(path):
         formats.read_file(path, 1)  # a pipe would be waited for
         found, others = CONTAINERS[_kind(path)].members(path, content)
         if not found:
             raise ValueError("it holds no images" + (f", but {others[0]}" if others else ""))
         if len(found) > MOST_MEMBERS:
             raise ValueError(f"it must hold at most {MOST_MEMBERS} images, got {len(found)}")
-    except Exception as error:  # see formats.decode_stored
-        raise UnreadableImage(path, one_line(error)) from error
-    return found, others
+        return found, others
 
 
 def member_bytes(path: Path, member: Member) -> bytes:
@@ -107,7 +105,7 @@ def member_bytes(path: Path, member: Member) -> bytes:
     UnreadableImage
         The archive, or the file in it, is damaged.
     """
-    try:
+    with reading(f"{path}::{member}"):
         archive = _archive(path, version_of(path))
         if member.index is None:
             entry = archive.getinfo(member.name)
@@ -115,24 +113,17 @@ def member_bytes(path: Path, member: Member) -> bytes:
             entry = [entry for entry in archive.infolist() if entry.filename == member.name][member.index]
         check_size(entry.file_size, min(entry.compress_size, path.stat().st_size))
         return archive.read(entry)
-    except Exception as error:
-        raise UnreadableImage(Path(f"{path}::{member}"), one_line(error)) from error
 
 
 def member_stored(path: Path, member: Member, intensities: Range | None = None) -> Stored:
     """One image of a container, as stored; see `read_member`."""
-    shown = Path(f"{path}::{member}")
-    try:
+    with reading(f"{path}::{member}"):
         if is_archive(path):
             data = member_bytes(path, member)
             return formats.decode_stored(data, Path(f"{path}::{member.name}"), intensities)  # its suffix may decide
         kind = _kind(path)
         stored = _tiff_stored(path, member) if kind == ".tif" else from_array(CONTAINERS[kind].array(path, member))
         return formats.with_range(stored, intensities)
-    except UnreadableImage:
-        raise
-    except Exception as error:
-        raise UnreadableImage(shown, one_line(error)) from error
 
 
 def read_member(path: Path, member: Member, intensities: Range | None = None) -> Image:
@@ -154,28 +145,19 @@ def read_array(path: Path, member: Member | None) -> np.ndarray:
     UnreadableImage
         As `read_image`, or a file of another kind.
     """
-    shown = path if member is None else Path(f"{path}::{member}")
-    try:
+    with reading(path if member is None else f"{path}::{member}"):
         if member is not None and not is_archive(path):
             return CONTAINERS[_kind(path)].array(path, member)
         data = formats.read_file(path) if member is None else member_bytes(path, member)
         return array_of(data, path if member is None else Path(f"{path}::{member.name}"))
-    except UnreadableImage:
-        raise
-    except Exception as error:
-        raise UnreadableImage(shown, one_line(error)) from error
 
 
 def array_of(data: bytes, path: Path) -> np.ndarray:
     """A measurement in the bytes of a .npy or float TIFF file; UnreadableImage for another file."""
-    try:
-        if formats.is_array(data, path):
+    with reading(path):
+        if formats.format_of(data[: formats.HEAD_BYTES], path) is formats.BY_SUFFIX[".npy"]:
             return formats.from_npy(data)
         return _one_plane(formats.decode_stored(data, path))
-    except UnreadableImage:
-        raise
-    except Exception as error:
-        raise UnreadableImage(path, one_line(error)) from error
 
 
 def _one_plane(stored: Stored) -> np.ndarray:

@@ -52,9 +52,12 @@ def read(data: bytes, intensities: Range | None) -> Stored:
     stored = dataset.pixel_array
     if stored.shape != shape:
         raise ValueError(f"it must hold one slice of {shape[0]} x {shape[1]}, got pixels of shape {stored.shape}")
-    slope, intercept = _rescale(dataset)
+    slope, intercept = float(_entry(dataset, "RescaleSlope", 1)), float(_entry(dataset, "RescaleIntercept", 0))
+    if not (np.isfinite(slope) and np.isfinite(intercept)) or slope == 0:
+        raise ValueError(f"rescale must be finite with a slope other than 0, got {slope:g} and {intercept:g}")
+    modality = str(_entry(dataset, "Modality", ""))
     if intensities is None:
-        if _entry(dataset, "Modality", "") == "CT":
+        if modality == "CT":
             intensities = HOUNSFIELD
         elif name == "PixelData":
             least, most = (slope * limit + intercept for limit in _stored_limits(dataset))
@@ -67,7 +70,8 @@ def read(data: bytes, intensities: Range | None) -> Stored:
         stored = stored.copy()
         stored[padding] = stored[~padding].min() if slope > 0 else stored[~padding].max()
     scale = (low - intercept) / slope, (high - intercept) / slope
-    return Stored(stored[None], Encoding(".dcm", stored.dtype.name, True, scale, {"template": data}))
+    kept = {"template": data, "modality": modality}
+    return Stored(stored[None], Encoding(".dcm", stored.dtype.name, True, scale, kept))
 
 
 def write(stored: np.ndarray, encoding: Encoding) -> bytes:
@@ -147,13 +151,6 @@ def _entry(dataset, name: str, default):
     """The value of an entry; one that is there without a value counts as absent."""
     value = dataset.get(name)
     return default if value is None or str(value) == "" else value
-
-
-def _rescale(dataset) -> tuple[float, float]:
-    slope, intercept = float(_entry(dataset, "RescaleSlope", 1)), float(_entry(dataset, "RescaleIntercept", 0))
-    if not (np.isfinite(slope) and np.isfinite(intercept)) or slope == 0:
-        raise ValueError(f"rescale must be finite with a slope other than 0, got {slope:g} and {intercept:g}")
-    return slope, intercept
 
 
 def _padding(dataset, stored: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from . import containers, formats
 
 SOURCE_SUFFIXES = (*formats.BY_SUFFIX, *containers.CONTAINER_SUFFIXES)
 LIST_MARK = "@"  # before the name of a text file that lists images, one per line
+Patterns = str | Path | Iterable[str | Path]
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Found:
         return "; ".join(parts)
 
 
-def find_images(patterns: str | Path | Iterable[str | Path], recursive: bool = False) -> list[Path]:
+def find_images(patterns: Patterns, recursive: bool = False) -> list[Path]:
     """Image and container files named by files, folders, patterns and lists, in a reproducible order.
 
     A folder stands for the files directly in it that have a known suffix, without hidden ones. A file that is
@@ -91,8 +92,13 @@ def find_images(patterns: str | Path | Iterable[str | Path], recursive: bool = F
     return list(find(patterns, recursive).places)
 
 
-def find(patterns: str | Path | Iterable[str | Path], recursive: bool = False, besides: Path | None = None) -> Found:
-    """As `find_images`, with the places of results and what was passed over; nothing inside the folder `besides`."""
+def find(patterns: Patterns | Found, recursive: bool = False, besides: Path | None = None) -> Found:
+    """As `find_images`, with the places of results and what was passed over; nothing inside the folder `besides`.
+
+    What was found before is returned as it is.
+    """
+    if isinstance(patterns, Found):
+        return patterns
     if isinstance(patterns, str | Path):
         patterns = [patterns]
     found, known = Found(), set()
@@ -158,20 +164,14 @@ def _matches(pattern: Path, recursive: bool, besides: Path | None, found: Found)
 
 def _inside(folder: Path, recursive: bool, besides: Path | None, found: Found) -> Iterator[Path]:
     """The image files of a folder, sorted by name, those of its subfolders after them."""
-    files: list[str] = []
-    folders: list[str] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith("."):
-                (folders if entry.is_dir() else files).append(entry.name)
-    for name in sorted(files):
-        path = folder / name
+    with os.scandir(folder) as listing:  # which knows of most entries what they are
+        entries = sorted((entry.name, entry.is_dir()) for entry in listing if not entry.name.startswith("."))
+    for path in (folder / name for name, is_folder in entries if not is_folder):
         if containers.is_source(path):  # pipes and links to nothing as well: reading them says so
             yield path
         else:
             found.ignored[path.suffix.lower().removeprefix(".") or "no suffix"] += 1
-    for name in sorted(folders):
-        path = folder / name
+    for path in (folder / name for name, is_folder in entries if is_folder):
         if besides is not None and path.resolve() == besides.resolve():
             continue
         if recursive and not path.is_symlink():

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .. import atomic
 from . import dicom, pictures, tiff
-from .image import Encoding, Image, Range, Stored, UnreadableImage, from_array, one_line
+from .image import Encoding, Image, Range, Stored, from_array, reading
 
 HEAD_BYTES = 144
 NPY_MAGIC = b"\x93NUMPY"
@@ -98,11 +98,6 @@ def format_of(head: bytes, path: Path) -> Format | None:
     return next(rows, by_name)
 
 
-def is_array(data: bytes, path: Path) -> bool:
-    """Whether the bytes of a file are a .npy file."""
-    return format_of(data[:HEAD_BYTES], path) is BY_SUFFIX[".npy"]
-
-
 def is_image(path: Path) -> bool:
     """Whether a file in a folder is taken for an image: by its suffix, or it has none and is DICOM."""
     suffix = path.suffix.lower()
@@ -136,7 +131,7 @@ def decode_stored(data: bytes, path: Path, intensities: Range | None = None) -> 
     UnreadableImage
         Whatever is wrong with the bytes.
     """
-    try:
+    with reading(path):
         row = format_of(data[:HEAD_BYTES], path)
         if row is None:
             raise ValueError(f"suffix must be one of {', '.join(BY_SUFFIX)}, got {path.suffix!r}")
@@ -150,8 +145,6 @@ def decode_stored(data: bytes, path: Path, intensities: Range | None = None) -> 
         if path.suffix.lower() in BY_SUFFIX and path.suffix.lower() not in row.suffixes:
             stored = replace(stored, notes=(*stored.notes, f"is {row.suffix} by its content"))
         return stored
-    except Exception as error:  # a decoder that is fed garbage may raise anything; it concerns this file only
-        raise UnreadableImage(path, one_line(error)) from error
 
 
 def with_range(stored: Stored, intensities: Range | None) -> Stored:
@@ -206,10 +199,8 @@ def read_image(path: str | Path, intensities: Range | None = None) -> Image:
     torch.Size([3, 4, 5])
     """
     path = Path(path)
-    try:
+    with reading(path):
         data = read_file(path)
-    except OSError as error:
-        raise UnreadableImage(path, one_line(error)) from error
     return decode(data, path, intensities)
 
 

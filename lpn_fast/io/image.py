@@ -7,6 +7,8 @@ or the caller says otherwise; low > high shows a negative (WhiteIsZero, MONOCHRO
 rounded and clipped to what they can hold, nothing else is: an image that is read and written unchanged is the same.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,15 +20,12 @@ Range = tuple[float, float]  # the stored numbers that become 0 and 1
 
 # Noise takes an image somewhat outside [0, 1]; beyond this it is on another scale, most often 0..255.
 LARGEST_PLAUSIBLE = 8.0
-LEAST_SHARE = (
-    1 / 8
-)  # share of the range: a smaller one means that the range is not that of the data, e.g. 12 bits in 16
+LEAST_SHARE = 1 / 8  # share of the range: a smaller one means that the data have another range, e.g. 12 bits in 16
 RANGELESS = "; give the intensities that become 0 and 1 (--intensities LOW HIGH)"
 
 # What a header may claim before anything is allocated. A byte of a file unpacks to some thousand at most (deflate 1032,
 # LZW 2730, single bits 8 times that); below CERTAIN_BYTES it does not matter: flat pictures compress to nothing.
 CERTAIN_BYTES, LARGEST_EXPANSION, MOST_BYTES = 2**26, 8300, 2**32
-
 
 PART = 2**20  # numbers converted at once
 
@@ -43,6 +42,17 @@ class UnreadableImage(ValueError):
     def __init__(self, path: Path, reason: str):
         super().__init__(f"{path}: {reason}")
         self.path, self.reason = path, reason
+
+
+@contextlib.contextmanager
+def reading(path: Path | str) -> Iterator[None]:
+    """Errors of the block, which concern this file only: a decoder that is fed garbage may raise anything."""
+    try:
+        yield
+    except UnreadableImage:
+        raise
+    except Exception as error:
+        raise UnreadableImage(Path(path), one_line(error)) from error
 
 
 @dataclass(frozen=True)
@@ -135,18 +145,16 @@ class Stored:
 
     def image(self, path: Path) -> Image:
         """As float32 pixels; UnreadableImage for NaN or infinite values, or a range that is unknown or far off."""
-        try:
+        with reading(path):
             pixels, notes = self.encoding.to_unit(self.values), self.notes
-            ends = np.array([self.values.min(), self.values.max()])  # on bytes faster than on their pixels
-            least, most = sorted(self.encoding.to_unit(ends).tolist())
+            low, high = self.encoding.range
+            ends = self.values.min(), self.values.max()  # on bytes faster than on their pixels
+            least, most = sorted((float(end) - low) / (high - low) for end in ends)
             if not np.isfinite(most - least):
                 broken = np.count_nonzero(~np.isfinite(pixels))
                 raise ValueError(f"it holds {broken} NaN or infinite values of {pixels.size}")
-            if max(most, -least) > LARGEST_PLAUSIBLE:
-                largest = max(most, -least)
+            if (largest := max(most, -least)) > LARGEST_PLAUSIBLE:
                 raise ValueError(f"intensities must be about [0, 1], got {largest:g}{RANGELESS}")
-        except ValueError as error:
-            raise UnreadableImage(path, one_line(error)) from error
         if 0 < most - least < LEAST_SHARE:
             notes += (f"uses {100 * (most - least):.2g} % of its range{RANGELESS}",)
         return Image(path, torch.from_numpy(pixels), self.encoding, notes)

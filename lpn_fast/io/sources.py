@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import numpy as np
 from .. import atomic
 from . import containers, formats
 from .content import IMAGES, Content, Member
-from .finding import Found, find
-from .image import Encoding, Image, Range, UnreadableImage, one_line
+from .finding import Found, Patterns, find
+from .image import Encoding, Image, Range, UnreadableImage, reading
 
 PARTS = ".parts"  # added to a container's name: the folder of its results while some are missing
 HASH_BLOCK = 2**20
@@ -80,10 +79,8 @@ class Source:
         """The bytes of that file; UnreadableImage if they cannot be had."""
         if self.member is not None:
             return containers.member_bytes(self.path, self.member)
-        try:
+        with reading(self.path):
             return formats.read_file(self.path)
-        except OSError as error:
-            raise UnreadableImage(self.path, one_line(error)) from error
 
     def read(self, intensities: Range | None = None) -> tuple[Image, str]:
         """(image, digest of the bytes it was read from).
@@ -111,7 +108,7 @@ class Source:
 
 
 def find_sources(
-    patterns: str | Path | Iterable[str | Path],
+    patterns: Patterns | Found,
     recursive: bool = False,
     out: Path | None = None,
     content: Content = IMAGES,

@@ -13,6 +13,8 @@ same exact prox: this is no average of patches (nothing is blended).
 """
 
 import itertools
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -37,6 +39,8 @@ class InTiles:
     side : int, optional
         Pixels per side of a tile without its halo, rounded up to a multiple of the stride. None is 512 for images
         and 64 for volumes.
+    on_share : callable, optional
+        Told the share of the tiles that is done, after each.
 
     Attributes
     ----------
@@ -56,12 +60,12 @@ class InTiles:
     torch.Size([1, 1, 200, 150])
     """
 
-    def __init__(self, model: LPN, side: int | None = None):
+    def __init__(self, model: LPN, side: int | None = None, on_share: Callable[[float], None] | None = None):
         side = SIDE[model.spec.ndim] if side is None else side
         if not isinstance(side, int) or side < 1:
             raise ValueError(f"side must be a positive whole number of pixels, got {side!r}")
         extent, stride = _view(model.spec)
-        self.model = model
+        self.model, self.on_share = model, on_share
         self.side = ceil_div(side, stride) * stride
         self.halo = ceil_div(extent, stride) * stride
         self.card, self.alpha, self.is_noise_conditional = model.card, model.alpha, model.is_noise_conditional
@@ -101,6 +105,7 @@ class InTiles:
             raise ValueError(f"sigma must have shape () or ({len(x)},), got {tuple(sigma.shape)}")
         f = torch.empty_like(x, memory_format=torch.contiguous_format)
         psi = x.new_zeros(len(x), dtype=torch.float64)
+        done, tiles = 0, len(x) * math.prod(ceil_div(size, self.side) for size in x.shape[2:])
         for n in range(len(x)):
             level = sigma[n : n + 1] if isinstance(sigma, Tensor) and sigma.dim() and len(sigma) > 1 else sigma
             for region in itertools.product(*(self._regions(size, with_value) for size in x.shape[2:])):
@@ -118,6 +123,9 @@ class InTiles:
                 inside = tuple(slice(a - start, b - start) for (start, _, _), (a, b) in zip(region, owned, strict=True))
                 written = tuple(slice(a, b) for a, b in owned)
                 f[(n, slice(None), *written)] = result[(0, slice(None), *inside)].to(f)
+                done += 1
+                if self.on_share is not None:
+                    self.on_share(done / tiles)
         return psi if with_value else None, f
 
     def _regions(self, length: int, with_overlaps: bool) -> list[tuple[int, int, tuple[int, int] | None]]:

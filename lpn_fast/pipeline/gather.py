@@ -11,14 +11,19 @@ from .manifest import ItemResult, lock_of, read_results
 
 
 def gather(
-    sources: list[Source], broken: list[Source], out: Path, makes_images: bool = True
+    sources: list[Source],
+    broken: list[Source],
+    out: Path,
+    makes_images: bool = True,
+    known: dict[str, ItemResult] | None = None,
 ) -> tuple[tuple[ItemResult, ...] | None, tuple[str, ...]]:
     """(results of the whole job if all are known, containers that could not be put together).
 
-    Every process does this after its share, one at a time, so the last one finds everything.
+    Every process does this after its share, one at a time, so the last one finds everything. What is `known` need not
+    be read: the only process has the whole manifest in mind.
     """
     with FileLock(lock_of(out / "gather")):
-        results = read_results(out)
+        results = read_results(out) if known is None else known
         items = [source.item for source in (*sources, *broken)]
         incomplete = put_together(sources, out) if makes_images else ()
         if not all(item in results for item in items):

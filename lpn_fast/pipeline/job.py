@@ -9,8 +9,8 @@ error; what was finished is kept.
 """
 
 import contextlib
+import os
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..io import Range
 from ..io.content import Content, Images
+from ..io.finding import Found, Patterns
 from ..io.sources import Source, find_sources
 from ..networks import LPN
 from .batches import batch_pixels_for, bucketed, solvers_for
@@ -70,7 +71,7 @@ class Summary:
 
 
 def reconstruct(
-    images: str | Path | Iterable[str | Path],
+    images: Patterns | Found,
     out: str | Path,
     *,
     task: Task,
@@ -94,7 +95,7 @@ def reconstruct(
 
     Parameters
     ----------
-    images : path or iterable of paths
+    images : path or iterable of paths, or Found
         Files, folders, glob patterns and `@` lists, see `find_images`. Measurements, or truths with
         `simulate`.
     out : path
@@ -152,7 +153,7 @@ def reconstruct(
     (1, 0)
     """
     out, share = Path(out), share or Share()
-    networks = Networks(model, device, getattr(task, "networks", None))
+    networks = Networks(model, device, task.networks)
     everything, unlisted, found = find_sources(images, recursive, out, content_of(task, simulate, intensities))
     broken = {Source(error.path, found.places[error.path]): error.reason for error in unlisted}
     check_places([*everything, *broken], out, simulate)
@@ -179,7 +180,6 @@ def reconstruct(
 
     own = share.of(everything)
     with open_manifest(out, share) as manifest:
-        digest = digest_of(settings)
         skipped = finished(own, manifest.results, settings, task.makes_images, InFolder(out))
         left = [source for source in own if source.item not in skipped]
         hidden = None if progress and share.rank == 0 else True  # None: hidden unless standard error is a terminal
@@ -192,25 +192,13 @@ def reconstruct(
             Solvers(count) as team,
         ):
             warnings.simplefilter("ignore", RuntimeWarning)  # samples that became NaN are in the manifest
-            run = Run(
-                out,
-                task,
-                networks,
-                manifest,
-                settings,
-                digest,
-                simulate,
-                seed,
-                intensities,
-                bar,
-                transfer,
-                writer,
-                team,
-            )
+            told = (out, task, networks, manifest, settings, digest_of(settings), simulate, seed, intensities)
+            run = Run(*told, bar, transfer, writer, team)
             for source, reason in broken.items() if share.rank == 0 else ():
                 record_failures(run, Failure(source, reason))
             solve_all(run, left, batch_pixels)
-    whole, incomplete = gather(everything, list(broken), out, task.makes_images)
+    known = manifest.results if share.is_only else None
+    whole, incomplete = gather(everything, list(broken), out, task.makes_images, known)
     done, failed, earlier = tuple(run.done), tuple(run.failed), tuple(skipped.values())
     return Summary(out, done, earlier, failed, whole, incomplete, str(found), tuple(everything))
 
@@ -234,22 +222,36 @@ def solve_all(run: Run, sources: list[Source], batch_pixels: int) -> None:
 
 def content_of(task: Task, simulate: bool, intensities: Range | None) -> Content:
     """What counts of containers: measurements that are no images, or images of a type that says what 0 and 1 are."""
-    arrays = None if simulate else getattr(getattr(task, "problem", None), "arrays", None)
+    arrays = None if simulate else getattr(task.problem, "arrays", None)
     return arrays or Images(any_type=intensities is not None)
 
 
 def check_places(sources: list[Source], out: Path, simulate: bool) -> None:
     """No result may take the place of an image, nor of what a job keeps beside its results."""
-    inputs = {source.path.resolve() for source in sources}
+    places = {source.place for source in sources}
+    taken = {
+        _identity(folder / place)
+        for folder in ((out, out / DEGRADED_FOLDER) if simulate else (out,))
+        for place in places
+    }
+    taken.discard(None)
     for source in sources:
-        for folder in (out, out / DEGRADED_FOLDER) if simulate else (out,):
-            if source.target(folder).resolve() in inputs:
-                raise ValueError(f"out must not be the folder of the images, {out}: they would be overwritten")
+        if taken and _identity(source.path) in taken:
+            raise ValueError(f"out must not be the folder of the images, {out}: they would be overwritten")
         if simulate and source.place.parts[0] == DEGRADED_FOLDER and len(source.place.parts) > 1:
             raise ValueError(
                 f"{source.path} must not be in a folder called {DEGRADED_FOLDER}, which simulated measurements lie in; "
                 "reconstruct that folder by itself"
             )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """The same for all names of a file; None where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,8 @@ def open_manifest(
     path = folder / manifest_name(share.rank)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        with _locked(lock_of(path), folder), _locked(_lock_of_job(folder, share), folder):  # a kill releases them
+        running = folder / f".process-{share.rank}-of-{share.world}.lock"
+        with _locked(lock_of(path), folder), _locked(running, folder):  # a kill releases them
             _refuse_other_numbers_of_processes(folder, share)
             results = (read or read_results)(folder)
             os.ftruncate(descriptor, _size(path))  # not before all of it was found to be a manifest
@@ -241,7 +242,8 @@ def results_in(path: Path, lines: Iterable[bytes], settings: dict[str, dict]) ->
 
 def number_of(name: str) -> int | None:
     """The process that a manifest of that name belongs to; None if it is none."""
-    return _rank_of(Path(name))
+    middle = name.split(".")[1:-1]
+    return 0 if name == NAME else int(middle[0]) if len(middle) == 1 and middle[0].isdigit() else None
 
 
 def digest_of(settings: dict) -> str:
@@ -262,13 +264,7 @@ def _shown(settings: dict, name: str) -> str:
 def manifests(folder: Path) -> list[Path]:
     """Those of a folder."""
     stem, suffix = NAME.split(".")
-    return [path for path in sorted(folder.glob(f"{stem}*.{suffix}")) if _rank_of(path) is not None]
-
-
-def _rank_of(path: Path) -> int | None:
-    """The process a manifest belongs to; None if it is none."""
-    middle = path.name.split(".")[1:-1]
-    return 0 if path.name == NAME else int(middle[0]) if len(middle) == 1 and middle[0].isdigit() else None
+    return [path for path in sorted(folder.glob(f"{stem}*.{suffix}")) if number_of(path.name) is not None]
 
 
 def _size(path: Path) -> int:
@@ -284,11 +280,6 @@ def _size(path: Path) -> int:
     if rest[: len(LINE_START)] != LINE_START[: len(rest)]:
         raise ValueError(f"{path} is no manifest: it ends in {rest[:40]!r}; rename it or choose another folder")
     return end - len(rest)
-
-
-def _lock_of_job(folder: Path, share: Share) -> Path:
-    """The file that this process of a job of so many has locked while it runs."""
-    return folder / f".process-{share.rank}-of-{share.world}.lock"
 
 
 def _refuse_other_numbers_of_processes(folder: Path, share: Share) -> None:

@@ -1,7 +1,5 @@
 """Which network an image gets: the one that was given, or the shipped one for what the image shows."""
 
-import io
-
 import torch
 
 from ..io import Image
@@ -59,7 +57,7 @@ class Networks:
             return ""
         if len(image.pixels) == 3:
             return "colour"
-        return "CT" if _is_ct(image) else "gray"
+        return "CT" if image.encoding.kept.get("modality") == "CT" else "gray"
 
     def suiting(self, kind: str) -> str:
         """The kind of network for an image of which that is known."""
@@ -89,12 +87,3 @@ class Networks:
         for kind, model in self._descents.items():
             digests[kind] += f"+{fingerprint(model)}"
         return digests if self.names else digests[""]
-
-
-def _is_ct(image: Image) -> bool:
-    if (template := image.encoding.kept.get("template")) is None:
-        return False
-    import pydicom  # it was there to read the image
-
-    header = pydicom.dcmread(io.BytesIO(template), specific_tags=["Modality"], force=True)
-    return header.get("Modality") == "CT"

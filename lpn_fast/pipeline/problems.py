@@ -31,7 +31,7 @@ from ..physics import (
     from_matrix,
 )
 from ..solvers.noise import GAUSSIAN_MEDIAN, haar_level
-from .noise import MOST_TILES, noise_level
+from .noise import MOST_TILES, noise_levels
 
 PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model and sigma fit together
 OUTER = 0.35  # cycles per pixel: from there on the frequencies of a picture are little beside noise
@@ -108,17 +108,21 @@ class Problem:
         """The other way round."""
         return torch.fft.ifftshift(x, dim=(-2, -1)) if self.centred else x
 
-    def noise_of(self, measured: Tensor, most_tiles: int = MOST_TILES) -> float | None:  # (C, ...)
-        """Standard deviation of the noise, from a measurement alone; None where it cannot be told."""
+    def noise_of(self, measured: list[Tensor], most_tiles: int = MOST_TILES) -> list[float | None]:  # of (C, ...)
+        """Standard deviation of the noise, from each measurement alone; None where it cannot be told."""
         physics = self.physics
         if isinstance(physics, Inpainting):
-            level = float(haar_level(measured[None], physics.mask.to(measured).bool().expand(1, *measured.shape)))
-            return level or None
+            known = physics.mask.bool()
+            return [float(haar_level(y[None], known.to(y.device).expand(1, *y.shape))) or None for y in measured]
         if isinstance(physics, MRI):
             rows, columns = (torch.fft.fftfreq(n).abs() for n in physics.mask.shape)
             outer = (torch.maximum(rows[:, None], columns[None]) >= OUTER) & (physics.mask != 0)
-            return float(measured[..., outer].abs().median()) / GAUSSIAN_MEDIAN if bool(outer.any()) else None
-        return noise_level(measured, most_tiles) if measured.dim() == 3 and self.name != "matrix" else None
+            if not bool(outer.any()):
+                return [None for _ in measured]
+            return [float(y[..., outer].abs().median()) / GAUSSIAN_MEDIAN for y in measured]
+        if self.name == "matrix" or measured[0].dim() != 3:
+            return [None for _ in measured]
+        return noise_levels(measured, most_tiles)
 
     def cropped(self, measured: Tensor, size: tuple[int, int]) -> Tensor | None:
         """The part of a measurement (C, H', W') that lies over the image, to compare the two, if there is one."""

@@ -8,27 +8,24 @@ is in solvers/automatic.py.
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from .. import solvers
-from ..io import Range
 from ..networks import LPN
 from ..physics import Blur
 from ..restoration import BLUR, GRAY, Choice, reconstruct
-from .noise import FEW_TILES, MOST_TILES
 from .problems import Problem
-from .tasks import OnIteration, Restoration, blank_image, check_sigma, noisy
+from .tasks import PROBE_NOISE, OnIteration, Restoration, Task, blank_image, check_sigma, noisy
 
 SOLVERS = {name: getattr(solvers, name) for name in ("pgd", "fista", "admm", "drs", "hqs", "gradient")}
 AUTO_ITERATIONS = 100
-PROBE_NOISE = 0.1
 
 
 @dataclass(frozen=True)
-class Reconstruct:
+class Reconstruct(Task):
     """Reconstruction by plug-and-play with the learned prior.
 
     Parameters
@@ -65,7 +62,7 @@ class Reconstruct:
     torch.Size([1, 1, 24, 24])
     """
 
-    problem: Problem
+    problem: Problem = field()
     noise: float | None = None
     solver: str | None = None
     iterations: int | None = None
@@ -74,7 +71,6 @@ class Reconstruct:
     strict: bool = False
 
     name = "reconstruct"
-    makes_images = True
 
     def __post_init__(self):
         if self.noise is not None and not 0 < self.noise < math.inf:
@@ -94,14 +90,9 @@ class Reconstruct:
         """What was said of the noise."""
         return self.noise
 
-    @property
-    def estimates_noise(self) -> bool:
-        """Whether the noise of a measurement has to be found from it."""
-        return self.noise is None
-
-    def noise_of(self, measured: Tensor) -> float | None:
-        """The noise that a measurement (C, ...) shows."""
-        return self.problem.noise_of(measured, MOST_TILES if self.estimates_noise else FEW_TILES)
+    def noise_of(self, measured: list[Tensor]) -> list[float | None]:
+        """The noise that each measurement (C, ...) shows, where it can be told."""
+        return self.problem.noise_of(measured, self.tiles)
 
     @property
     def networks(self) -> dict[str, tuple[str, ...]]:
@@ -132,10 +123,6 @@ class Reconstruct:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a blank image comes back as it started
             return self._run(y, model, noise, max_iter=1, callback=None).conditions
-
-    def measured(self, array, intensities: Range | None) -> Tensor:
-        """A measurement from the array of a file, see `Problem.measured`."""
-        return self.problem.measured(array, intensities)
 
     def degrade(
         self,

@@ -53,7 +53,7 @@ class LoadedImage:
     measured: Tensor  # (C, H', W')
     samples: Tensor  # (n, c, H', W'), `measured` as the network takes it
     kind: str  # which network it gets
-    noise: float | None  # estimated
+    noise: float | None  # estimated, where the task needs it
     notes: tuple[str, ...]
 
 
@@ -89,7 +89,7 @@ class Run:
     @property
     def problem(self) -> Problem | None:
         """What was measured, where that is not the image itself."""
-        return getattr(self.task, "problem", None)
+        return self.task.problem
 
     def advance(self, images: float) -> None:
         """Move the progress bar; any thread."""
@@ -135,17 +135,15 @@ def _read(run: Run, source: Source) -> LoadedImage | Failure:
             kind, encoding, notes = run.networks.kind_of(image), image.encoding, image.notes
             if kind == "gray" and run.problem is not None:
                 kind = run.problem.kind
-        noise = run.task.noise_of(measured)
+        noise = run.task.noise_of([measured])[0] if run.task.estimates_noise else None
         samples = to_samples(measured, run.networks[kind].spec.channels)
         if run.task.estimates_noise and noise is None:
             raise ValueError(
                 f"its noise cannot be estimated from {' x '.join(map(str, measured.shape[1:]))} values; give the noise "
                 f"level (images with sides of at least {SMALLEST_SIDE} pixels show it)"
             )
-    except UnreadableImage as error:
-        return Failure(source, error.reason)
     except ValueError as error:
-        return Failure(source, one_line(error))
+        return Failure(source, error.reason if isinstance(error, UnreadableImage) else one_line(error))
     return LoadedImage(source, digest, encoding, truth, measured, samples, kind, noise, notes)
 
 
@@ -201,7 +199,9 @@ class Solved:
 def outcomes(run: Run, batch: list[LoadedImage], solution: Restoration, seconds: float) -> Iterator[Solved | Failure]:
     """What became of each image of a solved batch, in order; `solution` lies on the CPU."""
     start = 0
-    for loaded in batch:
+    given = not run.task.estimates_noise  # then the estimates are only compared with it
+    levels = run.task.noise_of([loaded.measured for loaded in batch]) if given else [loaded.noise for loaded in batch]
+    for loaded, noise in zip(batch, levels, strict=True):
         own = slice(start, start + len(loaded.samples))
         start, data = own.stop, None
         image = None if solution.x is None else from_samples(solution.x[own]).float()  # (C, H, W)
@@ -214,7 +214,7 @@ def outcomes(run: Run, batch: list[LoadedImage], solution: Restoration, seconds:
         if reason is not None:
             yield Failure(loaded.source, reason)
         else:
-            yield Solved(loaded, _result(run, loaded, solution, own, image, seconds), data)
+            yield Solved(loaded, _result(run, loaded, solution, own, image, seconds, noise), data)
 
 
 def _write(run: Run, batch: list[LoadedImage], solution: Restoration, computed, seconds: float) -> None:
@@ -239,7 +239,8 @@ def _write(run: Run, batch: list[LoadedImage], solution: Restoration, computed, 
                 numbers.append(line)
                 continue
             path = loaded.source.result(run.out)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.parent.is_dir():
+                path.parent.mkdir(parents=True, exist_ok=True)
             ready.append((atomic.stage(path, data), path, line))
     finally:
         full = _record(run, ready, numbers)
@@ -269,7 +270,13 @@ def _record(run: Run, ready: list[tuple[Path, Path, ItemResult]], numbers: list[
 
 
 def _result(
-    run: Run, loaded: LoadedImage, solution: Restoration, own: slice, image: Tensor | None, seconds: float
+    run: Run,
+    loaded: LoadedImage,
+    solution: Restoration,
+    own: slice,
+    image: Tensor | None,
+    seconds: float,
+    noise: float | None,
 ) -> ItemResult:
     channels, height, width = (loaded.measured if image is None else image).shape
     found: dict = {}
@@ -306,7 +313,7 @@ def _result(
         iterations=int(solution.iterations[own].max()),
         converged=bool(solution.converged[own].all()),
         seconds=round(seconds, 4),
-        noise_estimate=loaded.noise,
+        noise_estimate=noise,
         model=run.networks.names.get(loaded.kind),
         notes=notes,
         **found,

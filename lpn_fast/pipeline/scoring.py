@@ -1,22 +1,20 @@
 """The value of the learned prior for every image: the third task of the job engine, the one that makes no images."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..networks import LPN
 from ..prior import Verdict, prior
-from .noise import FEW_TILES, noise_level
-from .tasks import OnIteration, Restoration, blank_image, check_sigma
+from .tasks import OnIteration, Restoration, Task, blank_image, check_sigma
 
 # what a line says when not every plane converged: the gravest of their verdicts
 GRAVITY = (Verdict.CONVERGED, Verdict.ITERATIONS, Verdict.STALLED, Verdict.OUTSIDE, Verdict.INVALID)
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(Task):
     """R(x) = <y, x> - 1/2 |x|^2 - psi(y) where f(y) = x; see `lpn_fast.prior`.
 
     Parameters
@@ -52,17 +50,10 @@ class Score:
 
     name = "prior"
     makes_images = False
-    expected_noise = None
     estimates_noise = False
-    noise_of = staticmethod(partial(noise_level, most_tiles=FEW_TILES))
-    iterations = 1  # for the progress bar: the inversion does not say how far it is
 
     def __post_init__(self):
         check_sigma(self.sigma)
-
-    def network_sigma(self, model: LPN) -> float | None:
-        """The noise level the network is evaluated at; None for a network of one level."""
-        return self.sigma
 
     def settings(self) -> dict:
         """What decides the value besides image and network, JSON-ready."""

@@ -7,7 +7,8 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from .. import solvers
 from ..networks import LPN, InTiles
 from ..per_sample import norm
-from .noise import FEW_TILES, MOST_TILES, noise_level
+from .noise import FEW_TILES, MOST_TILES, noise_levels
 
 PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model and sigma fit together
 PROBE_NOISE = 0.1
@@ -27,33 +28,62 @@ TILE_SIDE = 512
 OnIteration = Callable[[float], None]  # called with the number of iterations done, or a part of one
 
 
-class Task(Protocol):
-    """What a job does to each image."""
+class Task:
+    """What a job does to each image.
+
+    Attributes
+    ----------
+    name : str
+    makes_images : bool
+        Or numbers only, which the manifest keeps.
+    iterations : int
+        At most, for the progress bar.
+    expected_noise : float or None
+        What was said of it.
+    networks : dict
+        Shipped networks that replace the usual ones of a kind of image.
+    problem : Problem or None
+        What was measured, where that is not the image itself.
+    """
+
+    name: ClassVar[str]
+    makes_images: ClassVar[bool] = True
+    iterations: Any = 1
+    expected_noise: Any = None
+    networks: Any = MappingProxyType({})
+    problem: Any = None
 
     @property
-    def name(self) -> str: ...
+    def estimates_noise(self) -> bool:
+        """Whether an image needs a noise estimate to be solved."""
+        return self.expected_noise is None
+
+    def noise_of(self, measured: list[Tensor]) -> list[float | None]:
+        """The noise that each measurement (C, ...) shows, where it can be told."""
+        return noise_levels(measured, self.tiles)
 
     @property
-    def makes_images(self) -> bool: ...  # or numbers only, which the manifest keeps
+    def tiles(self) -> int:
+        """Of an image, at most, that tell its noise."""
+        return MOST_TILES if self.estimates_noise else FEW_TILES
 
-    @property
-    def iterations(self) -> int: ...  # at most
+    def settings(self) -> dict:
+        """What decides the result besides the measurement and the network, JSON-ready."""
+        raise NotImplementedError
 
-    @property
-    def expected_noise(self) -> float | None: ...  # what was said of it
+    def conditions(self, model: LPN) -> solvers.Conditions | None:
+        """Those of a theorem of convergence; ValueError where task and network do not fit together."""
+        raise NotImplementedError
 
-    @property
-    def estimates_noise(self) -> bool: ...  # whether an image needs a noise estimate to be solved
+    def degrade(self, truth: Tensor, generator: torch.Generator) -> Tensor:
+        """The measurement of a known image (C, H, W)."""
+        raise NotImplementedError
 
-    def noise_of(self, measured: Tensor) -> float | None: ...  # that estimate
-
-    def settings(self) -> dict: ...  # whatever decides the result besides image and network, JSON-ready
-
-    def conditions(self, model: LPN) -> solvers.Conditions | None: ...  # ValueError where things do not fit together
-
-    def solve(  # with an LPN, or a Choice of two where the task asks for them
+    def solve(
         self, y: Tensor, model: Any, noise: Tensor | None = None, on_iteration: OnIteration | None = None
-    ) -> "Restoration": ...
+    ) -> "Restoration":
+        """Results for the samples y (N, c, ...), with an LPN, or a Choice of two where the task asks for them."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -93,7 +123,7 @@ class Restoration:
 
 
 @dataclass(frozen=True)
-class Denoise:
+class Denoise(Task):
     """Denoising by one evaluation of the network, the exact MAP estimate under its prior.
 
     Parameters
@@ -116,7 +146,6 @@ class Denoise:
     sigma: float | None = None
 
     name = "denoise"
-    makes_images = True
 
     def __post_init__(self):
         check_sigma(self.sigma)
@@ -125,15 +154,6 @@ class Denoise:
     def expected_noise(self) -> float | None:
         """What was said of the noise."""
         return self.sigma
-
-    @property
-    def estimates_noise(self) -> bool:
-        """Whether the noise of an image has to be found from it."""
-        return self.sigma is None
-
-    def network_sigma(self, model: LPN, noise: Tensor | None = None) -> float | Tensor | None:
-        """The noise level the network is evaluated at; None for a network of one level."""
-        return (noise if self.sigma is None else self.sigma) if model.is_noise_conditional else None
 
     def settings(self) -> dict:
         """What decides the result besides the measurement and the network, JSON-ready."""
@@ -173,10 +193,6 @@ class Denoise:
             raise ValueError("sigma must be given to make images noisy")
         return noisy(truth, self.sigma, generator)
 
-    def noise_of(self, measured: Tensor) -> float | None:
-        """The noise that an image (C, H, W) shows."""
-        return noise_level(measured, MOST_TILES if self.estimates_noise else FEW_TILES)
-
     @torch.no_grad()
     def solve(
         self, y: Tensor, model: LPN, noise: Tensor | None = None, on_iteration: OnIteration | None = None
@@ -185,7 +201,7 @@ class Denoise:
 
         The minimum, the Moreau envelope of R, is 1/2 |y|^2 - psi(y). Nothing of the size of y is made besides x.
         """
-        sigma = self.network_sigma(model, noise)
+        sigma = (noise if self.sigma is None else self.sigma) if model.is_noise_conditional else None
         psi, x = in_tiles(model, y, on_iteration).potential_and_prox(y, sigma)
         squares = sum(norm(part).square() for part in y.flatten(1).split(MOST_AT_ONCE, dim=1))  # (N,)
         objective = 0.5 * squares - psi.double()
@@ -197,37 +213,14 @@ class Denoise:
         told = None if sigma is None else torch.as_tensor(sigma).to(objective).expand(len(y))
         return Restoration(x, objective[None], torch.zeros_like(objective), once, finite, broken=~finite, sigma=told)
 
-    @property
-    def iterations(self) -> int:
-        """One evaluation."""
-        return 1
-
-
-class _Watched:
-    """A network that says what share of the tiles it has evaluated."""
-
-    def __init__(self, model: LPN, tiles: int, on_share: Callable[[float], None] | None):
-        self._model, self._tiles, self._on_share, self._done = model, tiles, on_share, 0
-
-    def __getattr__(self, name: str):
-        return getattr(self._model, name)
-
-    def potential_and_prox(self, x: Tensor, sigma=None) -> tuple[Tensor, Tensor]:
-        result = self._model.potential_and_prox(x, sigma)
-        self._done += 1
-        if self._on_share is not None:
-            self._on_share(self._done / self._tiles)
-        return result
-
 
 def in_tiles(model: LPN, y: Tensor, on_share: Callable[[float], None] | None) -> LPN | InTiles:
     """The network for samples y (N, C, H, W): where they are large, tile by tile, which bounds memory, exactly."""
     if math.prod(y.shape[2:]) <= MOST_AT_ONCE or model.spec.image_size is not None:
         return model
-    tiles = len(y) * math.prod(-(-side // TILE_SIDE) for side in y.shape[2:])
     try:
-        return InTiles(_Watched(model, tiles, on_share), TILE_SIDE)
-    except ValueError:  # stages that do not keep step with the image
+        return InTiles(model, TILE_SIDE, on_share)
+    except (TypeError, ValueError):  # a prox that is a solve, or stages that do not keep step with the image
         return model
 
 
@@ -235,7 +228,7 @@ def fingerprint(model: LPN) -> str:
     """Digest of architecture and weights as they act, the same wherever a model was loaded from."""
     with torch.no_grad():
         weights = model.packed().cpu().numpy().tobytes()
-    return _sha256(model.spec.encoded.encode() + weights)
+    return hashlib.sha256(model.spec.encoded.encode() + weights).hexdigest()[:16]
 
 
 def blank_image(model: LPN, size: tuple[int, int] = (PROBE_SIDE, PROBE_SIDE)) -> Tensor:  # (1, channels, H, W)
@@ -253,7 +246,3 @@ def check_sigma(sigma: float | None) -> None:
     """Raise a ValueError unless it is positive or None."""
     if sigma is not None and not 0 < sigma < math.inf:
         raise ValueError(f"sigma must be positive and finite, got {sigma:g}")
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]

@@ -127,7 +127,8 @@ def _step(images: Tensor) -> Tensor:
     """Distance of the values that a detail can take, (N,) float64; 0 where pixels have no levels."""
     step = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     for levels in LEVELS:
-        off = (images * levels - (images * levels).round()).abs().amax((1, 2, 3))
+        scaled = images * levels
+        off = (scaled - scaled.round()).abs().amax((1, 2, 3))
         step = torch.where(off <= OFF_LEVEL, 0.5 / levels, step)
     return step
 

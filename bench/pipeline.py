@@ -42,6 +42,7 @@ from lpn_fast.pipeline import Denoise, Encoding, Reconstruct, problems, read_ima
 from lpn_fast.pipeline.batches import BATCH_PIXELS, bucketed, concatenated, to_samples
 from lpn_fast.pipeline.flow import Solvers
 
+from .against import HERE, ask, start
 from .report import Measurement, write
 
 SIDE, SIGMA = 512, 0.05
@@ -124,28 +125,20 @@ def _overhead(name, task, model, count: int, rounds: int, seconds: float, where:
 
 def against(checkout: Path, count: int, rounds: int) -> list[Measurement]:
     """Measure both versions in turns, print, and return the rows."""
-    versions = {"this": Path(__file__).resolve().parents[1], "other": checkout.resolve()}
+    versions = {"this": HERE, "other": checkout.resolve()}
     where, rows = surroundings(1), []
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         workers = {}
         for name, root in versions.items():
-            command = [sys.executable, "-P", str(Path(__file__).with_name("pipeline_worker.py"))]
-            command += [str(photographs(Path(scratch) / name / "images", count, SMALL_SIDE)), str(BATCH_PIXELS), "1"]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            workers[name] = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(root)}, **pipes)
-            stack.callback(workers[name].wait)
-            stack.callback(workers[name].stdin.close)
-
-        def asked(name: str, task: str) -> dict[str, float]:
-            workers[name].stdin.write(f"{task}\n")
-            workers[name].stdin.flush()
-            return json.loads(workers[name].stdout.readline())
+            images = photographs(Path(scratch) / name / "images", count, SMALL_SIDE)
+            worker = Path(__file__).with_name("pipeline_worker.py")
+            workers[name] = start(stack, root, worker, images, BATCH_PIXELS, 1)
 
         for task in ("denoise", "deblur", "prior"):
             seen: dict[str, list[dict[str, float]]] = {name: [] for name in versions}
             for number in range(-1, rounds):  # the first one warms up
                 for name in sorted(versions, reverse=number % 2 == 0):
-                    found = asked(name, task)
+                    found = ask(workers[name], task)
                     seen[name] += [found] if number >= 0 else []
             rows += _compared(task, seen, count, where)
     return rows

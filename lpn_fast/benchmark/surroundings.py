@@ -24,7 +24,7 @@ def surroundings(threads: int, device: torch.device | None = None) -> dict:
         "torch": torch.__version__,
         "triton": "",
         "lpn_fast": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "timestamp": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     } | (gpu_facts() if on_gpu else {})
 
@@ -68,9 +68,8 @@ def isa() -> str:
     return _cpu.isa()
 
 
-def _commit() -> str:
-    """Short commit, with + if files differ from it; "unknown" outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
+def commit(root: Path = Path(__file__).resolve().parents[2]) -> str:  # noqa: B008
+    """Short commit of a checkout, with + if files differ from it; "unknown" outside one."""
     commands = (["rev-parse", "--show-toplevel"], ["rev-parse", "--short", "HEAD"])
     try:
         top, head, changes = (

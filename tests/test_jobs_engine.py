@@ -88,10 +88,12 @@ def test_a_worker_that_ends_between_any_two_steps_costs_its_batch_only(folder, t
         puts.append(files)
         if len(puts) == 4:  # the results of the second batch: its lines are there, half of its results follow
             put(self, dict(list(files.items())[: len(files) // 2]))
+        if len(puts) >= 4:  # batches that wait for the writer come too late
             raise Killed
         put(self, files)
 
     monkeypatch.setattr(places.Folder, "put", put_some)
+    monkeypatch.setattr(engine, "WRITERS", 1)  # one batch after the other
     with pytest.raises(Killed):
         jobs.reconstruct(folder, out, task=TASK, model=MODEL, batch_images=3)
     monkeypatch.undo()

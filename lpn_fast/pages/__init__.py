@@ -116,7 +116,7 @@ def histogram(
     Examples
     --------
     >>> histogram("seconds", [1.0, 2.0, 2.0, 3.0, None, 3.0], mark=4.0).high
-    '3'
+    '4'
     """
     known = np.array([value for value in values if value is not None and np.isfinite(value)])
     if len(known) < FEWEST or known.min() == known.max():

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import solvers
 from ..networks import LPN
 from ..physics import Blur
-from ..restoration import BLUR, GRAY, Choice, reconstruct
+from ..restoration import BLUR, COLOR, GRAY, Choice, reconstruct
 from .problems import Problem
 from .tasks import PROBE_NOISE, OnIteration, Restoration, Task, blank_image, check_sigma, noisy
 
@@ -99,7 +99,8 @@ class Reconstruct(Task):
         """Shipped networks that replace the usual ones of an image."""
         if not isinstance(self.problem.physics, Blur):
             return {}
-        return {"gray": (GRAY, BLUR) if self.solver is None else (BLUR,)}
+        usual = {"gray": GRAY, "colour": COLOR}
+        return {kind: (name, BLUR[name]) if self.solver is None else (BLUR[name],) for kind, name in usual.items()}
 
     def settings(self) -> dict:
         """What decides the result besides measurement and network, JSON-ready."""

@@ -17,8 +17,7 @@ LIKE_BYTES = 4.0  # times the white level of the model: mean size of pixels that
 
 def checked_input(
     spec: Spec,
-    own: Tensor,  # a parameter: its dtype and device are those of x
-    log_levels: Tensor,  # (K,) of the spec's noise levels
+    log_levels: Tensor,  # (K,) of the spec's noise levels; its dtype and device are the model's
     x: Tensor,  # (N, dim), (N, C, H, W) or (N, C, D, H, W)
     sigma: float | Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -26,7 +25,7 @@ def checked_input(
 
     The unit is None for networks without `noise_units`. Errors name what is wrong.
     """
-    x = checked_images(x, (spec.channels, *spec.axes), own)
+    x = checked_images(x, (spec.channels, *spec.axes), log_levels)
     if spec.image_size is not None and tuple(x.shape[2:]) != spec.image_size:
         raise ValueError(f"this network takes images of {spec.image_size} pixels, got {tuple(x.shape[2:])}")
     levels = checked_levels(sigma, x, conditional=bool(spec.noise_levels))
@@ -44,7 +43,7 @@ def checked_images(x: Tensor, shape: tuple, own: Tensor) -> Tensor:
     if not isinstance(x, Tensor) or x.dtype != own.dtype and not _is_cast(x):
         check_float("x", x, own.dtype)
     check_shape("x", x, ("N", *shape))
-    return x.to(own.dtype)
+    return x if x.dtype == own.dtype else x.to(own.dtype)
 
 
 def _is_cast(x: Tensor) -> bool:

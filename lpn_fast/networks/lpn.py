@@ -362,7 +362,7 @@ class LPN(Summarised):
 
     def _checked(self, x: Tensor, sigma) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """x, the noise features and the unit of x, as `checked_input` gives them."""
-        return checked_input(self.spec, self.stages[0].skip, self._log_levels, x, sigma)
+        return checked_input(self.spec, self._log_levels, x, sigma)
 
     def extra_repr(self) -> str:
         spec = self.spec

@@ -25,7 +25,7 @@ FROM, TO = 0.1, 0.9  # shares of the images
 TIMEOUT, SECONDS = 900, 240  # of a job; after which no further round begins
 
 
-def throughput(count: int = 64, rounds: int = 3, side: int = 256, batch: int = 4) -> Iterator[dict]:
+def throughput(count: int = 128, rounds: int = 3, side: int = 256, batch: int = 4) -> Iterator[dict]:
     """A row per round, and one of the medians."""
     import ray
 

@@ -109,6 +109,12 @@ def test_a_file_that_is_no_table_of_this_command_is_left_alone(tmp_path, content
     assert (tmp_path / "notes").read_bytes() == content and not (tmp_path / "notes.job").exists()
 
 
+@pytest.mark.parametrize("images, out", [("s3://scans/noisy", "scores.csv"), ("scans", "memory://scores.csv")])
+def test_images_and_scores_at_urls_are_refused(images, out):
+    with pytest.raises(ValueError, match="must be files, got " + (images if "://" in images else out)):
+        run_cli(images, "-o", out, "--sigma", "0.1")
+
+
 def test_a_level_is_asked_for_before_anything_is_written(tmp_path):
     Image.fromarray(np.zeros((12, 10), np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"sigma must be given, this model has a prior for each level from 0\.01"):

@@ -63,7 +63,7 @@ def prepare(args, out: Path | None = None) -> tuple[LPN | str, Share]:
     """The model on the device of this process, or "auto", once images are found, which are not looked for in `out`."""
     if getattr(args, "seed", None) is not None and not args.simulate:
         raise ValueError("--seed has no effect without --simulate")
-    if getattr(args, "report", None) is not None:
+    if args.report is not None:
         check_target(args.report)
     args.intensities = None if args.intensities is None else tuple(args.intensities)
     options.set_threads(args.threads)
@@ -83,6 +83,9 @@ def is_beyond(args) -> bool:
 
 
 def _check_beyond(args, share: Share) -> None:
+    if "engine" not in args:  # scores
+        url = next(filter(is_url, (*args.images, args.out)))
+        raise ValueError(f"images and scores of this command must be files, got {url}; copy the images to a folder")
     where = "--engine ray" if args.engine else "URLs"
     if args.simulate:
         raise ValueError(

@@ -144,11 +144,7 @@ def frame_report(
     constants |= {"COMPETING": competing, "x_w": 1, "v_w": 1}
     pointers = dict.fromkeys(("rows", "x", "bias", "head", "gate_head", "gate_unit"), "*fp32")
     pointers |= {"atoms": f"*{element}", "core": f"*{element}"}
-    for name, wanted in (("psi", what == "value"), ("v", what == "hvp")):
-        if wanted:
-            pointers[name] = "*fp32"
-        else:
-            constants[name] = None
+    _optional({"psi": what == "value", "v": what == "hvp"}, pointers, constants)
     return _compiled(frame.frame_kernel, pointers, constants, arch, tile[-1], 1)
 
 
@@ -162,12 +158,17 @@ def explicit_report(
     constants = frame.constants(channels, kernel, count, gates, precision, gain, tile) | {"x_w": 1, "v_w": 1}
     pointers = dict.fromkeys(("rows", "x", "slope", "near", "far", "row_weights", "column_weights"), "*fp32")
     pointers |= {"atoms": f"*{element}", "core": f"*{element}", "mirrored_rows": "*i32", "mirrored_columns": "*i32"}
-    for name, wanted in (("value", what == "value"), ("v", what == "hvp")):
-        if wanted:
+    _optional({"value": what == "value", "v": what == "hvp"}, pointers, constants)
+    return _compiled(explicit.explicit_kernel, pointers, constants, arch, tile[-1], 1)
+
+
+def _optional(wanted: dict[str, bool], pointers: dict, constants: dict) -> None:
+    """Float32 arguments that a kernel takes, or None for."""
+    for name, is_there in wanted.items():
+        if is_there:
             pointers[name] = "*fp32"
         else:
             constants[name] = None
-    return _compiled(explicit.explicit_kernel, pointers, constants, arch, tile[-1], 1)
 
 
 def _compiled(kernel, pointers: dict, constants: dict, arch: int, warps: int, stages: int) -> Report:

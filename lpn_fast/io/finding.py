@@ -182,3 +182,12 @@ def _inside(folder: Path, recursive: bool, besides: Path | None, found: Found) -
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" + "s" * (number != 1)
+
+
+def identity(path: Path) -> str | None:
+    """The same for all names of a file; None where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return f"{status.st_dev} {status.st_ino}"

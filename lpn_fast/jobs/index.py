@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..io import Member
+from ..io.finding import identity
 from ..io.sources import Source
 from ..pipeline.manifest import ItemResult
 from .places import Entry, Remote, is_url
@@ -113,12 +114,12 @@ class Index:
             return False
         self._do("CREATE TEMP TABLE identities (name TEXT PRIMARY KEY) WITHOUT ROWID")
         for (place,) in self._do("SELECT DISTINCT place FROM files"):
-            if (identity := _identity(out / place)) is not None:
-                self._do("INSERT OR IGNORE INTO identities VALUES (?)", identity)
+            if (name := identity(out / place)) is not None:
+                self._do("INSERT OR IGNORE INTO identities VALUES (?)", name)
         if self._one("SELECT 1 FROM identities LIMIT 1") is None:
             return False
         return any(
-            self._one("SELECT 1 FROM identities WHERE name = ?", _identity(Path(own))) is not None
+            self._one("SELECT 1 FROM identities WHERE name = ?", identity(Path(own))) is not None
             for (own,) in self._do("SELECT own FROM files WHERE own NOT LIKE '%://%'")
         )
 
@@ -225,12 +226,3 @@ def _source(row: tuple) -> Source:
     if is_url(path):
         return Remote(Path(path), Path(place), url=path, size=size, modified=modified)
     return Source(Path(path), Path(place), None if member is None else Member(member, within), position)
-
-
-def _identity(path: Path) -> str | None:
-    """The same for all names of a file; None where there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return f"{status.st_dev} {status.st_ino}"

@@ -9,7 +9,6 @@ error; what was finished is kept.
 """
 
 import contextlib
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..io import Range
 from ..io.content import Content, Images
-from ..io.finding import Found, Patterns
+from ..io.finding import Found, Patterns, identity
 from ..io.sources import Source, find_sources
 from ..networks import LPN
 from .batches import batch_pixels_for, bucketed, solvers_for
@@ -230,28 +229,19 @@ def check_places(sources: list[Source], out: Path, simulate: bool) -> None:
     """No result may take the place of an image, nor of what a job keeps beside its results."""
     places = {source.place for source in sources}
     taken = {
-        _identity(folder / place)
+        identity(folder / place)
         for folder in ((out, out / DEGRADED_FOLDER) if simulate else (out,))
         for place in places
     }
     taken.discard(None)
     for source in sources:
-        if taken and _identity(source.path) in taken:
+        if taken and identity(source.path) in taken:
             raise ValueError(f"out must not be the folder of the images, {out}: they would be overwritten")
         if simulate and source.place.parts[0] == DEGRADED_FOLDER and len(source.place.parts) > 1:
             raise ValueError(
                 f"{source.path} must not be in a folder called {DEGRADED_FOLDER}, which simulated measurements lie in; "
                 "reconstruct that folder by itself"
             )
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """The same for all names of a file; None where there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 @dataclass(frozen=True)

@@ -53,12 +53,12 @@ def test_cached_pixels_are_the_pixels_and_are_made_once(surfaces, tmp_path, monk
     folder, _ = surfaces
     plain = ImageCrops([folder], crop=9)(20, seeded())
     assert torch.equal(ImageCrops([folder], crop=9, cache=tmp_path / "cache")(20, seeded()), plain)
-    monkeypatch.setattr("lpn_fast.data.readers.decode_stored", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("lpn_fast.io.sources.Source.stored", lambda *_: pytest.fail("decoded again"))
     again = ImageCrops([folder], crop=9, cache=tmp_path / "cache")
     assert torch.equal(again(20, seeded()), plain)
     again.store.buffer.zero_()  # copy on write: the file is not touched
     assert torch.equal(ImageCrops([folder], crop=9, cache=tmp_path / "cache")(20, seeded()), plain)
-    (pixels,) = (tmp_path / "cache").glob("*.pixels")
+    (pixels,) = (tmp_path / "cache").glob("*.pixels.npy")
     pixels.write_bytes(b"short")
     with pytest.raises(ValueError, match="remove it, and it is made again"):
         ImageCrops([folder], crop=9, cache=tmp_path / "cache")
@@ -75,7 +75,7 @@ def test_changed_files_are_decoded_anew(surfaces, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_crops_on_the_device_are_those_of_the_cpu(surfaces):
-    here, there = (ImageCrops([surfaces[0]], crop=9, contrast=1.5, device=d) for d in ("cpu", "cuda"))
+    here, there = (ImageCrops([surfaces[0]], crop=9, augment=Augment(contrast=1.5), device=d) for d in ("cpu", "cuda"))
     assert torch.allclose(here(20, seeded()), there(20, seeded()).cpu(), atol=1e-6)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import pipeline
 from ..io import containers
 from ..io.content import Arrays
+from ..io.sources import Source
 from ..physics import Blur, CompressedSensing, Downsampling, ParallelBeamCT, gaussian_kernel
 from ..physics.blur import BOUNDARIES
 from ..pipeline import problems
@@ -196,9 +197,9 @@ def read_operand(option: str, name: str, dims: int) -> Tensor:
             if len(found) != 1 or found[0].index is not None:
                 names = ", ".join(map(str, found)) or "none"
                 raise ValueError(f"it must hold one array of {dims} axes, or FILE::NAME pick one; found {names}")
-            array = containers.read_array(path, found[0])
+            array, _ = Source(path, path, found[0]).read_array()
         elif suffix == ".npy":
-            array = containers.read_array(path, None)
+            array, _ = Source(path, path).read_array()
         else:
             pixels = pipeline.read_image(path).pixels
             array = pixels.numpy()[0] if len(pixels) == 1 else pixels.numpy()

@@ -1,7 +1,7 @@
 """Training data: images from folders, archives and array files, decoded once; images made up."""
 
 from .augment import Augment
-from .images import ImageCrops, read_gray_or_colour, validation_batch
+from .images import ImageCrops, validation_batch
 from .readers import WINDOWS
 from .sources import Item, find_items
 from .store import ImageStore
@@ -14,7 +14,6 @@ __all__ = [
     "ImageStore",
     "Item",
     "find_items",
-    "read_gray_or_colour",
     "synthetic_crops",
     "synthetic_images",
     "validation_batch",

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..io import Range, Stored, decode_stored
-from ..io.formats import DICOM, HEAD_BYTES, format_of
+from ..io import Range
+from ..io.formats import DICOM
+from ..io.sources import Source
 
 # what becomes [0, 1] of DICOM values: as jobs have it, the slice's own range, or Hounsfield units, clipped
 WINDOWS: dict[str, Range | str | None] = {
@@ -47,12 +48,6 @@ class Reader:
             if pair not in (None, "own") and not pair[0] < pair[1]:
                 raise ValueError(f"{name} must be an increasing pair, got {pair}")
 
-    def __call__(self, name: str, content: bytes) -> np.ndarray:
-        """The sample (C, H, W) that `content` encodes; ValueError with `name`."""
-        path, window = Path(name), None if self.window == "own" else self.window
-        is_dicom = format_of(content[:HEAD_BYTES], path) is DICOM
-        return self.sample(name, decode_stored(content, path, window if is_dicom else self.intensities))
-
     @property
     def full_scale(self) -> float | None:
         """The stored integer that becomes 1; None is the largest of its type."""
@@ -63,18 +58,23 @@ class Reader:
         if self.window is not None and DICOM.suffix not in self.seen:
             raise ValueError(f"window is for DICOM files, got {self.window} and none of them; give intensities")
         if self.intensities is not None and self.seen == {DICOM.suffix}:
-            raise ValueError(f"intensities and full_scale are not for DICOM, got {self.intensities}; give window")
+            raise ValueError(f"intensities are not for DICOM, got {self.intensities}; give window")
 
-    def sample(self, name: str, stored: Stored) -> np.ndarray:
-        """The sample in what a file holds; ValueError with `name`."""
+    def __call__(self, source: Source) -> np.ndarray:
+        """The sample (C, H, W) in a file or a member of one; UnreadableImage says what is wrong with it."""
+        stored = source.stored()
+        self.seen.add(stored.encoding.suffix)
+        is_dicom = stored.encoding.suffix == DICOM.suffix
+        window = self.window if is_dicom else None
+        given = window if is_dicom else self.intensities
+        stored = stored.within(None if given == "own" else given)
         encoding, dtype = stored.encoding, stored.values.dtype
-        self.seen.add(encoding.suffix)
         if dtype in (np.uint8, np.uint16) and encoding.range == (0, self.full_scale or np.iinfo(dtype).max):
             return _planes(stored.values, self.channels)
-        if encoding.suffix == ".dcm" and isinstance(self.window, tuple):
+        if isinstance(window, tuple):
             return _planes(encoding.to_unit(stored.values).clip(0, 1), self.channels)
-        pixels = stored.image(Path(name)).pixels.numpy()
-        if encoding.suffix == ".dcm" and self.window == "own":
+        pixels = stored.image(Path(str(source))).pixels.numpy()
+        if window == "own":
             least, most = pixels.min(), pixels.max()
             pixels = (pixels - least) / (most - least or 1)
         return _planes(pixels, self.channels)

@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import atomic
 
 FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
-VERSION = 2
+VERSION = 3
 
 
 class ImageStore:
@@ -28,26 +28,23 @@ class ImageStore:
     ----------
     flat : array, shape (pixels,)
         uint8, uint16 or float32.
-    sizes : array, shape (images, 2)
-        Heights and widths.
-    channels : int
+    shapes : array, shape (images, 3)
+        Channels, heights and widths.
     full_scale : float, optional
         Stored integer that becomes 1; by default the largest of the type. Of floats, 1 is 1.
     device : device
         Where the buffer lies.
     """
 
-    def __init__(self, flat: np.ndarray, sizes, channels: int, full_scale: float | None = None, device="cpu"):
+    def __init__(self, flat: np.ndarray, shapes: np.ndarray, full_scale: float | None = None, device="cpu"):
         if flat.dtype not in FULL_SCALE:
             raise ValueError(f"pixels must be uint8, uint16 or float32, got {flat.dtype}")
-        if full_scale is not None and not full_scale > 0:
-            raise ValueError(f"full_scale must be positive, got {full_scale}")
-        self.channels = channels
+        if len(set(shapes[:, 0])) != 1:
+            raise ValueError(f"images must be some, all of as many channels, got {sorted(set(shapes[:, 0].tolist()))}")
+        self.channels, lengths = int(shapes[0, 0]), shapes.prod(1)
         self.full_scale = full_scale if full_scale and flat.dtype != np.float32 else FULL_SCALE[flat.dtype]
-        sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
-        self.sizes = torch.from_numpy(sizes)  # [images, 2]
-        lengths = channels * sizes[:, 0] * sizes[:, 1]
-        self.offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64))  # [images]
+        self.sizes = torch.from_numpy(shapes[:, 1:].copy())  # [images, 2]
+        self.offsets = torch.from_numpy(np.cumsum(lengths) - lengths)  # [images]
         self._wide = flat.dtype == np.uint16  # torch gathers no uint16; as int16 it does
         self.buffer = torch.from_numpy(flat.view(np.int16) if self._wide else flat).to(device)
 
@@ -57,8 +54,7 @@ class ImageStore:
     @classmethod
     def of_arrays(cls, arrays: Sequence[np.ndarray], full_scale: float | None = None, device="cpu") -> "ImageStore":
         """A store of samples (C, H, W), which may differ in size and type (then they become float32)."""
-        flat, sizes, channels = _joined(arrays, full_scale)
-        return cls(flat, sizes, channels, full_scale, device)
+        return cls(*_joined(arrays, full_scale), full_scale, device)
 
     @classmethod
     def cached(
@@ -79,22 +75,18 @@ class ImageStore:
         arrays : callable
             Makes the samples.
         """
-        folder, digest = Path(folder), hashlib.sha256(json.dumps([VERSION, key]).encode()).hexdigest()[:20]
-        header, pixels = folder / f"{digest}.json", folder / f"{digest}.pixels"
-        if not (header.exists() and pixels.exists()):
-            folder.mkdir(parents=True, exist_ok=True)
-            flat, sizes, channels = _joined(arrays(), full_scale)
-            with atomic.replacing(pixels) as temporary:
-                flat.tofile(temporary)
-            about = {"dtype": flat.dtype.name, "sizes": sizes.tolist(), "channels": channels, "pixels": flat.size}
-            atomic.write(header, json.dumps(about).encode())
-        about = json.loads(header.read_text())
-        dtype = np.dtype(about["dtype"])
-        if pixels.stat().st_size != about["pixels"] * dtype.itemsize:
-            raise ValueError(f"{pixels} must hold {about['pixels']} values of {dtype}; remove it, and it is made again")
-        # copy on write: torch requires writable memory, the file stays unchanged
-        flat = np.memmap(pixels, dtype, mode="c")
-        return cls(flat, about["sizes"], about["channels"], full_scale, device)
+        digest = hashlib.sha256(json.dumps([VERSION, key]).encode()).hexdigest()[:20]
+        paths = [Path(folder) / f"{digest}.{what}.npy" for what in ("pixels", "shapes")]
+        if not all(path.exists() for path in paths):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            for path, array in zip(paths, _joined(arrays(), full_scale), strict=True):
+                with atomic.replacing(path) as temporary, open(temporary, "wb") as file:
+                    np.save(file, array)
+        try:
+            # copy on write: torch requires writable memory, the file stays unchanged
+            return cls(np.load(paths[0], mmap_mode="c"), np.load(paths[1]), full_scale, device)
+        except ValueError as error:
+            raise ValueError(f"{paths[0]} is damaged ({error}); remove it, and it is made again") from error
 
     def image(self, index: int) -> Tensor:
         """Image `index`, float32 (C, H, W) in [0, 1]."""
@@ -112,17 +104,10 @@ class ImageStore:
         return stored.float() / self.full_scale
 
 
-def _joined(arrays: Sequence[np.ndarray], full_scale: float | None) -> tuple[np.ndarray, np.ndarray, int]:
-    """(flat pixels, sizes [images, 2], channels)."""
-    if not len(arrays):
-        raise ValueError("arrays must hold at least one image, got none")
-    channels = {a.shape[0] for a in arrays}
-    if len(channels) > 1:
-        raise ValueError(f"all images must have as many channels, got {sorted(channels)}")
+def _joined(arrays: Sequence[np.ndarray], full_scale: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """(flat pixels, shapes [images, 3])."""
+    shapes = np.array([a.shape for a in arrays], np.int64).reshape(-1, 3)
     if len({a.dtype for a in arrays}) > 1:
-        scales = FULL_SCALE | (
-            dict.fromkeys((np.dtype(np.uint8), np.dtype(np.uint16)), full_scale) if full_scale else {}
-        )
+        scales = {dtype: full_scale if full_scale and dtype.kind == "u" else one for dtype, one in FULL_SCALE.items()}
         arrays = [a.astype(np.float32) / np.float32(scales[a.dtype]) for a in arrays]
-    flat = np.concatenate([np.ascontiguousarray(a).reshape(-1) for a in arrays])
-    return flat, np.array([a.shape[1:] for a in arrays]), channels.pop()
+    return np.concatenate([a.reshape(-1) for a in arrays]), shapes

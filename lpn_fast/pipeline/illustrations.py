@@ -1,7 +1,7 @@
 """What of a job can be shown: its operator, and every image before and after, beside the truth where that is known."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,22 +19,7 @@ from .run import DEGRADED_FOLDER
 SPOKES_SIDE = 97  # pixels of the picture of a scan's directions
 
 
-@dataclass(frozen=True)
-class Shown:
-    """Pictures of an image of a job by what they are, (C, H, W); None for one that cannot be shown.
-
-    Attributes
-    ----------
-    pictures : dict
-    pair : tuple of str
-        Those that show the same place, to be laid over each other; () if there are no two.
-    files : dict
-        Where these are, by what they are.
-    """
-
-    pictures: dict[str, Tensor | None]
-    pair: tuple[str, ...]
-    files: dict[str, Path]
+Pictures = dict[str, tuple[Tensor | None, Path]]  # by what they are: (C, H, W) or None if not to be shown, and where
 
 
 def of_operator(problem: Problem | None) -> tuple[str, Tensor] | None:
@@ -56,29 +41,32 @@ def of_operator(problem: Problem | None) -> tuple[str, Tensor] | None:
     return None
 
 
-def of_item(result: ItemResult, source: Source, out: Path, problem: Problem | None, intensities: Range | None) -> Shown:
-    """What there is to see of an image that is done; files that are gone are None."""
+def of_item(
+    result: ItemResult, source: Source, out: Path, problem: Problem | None, intensities: Range | None
+) -> Pictures:
+    """What there is to see of an image that is done; all but "measured" show the same place."""
     if result.value is not None:  # scored: nothing was made
-        return Shown({"image": _image(source, intensities)}, (), {"image": source.path})
-    kept = _kept(source, out)
+        return {"image": (_image(source, intensities), source.path)}
+    packed = source.target(out)  # of a container that is complete, else there are files
+    is_packed = source.member is not None and packed.exists()
+    kept = replace(source, path=packed) if is_packed else _file(source.result(out))
     after = _image(kept, intensities)
     simulated = bool(result.settings.get("simulate"))
-    measured = source.result(out / DEGRADED_FOLDER) if simulated else source.path
+    path = source.result(out / DEGRADED_FOLDER) if simulated else source.path
     if problem is not None and problem.arrays is not None:
-        measured = measured.with_name(f"{measured.name}.npy") if simulated else measured
-        names, y = ("measured", "result", "truth"), _measurement(source, measured, problem, simulated, intensities)
+        path = path.with_name(f"{path.name}.npy") if simulated else path
+        pictures: Pictures = {"measured": (_measurement(source, path, problem, simulated, intensities), path)}
+        pictures["result"] = after, kept.path
     else:
-        names, y = ("before", "after", "truth"), _image(_file(measured) if simulated else source, intensities)
+        y = _image(_file(path) if simulated else source, intensities)
         if problem is not None and y is not None and after is not None:  # no more than lies over the result
             cropped = problem.cropped(y, tuple(after.shape[-2:]))
             y = y if cropped is None else cropped
-    pictures, files = {names[0]: y, names[1]: after}, {names[0]: measured, names[1]: kept.path}
+        pictures = {"before": (y, path), "after": (after, kept.path)}
     if simulated:
         truth = _image(source, intensities)
-        pictures["truth"] = truth if truth is None or problem is None else problem.framed(truth)
-        files["truth"] = source.path
-    pair = tuple(name for name, x in pictures.items() if x is not None and name != "measured")
-    return Shown(pictures, pair if len(pair) > 1 else (), files)
+        pictures["truth"] = truth if truth is None or problem is None else problem.framed(truth), source.path
+    return pictures
 
 
 def _spokes(angles: tuple[float, ...]) -> Tensor:  # (1, SPOKES_SIDE, SPOKES_SIDE)
@@ -107,14 +95,6 @@ def _measurement(
     elif not isinstance(physics, ParallelBeamCT):
         return None
     return pages.stretched(y[:1])
-
-
-def _kept(source: Source, out: Path) -> Source:
-    """Where the result lies now: as a file, or in the container it was put into."""
-    packed = source.target(out)
-    if source.member is not None and packed.exists():
-        return Source(packed, source.place, source.member, source.position)
-    return _file(source.result(out))
 
 
 def _file(path: Path) -> Source:

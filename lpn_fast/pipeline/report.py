@@ -68,35 +68,10 @@ def write_report(
     conditions: Conditions | None = None,
     intensities: Range | None = None,
 ) -> Path:
-    """Write the page.
+    """Write the page, as a whole, about a finished job of that task; a ValueError for one that is not finished.
 
-    Parameters
-    ----------
-    path : path
-        Of the page; replaced as a whole if it is there.
-    summary : Summary
-        Of the finished job.
-    task : Task
-        What was done.
-    model : str
-        Its name, for results that do not name theirs.
-    command : str
-        The command line.
-    conditions : Conditions, optional
-        Of the solver's theorem.
-    intensities : (low, high), optional
-        Those of the job.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    ValueError
-        The job is not finished.
-    OSError
-        The page cannot be written.
+    `model` is for results that do not name theirs, `command` the command line, `conditions` those of the solver's
+    theorem, `intensities` those of the job.
     """
     if summary.everything is None:
         raise ValueError("the report is about a finished job, got one of which images are missing")
@@ -104,16 +79,14 @@ def write_report(
     done = [result for result in results if result.status == "done"]
     failed = [result for result in results if result.status != "done"]
     settings = results[0].settings if results else task.settings()
-    problem = getattr(task, "problem", None)
-    operator = of_operator(problem)
+    problem, operator = task.problem, of_operator(task.problem)
+    is_of_level = settings.get("task") == "prior" and settings["sigma"]
     facts = {
         "Images": _counts(done, failed),
         "Model": _models(done, model),
         "Operator": "" if problem is None else str(problem),
         "Solver": _solver(settings),
-        "Prior": f"at noise level {settings['sigma']:g}"
-        if settings.get("task") == "prior" and settings["sigma"]
-        else "",
+        "Prior": f"at noise level {settings['sigma']:g}" if is_of_level else "",
         "Quality": _quality(done),
         "Noise": _noise(done, task),
         "Time": _time(done),
@@ -231,27 +204,23 @@ def _cards(
         if source is None:
             continue
         shown = of_item(result, source, summary.out, problem, intensities)
+        known = {name: x for name, (x, _) in shown.items() if x is not None}
+        pair = [name for name in known if name != "measured"]  # to be laid over each other
         pictures = [
-            pages.picture(name, x, name in shown.pair, position >= MOST_LARGE)
-            for name, x in shown.pictures.items()
-            if x is not None
+            pages.picture(name, x, len(pair) > 1 and name in pair, position >= MOST_LARGE) for name, x in known.items()
         ]
-        gain = "" if result.psnr is None else f", {_decibels(result)}"
+        before = "" if result.psnr_before is None else f"{result.psnr_before:.2f} to "
+        gain = "" if result.psnr is None else f", {before}{result.psnr:.2f} dB"
         gain += "" if result.value is None else f", prior {result.value:.4g}"
         yield {
             "name": result.item,
             "caption": f"{result.width} x {result.height}{gain}",
             "pictures": pictures,
-            "missing": [name for name, x in shown.pictures.items() if x is None],
-            "links": [(name, pages.link(file, page)) for name, file in shown.files.items()],
+            "missing": [name for name in shown if name not in known],
+            "links": [(name, pages.link(file, page)) for name, (_, file) in shown.items()],
             "shape": next((picture.shape for picture in reversed(pictures) if picture.paired), None),
             "notes": result.notes,
         }
-
-
-def _decibels(result: ItemResult) -> str:
-    before = "" if result.psnr_before is None else f"{result.psnr_before:.2f} to "
-    return f"{before}{result.psnr:.2f} dB"
 
 
 def _numbers(results: Sequence[ItemResult]) -> dict:

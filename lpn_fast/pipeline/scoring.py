@@ -56,17 +56,10 @@ class Score(Task):
         check_sigma(self.sigma)
 
     def settings(self) -> dict:
-        """What decides the value besides image and network, JSON-ready."""
         return {"task": self.name, **vars(self)}
 
     def conditions(self, model: LPN) -> None:
-        """None: the certificate of a value is its residual.
-
-        Raises
-        ------
-        ValueError
-            No sigma for a noise-conditional network, one for another network, or options that `invert` refuses.
-        """
+        """None: the certificate of a value is its residual; ValueError for options that `prior` refuses."""
         levels = model.spec.noise_levels
         if levels and self.sigma is None:
             raise ValueError(
@@ -77,10 +70,7 @@ class Score(Task):
     def solve(
         self, y: Tensor, model: LPN, noise: Tensor | None = None, on_iteration: OnIteration | None = None
     ) -> Restoration:
-        """Values for the samples y, (N, c, h, w)."""
         result = self._prior(y, model, self.max_iter)
-        if on_iteration is not None:
-            on_iteration(1)
         verdict = result.inversion.verdict
         return Restoration(
             x=None,
@@ -95,9 +85,8 @@ class Score(Task):
 
     @torch.no_grad()
     def _prior(self, x: Tensor, model: LPN, max_iter: int | None):
-        dtype = torch.float64 if self.double else None
-        options = {"sigma": self.sigma, "tol": self.tol, "method": self.method, "max_iter": max_iter, "dtype": dtype}
-        return prior(model, x, **options)
+        options = {"sigma": self.sigma, "tol": self.tol, "method": self.method}
+        return prior(model, x, max_iter=max_iter, dtype=torch.float64 if self.double else None, **options)
 
 
 def gravest(verdicts: Tensor) -> str:

@@ -76,7 +76,7 @@ class Task:
         raise NotImplementedError
 
     def degrade(self, truth: Tensor, generator: torch.Generator) -> Tensor:
-        """The measurement of a known image (C, H, W)."""
+        """The measurement of a known image (C, H, W); ValueError where it is not said how noisy it is."""
         raise NotImplementedError
 
     def solve(
@@ -152,21 +152,13 @@ class Denoise(Task):
 
     @property
     def expected_noise(self) -> float | None:
-        """What was said of the noise."""
         return self.sigma
 
     def settings(self) -> dict:
-        """What decides the result besides the measurement and the network, JSON-ready."""
         return {"task": self.name, "sigma": self.sigma}
 
     def conditions(self, model: LPN) -> None:
-        """None: a prox needs no theorem of convergence.
-
-        Raises
-        ------
-        ValueError
-            A network of one noise level, and that is another one.
-        """
+        """None: a prox needs no theorem of convergence; ValueError for a network of one noise level, another one."""
         own = model.card.get("sigma")
         fixed = self.sigma is not None and not model.is_noise_conditional and isinstance(own, int | float)
         if fixed and abs(self.sigma - own) > LEVEL_TOLERANCE * own:
@@ -177,18 +169,8 @@ class Denoise(Task):
         blank = blank_image(model)
         self.solve(blank, model, torch.full((1,), PROBE_NOISE).to(blank))
 
-    def degrade(
-        self,
-        truth: Tensor,  # (C, H, W)
-        generator: torch.Generator,
-    ) -> Tensor:  # (C, H, W)
-        """The noisy version of a known image.
-
-        Raises
-        ------
-        ValueError
-            It is not said how noisy.
-        """
+    def degrade(self, truth: Tensor, generator: torch.Generator) -> Tensor:
+        """The noisy version of a known image (C, H, W)."""
         if self.sigma is None:
             raise ValueError("sigma must be given to make images noisy")
         return noisy(truth, self.sigma, generator)

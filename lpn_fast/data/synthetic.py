@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from .augment import Augment
-from .images import ImageCrops
-from .store import ImageStore
+from .images import ImageCrops, ImageStore
 
 KINDS = ("dead-leaves", "ellipses", "phantoms")
 SUPERSAMPLING = 2  # per axis, for soft edges
@@ -92,7 +91,7 @@ def synthetic_crops(
     """
     images = np.rint(255 * synthetic_images(kind, pool, side, channels, seed)).astype(np.uint8)
     name = f"{kind} {pool} {side} {channels} {seed}"
-    return ImageCrops.of_store(ImageStore.of_arrays(list(images), device=device), crop, augment or Augment(), name)
+    return ImageCrops.of_store(ImageStore(list(images), device=device), crop, augment or Augment(), name)
 
 
 def _dead_leaves(rng: np.random.Generator, side: int, channels: int) -> np.ndarray:

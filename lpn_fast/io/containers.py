@@ -116,19 +116,7 @@ def bytes_of(path: Path, member: Member) -> bytes:
 def pack(source: Path, parts: Parts, out: Path) -> None:
     """Write the results of a container, made from the files that hold them, as one file like `source`.
 
-    Parameters
-    ----------
-    source : Path
-        The container the members came from.
-    parts : list of (Member, Path)
-        Results in the order of the container; a stack must be complete.
-    out : Path
-        Absent or complete after this.
-
-    Raises
-    ------
-    OSError
-        The folder cannot be written to, or is full.
+    `parts` are in the order of the container; a stack must be complete. Afterwards `out` is absent or complete.
     """
     with atomic.replacing(out, alone=True) as temporary:
         CONTAINERS[_kind(source)].pack(source, parts, temporary)
@@ -338,15 +326,8 @@ def _pack_zip(source: Path, parts: Parts, out: Path) -> None:
             archive.write(part, member.name)  # images are compressed already
 
 
-# ---- TIFF
-
-
-def _list_tiff(path: Path, content: Content) -> Listing:
+def _pages(path: Path, content: Content) -> Listing:
     return [Member("", index) for index in range(min(tiff.count(path), MOST_MEMBERS + 1))], []
-
-
-def _pack_tiff(source: Path, parts: Parts, out: Path) -> None:
-    tiff.pack(source, (_load(part) for _, part in parts), _load(parts[0][1]), out)
 
 
 CONTAINERS = {
@@ -354,7 +335,11 @@ CONTAINERS = {
     ".npz": Container(_list_npz, lambda p, m: _part(_npz_array(p, version_of(p), m.name), m), _pack_npz),
     ".zip": Container(_list_zip, lambda p, m: formats.from_npy(bytes_of(p, m)), _pack_zip),
     ".h5": Container(_list_h5, _h5_array, _pack_h5),
-    ".tif": Container(_list_tiff, lambda p, m: tiff.read(p, m.index).plane, _pack_tiff),
+    ".tif": Container(
+        _pages,
+        lambda p, m: tiff.read(p, m.index).plane,
+        lambda source, parts, out: tiff.pack(source, (_load(part) for _, part in parts), _load(parts[0][1]), out),
+    ),
     ".idx": Container(
         lambda p, c: _list_array(_idx(p, version_of(p)), c), lambda p, m: _part(_idx(p, version_of(p)), m), _pack_idx
     ),

@@ -27,13 +27,7 @@ PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
 def read(data: bytes) -> Stored:
-    """The one gray frame of a file.
-
-    Raises
-    ------
-    ValueError
-        No pydicom; no pixels, colour, several frames, or values that are no linear function of what is stored.
-    """
+    """The one gray frame of a file; ValueError for colour, several frames, or values that are not linear in it."""
     dataset = _read(data)
     name = next((name for name in PIXELS if name in dataset), None)
     if name is None:

@@ -31,24 +31,12 @@ HEADER_LOCK = threading.RLock()
 
 @dataclass(frozen=True)
 class Format:
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes
-    ----------
-    suffixes : tuple of str
-        The first one names it.
-    begins : callable
-        Whether a file that begins with these bytes is one.
-    read : callable
-        bytes -> Stored. Whatever it raises concerns this file only.
-    write : callable
-        ((C, H, W) or (H, W) as stored, Encoding) -> bytes.
-    """
-
-    suffixes: tuple[str, ...]
-    begins: Callable[[bytes], bool]
-    read: Callable[[bytes], Stored]
-    write: Callable[[np.ndarray, Encoding], bytes]
+    suffixes: tuple[str, ...]  # the first one names it
+    begins: Callable[[bytes], bool]  # whether a file that begins with these bytes is one
+    read: Callable[[bytes], Stored]  # whatever it raises concerns this file only
+    write: Callable[[np.ndarray, Encoding], bytes]  # of (C, H, W) or (H, W) as stored
 
     @property
     def suffix(self) -> str:
@@ -122,13 +110,7 @@ def head_of(path: Path) -> bytes:
 
 
 def decode_stored(data: bytes, path: Path, intensities: Range | None = None) -> Stored:
-    """What the bytes of a file hold, as stored; see `read_image`.
-
-    Raises
-    ------
-    UnreadableImage
-        Whatever is wrong with the bytes.
-    """
+    """What the bytes of a file hold, as stored; UnreadableImage for whatever is wrong with them, see `read_image`."""
     with reading(path):
         row = format_of(data[:HEAD_BYTES], path)
         if row is None:
@@ -152,13 +134,7 @@ def decode_array(data: bytes, path: Path) -> np.ndarray:
 
 
 def decode(data: bytes, path: Path, intensities: Range | None = None) -> Image:
-    """The image in the bytes of a file; see `read_image`.
-
-    Raises
-    ------
-    UnreadableImage
-        Whatever is wrong with the bytes.
-    """
+    """The image in the bytes of a file; UnreadableImage for whatever is wrong with them, see `read_image`."""
     return decode_stored(data, path, intensities).image(path)
 
 

@@ -178,13 +178,7 @@ class Stored:
 
 
 def from_array(stored: np.ndarray) -> Stored:
-    """The image in an array (H, W), (1, H, W) or (3, H, W) of any real type.
-
-    Raises
-    ------
-    ValueError
-        Another shape or dtype.
-    """
+    """The image in an array (H, W), (1, H, W) or (3, H, W) of any real type; ValueError for others."""
     if stored.dtype.kind not in "fiu":
         raise ValueError(f"dtype must be a floating-point or integer type, got {stored.dtype}")
     is_plane, swapped = stored.ndim == 2, not stored.dtype.isnative

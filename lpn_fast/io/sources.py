@@ -19,23 +19,12 @@ PARTS = ".parts"  # added to a container's name: the folder of its results while
 
 @dataclass(frozen=True)
 class Source:
-    """One image to be read: a file, or a member of a container file.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    place : Path
-        Of its result, or of the container it goes into, inside the output folder.
-    member : Member or None
-    position : int
-        Of the member in its container.
-    """
+    """One image to be read: a file, or a member of a container file."""
 
     path: Path
-    place: Path
+    place: Path  # of its result, or of the container it goes into, inside the output folder
     member: Member | None = None
-    position: int = 0
+    position: int = 0  # of the member in its container
 
     @property
     def item(self) -> str:
@@ -118,7 +107,7 @@ class Source:
 
 
 def find_sources(
-    patterns: Patterns | Found,
+    patterns: Patterns,
     recursive: bool = False,
     out: Path | None = None,
     content: Content = IMAGES,
@@ -145,19 +134,20 @@ def find_sources(
 
 def put_together(sources: Iterable[Source], out: Path) -> tuple[str, ...]:
     """Pack containers whose results are all in the folder `out`; the names of the others."""
-    by_container: dict[Path, list[Source]] = {}
+    results: dict[Source, list[tuple[Member, Path]]] = {}  # by container
     for source in sources:
         if source.member is not None:
-            by_container.setdefault(source.path, []).append(source)
+            container = Source(source.path, source.place)
+            results.setdefault(container, []).append((source.member, source.result(out)))
     incomplete = []
-    for path, members in by_container.items():
-        folder, target = members[0].parts(out), members[0].target(out)
-        if not target.exists() and all(member.result(out).exists() for member in members):
-            containers.pack(path, [(member.member, member.result(out)) for member in members], target)
+    for container, parts in results.items():
+        folder, target = container.parts(out), container.target(out)
+        if not target.exists() and all(part.exists() for _, part in parts):
+            containers.pack(container.path, parts, target)
         if target.exists() and folder.is_dir():
             containers.remove_parts(folder)
         elif not target.exists():
-            incomplete.append(members[0].place.as_posix())
+            incomplete.append(container.item)
     return tuple(incomplete)
 
 

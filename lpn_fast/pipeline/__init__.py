@@ -6,8 +6,7 @@ from .job import Summary, reconstruct
 from .manifest import ItemResult
 from .processes import Share
 from .restoring import Reconstruct
-from .scoring import Score
-from .tasks import Denoise, Restoration
+from .tasks import Denoise, Restoration, Score
 
 __all__ = [
     "Denoise",

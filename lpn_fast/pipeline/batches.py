@@ -35,12 +35,6 @@ def batch_pixels_for(model: LPN) -> int:
     """How many pixels of the input one evaluation of a network should take.
 
     On a CPU larger batches than BATCH_PIXELS do not run faster, so that is the most; on a GPU they do.
-
-    Examples
-    --------
-    >>> import lpn_fast as lf
-    >>> 1 <= batch_pixels_for(lf.ConvLPN(1, hidden=8)) <= BATCH_PIXELS
-    True
     """
     affordable = _affordable_pixels(model)
     return affordable if _is_on_gpu(model) else min(BATCH_PIXELS, affordable)

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..io import Range
 from ..io.content import Content, Images
-from ..io.finding import Found, Patterns, identity
+from ..io.finding import Patterns, identity
 from ..io.sources import Source, find_sources, put_together
 from ..networks import LPN
 from .batches import batch_pixels_for, bucketed, solvers_for
@@ -70,7 +70,7 @@ class Summary:
 
 
 def reconstruct(
-    images: Patterns | Found,
+    images: Patterns,
     out: str | Path,
     *,
     task: Task,
@@ -94,7 +94,7 @@ def reconstruct(
 
     Parameters
     ----------
-    images : path or iterable of paths, or Found
+    images : path or iterable of paths
         Files, folders, glob patterns and `@` lists, see `find_images`. Measurements, or truths with
         `simulate`.
     out : path

@@ -14,22 +14,10 @@ SHIPPED = {"gray": "natural-gray-mixture", "colour": "natural-color-mixture", "C
 
 
 class Networks:
-    """The network of every image of a job.
+    """The network of every image of a job: the one that is given, or shipped ones for kinds of images.
 
-    Parameters
-    ----------
-    given : LPN or "auto"
-        For all images; "auto" loads shipped ones: another one for colour, for gray images and for CT slices.
-    device : str or torch.device
-        For those.
-    instead : dict
-        Names of shipped networks that a task prefers for a kind of image; of two, one for the pilot and one for the
-        descent.
-
-    Raises
-    ------
-    ValueError
-        A network of vectors or volumes.
+    "auto" loads, onto the device, one for colour, for gray images and for CT slices, or `instead` what a task prefers
+    for a kind: of two names, the first is for the pilot and the second for the descent.
 
     Examples
     --------

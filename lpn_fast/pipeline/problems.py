@@ -39,34 +39,16 @@ OUTER = 0.35  # cycles per pixel: from there on the frequencies of a picture are
 
 @dataclass(frozen=True)
 class Problem:
-    """An operator, the form of its measurements, and what identifies it.
-
-    Attributes
-    ----------
-    name : str
-    physics : LinearOperator
-    settings : dict
-        JSON-ready.
-    image_size : (H, W) or None
-        Of every image; None where the operator takes any.
-    least_side : int
-        Pixels of the smallest image that it takes, at most.
-    arrays : Arrays or None
-        What a file must hold; None is images.
-    kind : str
-        Which network suits images that come from arrays.
-    centred : bool
-        Of k-space: frequency zero, and the image's origin, are in the middle.
-    """
+    """An operator, the form of its measurements, and what identifies it."""
 
     name: str
     physics: LinearOperator
-    settings: dict
-    image_size: tuple[int, int] | None = None
-    least_side: int = PROBE_SIDE
-    arrays: Arrays | None = None
-    kind: str = "gray"
-    centred: bool = False
+    settings: dict  # JSON-ready
+    image_size: tuple[int, int] | None = None  # of every image; None where the operator takes any
+    least_side: int = PROBE_SIDE  # pixels of the smallest image that it takes, at most
+    arrays: Arrays | None = None  # what a file must hold; None is images
+    kind: str = "gray"  # which network suits images that come from arrays
+    centred: bool = False  # of k-space: frequency zero, and the image's origin, are in the middle
 
     def measured(self, array: np.ndarray, intensities: Range | None) -> Tensor:
         """A measurement (1, ...) from the array of a file, in units where intensities of the image are [0, 1].
@@ -100,9 +82,10 @@ class Problem:
         """An image as files have it, from one as the operator has it."""
         return torch.fft.fftshift(x, dim=(-2, -1)) if self.centred else x
 
-    def truth(self, x: Tensor) -> Tensor:
-        """The other way round."""
-        return torch.fft.ifftshift(x, dim=(-2, -1)) if self.centred else x
+    def measurement(self, truth: Tensor) -> Tensor:
+        """Without noise, (C, ...), of an image (C, H, W) as files have it."""
+        x = torch.fft.ifftshift(truth, dim=(-2, -1)) if self.centred else truth
+        return self.physics.A(x[:, None])[:, 0]
 
     def noise_of(self, measured: list[Tensor], most_tiles: int = MOST_TILES) -> list[float | None]:  # of (C, ...)
         """Standard deviation of the noise, from each measurement alone; None where it cannot be told."""

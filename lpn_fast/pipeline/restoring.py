@@ -18,7 +18,7 @@ from ..networks import LPN
 from ..physics import Blur
 from ..restoration import BLUR, COLOR, GRAY, Choice, reconstruct
 from .problems import Problem
-from .tasks import PROBE_NOISE, OnIteration, Restoration, Task, blank_image, check_sigma, noisy
+from .tasks import PROBE_NOISE, OnIteration, Restoration, Task, blank_image
 
 SOLVERS = {name: getattr(solvers, name) for name in ("pgd", "fista", "admm", "drs", "hqs", "gradient")}
 AUTO_ITERATIONS = 100
@@ -83,14 +83,11 @@ class Reconstruct(Task):
             object.__setattr__(self, "iterations", AUTO_ITERATIONS)
         if self.iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {self.iterations}")
-        check_sigma(self.sigma)
+        super().__post_init__()
 
     @property
     def expected_noise(self) -> float | None:
         return self.noise
-
-    def noise_of(self, measured: list[Tensor]) -> list[float | None]:
-        return self.problem.noise_of(measured, self.tiles)
 
     @property
     def networks(self) -> dict[str, tuple[str, ...]]:
@@ -114,13 +111,6 @@ class Reconstruct(Task):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a blank image comes back as it started
             return self._run(y, model, noise, max_iter=1, callback=None).conditions
-
-    def degrade(self, truth: Tensor, generator: torch.Generator) -> Tensor:
-        """The measurement of a known image (C, H, W): by the operator, with noise drawn from the generator."""
-        if self.noise is None:
-            raise ValueError("noise must be given to simulate measurements")
-        planes = self.problem.truth(truth)[:, None]  # (C, 1, H, W)
-        return noisy(self.problem.physics.A(planes)[:, 0], self.noise, generator)
 
     def solve(
         self, y: Tensor, model: LPN | Choice, noise: Tensor | None = None, on_iteration: OnIteration | None = None

@@ -29,8 +29,7 @@ from .batches import to_samples
 from .flow import Background, Solvers, in_order
 from .manifest import ItemResult, Manifest
 from .networks import Networks, kind_of
-from .scoring import gravest
-from .tasks import Restoration, Task
+from .tasks import Restoration, Task, gravest
 from .transfer import Transfer
 
 DEGRADED_FOLDER = "degraded"  # inside the output folder
@@ -53,6 +52,9 @@ class LoadedImage:
     kind: str  # which network it gets
     noise: float | None  # estimated, where the task needs it
     notes: tuple[str, ...]
+
+
+Ready = tuple[Path | None, Path | None, ItemResult]  # temporary and final name of a result, if it is a file; its line
 
 
 @dataclass
@@ -88,44 +90,37 @@ class Run:
 
     def refuse(self, source: Source, reason: str) -> None:
         """What becomes of an image that cannot be used."""
-        self._fail(self.failure(source, reason))
+        line = self.failure(source, reason)
+        self.manifest.append(line)
+        self.failed.append(line)
 
-    def _fail(self, *lines: ItemResult) -> None:
-        self.manifest.append(*lines)
-        self.failed.extend(lines)
-
-    def keep(self, batch: list["LoadedImage"], solution: Restoration, computed, seconds: float) -> None:
+    def keep(self, batch: list[LoadedImage], solution: Restoration, computed, seconds: float) -> None:
         """Result files and manifest lines of a batch: files under temporary names, lines, names, in this order.
 
         Lines are forced to disk once per batch. If the disk fills up, what is complete by then is kept.
         """
-        ready: list[tuple[Path | None, Path | None, ItemResult]] = []  # temporary and final name, if any, and line
-        failures: list[ItemResult] = []
+        ready: list[Ready] = []
         try:
             for loaded, line, data in outcomes(self, batch, self.transfer.download(solution, computed), seconds):
                 if line.status == "done" and loaded.truth is not None and (reason := _keep_degraded(self, loaded)):
-                    line = self.failure(loaded.source, reason)
-                if line.status == "failed":
-                    failures.append(line)
-                elif data is None:  # a number, which no file belongs to
+                    line, data = self.failure(loaded.source, reason), None
+                if data is None:  # failed, or a number
                     ready.append((None, None, line))
-                else:
-                    path = loaded.source.result(self.out)
-                    if not path.parent.is_dir():
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                    ready.append((atomic.stage(path, data), path, line))
+                    continue
+                path = loaded.source.result(self.out)
+                if not path.parent.is_dir():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                ready.append((atomic.stage(path, data), path, line))
         finally:
             full = self._record(ready)
             for temporary, path, line in ready:
                 if temporary is not None:
                     os.replace(temporary, path)
-                self.done.append(line)
+                (self.done if line.status == "done" else self.failed).append(line)
         if full is not None:
             raise full
-        if failures:
-            self._fail(*failures)
 
-    def _record(self, ready: list[tuple[Path | None, Path | None, ItemResult]]) -> BaseException | None:
+    def _record(self, ready: list[Ready]) -> BaseException | None:
         """Put the lines on disk; where there is no room for all, give up images until there is; the error, then."""
         error = None
         while ready:

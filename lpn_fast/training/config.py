@@ -116,7 +116,6 @@ class DataConfig:
         "stored numbers that become 0 and 1 (default: by their type)", None, metavar=("LOW", "HIGH")
     )
     skip_broken: bool = option("leave out files that cannot be read", False)
-    cache: str | None = option("keep decoded images there, mapped into memory", None, metavar="DIR")
     symmetries: str = option("reflections and quarter turns of the crops", "all", choices=SYMMETRIES)
     degrees: float = option("crops are rotated up to this angle", 0.0)
     zoom: float = option("crops are zoomed up to this factor", 1.0)
@@ -240,7 +239,7 @@ class TrainingConfig:
 
 
 # prefix of a table's keys -> its class
-GONE = ("split", "validate_split", "full_scale")  # entries of older configurations
+GONE = ("split", "validate_split", "full_scale", "cache")  # entries of older configurations
 TABLES = {"": TrainingConfig, "data.": DataConfig, "model.": ModelConfig, "schedule.": ScheduleConfig}
 
 

@@ -118,7 +118,6 @@ def _reading(data: DataConfig) -> dict:
         "window": data.hounsfield,
         "intensities": data.intensities,
         "skip_broken": data.skip_broken,
-        "cache": data.cache,
     }
 
 

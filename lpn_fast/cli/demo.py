@@ -32,6 +32,9 @@ from .tables import table
 # the former there are images made up and no alternatives, without the latter there is no slice. Alternatives that have
 # a weight get the best of several by the truth, which nobody knows outside of a demonstration.
 Method = Callable[[np.ndarray, float], np.ndarray]  # measurement (C, ...), weight -> image (C, H, W)
+OURS = "lpn_fast.reconstruct"
+SIDE, QUICK_SIDE = 256, 128  # pixels of photographs
+HEADER = ("image", "method", "PSNR", "CPU seconds")
 NO_WEIGHT = (0.0,)
 BLUR, BLUR_NOISE = 1.6, 0.02
 SEEN, SEEN_NOISE = 0.5, 0.01
@@ -171,11 +174,6 @@ def _tomography(what: str, truth: Tensor) -> Case:
             "FBP and total variation": (smoothed, (0.03, 0.05, 0.1, 0.2)),
         },
     )
-
-
-OURS = "lpn_fast.reconstruct"
-SIDE, QUICK_SIDE = 256, 128  # pixels of photographs
-HEADER = ("image", "method", "PSNR", "CPU seconds")
 
 
 @dataclass(frozen=True)

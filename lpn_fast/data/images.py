@@ -21,6 +21,7 @@ from ..io.image import LEAST_SHARE
 from .augment import Augment, symmetry_table
 from .readers import Item, Reader, find_items
 
+MOST_NAMED = 5  # samples that cannot be used
 FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
 
 
@@ -70,9 +71,6 @@ class ImageStore:
         if self._wide:
             stored = stored.to(torch.int32).bitwise_and_(0xFFFF)
         return stored.float() / self.full_scale
-
-
-MOST_NAMED = 5  # samples that cannot be used
 
 
 class ImageCrops:

@@ -29,6 +29,7 @@ WINDOWS: dict[str, Range | str | None] = {
     "lung": (-1350.0, 150.0),
     "soft-tissue": (-160.0, 240.0),
 }
+PREFERRED = ("x_train", "data")  # among several arrays
 LUMA = np.array([19595, 38470, 7471], np.uint32)  # 0.299, 0.587, 0.114 in units of 2^-16: ITU-R 601
 
 
@@ -89,9 +90,6 @@ def _planes(planes: np.ndarray, channels: int) -> np.ndarray:
         return np.tensordot(LUMA.astype(np.float32) / 2**16, planes, 1)[None]
     weighted = sum(weight * plane for weight, plane in zip(LUMA, planes.astype(np.uint32), strict=True))
     return ((weighted + np.uint32(2**15)) >> np.uint32(16)).astype(planes.dtype)[None]
-
-
-PREFERRED = ("x_train", "data")  # among several arrays
 
 
 @dataclass(frozen=True)

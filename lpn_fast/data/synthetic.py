@@ -56,8 +56,8 @@ def synthetic_images(kind: str, count: int, side: int, channels: int = 1, seed: 
         raise ValueError(f"channels must be 1 (gray) or 3 (colour), got {channels}")
     draw = {"dead-leaves": _dead_leaves, "ellipses": _ellipses, "phantoms": _phantom}[kind]
     rng = np.random.default_rng(seed)
-    fine = [draw(rng, SUPERSAMPLING * side, channels) for _ in range(count)]
-    return np.stack([_coarse(image) for image in fine])
+    fine = np.stack([draw(rng, SUPERSAMPLING * side, channels) for _ in range(count)])
+    return fine.reshape(count, channels, side, SUPERSAMPLING, side, SUPERSAMPLING).mean((3, 5), dtype=np.float32)
 
 
 def synthetic_crops(
@@ -149,10 +149,3 @@ def _unit(image: np.ndarray, channels: int) -> np.ndarray:
     image = image - image.min()
     image /= max(float(image.max()), 1e-6)
     return np.repeat(image[None].astype(np.float32), channels, 0)
-
-
-def _coarse(image: np.ndarray) -> np.ndarray:
-    """Means over squares of SUPERSAMPLING pixels."""
-    c, h, w = image.shape
-    s = SUPERSAMPLING
-    return image.reshape(c, h // s, s, w // s, s).mean((2, 4), dtype=np.float32)

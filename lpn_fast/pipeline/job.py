@@ -25,9 +25,8 @@ from ..networks import LPN
 from .batches import batch_pixels_for, bucketed, solvers_for
 from .flow import Background, Solvers, ahead_of_time, settle_thread_pool, ticking
 from .manifest import NAME as MANIFEST_NAME
-from .manifest import ItemResult, differences, digest_of, lock_of, open_manifest, read_results
+from .manifest import ItemResult, Share, differences, digest_of, lock_of, open_manifest, read_results
 from .networks import Networks
-from .processes import Share
 from .run import DEGRADED_FOLDER, Run, solve, usable
 from .tasks import Task
 from .transfer import Transfer
@@ -232,13 +231,8 @@ def content_of(task: Task, simulate: bool, intensities: Range | None) -> Content
 
 def check_places(sources: list[Source], out: Path, simulate: bool) -> None:
     """No result may take the place of an image, nor of what a job keeps beside its results."""
-    places = {source.place for source in sources}
-    taken = {
-        identity(folder / place)
-        for folder in ((out, out / DEGRADED_FOLDER) if simulate else (out,))
-        for place in places
-    }
-    taken.discard(None)
+    places, folders = {source.place for source in sources}, (out, out / DEGRADED_FOLDER) if simulate else (out,)
+    taken = {identity(folder / place) for folder in folders for place in places} - {None}
     for source in sources:
         if taken and identity(source.path) in taken:
             raise ValueError(f"out must not be the folder of the images, {out}: they would be overwritten")

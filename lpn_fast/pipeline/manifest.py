@@ -5,8 +5,10 @@ the line is on disk; the file gets its name. An image counts as finished if both
 between the steps costs images computed again, never a result without a record. Where an image has
 several lines the last one counts. A line cut short by a kill is removed when the manifest is opened.
 
-Of several processes each appends to a manifest of its own, `manifest.1.jsonl` and so on, and reads them all.
-What one of them has done counts for all; so a job may go on with another number of processes.
+Of several processes, started by `torchrun` or whatever else sets RANK and WORLD_SIZE, on one or many machines that
+share the folder, each has the images r, r + W, r + 2 W, ... of the whole list, so that none has to talk to another. It
+appends to a manifest of its own, `manifest.1.jsonl` and so on, and reads them all. What one of them has done counts
+for all; so a job may go on with another number of processes.
 """
 
 import contextlib
@@ -22,12 +24,57 @@ from pathlib import Path
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from .. import atomic
-from .processes import Share
 
 NAME = "manifest.jsonl"
 LINE_START = b'{"item": "'  # how every line starts, by the order of the fields
 PATIENCE = 1.0  # seconds
 TAIL = 2**16  # bytes that are looked at for the end of the last line
+
+
+@dataclass(frozen=True)
+class Share:
+    """Process `rank` of `world`; the default is the only one.
+
+    Raises
+    ------
+    ValueError
+        A rank outside 0 .. world - 1.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0  # among the processes of this machine: which GPU is its own
+
+    def __post_init__(self):
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"rank must be in 0 .. {self.world - 1}, got {self.rank}")
+
+    @classmethod
+    def from_environment(cls) -> "Share":
+        """What torchrun says, or the only process.
+
+        Raises
+        ------
+        ValueError
+            RANK without WORLD_SIZE, or either is no number.
+        """
+        given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ}
+        if not given:
+            return cls()
+        if len(given) == 1:
+            raise ValueError(f"RANK and WORLD_SIZE must be set together, got {given}")
+        try:
+            return cls(int(given["RANK"]), int(given["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0)))
+        except ValueError as error:
+            raise ValueError(f"RANK and WORLD_SIZE must be numbers, 0 <= RANK < WORLD_SIZE, got {given}") from error
+
+    @property
+    def is_only(self) -> bool:
+        return self.world == 1
+
+    def of(self, items: list) -> list:
+        """Its own ones of the items."""
+        return items[self.rank :: self.world]
 
 
 @dataclass(frozen=True)

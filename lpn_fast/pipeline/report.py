@@ -31,6 +31,8 @@ from .tasks import Task
 MOST_PICTURES, MOST_LARGE = 48, 12  # images, and those of them whose pictures are large
 MOST_ROWS = 2000  # of the table
 
+SPOKES_SIDE = 97  # pixels of the picture of a scan's directions
+Pictures = dict[str, tuple[Tensor | None, Path]]  # by what they are: (C, H, W) or None if not to be shown, and where
 COLUMNS = (  # heading, field of ItemResult, digits
     ("PSNR before", "psnr_before", 2),
     ("SSIM before", "ssim_before", 4),
@@ -87,7 +89,7 @@ def write_report(
     done = [result for result in results if result.status == "done"]
     failed = [result for result in results if result.status != "done"]
     settings = results[0].settings if results else task.settings()
-    operator, name = of_operator(task.problem), settings.get("task", "")
+    operator, name = _operator_picture(task.problem), settings.get("task", "")
     title = f"{len(done):,} image{'s' * (len(done) != 1)} {DONE.get(settings.get('physics', name), name)}"
     chosen, which = _chosen(done)
     return pages.write(
@@ -184,7 +186,7 @@ def _cards(
         source = sources.get(result.item)
         if source is None:
             continue
-        shown = of_item(result, source, summary.out, problem, intensities)
+        shown = _pictures_of(result, source, summary.out, problem, intensities)
         known = {name: x for name, (x, _) in shown.items() if x is not None}
         pair = [name for name in known if name != "measured"]  # to be laid over each other
         pictures = [
@@ -221,13 +223,7 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-SPOKES_SIDE = 97  # pixels of the picture of a scan's directions
-
-
-Pictures = dict[str, tuple[Tensor | None, Path]]  # by what they are: (C, H, W) or None if not to be shown, and where
-
-
-def of_operator(problem: Problem | None) -> tuple[str, Tensor] | None:
+def _operator_picture(problem: Problem | None) -> tuple[str, Tensor] | None:
     """A caption and the picture (1, H, W) of kernel, mask or directions; None where there is none."""
     physics = None if problem is None else problem.physics
     if isinstance(physics, Blur | Downsampling):
@@ -246,7 +242,7 @@ def of_operator(problem: Problem | None) -> tuple[str, Tensor] | None:
     return None
 
 
-def of_item(
+def _pictures_of(
     result: ItemResult, source: Source, out: Path, problem: Problem | None, intensities: Range | None
 ) -> Pictures:
     """What there is to see of an image that is done; all but "measured" show the same place."""

@@ -24,6 +24,8 @@ PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model
 PROBE_NOISE = 0.1
 LEVEL_TOLERANCE = 0.1  # relative distance of the noise from the level that a one-level network knows
 
+# what a line says when not every plane converged: the gravest of their verdicts
+GRAVITY = (Verdict.CONVERGED, Verdict.ITERATIONS, Verdict.STALLED, Verdict.OUTSIDE, Verdict.INVALID)
 MOST_AT_ONCE = 2**20  # pixels of an image, beyond which it is evaluated in tiles, and numbers taken together
 TILE_SIDE = 512
 
@@ -196,10 +198,6 @@ def blank_image(model: LPN, size: tuple[int, int] = (PROBE_SIDE, PROBE_SIDE)) ->
     """What shows whether operator, model and sigma fit together."""
     own, size = next(model.parameters()), model.spec.image_size or size
     return torch.zeros(1, model.spec.channels, *size, dtype=own.dtype, device=own.device)
-
-
-# what a line says when not every plane converged: the gravest of their verdicts
-GRAVITY = (Verdict.CONVERGED, Verdict.ITERATIONS, Verdict.STALLED, Verdict.OUTSIDE, Verdict.INVALID)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from lpn_fast.data import find_items
 from lpn_fast.data.readers import Reader
 from lpn_fast.io import UnreadableImage, containers, read_image, write_image
 from lpn_fast.io.content import Images
-from lpn_fast.io.sources import find_sources
+from lpn_fast.io.sources import Source, find_sources
 
 from .files_commands import TASKS, through_commands
 from .real_files import CASES, Case
@@ -61,7 +61,7 @@ def write_again(path: Path, case: Case) -> np.ndarray:
     else:
         parts = []
         for number, member in enumerate(containers.members(path, Images(any_type=True))[0]):
-            image, part = containers.read_member(path, member, case.intensities), out.with_name(f"{number}.npy")
+            image, part = Source(path, out, member).read(case.intensities)[0], out.with_name(f"{number}.npy")
             parts.append((member, write_image(part, image.pixels, image.encoding)))
         containers.pack(path, parts, out)
     return read_by_job(out, case)[0]

@@ -11,13 +11,14 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 
 import lpn_fast as lf
 from lpn_fast import cli
-from lpn_fast.data import ImageCrops, find_items
+from lpn_fast.data import ImageStore, find_items
 from lpn_fast.io import read_image, write_image
 from lpn_fast.pipeline import Denoise, Reconstruct, Score, problems
 from lpn_fast.pipeline.manifest import read_results
@@ -128,30 +129,31 @@ def _levels(values: np.ndarray) -> int:
 
 
 def _trained(cases: list[Case], folder: Path, options: list) -> dict[str, Verdict]:
-    """What a step of training and its validation took their crops from, as their cache keeps it."""
-    cache = folder.parent / "cache"
+    """What a step of training and its validation took their crops from, as it went into their stores."""
+    stores: list[ImageStore] = []
+
+    def kept(*arguments, **options) -> ImageStore:
+        stores.append(ImageStore(*arguments, **options))
+        return stores[-1]
+
     made = ["--out", folder.parent / "run", "--sigma", 0.1, "--steps", 1, "--hidden", 2, "--batch-size", 1]
-    made += ["--no-verify", "--channels", 3, "--crop", CROP, "--validate-side", CROP, "--cache", cache, *options]
-    code, said = _run("train", "--data", folder, "--validate", folder, "--skip-broken", *made)
+    made += ["--no-verify", "--channels", 3, "--crop", CROP, "--validate-side", CROP, *options]
+    with mock.patch("lpn_fast.data.images.ImageStore", kept):
+        code, said = _run("train", "--data", folder, "--validate", folder, "--skip-broken", *made)
     refused = [case for case in cases if isinstance(case.expected, str)]
-    if code or len(list(cache.iterdir())) != 4 or (refused and f"{len(refused)} samples left out" not in said):
+    if code or len(stores) != 2 or (refused and f"{len(refused)} samples left out" not in said):
         return {case.name: (False, f"EXIT {code}") for case in cases}
     verdicts = {}
     for case in refused:  # by itself, since only the first of many are named
         code, said = _run("train", "--data", folder / case.name, "--validate", folder / case.name, *made)
         holds = code == 2 and re.search(case.expected, said) is not None
         verdicts[case.name] = holds, "refused" if holds else "NOT SO"
-    intensities = tuple(options[1:]) or None
-    crops, centres = (
-        ImageCrops([folder], CROP, 3, centre=centre, intensities=intensities, skip_broken=True, cache=cache)
-        for centre in (None, CROP)
-    )
     names = [item.name.removeprefix(f"{folder}/").partition(":")[0] for item in find_items([folder])]
     names = [name for name in names if name not in {case.name for case in refused}]
     for case in cases:
         if case not in refused:
             numbers = [number for number, name in enumerate(names) if name == case.name]
-            seen = [store.image(number).numpy() for store in (crops.store, centres.store) for number in numbers]
+            seen = [store.image(number).numpy() for store in stores for number in numbers]
             wanted = np.broadcast_to(case.expected, (len(case.expected), 3, *case.expected.shape[2:]))
             top, left = ((side - CROP) // 2 for side in case.expected.shape[2:])
             inner = wanted[:, :, top : top + CROP, left : left + CROP]

@@ -12,7 +12,6 @@ from PIL import Image
 
 from lpn_fast import cli
 from lpn_fast.cli import demo
-from lpn_fast.cli.demo_cases import cases
 
 from .experiments.provenance import where, write_csv
 from .pages import COLOURS, OUT, TALLEST, WIDTHS, Browser
@@ -97,7 +96,7 @@ def limit(path: Path) -> None:
 def main() -> None:
     """Make the pages, look at them, write the demo's numbers."""
     OUT.mkdir(parents=True, exist_ok=True)
-    shown, missing = cases(demo.SIDE)
+    shown, missing = demo.cases(demo.SIDE)
     if missing:
         raise RuntimeError("; ".join(missing))
     with tempfile.TemporaryDirectory() as folder, Browser() as browser:

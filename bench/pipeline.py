@@ -39,7 +39,7 @@ from lpn_fast.benchmark.timing import Spread, interleaved, ratios, spread
 from lpn_fast.data.synthetic import synthetic_images
 from lpn_fast.physics import Blur
 from lpn_fast.pipeline import Denoise, Encoding, Reconstruct, problems, read_image, reconstruct, write_image
-from lpn_fast.pipeline.batches import BATCH_PIXELS, bucketed, concatenated, to_samples
+from lpn_fast.pipeline.batches import BATCH_PIXELS, bucketed, to_samples
 from lpn_fast.pipeline.flow import Solvers
 
 from .against import HERE, ask, start
@@ -88,7 +88,7 @@ def _overhead(name, task, model, count: int, rounds: int, seconds: float, where:
     with tempfile.TemporaryDirectory() as scratch:
         folder = photographs(Path(scratch) / "images", count, SIDE)
         samples = [to_samples(read_image(path).pixels, 1) for path in sorted(folder.iterdir())]
-        batches = [concatenated(batch) for batch in bucketed(samples, lambda s: s, BATCH_PIXELS)]
+        batches = [torch.cat(batch) for batch in bucketed(samples, lambda s: s, BATCH_PIXELS)]
         out, solved = Path(scratch) / "out", []
 
         def job():

@@ -79,7 +79,7 @@ def place(tmp_path, monkeypatch):
 
 
 def examples():
-    lines = [line for line in command.EXAMPLES.splitlines() if "lpn-fast reconstruct" in line and "s3:" not in line]
+    lines = [line for line in command.__doc__.splitlines() if "lpn-fast reconstruct" in line and "s3:" not in line]
     return [line.split("   ")[0].strip() if "  " in line.strip() else line.strip() for line in lines]
 
 

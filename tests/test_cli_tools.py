@@ -47,7 +47,7 @@ def test_convert_writes_the_model_of_a_published_checkpoint(tmp_path, capsys):
     for options, message in (
         (["--family", "laplacian"], "--out must name a new file"),
         (["--family", "laplacian", "-o", str(tmp_path / "b")], "checkpoint does not fit laplacian"),
-        (["--config", str(out), "-o", str(tmp_path / "b")], "--config must be a readable JSON file"),
+        (["--config", str(out), "-o", str(tmp_path / "b")], "out.safetensors is not readable"),
         (["--family", "laplacian", "-o", str(tmp_path / "b"), "--sigma", "-1"], "--sigma must be positive"),
     ):
         assert cli.main([*command, *options]) == 2

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from lpn_fast.data import Augment, ImageCrops, ImageStore, synthetic_crops, synthetic_images
 from lpn_fast.data.augment import rotated
@@ -42,40 +41,17 @@ def test_rows_of_a_batch_are_the_rows_of_the_whole_batch(surfaces):
 def test_all_places_and_symmetries_occur_and_none_other(surfaces):
     ramp = (np.arange(5)[:, None] * 10 + np.arange(5)).astype(np.uint8)[None]
     for symmetries, count in (("all", 8), ("mirror", 2), ("none", 1)):
-        crops = ImageCrops.of_store(ImageStore.of_arrays([ramp]), 5, Augment(symmetries), "ramp")
+        crops = ImageCrops.of_store(ImageStore([ramp]), 5, Augment(symmetries), "ramp")
         seen = {(255 * c).round().byte().numpy().tobytes() for c in crops(200, seeded())}
         assert len(seen) == count
-    corners = (255 * ImageCrops.of_store(ImageStore.of_arrays([ramp]), 2, Augment("none"), "r")(300, seeded())).round()
+    corners = (255 * ImageCrops.of_store(ImageStore([ramp]), 2, Augment("none"), "r")(300, seeded())).round()
     assert sorted(set(corners[:, 0, 0, 0].int().tolist())) == [10 * r + c for r in range(4) for c in range(4)]
-
-
-def test_cached_pixels_are_the_pixels_and_are_made_once(surfaces, tmp_path, monkeypatch):
-    folder, _ = surfaces
-    plain = ImageCrops([folder], crop=9)(20, seeded())
-    assert torch.equal(ImageCrops([folder], crop=9, cache=tmp_path / "cache")(20, seeded()), plain)
-    monkeypatch.setattr("lpn_fast.data.readers.decode_stored", lambda *_: pytest.fail("decoded again"))
-    again = ImageCrops([folder], crop=9, cache=tmp_path / "cache")
-    assert torch.equal(again(20, seeded()), plain)
-    again.store.buffer.zero_()  # copy on write: the file is not touched
-    assert torch.equal(ImageCrops([folder], crop=9, cache=tmp_path / "cache")(20, seeded()), plain)
-    (pixels,) = (tmp_path / "cache").glob("*.pixels")
-    pixels.write_bytes(b"short")
-    with pytest.raises(ValueError, match="remove it, and it is made again"):
-        ImageCrops([folder], crop=9, cache=tmp_path / "cache")
-
-
-def test_changed_files_are_decoded_anew(surfaces, tmp_path):
-    folder, _ = surfaces
-    ImageCrops([folder], crop=9, cache=tmp_path / "cache")
-    Image.fromarray(np.zeros((70, 71), np.uint8)).save(folder / "0.png")
-    crops = ImageCrops([folder], crop=9, cache=tmp_path / "cache")
-    assert crops.store.sizes[0].tolist() == [70, 71] and (crops.store.image(0) == 0).all()
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_crops_on_the_device_are_those_of_the_cpu(surfaces):
-    here, there = (ImageCrops([surfaces[0]], crop=9, contrast=1.5, device=d) for d in ("cpu", "cuda"))
+    here, there = (ImageCrops([surfaces[0]], crop=9, augment=Augment(contrast=1.5), device=d) for d in ("cpu", "cuda"))
     assert torch.allclose(here(20, seeded()), there(20, seeded()).cpu(), atol=1e-6)
 
 

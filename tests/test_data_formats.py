@@ -13,9 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lpn_fast.data import WINDOWS, Augment, ImageCrops, find_items, read_gray_or_colour, validation_batch
+from lpn_fast.data import WINDOWS, Augment, ImageCrops, find_items, validation_batch
 from lpn_fast.data.readers import Reader
-from lpn_fast.io import series_in_order
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -29,6 +28,12 @@ shared = pytest.mark.skipif(not (SHARED / "mnist").is_dir(), reason="LPN_FAST_DA
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def sample(path, content, reader):
+    """What a reader makes of a file."""
+    path.write_bytes(content)
+    return find_items([path])[0].read(reader)
 
 
 # ---- formats
@@ -102,7 +107,7 @@ def test_sixteen_bits_and_arrays_keep_their_digits(tmp_path):
     wide = rng.integers(0, 4096, (20, 20), dtype=np.uint16)
     Image.fromarray(wide).save(tmp_path / "wide.png")
     assert torch.equal(
-        validation_batch([tmp_path / "wide.png"], side=20, full_scale=4095.0)[0, 0],
+        validation_batch([tmp_path / "wide.png"], side=20, intensities=(0, 4095))[0, 0],
         torch.from_numpy(wide.astype(np.float32) / np.float32(4095)),
     )
     high = np.full((20, 20), 60_000, np.uint16)  # beyond int16
@@ -119,37 +124,14 @@ def test_sixteen_bits_and_arrays_keep_their_digits(tmp_path):
     assert mixed.store.buffer.dtype == torch.float32 and 0 <= mixed(9, seeded()).min()
 
 
-def test_celeba_layout_takes_the_split_of_the_partition_file(tmp_path):
-    images = tmp_path / "img_align_celeba"
-    images.mkdir()
-    lines = []
-    for index in range(6):
-        Image.fromarray(np.full((30, 20, 3), 40 * index, np.uint8)).save(images / f"{index:06}.png")
-        lines.append(f"{index:06}.png {index // 2}")
-    (tmp_path / "list_eval_partition.txt").write_text("\n".join(lines))
-    train = ImageCrops([tmp_path], crop=None, channels=3, split="train", centre=16)
-    assert len(train) == 2 and train(3, seeded()).shape == (3, 3, 16, 16)
-    assert [item.stem for item in find_items([tmp_path], split="test")] == ["000004", "000005"]
-    (images / "000005.png").unlink()
-    with pytest.raises(ValueError, match="000005.png is listed"):
-        find_items([tmp_path], split="test")
-    (tmp_path / "list_eval_partition.txt").write_text("000000.png 7\n")
-    with pytest.raises(ValueError, match="line 1, must be"):
-        find_items([tmp_path], split="test")
-
-
-def test_mayo_layout_of_npy_folders_below_splits(tmp_path):
-    for split, count in (("train", 3), ("test", 1)):
-        for index in range(count):
-            folder = tmp_path / split / f"patient{index}"
-            folder.mkdir(parents=True)
-            np.save(folder / "slice.npy", np.random.default_rng(index).random((24, 24)).astype(np.float32))
-    crops = ImageCrops([tmp_path], crop=8, split="train", recursive=True)
-    assert len(crops) == 3
-    with pytest.raises(ValueError, match="there is no folder .*validation"):
-        find_items([tmp_path], split="validation")
-    with pytest.raises(ValueError, match="train must hold images .*3 subfolders not looked into"):
-        find_items([tmp_path], split="train")
+def test_layouts_of_folders_below_folders(tmp_path):
+    for index in range(3):
+        folder = tmp_path / f"patient{index}"
+        folder.mkdir(parents=True)
+        np.save(folder / "slice.npy", np.random.default_rng(index).random((24, 24)).astype(np.float32))
+    assert len(ImageCrops([tmp_path], crop=8, recursive=True)) == 3
+    with pytest.raises(ValueError, match="must hold images .*3 subfolders not looked into"):
+        find_items([tmp_path])
 
 
 def test_hdf5_as_lodopab_has_it(tmp_path):
@@ -173,26 +155,26 @@ def test_missing_optional_packages_say_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="h5py: pip install"):
         ImageCrops([tmp_path / "a.h5"])
     with pytest.raises(ValueError, match="pydicom: pip install"):
-        Reader(1)("a.dcm", bytes(200))
+        sample(tmp_path / "a.dcm", bytes(200), Reader(1))
 
 
 # ---- CT
 
 
-def test_windows_map_hounsfield_units_to_the_unit_interval():
+def test_windows_map_hounsfield_units_to_the_unit_interval(tmp_path):
     pytest.importorskip("pydicom", reason="pydicom is not installed")
     hounsfield = np.array([[-2000, -1024, 0, 240, 3071]], np.int16)
     content = real_files.dicom(hounsfield)
 
     def through(window):
-        return Reader(1, WINDOWS.get(window, window))("a.dcm", content)[0, 0].tolist()
+        return sample(tmp_path / "a.dcm", content, Reader(1, WINDOWS.get(window, window)))[0, 0].tolist()
 
     assert through("full") == pytest.approx([-976 / 4095, 0, 1024 / 4095, 1264 / 4095, 1])  # as in jobs, not clipped
     assert through("soft-tissue") == pytest.approx([0, 0, 0.4, 1, 1])
     assert through("own") == pytest.approx([0, 976 / 5071, 2000 / 5071, 2240 / 5071, 1])
     assert through((0.0, 240.0)) == pytest.approx([0, 0, 0, 1, 1])
     flat = real_files.dicom(np.full((2, 2), 7, np.int16))
-    assert (Reader(1, "own")("b.dcm", flat) == 0).all()
+    assert (sample(tmp_path / "b.dcm", flat, Reader(1, "own")) == 0).all()
     with pytest.raises(ValueError, match="window must"):
         Reader(1, (1.0, 1.0))
 
@@ -202,28 +184,27 @@ def test_options_without_effect_are_refused(tmp_path):
     (tmp_path / "a.dcm").write_bytes(real_files.dicom(real_files.SIGNED))
     (tmp_path / "a.png").write_bytes(real_files.png(real_files.GRAY8))
     both = [tmp_path / "a.dcm", tmp_path / "a.png"]
-    assert len(ImageCrops(both, crop=8, window=(-160.0, 240.0), full_scale=200.0)) == 2
+    assert len(ImageCrops(both, crop=8, window=(-160.0, 240.0), intensities=(0, 200))) == 2
     with pytest.raises(ValueError, match="window is for DICOM files"):
         ImageCrops(both[1:], crop=8, window=(-160.0, 240.0))
     with pytest.raises(ValueError, match="not for DICOM"):
-        ImageCrops(both[:1], crop=8, full_scale=200.0)
+        ImageCrops(both[:1], crop=8, intensities=(0, 200))
 
 
-def test_dicom_slices_are_rescaled_windowed_and_ordered(tmp_path):
+def test_dicom_slices_are_rescaled_and_windowed(tmp_path):
     pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
     from pydicom.data import get_testdata_file
 
     path = get_testdata_file("CT_small.dcm")
     dataset = pydicom.dcmread(path)
     hounsfield = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
-    x = Reader(1, (-160.0, 240.0))("a.dcm", Path(path).read_bytes())[0]
+    x = find_items([path])[0].read(Reader(1, (-160.0, 240.0)))[0]
     assert x.dtype == np.float32 and np.allclose(x, ((hounsfield + 160) / 400).clip(0, 1), atol=1e-6)
     folder = tmp_path / "series"
     folder.mkdir()
     for name, place in (("b", 1.0), ("a", 2.0), ("c", -3.0)):  # without suffix, as scanners write them
         dataset.ImagePositionPatient = [0, 0, place]
         dataset.save_as(folder / name)
-    assert [p.name for p in series_in_order(folder)] == ["c", "b", "a"]
     crops = ImageCrops([folder], crop=32, window=(-160.0, 240.0))
     assert len(crops) == 3 and torch.allclose(crops.store.image(0)[0], torch.from_numpy(x))
     (folder / "a").write_bytes((folder / "a").read_bytes()[:20_000])
@@ -232,8 +213,6 @@ def test_dicom_slices_are_rescaled_windowed_and_ordered(tmp_path):
     (folder / "d.dcm").write_bytes(b"no medicine")
     with pytest.raises(ValueError, match="d.dcm: it is no DICOM file"):
         ImageCrops([folder / "d.dcm"], crop=32)
-    with pytest.raises(ValueError, match="must hold DICOM files"):
-        series_in_order(tmp_path)
 
 
 # ---- broken samples
@@ -272,10 +251,9 @@ def test_bad_sampler_arguments_are_named(surfaces):
     for arguments, message in (
         ({"samples": (3, 3)}, "samples must be an increasing pair"),
         ({"samples": (9, 12)}, "samples must lie within"),
-        ({"split": "training"}, "split must be one of"),
         ({"crop": None}, "not squares of one size"),
         ({"centre": 60}, "smaller than the centre of 60"),
-        ({"full_scale": 0.0}, "full_scale must be positive"),
+        ({"intensities": (5, 5)}, "intensities must be an increasing pair"),
     ):
         with pytest.raises(ValueError, match=message):
             ImageCrops([folder], **({"crop": 8} | arguments))
@@ -297,7 +275,7 @@ def test_bad_sampler_arguments_are_named(surfaces):
             (3, 128, 128),
         ),
         ("ct_mayo/train", {"crop": 128}, 113, (1, 128, 128)),
-        ("ct_tcga_lung/slices", {"crop": 128, "full_scale": 4095.0}, 94, (1, 128, 128)),
+        ("ct_tcga_lung/slices", {"crop": 128, "intensities": (0, 4095)}, 94, (1, 128, 128)),
     ],
 )
 def test_real_data_are_read(source, options, count, shape):
@@ -310,7 +288,7 @@ def test_real_data_are_read(source, options, count, shape):
 @shared
 def test_gray_photographs_are_luma():
     path = sorted((SHARED / "natural/bsds500/val").glob("*.jpg"))[0]
-    gray, colour = read_gray_or_colour(path, 1).float(), read_gray_or_colour(path, 3).float()
+    gray, colour = (torch.from_numpy(find_items([path])[0].read(Reader(channels))).float() for channels in (1, 3))
     luma = torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), colour, 1)
     assert (gray[0] - luma).abs().max() <= 1
 
@@ -328,7 +306,7 @@ def test_sixteen_bit_slices_are_the_hounsfield_units_that_pillow_sees():
     path = sorted((SHARED / "ct_tcga_lung/slices").glob("*.png"))[0]
     with Image.open(path) as picture:
         stored = np.asarray(picture).astype(np.float32)  # HU + 1024
-    x = validation_batch([path], side=512, full_scale=4095.0)[0, 0].numpy()
+    x = validation_batch([path], side=512, intensities=(0, 4095))[0, 0].numpy()
     assert stored.max() > 255 and np.allclose(x, stored / 4095, atol=1e-6)
     tissue = np.abs(stored - 1024) < 200  # water and soft tissue are near 0 HU
     assert 0.05 < tissue.mean() < 0.9

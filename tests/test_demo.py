@@ -10,7 +10,7 @@ from test_pipeline_report import Page
 
 import lpn_fast as lf
 from lpn_fast import cli
-from lpn_fast.cli import demo, demo_cases
+from lpn_fast.cli import demo
 
 SIDE = 64
 
@@ -22,7 +22,7 @@ def small(monkeypatch):
 
 
 def titles():
-    return [case.title for case in demo_cases.cases(SIDE)[0]]
+    return [case.title for case in demo.cases(SIDE)[0]]
 
 
 def test_the_page_shows_every_case_beside_the_alternatives(small, tmp_path, capsys):
@@ -45,9 +45,9 @@ def test_the_page_shows_every_case_beside_the_alternatives(small, tmp_path, caps
 def test_without_scikit_image_the_page_says_so_and_shows_the_rest(small, tmp_path, monkeypatch, capsys):
     for package in ("skimage", "pydicom"):
         monkeypatch.setitem(sys.modules, package, None)
-    real = demo_cases.importlib.util.find_spec
+    real = demo.importlib.util.find_spec
     monkeypatch.setattr(
-        demo_cases.importlib.util, "find_spec", lambda name: None if name in ("skimage", "pydicom") else real(name)
+        demo.importlib.util, "find_spec", lambda name: None if name in ("skimage", "pydicom") else real(name)
     )
     assert cli.main(["demo", "--quick", "-o", str(tmp_path)]) == 0
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
@@ -67,7 +67,7 @@ def test_somebody_elses_page_is_not_overwritten(small, tmp_path, capsys):
 def test_scikit_image_sees_the_same_scan():
     """Its filtered back-projection of our sinogram is ours."""
     pytest.importorskip("skimage", reason="scikit-image is not installed")
-    phantom = next(case for case in demo_cases.cases(2 * SIDE)[0] if "phantom" in case.title)
+    phantom = next(case for case in demo.cases(2 * SIDE)[0] if "phantom" in case.title)
     y = phantom.measured()
     theirs = phantom.alternatives["FBP"][0](y[0].double().numpy(), 0.0)
     ours = phantom.physics.fbp(y)[0].numpy()
@@ -76,7 +76,7 @@ def test_scikit_image_sees_the_same_scan():
 
 def test_a_method_gets_its_best_weight_and_numbers_are_of_its_image():
     pytest.importorskip("skimage", reason="scikit-image is not installed")
-    case = demo_cases.cases(SIDE)[0][0]
+    case = demo.cases(SIDE)[0][0]
     _, (wiener, ours) = demo.solve(case)
     method, weights = case.alternatives["Wiener filter"]
     y = case.measured()[0].double().numpy()

@@ -20,7 +20,7 @@ from lpn_fast.data import find_items
 from lpn_fast.io import Encoding, members, read_image, write_image
 from lpn_fast.io.content import Images
 from lpn_fast.io.formats import to_npy
-from lpn_fast.io.sources import find_sources
+from lpn_fast.io.sources import Source, find_sources
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -299,7 +299,7 @@ def test_an_imagej_hyperstack_keeps_its_axes_and_its_description(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", stack, imagej=True, resolution=(5, 5), metadata=metadata)
     parts = []
     for number, member in enumerate(containers.members(tmp_path / "a.tif")[0]):
-        image = containers.read_member(tmp_path / "a.tif", member)
+        image, _ = Source(tmp_path / "a.tif", tmp_path, member).read()
         parts.append((member, write_image(tmp_path / f"{number}.npy", image.pixels, image.encoding)))
     containers.pack(tmp_path / "a.tif", parts, tmp_path / "b.tif")
     with tifffile.TiffFile(tmp_path / "b.tif") as tif:

@@ -11,7 +11,7 @@ import lpn_fast as lf
 from lpn_fast import cli
 from lpn_fast.data.synthetic import synthetic_images
 from lpn_fast.pipeline import Denoise, Score, read_image, reconstruct
-from lpn_fast.pipeline.noise import noise_level
+from lpn_fast.pipeline.noise import noise_levels
 from lpn_fast.solvers import estimate_noise
 
 SIDE = 48
@@ -46,7 +46,7 @@ def test_quantised_noise_is_not_found_in_steps(sigma):
     expected = (sigma**2 + 1 / (12 * 255**2)) ** 0.5
     assert float(estimate_noise(stored)) == pytest.approx(expected, rel=0.03)
     assert float(estimate_noise(255 * stored)) == pytest.approx(255 * expected, rel=0.03)
-    assert noise_level(stored[0]) == pytest.approx(expected, rel=0.05)
+    assert noise_levels([stored[0]])[0] == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("sky", [0.95, 1.0, 1.2])
@@ -57,7 +57,7 @@ def test_a_bright_sky_does_not_hide_the_noise(sky, sigma):
     noisy = scene + sigma * torch.randn(scene.shape, generator=torch.Generator().manual_seed(0))
     stored = (255 * noisy.clamp(0, 1)).round() / 255
     assert float(estimate_noise(stored)) == pytest.approx(sigma, rel=0.05)
-    assert noise_level(stored[0]) == pytest.approx(sigma, rel=0.1)
+    assert noise_levels([stored[0]])[0] == pytest.approx(sigma, rel=0.1)
 
 
 def test_an_image_that_is_clipped_everywhere_still_gets_a_number():

@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 import lpn_fast as lf
 from lpn_fast.io.sources import Source, find_sources
 from lpn_fast.pipeline import Denoise, UnreadableImage, find_images, read_image, reconstruct, write_image
-from lpn_fast.pipeline.noise import noise_level
+from lpn_fast.pipeline.noise import noise_levels
 
 SIDE = 12
 SIGMA = 0.05
@@ -223,8 +223,8 @@ def test_the_noise_level_is_found_from_the_image_alone():
     ramp = torch.linspace(0, 1, 128).expand(1, 128, 128)
     for sigma in (0.02, 0.2):
         noisy = ramp + sigma * torch.randn(1, 128, 128, generator=torch.Generator().manual_seed(0))
-        assert noise_level(noisy) == pytest.approx(sigma, rel=0.05)
-    assert noise_level(torch.zeros(1, 1, 5)) is None
+        assert noise_levels([noisy])[0] == pytest.approx(sigma, rel=0.05)
+    assert noise_levels([torch.zeros(1, 1, 5)]) == [None]
 
 
 # ---- DICOM

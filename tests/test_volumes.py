@@ -300,7 +300,7 @@ def test_image_files_and_commands_refuse_networks_of_volumes(tmp_path, capsys):
         ["prior", picture, "-o", str(tmp_path / "scores.jsonl")],
     ):
         assert cli.main([*command, "--model", path]) == 2
-        assert "--model must be a network of images" in capsys.readouterr().err
+        assert "model must be a network of images" in capsys.readouterr().err
     assert cli.main(["verify", path, "--images", picture]) == 2
     assert "--images cannot be used with a network of volumes" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

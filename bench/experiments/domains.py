@@ -50,7 +50,7 @@ def slice_crops(root: Path, side: int, crop: int, device: str) -> ImageCrops:
     images = data.slices(root, "train", len(data.slice_paths(root, "train")), side)
     arrays = list(torch.round(255 * images).byte().numpy())
     augment = Augment("mirror", degrees=180, zoom=1.1, probability=0.8)
-    return ImageCrops.of_store(ImageStore.of_arrays(arrays, device=device), crop, augment, f"mayo {side}")
+    return ImageCrops.of_store(ImageStore(arrays, device=device), crop, augment, f"mayo {side}")
 
 
 def gray_levels(images: Tensor) -> np.ndarray:

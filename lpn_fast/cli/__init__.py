@@ -1,6 +1,7 @@
 """The command line, `lpn-fast`.
 
-A command is a module with `add_parser(subparsers)` and `run(args) -> int`. Exit codes:
+A command is a module with `add_arguments(parser)` and `run(args) -> int`; its docstring is its help: a summary, a
+description, examples. Exit codes:
     0    done
     1    the work failed, or a part of it; what failed is listed
     2    wrong use; one line on standard error says what and how to mend it
@@ -90,8 +91,12 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
     for name, module in COMMANDS.items():
         if only in (None, name):
-            module.add_parser(subparsers)
-            subparsers.choices[name].set_defaults(run=module.run)
+            summary, _, rest = module.__doc__.partition(".\n\n")
+            description, title, examples = rest.partition("examples:\n")
+            command = subparsers.add_parser(name, help=summary, description=description, epilog=title + examples)
+            command.formatter_class = argparse.RawDescriptionHelpFormatter
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
     return parser
 
 

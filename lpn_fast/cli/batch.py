@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import jobs, pipeline
-from ..io.finding import find
 from ..jobs.places import is_url
 from ..networks import LPN
 from ..pages import check_target
@@ -59,8 +58,8 @@ def add_images_out(parser: argparse.ArgumentParser, model: str = options.AUTO) -
     add("--workers", type=int, metavar="N", help="most workers of the engine (default: one per GPU, or core)")
 
 
-def prepare(args, out: Path | None = None) -> tuple[LPN | str, Share]:
-    """The model on the device of this process, or "auto", once images are found, which are not looked for in `out`."""
+def prepare(args) -> tuple[LPN | str, Share]:
+    """The model on the device of this process, or "auto"; and which of the processes this is."""
     if getattr(args, "seed", None) is not None and not args.simulate:
         raise ValueError("--seed has no effect without --simulate")
     if args.report is not None:
@@ -70,11 +69,10 @@ def prepare(args, out: Path | None = None) -> tuple[LPN | str, Share]:
     share = Share.from_environment()
     if is_beyond(args):
         _check_beyond(args, share)
-    else:  # wrong names are told before all else
-        args.found = find(args.images, args.recursive, out or Path(args.out))
     if args.device == "cuda" and not share.is_only:
         args.device = f"cuda:{share.local_rank}"
-    return options.load_image_model(args.model, args.device), share
+    options.checked_device(args.device)
+    return args.model if args.model == options.AUTO else options.load_model(args.model, args.device), share
 
 
 def is_beyond(args) -> bool:
@@ -109,40 +107,39 @@ def run(args, task: Task, model: LPN | str, share: Share, heading: str, conditio
     """Run the job; the exit code."""
     if share.rank == 0:
         print(heading if conditions is None else f"{heading}\n\n{conditions}", end="\n\n", flush=True)
-    if is_beyond(args):
-        return _run_beyond(args, task)
-    summary = work(args, task, model, share, args.out, simulate=args.simulate, seed=args.seed or 0)
-    if args.simulate and (summary.done or summary.skipped):
-        print(_quality_table((*summary.done, *summary.skipped)))
-    print_summary(summary, share, args.out)
-    warn_of_noise(task, summary)
-    report(args, task, summary, conditions)
-    return exit_code(summary, share)
-
-
-def report(args, task: Task, summary: Summary, conditions: Conditions | None = None) -> None:
-    """Write the page that was asked for, once all images are done."""
-    if args.report is None or summary.everything is None:
-        return
-    args.report.parent.mkdir(parents=True, exist_ok=True)
-    about = {"command": args.command_line, "conditions": conditions, "intensities": args.intensities}
-    write_report(args.report, summary, task, model=args.model, **about)
-    print(f"report: {args.report}")
-
-
-def _run_beyond(args, task: Task) -> int:
+    if not is_beyond(args):
+        told = {"simulate": args.simulate, "seed": args.seed or 0}
+        return exit_code(work(args, task, model, share, args.out, conditions, **told), share)
     threads = args.threads or (1 if args.engine else None)
     engine = jobs.OnRay(args.address, args.workers, args.device, threads) if args.engine else None
-    tally = jobs.reconstruct(
-        args.images, args.out, task=task, model=args.model, engine=engine, threads=threads, **_shared(args)
-    )
+    where = {"engine": engine, "threads": threads}
+    tally = jobs.reconstruct(args.images, args.out, task=task, model=args.model, **where, **_shared(args))
     _print(tally, args.out)
     return 1 if tally.failed else 0
 
 
-def work(args, task: Task, model: LPN | str, share: Share, out: str | Path, **options) -> Summary:
-    """The job of the shared arguments."""
-    return pipeline.reconstruct(args.found, out, task=task, model=model, share=share, **_shared(args), **options)
+def work(
+    args, task: Task, model: LPN | str, share: Share, out: str | Path, conditions: Conditions | None = None, **options
+) -> Summary:
+    """Do the job in the folder `out`, say what became of the images, and write the page that was asked for."""
+    summary = pipeline.reconstruct(args.images, out, task=task, model=model, share=share, **_shared(args), **options)
+    finished = (*summary.done, *summary.skipped)
+    if options.get("simulate") and finished:
+        print(_quality_table(finished))
+    tally = jobs.Tally(str(out), passed_over=summary.passed_over if share.rank == 0 else "")
+    for result in (*finished, *summary.failed):
+        tally.add(result)
+    tally.done, tally.earlier = len(summary.done), len(summary.skipped)
+    tally.incomplete = summary.incomplete if summary.everything is not None else ()
+    levels = [result.sigma for result in finished if result.sigma is not None]
+    _print(tally, args.out, levels, "" if share.is_only else f"process {share.rank} of {share.world}: ")
+    _warn_of_noise(task.expected_noise, [r.noise_estimate for r in finished if r.noise_estimate])
+    if args.report is not None and summary.everything is not None:
+        args.report.parent.mkdir(parents=True, exist_ok=True)
+        about = {"command": args.command_line, "conditions": conditions, "intensities": args.intensities}
+        write_report(args.report, summary, task, model=args.model, **about)
+        print(f"report: {args.report}")
+    return summary
 
 
 def _shared(args) -> dict:
@@ -154,18 +151,6 @@ def exit_code(summary: Summary, share: Share) -> int:
     """1 if an image failed."""
     failed = any(result.status != "done" for result in summary.everything or ())
     return 1 if failed or (share.is_only and summary.failed) else 0
-
-
-def print_summary(summary: Summary, share: Share, out: str | Path) -> None:
-    """What became of the images, where results are."""
-    finished = (*summary.done, *summary.skipped)
-    tally = jobs.Tally(str(out), passed_over=summary.passed_over if share.rank == 0 else "")
-    for result in (*finished, *summary.failed):
-        tally.add(result)
-    tally.done, tally.earlier = len(summary.done), len(summary.skipped)
-    tally.incomplete = summary.incomplete if summary.everything is not None else ()
-    levels = [result.sigma for result in finished if result.sigma is not None]
-    _print(tally, out, levels, "" if share.is_only else f"process {share.rank} of {share.world}: ")
 
 
 def _print(tally: jobs.Tally, out: str | Path, levels: Sequence[float] = (), whose: str = "") -> None:
@@ -187,10 +172,8 @@ def _print(tally: jobs.Tally, out: str | Path, levels: Sequence[float] = (), who
     print(f"{whose}{tally.done} done{earlier}, {tally.failed} failed -> {out}", flush=True)
 
 
-def warn_of_noise(task: Task, summary: Summary) -> None:
+def _warn_of_noise(said: float | None, shown: list[float]) -> None:
     """Say so if what was said of the noise is far from what the images show."""
-    said = task.expected_noise
-    shown = [r.noise_estimate for r in (*summary.done, *summary.skipped) if r.noise_estimate]
     off = [level for level in shown if said and not said / FAR <= level <= said * FAR]
     if off:
         print(

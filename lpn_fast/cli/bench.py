@@ -1,4 +1,17 @@
-"""`lpn-fast bench`: how fast models run here, beside plain torch, and two such results compared."""
+"""How fast models run here.
+
+Time every work of a model here (prox, value, Hessian product, training step, inversion, a reconstruction): with each
+backend that can run it, beside eager torch and torch.compile of the same network. Everything is warmed up, checked
+against float64 and timed in turns; a way that is wrong has no time. Shares are of what this device reached in this
+run: matrix products, a copy, special functions. Close other programs first. With --out the rows are kept as CSV and
+JSON, with a roofline picture (matplotlib); --compare shows two such results beside each other.
+
+examples:
+  lpn-fast bench
+  lpn-fast bench --model natural-color celeba --batch 1 16 --size 128 512 --work prox training-step
+  lpn-fast bench --device cuda --sweep --out results/my-gpu
+  lpn-fast bench --compare results/before results/after
+"""
 
 import argparse
 from pathlib import Path
@@ -10,19 +23,6 @@ from ..ops.precision import PRECISIONS
 from . import options
 from .tables import table
 
-DESCRIPTION = """\
-Time every work of a model here (prox, value, Hessian product, training step, inversion, a reconstruction): with each
-backend that can run it, beside eager torch and torch.compile of the same network. Everything is warmed up, checked
-against float64 and timed in turns; a way that is wrong has no time. Shares are of what this device reached in this
-run: matrix products, a copy, special functions. Close other programs first. With --out the rows are kept as CSV and
-JSON, with a roofline picture (matplotlib); --compare shows two such results beside each other."""
-
-EXAMPLES = """\
-  lpn-fast bench
-  lpn-fast bench --model natural-color celeba --batch 1 16 --size 128 512 --work prox training-step
-  lpn-fast bench --device cuda --sweep --out results/my-gpu
-  lpn-fast bench --compare results/before results/after"""
-
 PAPER = ("celeba", "laplacian", "mayoct")
 SWEEP = ("natural-gray", "natural-gray-mixture", "natural-color-mixture", "natural-gray-explicit", *PAPER[:2])
 SWEEPS = {"cpu": ((1, 8), ((64,), (256,))), "cuda": ((1, 8, 64), ((64,), (256,), (512,)))}  # batches, sizes
@@ -33,9 +33,7 @@ TITLES = (
 )
 
 
-def add_parser(subparsers) -> None:
-    """Add the command to the parser's commands."""
-    parser = options.add_command(subparsers, "bench", "how fast models run here", DESCRIPTION, EXAMPLES)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_machine(parser)
     add = parser.add_argument
     models = (

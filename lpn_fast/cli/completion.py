@@ -1,23 +1,19 @@
-"""`lpn-fast completion`: what a shell needs to complete commands, options and file names; shtab writes it."""
+"""Complete commands in a shell.
 
-from . import options
-
-DESCRIPTION = """\
 Print a script that teaches a shell to complete lpn-fast's commands, their options and the values an option may
-have; everything else is completed as a file name. Needs shtab (extra [completion])."""
+have; everything else is completed as a file name. Needs shtab (extra [completion]).
 
-EXAMPLES = """\
+examples:
   source <(lpn-fast completion bash)                                  for this shell
   lpn-fast completion bash >> ~/.bashrc                               for every bash to come
   lpn-fast completion zsh > "${fpath[1]}/_lpn-fast"                   for every zsh
-  lpn-fast completion fish > ~/.config/fish/completions/lpn-fast.fish"""
+  lpn-fast completion fish > ~/.config/fish/completions/lpn-fast.fish
+"""
 
 SHELLS = ("bash", "zsh", "fish")
 
 
-def add_parser(subparsers) -> None:
-    """Add the command to the parser's commands."""
-    parser = options.add_command(subparsers, "completion", "complete commands in a shell", DESCRIPTION, EXAMPLES)
+def add_arguments(parser) -> None:
     parser.add_argument("shell", choices=SHELLS)
 
 

@@ -1,26 +1,23 @@
-"""`lpn-fast convert`: a checkpoint of the published code as a file of this package."""
+"""A published checkpoint into a model.
 
-import json
+Read a .pt checkpoint of the published code (no code in it is executed) and write it as a safetensors file that
+every other command takes as --model. The architecture is one of the published ones, or what the model.json
+beside the checkpoint says.
+
+examples:
+  lpn-fast convert model.pt -o mayoct.safetensors --family mayoct --sigma 0.1
+  lpn-fast convert model.pt -o faces.safetensors --config exps/celeba/model.json --note "trained by ..., licence ..."
+  lpn-fast verify mayoct.safetensors                        then see that it is an exact prox
+"""
+
 from pathlib import Path
 
 from ..networks import from_reference, save
 from ..networks.published import NAMES, published_config
-from . import options
-
-DESCRIPTION = """\
-Read a .pt checkpoint of the published code (no code in it is executed) and write it as a safetensors file that
-every other command takes as --model. The architecture is one of the published ones, or what the model.json
-beside the checkpoint says."""
-
-EXAMPLES = """\
-  lpn-fast convert model.pt -o mayoct.safetensors --family mayoct --sigma 0.1
-  lpn-fast convert model.pt -o faces.safetensors --config exps/celeba/model.json --note "trained by ..., licence ..."
-  lpn-fast verify mayoct.safetensors                        then see that it is an exact prox"""
+from ..training.config import read_config
 
 
-def add_parser(subparsers) -> None:
-    """Add the command to the parser's commands."""
-    parser = options.add_command(subparsers, "convert", "a published checkpoint into a model", DESCRIPTION, EXAMPLES)
+def add_arguments(parser) -> None:
     add = parser.add_argument
     add("checkpoint", type=Path, metavar="FILE.pt", help="a state dict, or a file that holds one as model_state_dict")
     add("-o", "--out", type=Path, required=True, metavar="FILE.safetensors", help="must not be there yet")
@@ -40,7 +37,7 @@ def run(args) -> int:
         raise FileNotFoundError(f"there is no checkpoint {args.checkpoint}")
     if args.sigma is not None and not 0 < args.sigma < float("inf"):
         raise ValueError(f"--sigma must be positive and finite, got {args.sigma:g}")
-    config = published_config(args.family) if args.config is None else _config(args.config)
+    config = published_config(args.family) if args.config is None else read_config(args.config)
     model = from_reference(args.checkpoint, config)
     model.card = {"converted_from": args.checkpoint.name, "config": config}
     model.card |= {} if args.sigma is None else {"sigma": args.sigma}
@@ -51,13 +48,3 @@ def run(args) -> int:
         f"{args.out}: {config['model']}, {numbers} numbers; lpn-fast verify {args.out} tests that it is an exact prox"
     )
     return 0
-
-
-def _config(path: Path) -> dict:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"--config must be a readable JSON file, {path}: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"--config must hold an object with 'model' and 'params', got {type(config).__name__}")
-    return config

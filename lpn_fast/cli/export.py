@@ -1,22 +1,20 @@
-"""`lpn-fast export`: f as a graph that other programs run."""
+"""f as an ONNX or torch.export file.
+
+Write f, or f and psi, as a plain feed-forward graph: .onnx for onnxruntime and other ONNX readers, .pt2 for
+torch.export. The file is checked against the model before it gets its name; sizes are free unless they are given.
+
+examples:
+  lpn-fast export natural-gray -o prox.onnx
+  lpn-fast export run/model.safetensors -o prox.pt2 --size 256 256 --batch 1 --potential
+"""
 
 from pathlib import Path
 
 from ..interop import export
 from . import options
 
-DESCRIPTION = """\
-Write f, or f and psi, as a plain feed-forward graph: .onnx for onnxruntime and other ONNX readers, .pt2 for
-torch.export. The file is checked against the model before it gets its name; sizes are free unless they are given."""
 
-EXAMPLES = """\
-  lpn-fast export natural-gray -o prox.onnx
-  lpn-fast export run/model.safetensors -o prox.pt2 --size 256 256 --batch 1 --potential"""
-
-
-def add_parser(subparsers) -> None:
-    """Add the command to the parser's commands."""
-    parser = options.add_command(subparsers, "export", "f as an ONNX or torch.export file", DESCRIPTION, EXAMPLES)
+def add_arguments(parser) -> None:
     add = parser.add_argument
     add("model", metavar="NAME_OR_PATH", help="shipped model or a file of lpn_fast.save")
     add("-o", "--out", type=Path, required=True, metavar="FILE", help="its suffix, .onnx or .pt2, decides the format")

@@ -1,9 +1,20 @@
-"""`lpn-fast info`: what this installation is and can do; the first thing a bug report needs. And what a model is."""
+"""Versions, backends, shipped models.
+
+Show versions, the CPU's instruction set, which backend runs and why the others do not, the CUDA module, and the
+models that ship with the package; or everything that is known of one model. Nothing is changed or written.
+
+examples:
+  lpn-fast info
+  lpn-fast info natural-gray                          what it was trained on, and what it reached
+  lpn-fast info runs/gray/model.safetensors
+  LPN_FAST_BACKEND=torch lpn-fast info
+"""
 
 import importlib
 import json
 import os
 import platform
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -12,20 +23,8 @@ from ..networks import LPN, ConvLPN, explain, list_pretrained, pretrained
 from ..ops import admission
 from . import options
 
-DESCRIPTION = """\
-Show versions, the CPU's instruction set, which backend runs and why the others do not, the CUDA module, and the
-models that ship with the package; or everything that is known of one model. Nothing is changed or written."""
 
-EXAMPLES = """\
-  lpn-fast info
-  lpn-fast info natural-gray                          what it was trained on, and what it reached
-  lpn-fast info runs/gray/model.safetensors
-  LPN_FAST_BACKEND=torch lpn-fast info"""
-
-
-def add_parser(subparsers) -> None:
-    """Add the command to the parser's commands."""
-    parser = options.add_command(subparsers, "info", "versions, backends, shipped models", DESCRIPTION, EXAMPLES)
+def add_arguments(parser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a shipped model, or a file of lpn_fast.save")
 
 
@@ -33,40 +32,32 @@ def run(args) -> int:
     """Do it; the exit code."""
     if args.model is not None:
         model = options.load_model(args.model)
-        _print(args.model, [_in_short(model), f"{model.extra_repr()}", *_card(model)])
+        _print(args.model, [_in_short(model), model.extra_repr(), *_entries(model.card)])
         return 0
-    sections = {
-        "versions": _versions(),
-        "compiled CPU module": _cpu_module(),
-        "CUDA module": _cuda_module(),
-        "GPU kernels checked on this machine": _verdicts(),
-        "backends, for a float32 image on the CPU": _backends(),
-        "shipped models (lpn-fast info MODEL says more)": _models(),
-    }
-    for title, lines in sections.items():
-        _print(title, lines)
-    return 0
-
-
-def _print(title: str, lines: list[str]) -> None:
-    print(title)
-    for line in lines or ["none"]:
-        print(f"  {line}")
-
-
-def _versions() -> list[str]:
-    return [
+    versions = [
         f"lpn_fast {__version__}",
         f"torch {torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} CPUs",
         f"Python {platform.python_version()} on {platform.system()} {platform.machine()}",
     ]
+    cpu, reason = _compiled("_cpu")
+    setting = "" if admission.checks_are_on() else "; LPN_FAST_TUNE=off, so first calls check nothing"
+    _print("versions", versions)
+    _print(
+        "compiled CPU module", [f"instruction set {cpu.isa()}, available {', '.join(cpu.isas())}" if cpu else reason]
+    )
+    _print("CUDA module", _cuda_module())
+    kept = [*(admission.kept() or ["none"]), f"kept in {admission.folder()}{setting}"]
+    _print("GPU kernels checked on this machine", kept)
+    _print("backends, for a float32 image on the CPU", _backends())
+    shipped = [f"{name}: {_in_short(pretrained(name))}" for name in list_pretrained()]
+    _print("shipped models (lpn-fast info MODEL says more)", shipped or ["none"])
+    return 0
 
 
-def _cpu_module() -> list[str]:
-    module, reason = _compiled("_cpu")
-    if module is None:
-        return [reason]
-    return [f"instruction set {module.isa()}, available {', '.join(module.isas())}"]
+def _print(title: str, lines: Iterable[object]) -> None:
+    print(title)
+    for line in lines:
+        print(f"  {line}")
 
 
 def _cuda_module() -> list[str]:
@@ -85,21 +76,11 @@ def _cuda_module() -> list[str]:
     return lines
 
 
-def _verdicts() -> list[str]:
-    lines = [str(verdict) for verdict in admission.kept()]
-    setting = "" if admission.checks_are_on() else "; LPN_FAST_TUNE=off, so first calls check nothing"
-    return [*(lines or ["none"]), f"kept in {admission.folder()}{setting}"]
-
-
 def _backends() -> list[str]:
     try:
         return explain(ConvLPN(1, hidden=8), torch.zeros(1, 1, 64, 64)).splitlines()
     except (RuntimeError, ValueError) as error:  # LPN_FAST_BACKEND names one that cannot run
         return [str(error)]
-
-
-def _models() -> list[str]:
-    return [f"{name}: {_in_short(pretrained(name))}" for name in list_pretrained()]
 
 
 def _in_short(model: LPN) -> str:
@@ -110,19 +91,13 @@ def _in_short(model: LPN) -> str:
     return f"{channels}, {sum(p.numel() for p in model.parameters()):,} parameters, {level}"
 
 
-def _card(model: LPN) -> list[str]:
-    """A line for each entry; those of a table below its name."""
-    lines = []
-    for key, value in model.card.items():
+def _entries(table: dict, indent: str = "") -> Iterator[str]:
+    for key, value in table.items():
         if isinstance(value, dict):
-            lines += [f"{key}:", *(f"  {name}: {_shown(entry)}" for name, entry in value.items())]
+            yield f"{indent}{key}:"
+            yield from _entries(value, indent + "  ")
         else:
-            lines.append(f"{key}: {_shown(value)}")
-    return lines
-
-
-def _shown(value) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+            yield f"{indent}{key}: {value if isinstance(value, str) else json.dumps(value)}"
 
 
 def _compiled(name: str) -> tuple[object | None, str]:

@@ -14,10 +14,12 @@ from torch import Tensor
 from .. import pipeline
 from ..io import containers
 from ..io.content import Arrays
+from ..io.sources import Source
 from ..physics import Blur, CompressedSensing, Downsampling, ParallelBeamCT, gaussian_kernel
 from ..physics.blur import BOUNDARIES
 from ..pipeline import problems
 from ..pipeline.problems import Problem
+from . import options
 
 BLUR_SIGMA = 1.6  # pixels, where no kernel is given
 OPERANDS = ".npy, .npz or .h5 of one array (FILE::NAME picks one of several), or a picture"
@@ -48,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--blur-size",
-        type=_side,
+        type=options.number_or("published", "published", int),
         metavar="N",
         help="pixels of a side of the Gaussian kernel, or published: cut off as in the paper's experiments "
         "(default: 4 S to each side)",
@@ -69,13 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def problem_of(args: argparse.Namespace) -> Problem:
-    """The problem that the options state.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError
-        An option that is missing or has no effect, or a file that is not what it should be.
-    """
+    """The problem that the options state; an error for one that is missing or has no effect, or for a bad file."""
     operator = OPERATORS[args.physics]
     every = {option for known in OPERATORS.values() for option in known.options}
     idle = sorted(option for option in every if getattr(args, option) is not None and option not in operator.options)
@@ -106,10 +102,6 @@ def _kernel(args, default: float) -> Tensor:
     return kernel / kernel.sum() if is_picture else kernel
 
 
-def _inpaint(args) -> Problem:
-    return problems.inpaint(_mask(args))
-
-
 def _mask(args) -> Tensor:
     return (read_operand("--mask", _needed(args, "mask"), 2) > HALF).double()
 
@@ -123,14 +115,12 @@ def _ct(args) -> Problem:
     if unknown := sorted(table.keys() - GEOMETRY_KEYS):
         raise ValueError(f"--geometry may hold {', '.join(sorted(GEOMETRY_KEYS))}, {path} has {unknown[0]}")
     if "size" not in table or ("angles" in table) == ("degrees" in table):
-        raise ValueError(
-            f"--geometry must hold size, and angles or degrees, {path} has {', '.join(table) or 'nothing'}"
-        )
+        has = ", ".join(table) or "nothing"
+        raise ValueError(f"--geometry must hold size, and angles or degrees, {path} has {has}")
+    if "degrees" in table:
+        table["angles"] = [math.radians(value) for value in table.pop("degrees")]
     size = table.pop("size")
-    size = size if isinstance(size, int) else tuple(size)
-    degrees = table.pop("degrees", None)
-    angles = table.pop("angles", None) if degrees is None else [math.radians(value) for value in degrees]
-    return problems.ct(ParallelBeamCT(size, angles, table.pop("bins", None), **table))
+    return problems.ct(ParallelBeamCT(size if isinstance(size, int) else tuple(size), **table))
 
 
 def _mri(args) -> Problem:
@@ -139,10 +129,9 @@ def _mri(args) -> Problem:
 
 
 def _cs(args) -> Problem:
-    size, options = tuple(_needed(args, "size")), {}
-    options |= {} if args.ratio is None else {"ratio": args.ratio}
-    options |= {} if args.operator_seed is None else {"seed": args.operator_seed}
-    return problems.cs(CompressedSensing(size, **options))
+    options = {"ratio": args.ratio, "seed": args.operator_seed}
+    given = {name: value for name, value in options.items() if value is not None}
+    return problems.cs(CompressedSensing(tuple(_needed(args, "size")), **given))
 
 
 def _matrix(args) -> Problem:
@@ -153,21 +142,18 @@ def _matrix(args) -> Problem:
         if path.suffix.lower() == ".npz":
             from scipy import sparse
 
-            entries = sparse.load_npz(path)
-        else:
-            entries = np.load(path, allow_pickle=False)
+            return problems.matrix(sparse.load_npz(path), size)
+        return problems.matrix(np.load(path, allow_pickle=False), size)
     except ImportError as error:
         raise ValueError("--operator needs scipy to read a sparse matrix: pip install scipy") from error
     except (OSError, ValueError, EOFError, KeyError) as error:
-        raise ValueError(
-            f"--operator must be a matrix (.npz of scipy.sparse, or .npy), {path} is none: {error}"
-        ) from error
-    return problems.matrix(entries, size)
+        wanted = "a matrix (.npz of scipy.sparse, or .npy)"
+        raise ValueError(f"--operator must be {wanted} that fits --size, {path} is none: {error}") from error
 
 
 OPERATORS = {
     "blur": Operator("a kernel", ("blur_sigma", "blur_size", "kernel", "boundary"), _blur),
-    "inpaint": Operator("pixels are missing", ("mask",), _inpaint),
+    "inpaint": Operator("pixels are missing", ("mask",), lambda args: problems.inpaint(_mask(args))),
     "downsample": Operator("images are small", ("factor", "blur_sigma", "blur_size", "kernel"), _downsample),
     "ct": Operator("sinograms (angles, bins) of parallel beams", ("geometry",), _ct),
     "mri": Operator("k-space (H, W) or (coils, H, W)", ("mask", "coils", "centred"), _mri),
@@ -177,13 +163,7 @@ OPERATORS = {
 
 
 def read_operand(option: str, name: str, dims: int) -> Tensor:
-    """The array of a file, (H, W) or as many axes as wanted.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError
-        No such file; not one array, or one of another number of axes.
-    """
+    """The array of a file, of so many axes; an error where there is no such file, or not one such array in it."""
     file, _, wanted = str(name).partition("::")
     path = Path(file)
     if not path.is_file():
@@ -196,9 +176,9 @@ def read_operand(option: str, name: str, dims: int) -> Tensor:
             if len(found) != 1 or found[0].index is not None:
                 names = ", ".join(map(str, found)) or "none"
                 raise ValueError(f"it must hold one array of {dims} axes, or FILE::NAME pick one; found {names}")
-            array = containers.read_array(path, found[0])
+            array, _ = Source(path, path, found[0]).read_array()
         elif suffix == ".npy":
-            array = containers.read_array(path, None)
+            array, _ = Source(path, path).read_array()
         else:
             pixels = pipeline.read_image(path).pixels
             array = pixels.numpy()[0] if len(pixels) == 1 else pixels.numpy()
@@ -216,15 +196,6 @@ def _needed(args, option: str):
     if value is None:
         raise ValueError(f"--physics {args.physics} needs {_flag(option)}")
     return value
-
-
-def _side(text: str) -> int | str:
-    if text == "published":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number or published, got {text!r}") from None
 
 
 def _flag(option: str) -> str:

@@ -1,6 +1,7 @@
 """Arguments that several commands share, and the values they stand for."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,17 +10,6 @@ from ..networks import LPN, list_pretrained, shipped_or_loaded
 
 DEFAULT_MODEL = "natural-gray"
 AUTO = "auto"
-
-
-def add_command(subparsers, name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """The parser of a command, with examples below its help."""
-    return subparsers.add_parser(
-        name,
-        help=summary,
-        description=description,
-        epilog="examples:\n" + examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def add_model(parser: argparse.ArgumentParser, default: str = DEFAULT_MODEL) -> None:
@@ -34,14 +24,17 @@ def add_model(parser: argparse.ArgumentParser, default: str = DEFAULT_MODEL) -> 
     )
 
 
-def noise_level(text: str) -> float | None:
-    """A number, or None for `auto`."""
-    if text == AUTO:
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number or {AUTO}, got {text!r}") from None
+def number_or(word: str, meaning, kind: type = float) -> Callable[[str], object]:
+    """A type of arguments: numbers, and a word."""
+
+    def parsed(text: str):
+        try:
+            return meaning if text == word else kind(text)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"must be {what} or {word}, got {text!r}") from None
+
+    return parsed
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
@@ -60,13 +53,7 @@ def set_threads(threads: int | None) -> None:
 
 
 def load_model(name_or_path: str, device: str = "cpu") -> LPN:
-    """A shipped model by name, or one from a file.
-
-    Raises
-    ------
-    ValueError
-        Neither, a file that is no model, or a device that is not there.
-    """
+    """A shipped model by name, or one from a file; ValueError for neither, or a device that is not there."""
     device = checked_device(device)
     if name_or_path in list_pretrained() or Path(name_or_path).is_file():
         return shipped_or_loaded(name_or_path, device)
@@ -84,24 +71,9 @@ def checked_device(name: str) -> torch.device:
     return device
 
 
-def load_image_model(name_or_path: str, device: str = "cpu") -> LPN | str:
-    """As `load_model`, for commands that work on image files; a ValueError for a network of vectors or volumes.
-
-    `auto` is returned as it is, once the device is known to be there.
-    """
-    if name_or_path == AUTO:
-        checked_device(device)
-        return AUTO
-    model = load_model(name_or_path, device)
-    if len(model.spec.axes) != 2:
-        kind = "vectors" if model.spec.is_dense else "volumes"
-        raise ValueError(f"--model must be a network of images, {name_or_path} is one of {kind}; use it from Python")
-    return model
-
-
 def describe_level(model: LPN, sigma: float | None) -> str:
     """The noise level the network works at, in words, with a warning outside the levels it knows."""
-    if sigma is None:
+    if not model.is_noise_conditional:
         own = model.card.get("sigma")
         return "its one noise level" + (f", {own:g}" if isinstance(own, int | float) else "")
     low, high = model.spec.noise_levels[0], model.spec.noise_levels[-1]

@@ -1,29 +1,22 @@
-"""`lpn-fast prior`: the value of the learned prior for every image, as a CSV file.
+"""Value of the learned prior per image.
 
-The job's memory is the manifest in a folder beside the file, as for every task; the file is written from it at the
-end, as a whole: the images that were named, in that order, then those of earlier calls. A colour image given to a
-network of one channel is scored plane by plane: values add, the worst residual counts.
+Score images by the learned prior: R(x) = <y, x> - 1/2 |x|^2 - psi(y) where f(y) = x. Small is likely under the
+model. y is found by inverting the network; `residual` is |f(y) - x| / |x| and says how far to trust a value.
+Values compare between images of one size only. The same command goes on where it stopped.
+
+examples:
+  lpn-fast prior images/ -o scores.csv --sigma 0.05
+  lpn-fast prior "scans/*.png" -o scores.csv --model runs/ct/model.safetensors --sigma 0.05
+  lpn-fast prior images/ photos.zip -o scores.csv --sigma 0.05 --tol 1e-10 --double
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from .. import atomic, pipeline
 from ..ops.solve import EQUATION_METHODS
-from ..pipeline import ItemResult
 from ..pipeline.manifest import read_results
-from . import batch, options
+from . import batch
 from .tables import csv_text
-
-DESCRIPTION = """\
-Score images by the learned prior: R(x) = <y, x> - 1/2 |x|^2 - psi(y) where f(y) = x. Small is likely under the
-model. y is found by inverting the network; `residual` is |f(y) - x| / |x| and says how far to trust a value.
-Values compare between images of one size only. The same command goes on where it stopped."""
-
-EXAMPLES = """\
-  lpn-fast prior images/ -o scores.csv --sigma 0.05
-  lpn-fast prior "scans/*.png" -o scores.csv --model runs/ct/model.safetensors --sigma 0.05
-  lpn-fast prior images/ photos.zip -o scores.csv --sigma 0.05 --tol 1e-10 --double"""
 
 # heading: the field of a result
 COLUMNS = {
@@ -39,12 +32,11 @@ COLUMNS = {
     "source_sha256": "source_sha256",
     "settings": "digest",
 }
+# The job's memory is the manifest in a folder beside the file; the file is written from it at the end, as a whole.
 JOB = ".job"  # added to the file's name: the folder of the job's manifest
 
 
-def add_parser(subparsers) -> None:
-    """Add the command to the parser's commands."""
-    parser = options.add_command(subparsers, "prior", "value of the learned prior per image", DESCRIPTION, EXAMPLES)
+def add_arguments(parser) -> None:
     batch.add_job(parser, "CSV", f"file of scores; FILE{JOB} beside it is the job's memory")
     add = parser.add_argument
     add("--sigma", type=float, metavar="S", help="noise level, for a noise-conditional model")
@@ -60,17 +52,19 @@ def run(args) -> int:
     job = table.with_name(table.name + JOB)
     _check_table(table, job)
     task = pipeline.Score(args.sigma, args.tol, args.max_iter, args.method, args.double)
-    model, share = batch.prepare(args, job)
+    model, share = batch.prepare(args)
     summary = batch.work(args, task, model, share, job)
-    batch.print_summary(summary, share, table)
     if summary.everything is None:  # others are not done yet
         return 0
     late = sum(result.converged is False for result in summary.everything)
     if late:
         print(f"{late} values did not converge; do not trust them, see `residual` and `verdict`")
-    named = {result.item: result for result in summary.everything}
-    batch.report(args, task, summary)
-    _write(table, (named | {item: r for item, r in read_results(job).items() if item not in named}).values())
+    # the images that were named, in that order, then those of earlier calls
+    results = {result.item: result for result in summary.everything}
+    results |= {item: result for item, result in read_results(job).items() if item not in results}
+    done = [result for result in results.values() if result.status == "done"]
+    rows = [[getattr(result, field) for field in COLUMNS.values()] for result in done]
+    atomic.write(table, csv_text(COLUMNS, rows).encode(errors="backslashreplace"))
     return batch.exit_code(summary, share)
 
 
@@ -86,9 +80,3 @@ def _check_table(table: Path, job: Path) -> None:
             raise ValueError(f"--out must be a new file or one of this command, {table} has other columns")
     if not job.is_dir():
         raise ValueError(f"--out must not be {table}, whose scores have no record, {job}; choose another file")
-
-
-def _write(table: Path, results: Iterable[ItemResult]) -> None:
-    done = [result for result in results if result.status == "done"]
-    rows = [[getattr(result, field) for field in COLUMNS.values()] for result in done]
-    atomic.write(table, csv_text(COLUMNS, rows).encode(errors="backslashreplace"))

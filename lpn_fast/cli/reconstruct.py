@@ -1,19 +1,13 @@
-"""`lpn-fast reconstruct`: a folder of measurements into a folder of reconstructions."""
+"""Reconstruct a batch of images.
 
-from .. import pipeline
-from ..pipeline.networks import Networks
-from ..pipeline.restoring import SOLVERS
-from . import batch, operators, options
-
-DESCRIPTION = """\
 Reconstruct images from measurements by plug-and-play with a learned prior.
 
 Noise level, network and solver are chosen by themselves unless given. With --solver, what it minimises and the
 conditions of its convergence theorem are printed first, with numbers. Results keep name, format and bit depth;
 those of measurements that are no images (sinograms, k-space, vectors, as .npy, .npz, .h5 or float TIFF) are float
-arrays. Finished images are never overwritten: the same command goes on where it stopped."""
+arrays. Finished images are never overwritten: the same command goes on where it stopped.
 
-EXAMPLES = """\
+examples:
   lpn-fast reconstruct photos/ -o sharp --blur-sigma 1.6
   lpn-fast reconstruct "scans/*.tif" -o sharp --kernel motion.npy --boundary full --noise 0.01 --solver admm
   lpn-fast reconstruct holes/ -o whole --physics inpaint --mask seen.png
@@ -25,20 +19,24 @@ EXAMPLES = """\
   lpn-fast reconstruct @files.txt -o listed --report sharp.html         files named in a text file; a page about it
   lpn-fast reconstruct truths/ -o test --simulate                       measures them first; prints PSNR and SSIM
   torchrun --nproc-per-node 2 -m lpn_fast.cli reconstruct photos/ -o shared
-  lpn-fast reconstruct s3://scans/photos -o s3://scans/sharp --blur-sigma 1.6 --engine ray --address auto"""
+  lpn-fast reconstruct s3://scans/photos -o s3://scans/sharp --blur-sigma 1.6 --engine ray --address auto
+"""
+
+from .. import pipeline
+from ..pipeline.networks import Networks
+from ..pipeline.restoring import SOLVERS
+from . import batch, operators, options
 
 SIMULATED_NOISE = 0.03
 
 
-def add_parser(subparsers) -> None:
-    """Add the command to the parser's commands."""
-    parser = options.add_command(subparsers, "reconstruct", "reconstruct a batch of images", DESCRIPTION, EXAMPLES)
+def add_arguments(parser) -> None:
     batch.add_images_out(parser)
     operators.add_arguments(parser)
     add = parser.add_argument
     add(
         "--noise",
-        type=options.noise_level,
+        type=options.number_or(options.AUTO, None),
         metavar="S",
         help="standard deviation, in the units of the measurements, images in [0, 1]; auto is what each of them shows "
         "(default: auto; with --simulate 0.03)",

@@ -2,7 +2,7 @@
 
 import csv
 import io
-import math
+import statistics
 from collections.abc import Sequence
 
 Cell = str | float | None
@@ -11,15 +11,9 @@ Rows = Sequence[Sequence[Cell]]
 
 
 def table(header: Sequence[str], rows: Rows, mean_of: tuple[int, int] | None = None) -> str:
-    """Aligned columns, text to the left and numbers to the right.
+    """Aligned columns, text to the left and numbers to the right; None is what is not known.
 
-    Parameters
-    ----------
-    header : sequence of str
-    rows : sequence of sequences
-        Text, numbers, or None for what is not known.
-    mean_of : (first, last), optional
-        Columns, last excluded, whose means make a last row.
+    The means of columns mean_of[0] .. mean_of[1] - 1 over what is known make a last row.
 
     Examples
     --------
@@ -29,7 +23,12 @@ def table(header: Sequence[str], rows: Rows, mean_of: tuple[int, int] | None = N
     b.png  30.00
     mean   25.00
     """
-    lines = [list(header), *_as_text(header, with_mean(rows, mean_of))]
+    if mean_of is not None and len(rows) > 1:
+        first, last = mean_of
+        known = [[row[i] for row in rows if row[i] is not None] for i in range(first, last)]
+        means = [statistics.fmean(values) if values else "" for values in known]
+        rows = [*rows, ["mean", *[""] * (first - 1), *means, *[""] * (len(header) - last)]]
+    lines = [list(header), *([_cell(name, v) for name, v in zip(header, row, strict=True)] for row in rows)]
     numeric = [any(isinstance(row[i], float) for row in rows) for i in range(len(header))]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -58,22 +57,6 @@ def csv_text(header: Sequence[str], rows: Rows) -> str:
     for row in rows:
         writer.writerow([f"./{c}" if isinstance(c, str) and c.startswith(FORMULA_MARKS) else c for c in row])
     return buffer.getvalue()
-
-
-def with_mean(rows: Rows, mean_of: tuple[int, int] | None) -> list[Sequence[Cell]]:
-    """The rows, followed by the means of the columns mean_of[0] .. mean_of[1] - 1 over what is known."""
-    if mean_of is None or len(rows) < 2:
-        return list(rows)
-    first, last = mean_of
-    means: list[Cell] = []
-    for column in range(len(rows[0])):
-        known = [row[column] for row in rows if row[column] is not None]
-        means.append(math.fsum(known) / len(known) if first <= column < last and known else "")
-    return [*rows, ["mean", *means[1:]]]
-
-
-def _as_text(header: Sequence[str], rows: Rows) -> list[list[str]]:
-    return [[_cell(name, value) for name, value in zip(header, row, strict=True)] for row in rows]
 
 
 def _cell(column: str, value: Cell) -> str:

@@ -1,4 +1,18 @@
-"""`lpn-fast train`: a denoiser from images, from a configuration file, from flags, or from both."""
+"""Train a denoiser (an exact prox) on images.
+
+examples:
+  lpn-fast train --data photos --out runs/gray --sigma 0.03
+  lpn-fast train --data photos.zip --out runs/any --sigma 0.01 0.1 --steps 20000 --validate val
+  lpn-fast train --data photos --out runs/map --sigma 0.1 --loss matching --steps 40000
+  lpn-fast train --data photos --out runs/tuned --sigma 0.1 --start runs/gray/model.safetensors \\
+      --loss matching --pretrain none                    # fine-tune a denoiser by proximal matching
+  lpn-fast train --synthetic dead-leaves --out runs/leaves --sigma 0.1    # nothing to download
+  lpn-fast train --config run.toml --seed 3              # flags go before the file
+  torchrun --nproc-per-node 2 -m lpn_fast.cli train --config run.toml
+
+The run can be interrupted at any moment; the same command continues it. A configuration file holds the same
+names as the flags, with _ for -, in the tables [data], [model] and [schedule]; --data is sources there.
+"""
 
 import argparse
 import dataclasses
@@ -25,20 +39,6 @@ from ..training.denoiser import write_result
 from ..training.distributed import current_group, join, launched_by_torchrun, leave
 from ..training.run import build_crops, train
 
-EXAMPLES = """examples:
-  lpn-fast train --data photos --out runs/gray --sigma 0.03
-  lpn-fast train --data photos.zip --out runs/any --sigma 0.01 0.1 --steps 20000 --validate val
-  lpn-fast train --data photos --out runs/map --sigma 0.1 --loss matching --steps 40000
-  lpn-fast train --data photos --out runs/tuned --sigma 0.1 --start runs/gray/model.safetensors \\
-      --loss matching --pretrain none                    # fine-tune a denoiser by proximal matching
-  lpn-fast train --synthetic dead-leaves --out runs/leaves --sigma 0.1    # nothing to download
-  lpn-fast train --config run.toml --seed 3              # flags go before the file
-  torchrun --nproc-per-node 2 -m lpn_fast.cli train --config run.toml
-
-The run can be interrupted at any moment; the same command continues it. A configuration file holds the same
-names as the flags, with _ for -, in the tables [data], [model] and [schedule]; --data is sources there.
-"""
-
 HEADINGS = {"": "the run", "data.": "[data]", "model.": "[model]", "schedule.": "[schedule]"}
 METAVARS = {int: "N", float: "X", str: "NAME"}
 
@@ -50,21 +50,18 @@ class _OneOrSeveral(argparse.Action):
         setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
 
 
-def add_parser(subparsers) -> None:
-    """Declare the command's arguments: one for each entry of a configuration."""
-    parser = subparsers.add_parser(
-        "train",
-        help="train a denoiser (an exact prox) on images",
-        epilog=f"families:\n{_families()}\n{EXAMPLES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # what is not given is left to the file, then to the defaults
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One for each entry of a configuration."""
+    parser.epilog = f"families:\n{_families()}\n{parser.epilog}"
+    parser.argument_default = argparse.SUPPRESS  # what is not given is left to the file, then to the defaults
     parser.add_argument("--config", metavar="FILE", help="TOML or JSON")
     for table, cls in TABLES.items():
         group, hints = parser.add_argument_group(HEADINGS[table]), typing.get_type_hints(cls)
         for f in dataclasses.fields(cls):
             if f.name + "." not in TABLES:
-                group.add_argument(flag_of(f), dest=table + f.name, help=_help(f), **_arguments(f, hints[f.name]))
+                shown = f" (default {_shown(f.default)})" if _shown(f.default) else ""
+                about = (f.metadata["help"] + shown).replace("%", "%%")
+                group.add_argument(flag_of(f), dest=table + f.name, help=about, **_arguments(f, hints[f.name]))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -128,12 +125,6 @@ def _naming_what_is_wrong(parse: Callable[[str], object]) -> Callable[[str], obj
     return parsed
 
 
-def _help(f: dataclasses.Field) -> str:
-    """The field's help and default, as argparse takes it."""
-    shown = _shown(f.default)
-    return (f.metadata["help"] + (f" (default {shown})" if shown else "")).replace("%", "%%")
-
-
 def _shown(default) -> str:
     """A default in words; empty where there is nothing to say."""
     if default is None or default is False or default is dataclasses.MISSING:
@@ -161,7 +152,7 @@ def _families() -> str:
 def _sample(data: DataConfig, model: LPN) -> torch.Tensor:
     """Two crops of the training data, (2, C, crop, crop); no more than two images are read for them."""
     first = data.samples[0] if data.samples else 0
-    few = dataclasses.replace(data, samples=(first, first + 2), cache=None)
+    few = dataclasses.replace(data, samples=(first, first + 2))
     return build_crops(few, model, pool=2)(2, torch.Generator().manual_seed(0))
 
 

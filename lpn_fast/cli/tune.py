@@ -1,4 +1,14 @@
-"""`lpn-fast tune`: check the GPU kernels on this device, ahead of the first call that would."""
+"""Check the GPU kernels on this device.
+
+Check the GPU kernels on this device with the weights of a model: results against float64 at small and odd sizes, the
+same bits in repeated calls, and the time against plain torch, eager and compiled. What is found is kept for this user,
+and decides which kernels run from then on; `lpn-fast info` lists it. First calls do the same with random weights where
+nothing is known, but do not compile; LPN_FAST_TUNE=off leaves that out.
+
+examples:
+  lpn-fast tune
+  lpn-fast tune --model natural-color --precision fp16 fp32
+"""
 
 import argparse
 
@@ -9,20 +19,8 @@ from ..ops import admission
 from ..ops.precision import PRECISIONS
 from . import options
 
-DESCRIPTION = """\
-Check the GPU kernels on this device with the weights of a model: results against float64 at small and odd sizes, the
-same bits in repeated calls, and the time against plain torch, eager and compiled. What is found is kept for this user,
-and decides which kernels run from then on; `lpn-fast info` lists it. First calls do the same with random weights where
-nothing is known, but do not compile; LPN_FAST_TUNE=off leaves that out."""
 
-EXAMPLES = """\
-  lpn-fast tune
-  lpn-fast tune --model natural-color --precision fp16 fp32"""
-
-
-def add_parser(subparsers) -> None:
-    """Add the command to the parser's commands."""
-    parser = options.add_command(subparsers, "tune", "check the GPU kernels on this device", DESCRIPTION, EXAMPLES)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     parser.add_argument("--device", default="cuda", help="cuda or cuda:N (default: cuda)")
     parser.add_argument(

@@ -1,4 +1,13 @@
-"""`lpn-fast verify`: is this checkpoint an exact prox?"""
+"""Test that a model is an exact prox.
+
+Test the properties that make a network an exact proximal operator: the signs of its weights, a symmetric and
+positive Jacobian, monotony, path independence, convexity of the potential, the prox inequality, and exactness
+at image borders. Exit code 1 if one fails.
+
+examples:
+  lpn-fast verify runs/gray/model.safetensors
+  lpn-fast verify natural-gray --images photos/ --json
+"""
 
 import json
 from pathlib import Path
@@ -12,22 +21,11 @@ from ..pipeline.batches import to_samples
 from ..prior import Property, Report, verify
 from . import options
 
-DESCRIPTION = """\
-Test the properties that make a network an exact proximal operator: the signs of its weights, a symmetric and
-positive Jacobian, monotony, path independence, convexity of the potential, the prox inequality, and exactness
-at image borders. Exit code 1 if one fails."""
-
-EXAMPLES = """\
-  lpn-fast verify runs/gray/model.safetensors
-  lpn-fast verify natural-gray --images photos/ --json"""
-
 SIDES = {2: (32, 32), 3: (12, 12, 12)}  # pixels of the images, or volumes, made up where none are given
 SAMPLES = 4
 
 
-def add_parser(subparsers) -> None:
-    """Add the command to the parser's commands."""
-    parser = options.add_command(subparsers, "verify", "test that a model is an exact prox", DESCRIPTION, EXAMPLES)
+def add_arguments(parser) -> None:
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="file of lpn_fast.save, or the name of a shipped model")
     add("--sigma", type=float, metavar="S", help="noise level of a noise-conditional model (default: its middle one)")

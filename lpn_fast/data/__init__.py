@@ -1,10 +1,8 @@
 """Training data: images from folders, archives and array files, decoded once; images made up."""
 
 from .augment import Augment
-from .images import ImageCrops, read_gray_or_colour, validation_batch
-from .readers import WINDOWS
-from .sources import Item, find_items
-from .store import ImageStore
+from .images import ImageCrops, ImageStore, validation_batch
+from .readers import WINDOWS, Item, find_items
 from .synthetic import synthetic_crops, synthetic_images
 
 __all__ = [
@@ -14,7 +12,6 @@ __all__ = [
     "ImageStore",
     "Item",
     "find_items",
-    "read_gray_or_colour",
     "synthetic_crops",
     "synthetic_images",
     "validation_batch",

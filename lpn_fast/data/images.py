@@ -1,12 +1,14 @@
 """Images as samplers of clean crops.
 
-Every image is decoded once (store.py); a batch is gathered from there, on the device that holds it. All
-randomness comes from the generator that the trainer hands in.
+Every image is decoded once, into one flat buffer, image n as buffer[offset_n : offset_n + C H_n W_n]; a batch is
+gathered from there, on the device that holds it. Pixels stay as they were stored (bytes for photographs: 500 of
+481 x 321 are 77 MB in gray). All randomness comes from the generator that the trainer hands in.
 """
 
 import hashlib
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 
@@ -15,14 +17,60 @@ import torch
 from torch import Tensor
 
 from ..io import Range
-from ..io.dicom import HOUNSFIELD
 from ..io.image import LEAST_SHARE
 from .augment import Augment, symmetry_table
-from .readers import Reader
-from .sources import find_items
-from .store import ImageStore
+from .readers import Item, Reader, find_items
 
 MOST_NAMED = 5  # samples that cannot be used
+FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
+
+
+class ImageStore:
+    """Images of one channel count.
+
+    Parameters
+    ----------
+    arrays : sequence of array, shapes (C, H, W)
+        uint8, uint16 or float32; sizes may differ, and so may types, which then become float32.
+    full_scale : float, optional
+        Stored integer that becomes 1; by default the largest of the type. Of floats, 1 is 1.
+    device : device
+        Where the buffer lies.
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray], full_scale: float | None = None, device="cpu"):
+        shapes, dtypes = np.array([a.shape for a in arrays], np.int64).reshape(-1, 3), {a.dtype for a in arrays}
+        if not dtypes <= FULL_SCALE.keys():
+            raise ValueError(f"pixels must be uint8, uint16 or float32, got {sorted(map(str, dtypes))}")
+        if len(set(shapes[:, 0])) != 1:
+            raise ValueError(f"images must be some, all of as many channels, got {sorted(set(shapes[:, 0].tolist()))}")
+        scales = {dtype: full_scale if full_scale and dtype.kind == "u" else one for dtype, one in FULL_SCALE.items()}
+        if len(dtypes) > 1:
+            arrays = [a.astype(np.float32) / np.float32(scales[a.dtype]) for a in arrays]
+        flat, lengths = np.concatenate([a.reshape(-1) for a in arrays]), shapes.prod(1)
+        self.channels, self.full_scale = int(shapes[0, 0]), scales[flat.dtype]
+        self.sizes = torch.from_numpy(shapes[:, 1:].copy())  # [images, 2]
+        self.offsets = torch.from_numpy(np.cumsum(lengths) - lengths)  # [images]
+        self._wide = flat.dtype == np.uint16  # torch gathers no uint16; as int16 it does
+        self.buffer = torch.from_numpy(flat.view(np.int16) if self._wide else flat).to(device)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def image(self, index: int) -> Tensor:
+        """Image `index`, float32 (C, H, W) in [0, 1]."""
+        height, width = self.sizes[index].tolist()
+        start = int(self.offsets[index])
+        return self._values(self.buffer[start : start + self.channels * height * width]).view(-1, height, width)
+
+    def gather(self, index: Tensor) -> Tensor:
+        """Values at positions `index` of the buffer, float32, same shape."""
+        return self._values(self.buffer[index])
+
+    def _values(self, stored: Tensor) -> Tensor:
+        if self._wide:
+            stored = stored.to(torch.int32).bitwise_and_(0xFFFF)
+        return stored.float() / self.full_scale
 
 
 class ImageCrops:
@@ -39,26 +87,21 @@ class ImageCrops:
         Gray (ITU-R 601 luma) or colour.
     exclude : list of str
         File stems never to read: test sets that lie in the same folders.
-    contrast : float
-        Short for `augment=Augment(contrast=...)`.
     augment : Augment, optional
         What is varied; the eight symmetries of the square unless told otherwise.
     centre : int, optional
         Only the centre of every image is used, a square of so many pixels.
     samples : (int, int), optional
         Only samples first <= n < last of the sources, in their order.
-    split, recursive
+    recursive
         As for `find_items`.
     window : (low, high), "own" or None
         What becomes 0 and 1 of the values of DICOM files; the slice's own range; or as jobs have it, see WINDOWS.
-    full_scale : float, optional
-        Stored number that becomes 1: 4095 for 12 bits in a 16-bit file. Short for `intensities=(0, full_scale)`.
     intensities : (low, high), optional
-        Stored numbers that become 0 and 1, of files other than DICOM. None is what their type says.
+        Stored numbers that become 0 and 1, of files other than DICOM: (0, 4095) for 12 bits in a 16-bit file. None is
+        what their type says.
     skip_broken : bool
         Warn of unreadable and small files, naming them, instead of raising.
-    cache : path, optional
-        Folder for decoded pixels; they are mapped from there, by all runs that read the same files.
     device : device
         Where the pixels lie and the crops are cut.
 
@@ -80,27 +123,20 @@ class ImageCrops:
         crop: int | None = 64,
         channels: int = 1,
         exclude: list[str] | None = None,
-        contrast: float = 1.0,
         *,
         augment: Augment | None = None,
         centre: int | None = None,
         samples: tuple[int, int] | None = None,
-        split: str | None = None,
         recursive: bool = False,
         window: Range | str | None = None,
-        full_scale: float | None = None,
         intensities: Range | None = None,
         skip_broken: bool = False,
-        cache: str | Path | None = None,
         device: str | torch.device = "cpu",
     ):
         if crop is not None and crop < 1:
             raise ValueError(f"crop must be at least 1, got {crop}")
-        if augment is not None and contrast != 1:
-            raise ValueError("contrast must be given to augment where augment is used, got both")
-        augment = Augment(contrast=contrast) if augment is None else augment
-        read = _reader(channels, window, full_scale, intensities)
-        items = find_items(sources, exclude, split=split, recursive=recursive)
+        read, augment = Reader(channels, window, intensities), augment or Augment()
+        items = find_items(sources, exclude, recursive)
         if samples is not None:
             first, last = samples
             if not 0 <= first < last:
@@ -108,44 +144,10 @@ class ImageCrops:
             items = items[first:last]
             if not items:
                 raise ValueError(f"samples must lie within the sources, got {samples}")
-        broken: list[str] = []
-
-        def decode() -> list[np.ndarray]:
-            arrays = []
-            for item in items:
-                try:
-                    array = _centred(item.read(read), centre, item.name)
-                    if crop is not None and min(array.shape[1:]) < crop:
-                        size = array.shape[1:]
-                        raise ValueError(f"{item.name} is {size} pixels, smaller than the crop of {crop}")
-                    arrays.append(array)
-                except ValueError as error:
-                    broken.append(str(error))
-            named = "; ".join(broken[:MOST_NAMED]) + f"; and {len(broken) - MOST_NAMED} more" * (
-                len(broken) > MOST_NAMED
-            )
-            if not arrays:
-                raise ValueError(f"none of {len(items)} samples could be read: {named}")
-            if broken and not skip_broken:
-                raise ValueError(f"{len(broken)} of {len(items)} samples cannot be used (skip_broken?): {named}")
-            if broken:
-                warnings.warn(f"{len(broken)} samples left out: {named}", RuntimeWarning, stacklevel=3)
-            read.check_options()
-            narrow = sum(_uses_little(array, read.full_scale) for array in arrays)
-            if narrow:
-                text = f"{narrow} of {len(arrays)} samples use under {LEAST_SHARE:g} of their range; give full_scale"
-                warnings.warn(f"{text}, intensities or window", RuntimeWarning, stacklevel=3)
-            return arrays
-
-        options = [channels, centre, crop if skip_broken else None, window or HOUNSFIELD, skip_broken]
-        options += [intensities] if intensities is not None else []
-        key = [[(item.name, *item.stamp) for item in items], options, full_scale]
-        if cache is None:
-            store = ImageStore.of_arrays(decode(), read.full_scale, device)
-        else:
-            store = ImageStore.cached(key, cache, decode, read.full_scale, device)
+        store = ImageStore(_decoded(items, read, crop, centre, skip_broken), read.full_scale, device)
         self._start(store, crop, augment)
-        self.fingerprint = _digest([sorted(item.name for item in items), options, full_scale, crop, astuple(augment)])
+        told = [channels, centre, window, intensities, skip_broken, crop, astuple(augment)]
+        self.fingerprint = _digest([sorted(item.name for item in items), *told])
 
     @classmethod
     def of_store(cls, store: ImageStore, crop: int | None, augment: Augment, fingerprint: str) -> "ImageCrops":
@@ -190,13 +192,6 @@ class ImageCrops:
         return self.augment.apply(batch, drawn)
 
 
-def read_gray_or_colour(path: str | Path, channels: int) -> Tensor:
-    """An image as uint8 (channels, H, W), or float32 if it has more than 8 bits; ValueError naming a broken file."""
-    (item,) = find_items([path])
-    pixels = item.read(Reader(channels))
-    return torch.from_numpy(pixels.astype(np.float32) / 65535 if pixels.dtype == np.uint16 else pixels.copy())
-
-
 def validation_batch(sources: list[str | Path], channels: int = 1, side: int = 160, **options) -> Tensor:
     """Centre crops of `side` pixels of every image of the sources, float32 (count, channels, side, side).
 
@@ -206,30 +201,38 @@ def validation_batch(sources: list[str | Path], channels: int = 1, side: int = 1
     return torch.stack([crops.store.image(index) for index in range(len(crops))])
 
 
-def _reader(channels: int, window, full_scale: float | None, intensities: Range | None) -> Reader:
-    if full_scale is None:
-        return Reader(channels, window, intensities)
-    if intensities is not None:
-        raise ValueError("either full_scale or intensities must be given, got both")
-    if not full_scale > 0:
-        raise ValueError(f"full_scale must be positive, got {full_scale}")
-    return Reader(channels, window, (0, full_scale))
-
-
-def _uses_little(array: np.ndarray, full_scale: float | None) -> bool:
-    """Whether the sample spreads over a small part of its range, which then is hardly that of the data."""
-    scale = 1 if array.dtype == np.float32 else full_scale or np.iinfo(array.dtype).max
-    return 0 < float(array.max()) - float(array.min()) < LEAST_SHARE * scale
-
-
-def _centred(image: np.ndarray, side: int | None, name: str) -> np.ndarray:
-    """The centre square of an image (C, H, W)."""
-    if side is None:
-        return image
-    top, left = ((n - side) // 2 for n in image.shape[1:])
-    if min(top, left) < 0:
-        raise ValueError(f"{name} is {image.shape[1:]} pixels, smaller than the centre of {side}")
-    return image[:, top : top + side, left : left + side]
+def _decoded(items: list[Item], read: Reader, crop: int | None, centre: int | None, skip: bool) -> list[np.ndarray]:
+    """The samples, or their centres; those that cannot be used raise a ValueError, or are left out with a warning."""
+    arrays, broken = [], []
+    for item in items:
+        try:
+            array = item.read(read)
+            for what, side in (("centre", centre), ("crop", crop)):
+                if min(array.shape[1:]) < (side or 0):
+                    raise ValueError(f"{item.name} is {array.shape[1:]} pixels, smaller than the {what} of {side}")
+        except ValueError as error:
+            broken.append(str(error))
+            continue
+        if centre is not None:
+            top, left = ((n - centre) // 2 for n in array.shape[1:])
+            array = array[:, top : top + centre, left : left + centre]
+        arrays.append(array)
+    named = "; ".join(broken[:MOST_NAMED])
+    named += f"; and {len(broken) - MOST_NAMED} more" if len(broken) > MOST_NAMED else ""
+    if not arrays:
+        raise ValueError(f"none of {len(items)} samples could be read: {named}")
+    if broken and not skip:
+        raise ValueError(f"{len(broken)} of {len(items)} samples cannot be used (skip_broken?): {named}")
+    if broken:
+        warnings.warn(f"{len(broken)} samples left out: {named}", RuntimeWarning, stacklevel=4)
+    read.check_options()
+    scales = [1 if a.dtype == np.float32 else read.full_scale or np.iinfo(a.dtype).max for a in arrays]
+    spans = [float(a.max()) - float(a.min()) for a in arrays]  # over a small part of the range: not that of the data
+    narrow = sum(0 < span < LEAST_SHARE * scale for span, scale in zip(spans, scales, strict=True))
+    if narrow:
+        text = f"{narrow} of {len(arrays)} samples use under {LEAST_SHARE:g} of their range; give intensities or window"
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
+    return arrays
 
 
 def _digest(parts: object) -> str:

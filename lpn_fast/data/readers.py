@@ -1,16 +1,26 @@
-"""Samples for training: what `lpn_fast.io` reads, uint8, uint16 or float32 of shape (C, H, W), as jobs read it.
+"""Samples for training: what `lpn_fast.io` finds and reads, uint8, uint16 or float32 (C, H, W), as jobs have it.
+
+    files, folders    as `lpn_fast.io` finds them; with `recursive`, below folders as well
+    container         of lpn_fast.io: .zip, .npz, HDF5, stacks of .npy and TIFF, idx as MNIST is distributed
+    .npz, HDF5        the array `x_train` or `data` (LoDoPaB-CT), or the only one, (N, H, W) or (N, C, H, W)
+
+Every sample has a name, which errors and exclusions use. Archives are read without unpacking, nothing executes.
 
 Gray from colour is ITU-R 601 luma, in integers as Pillow rounds it; colour from gray repeats the plane. Integers stay
 as they are stored where 0 is black and white is `full_scale`; everything else becomes float32 in about [0, 1].
 """
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ..io import Range, Stored, decode_stored
-from ..io.formats import DICOM, HEAD_BYTES, format_of
+from ..io import Range, UnreadableImage, containers
+from ..io.content import Images
+from ..io.formats import DICOM
+from ..io.sources import Source, find_sources
 
 # what becomes [0, 1] of DICOM values: as jobs have it, the slice's own range, or Hounsfield units, clipped
 WINDOWS: dict[str, Range | str | None] = {
@@ -19,25 +29,17 @@ WINDOWS: dict[str, Range | str | None] = {
     "lung": (-1350.0, 150.0),
     "soft-tissue": (-160.0, 240.0),
 }
+PREFERRED = ("x_train", "data")  # among several arrays
 LUMA = np.array([19595, 38470, 7471], np.uint32)  # 0.299, 0.587, 0.114 in units of 2^-16: ITU-R 601
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Decodes samples of `channels` planes.
-
-    Parameters
-    ----------
-    channels : 1 or 3
-    window : (low, high), "own" or None
-        What becomes 0 and 1 of DICOM files; see WINDOWS.
-    intensities : (low, high), optional
-        The stored numbers that become 0 and 1 of other files.
-    """
+    """Decodes samples of `channels` planes."""
 
     channels: int
-    window: Range | str | None = None
-    intensities: Range | None = None
+    window: Range | str | None = None  # what becomes 0 and 1 of DICOM files, see WINDOWS
+    intensities: Range | None = None  # the stored numbers that become 0 and 1 of other files
     seen: set[str] = field(default_factory=set, repr=False)  # suffixes of the formats it has read
 
     def __post_init__(self):
@@ -46,12 +48,6 @@ class Reader:
         for name, pair in (("window", self.window), ("intensities", self.intensities)):
             if pair not in (None, "own") and not pair[0] < pair[1]:
                 raise ValueError(f"{name} must be an increasing pair, got {pair}")
-
-    def __call__(self, name: str, content: bytes) -> np.ndarray:
-        """The sample (C, H, W) that `content` encodes; ValueError with `name`."""
-        path, window = Path(name), None if self.window == "own" else self.window
-        is_dicom = format_of(content[:HEAD_BYTES], path) is DICOM
-        return self.sample(name, decode_stored(content, path, window if is_dicom else self.intensities))
 
     @property
     def full_scale(self) -> float | None:
@@ -63,18 +59,23 @@ class Reader:
         if self.window is not None and DICOM.suffix not in self.seen:
             raise ValueError(f"window is for DICOM files, got {self.window} and none of them; give intensities")
         if self.intensities is not None and self.seen == {DICOM.suffix}:
-            raise ValueError(f"intensities and full_scale are not for DICOM, got {self.intensities}; give window")
+            raise ValueError(f"intensities are not for DICOM, got {self.intensities}; give window")
 
-    def sample(self, name: str, stored: Stored) -> np.ndarray:
-        """The sample in what a file holds; ValueError with `name`."""
+    def __call__(self, source: Source) -> np.ndarray:
+        """The sample (C, H, W) in a file or a member of one; UnreadableImage says what is wrong with it."""
+        stored = source.stored()
+        self.seen.add(stored.encoding.suffix)
+        is_dicom = stored.encoding.suffix == DICOM.suffix
+        window = self.window if is_dicom else None
+        given = window if is_dicom else self.intensities
+        stored = stored.within(None if given == "own" else given)
         encoding, dtype = stored.encoding, stored.values.dtype
-        self.seen.add(encoding.suffix)
         if dtype in (np.uint8, np.uint16) and encoding.range == (0, self.full_scale or np.iinfo(dtype).max):
             return _planes(stored.values, self.channels)
-        if encoding.suffix == ".dcm" and isinstance(self.window, tuple):
+        if isinstance(window, tuple):
             return _planes(encoding.to_unit(stored.values).clip(0, 1), self.channels)
-        pixels = stored.image(Path(name)).pixels.numpy()
-        if encoding.suffix == ".dcm" and self.window == "own":
+        pixels = stored.image(Path(str(source))).pixels.numpy()
+        if window == "own":
             least, most = pixels.min(), pixels.max()
             pixels = (pixels - least) / (most - least or 1)
         return _planes(pixels, self.channels)
@@ -89,3 +90,71 @@ def _planes(planes: np.ndarray, channels: int) -> np.ndarray:
         return np.tensordot(LUMA.astype(np.float32) / 2**16, planes, 1)[None]
     weighted = sum(weight * plane for weight, plane in zip(LUMA, planes.astype(np.uint32), strict=True))
     return ((weighted + np.uint32(2**15)) >> np.uint32(16)).astype(planes.dtype)[None]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A sample that can be read, or why its file holds none."""
+
+    name: str
+    source: Source | UnreadableImage
+
+    @property
+    def stem(self) -> str:
+        return Path(self.name.rpartition(":")[2] or self.name).stem
+
+    def read(self, reader: Callable[[Source], np.ndarray]) -> np.ndarray:  # (C, H, W)
+        if isinstance(self.source, UnreadableImage):
+            raise self.source
+        return reader(self.source)
+
+
+def find_items(sources: list[str | Path], exclude: list[str] | None = None, recursive: bool = False) -> list[Item]:
+    """Samples of the sources, in a reproducible order.
+
+    Parameters
+    ----------
+    sources : list of path
+        Files, folders, patterns, archives and `@` lists of these, see above.
+    exclude : list of str
+        Stems never to read: test sets that lie in the same folders.
+    recursive : bool
+        Search folders all the way down, as patient-wise layouts need.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        A source that is not there or of no known kind; nothing found. A damaged container is an item, which reading
+        says.
+    """
+    items: list[Item] = []
+    for source in sources:
+        found, broken, _ = find_sources(source, recursive, content=Images(any_type=True))
+        items += [Item(str(error.path), error) for error in broken]
+        for path, group in itertools.groupby(found, key=lambda source: source.path):
+            items += _in_file(path, list(group))
+    banned = set(exclude or ())
+    items = [item for item in items if item.stem not in banned]
+    if not items:
+        raise ValueError(f"no images are left of {list(map(str, sources))}, all are excluded")
+    return items
+
+
+def _in_file(path: Path, samples: list[Source]) -> list[Item]:
+    if containers.is_archive(path):
+        samples.sort(key=lambda source: source.member.name)
+    elif samples[0].member is not None:
+        names = list(dict.fromkeys(source.member.name for source in samples))
+        name = next((name for name in PREFERRED if name in names), names[0])
+        if len(names) > 1 and name not in PREFERRED:
+            reason = f"it must hold one of {', '.join(PREFERRED)} or a single array, got {names}"
+            return [Item(str(path), UnreadableImage(path, reason))]
+        samples = [source for source in samples if source.member.name == name]
+    return [Item(_name(source), source) for source in samples]
+
+
+def _name(source: Source) -> str:
+    if source.member is None:
+        return str(source.path)
+    is_in_stack = source.member.index is not None and not containers.is_archive(source.path)
+    return f"{source.path}:{source.member.index if is_in_stack else source.member}"

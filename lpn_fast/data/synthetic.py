@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from .augment import Augment
-from .images import ImageCrops
-from .store import ImageStore
+from .images import ImageCrops, ImageStore
 
 KINDS = ("dead-leaves", "ellipses", "phantoms")
 SUPERSAMPLING = 2  # per axis, for soft edges
@@ -57,8 +56,8 @@ def synthetic_images(kind: str, count: int, side: int, channels: int = 1, seed: 
         raise ValueError(f"channels must be 1 (gray) or 3 (colour), got {channels}")
     draw = {"dead-leaves": _dead_leaves, "ellipses": _ellipses, "phantoms": _phantom}[kind]
     rng = np.random.default_rng(seed)
-    fine = [draw(rng, SUPERSAMPLING * side, channels) for _ in range(count)]
-    return np.stack([_coarse(image) for image in fine])
+    fine = np.stack([draw(rng, SUPERSAMPLING * side, channels) for _ in range(count)])
+    return fine.reshape(count, channels, side, SUPERSAMPLING, side, SUPERSAMPLING).mean((3, 5), dtype=np.float32)
 
 
 def synthetic_crops(
@@ -92,7 +91,7 @@ def synthetic_crops(
     """
     images = np.rint(255 * synthetic_images(kind, pool, side, channels, seed)).astype(np.uint8)
     name = f"{kind} {pool} {side} {channels} {seed}"
-    return ImageCrops.of_store(ImageStore.of_arrays(list(images), device=device), crop, augment or Augment(), name)
+    return ImageCrops.of_store(ImageStore(list(images), device=device), crop, augment or Augment(), name)
 
 
 def _dead_leaves(rng: np.random.Generator, side: int, channels: int) -> np.ndarray:
@@ -150,10 +149,3 @@ def _unit(image: np.ndarray, channels: int) -> np.ndarray:
     image = image - image.min()
     image /= max(float(image.max()), 1e-6)
     return np.repeat(image[None].astype(np.float32), channels, 0)
-
-
-def _coarse(image: np.ndarray) -> np.ndarray:
-    """Means over squares of SUPERSAMPLING pixels."""
-    c, h, w = image.shape
-    s = SUPERSAMPLING
-    return image.reshape(c, h // s, s, w // s, s).mean((2, 4), dtype=np.float32)

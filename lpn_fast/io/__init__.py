@@ -1,8 +1,7 @@
 """Image files in, image files out: one table of formats, for training and for jobs."""
 
-from .containers import is_container, members, read_member
+from .containers import is_container, members
 from .content import Member
-from .dicom import series_in_order
 from .formats import FORMATS, decode, decode_stored, encode, read_image, write_image
 from .image import Encoding, Image, Range, Stored, UnreadableImage
 
@@ -20,7 +19,5 @@ __all__ = [
     "is_container",
     "members",
     "read_image",
-    "read_member",
-    "series_in_order",
     "write_image",
 ]

@@ -15,12 +15,15 @@ written in one go and the folder vanishes. So a kill costs what it costs for pla
 
 import collections
 import functools
+import gzip
+import itertools
 import math
 import os
 import shutil
+import struct
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,23 +31,12 @@ import numpy as np
 
 from .. import atomic
 from . import formats, tiff
-from .content import IMAGES, Content, Listing, Member
-from .formats import head_of, npy_header, to_npy
-from .image import Encoding, Image, Range, Stored, check_size, from_array, reading, version_of
-from .stacks import (
-    MOST_MEMBERS,
-    h5_array,
-    idx_array,
-    list_array,
-    list_h5,
-    list_idx,
-    load,
-    of_array,
-    pack_h5,
-    pack_idx,
-    part_of,
-    stacked,
-)
+from .content import IMAGES, Content, Images, Listing, Member
+from .image import RANGELESS, Stored, check_size, from_array, reading, version_of
+
+MOST_MEMBERS = 10**6
+IDX_UINT8 = 0x08
+Parts = list[tuple[Member, Path]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +45,7 @@ class Container:
 
     members: Callable[[Path, Content], Listing]
     array: Callable[[Path, Member], np.ndarray]  # for archives, where it is a .npy file
-    pack: Callable[[Path, list[tuple[Member, Path]], Path], None]
+    pack: Callable[[Path, Parts, Path], None]
 
 
 def is_container(path: Path, content: Content = IMAGES) -> bool:
@@ -61,7 +53,7 @@ def is_container(path: Path, content: Content = IMAGES) -> bool:
     kind = _kind(path)
     if kind not in (".npy", ".tif"):
         return kind in CONTAINERS
-    if not formats.BY_SUFFIX[kind].begins(head_of(path)):
+    if not formats.BY_SUFFIX[kind].begins(formats.head_of(path)):
         return False
     try:
         return tiff.count(path) > 1 if kind == ".tif" else bool(content.is_stack(_mapped(path).shape))
@@ -97,102 +89,34 @@ def members(path: Path, content: Content = IMAGES) -> Listing:
         return found, others
 
 
-def member_bytes(path: Path, member: Member) -> bytes:
-    """The file in an archive.
-
-    Raises
-    ------
-    UnreadableImage
-        The archive, or the file in it, is damaged.
-    """
-    with reading(f"{path}::{member}"):
-        archive = _archive(path, version_of(path))
-        if member.index is None:
-            entry = archive.getinfo(member.name)
-        else:
-            entry = [entry for entry in archive.infolist() if entry.filename == member.name][member.index]
-        check_size(entry.file_size, min(entry.compress_size, path.stat().st_size))
-        return archive.read(entry)
+def array_of(path: Path, member: Member) -> np.ndarray:
+    """The numbers of a member, as they are stored."""
+    return CONTAINERS[_kind(path)].array(path, member)
 
 
-def member_stored(path: Path, member: Member, intensities: Range | None = None) -> Stored:
-    """One image of a container, as stored; see `read_member`."""
-    with reading(f"{path}::{member}"):
-        if is_archive(path):
-            data = member_bytes(path, member)
-            return formats.decode_stored(data, Path(f"{path}::{member.name}"), intensities)  # its suffix may decide
-        kind = _kind(path)
-        stored = _tiff_stored(path, member) if kind == ".tif" else from_array(CONTAINERS[kind].array(path, member))
-        return formats.with_range(stored, intensities)
+def stored_of(path: Path, member: Member) -> Stored:
+    """The image that a member is, unless the container is an archive."""
+    if _kind(path) != ".tif":
+        return from_array(array_of(path, member))
+    stored = tiff.read(path, member.index)
+    return replace(stored, encoding=replace(stored.encoding, suffix=".npy", kept={}))  # what holds its result for now
 
 
-def read_member(path: Path, member: Member, intensities: Range | None = None) -> Image:
-    """One image of a container; its `path` is that of the container and the member's name.
-
-    Raises
-    ------
-    UnreadableImage
-        As `read_image`.
-    """
-    return member_stored(path, member, intensities).image(Path(f"{path}::{member}"))
-
-
-def read_array(path: Path, member: Member | None) -> np.ndarray:
-    """A measurement as it is stored, of a container or of a .npy or float TIFF file.
-
-    Raises
-    ------
-    UnreadableImage
-        As `read_image`, or a file of another kind.
-    """
-    with reading(path if member is None else f"{path}::{member}"):
-        if member is not None and not is_archive(path):
-            return CONTAINERS[_kind(path)].array(path, member)
-        data = formats.read_file(path) if member is None else member_bytes(path, member)
-        return array_of(data, path if member is None else Path(f"{path}::{member.name}"))
+def bytes_of(path: Path, member: Member) -> bytes:
+    """The file in an archive."""
+    archive = _archive(path, version_of(path))
+    if member.index is None:
+        entry = archive.getinfo(member.name)
+    else:
+        entry = [entry for entry in archive.infolist() if entry.filename == member.name][member.index]
+    _check_entry(path, entry)
+    return archive.read(entry)
 
 
-def array_of(data: bytes, path: Path) -> np.ndarray:
-    """A measurement in the bytes of a .npy or float TIFF file; UnreadableImage for another file."""
-    with reading(path):
-        if formats.format_of(data[: formats.HEAD_BYTES], path) is formats.BY_SUFFIX[".npy"]:
-            return formats.from_npy(data)
-        return _one_plane(formats.decode_stored(data, path))
-
-
-def _one_plane(stored: Stored) -> np.ndarray:
-    if stored.values.dtype.kind != "f" or len(stored.values) > 1:
-        raise ValueError("measurements must be floating-point: .npy, .npz, .h5, or float TIFF")
-    return stored.values[0]
-
-
-def encoding_of_result(path: Path, member: Member | None, intensities: Range | None) -> Encoding:
-    """How the image is stored that comes from the measurement in a file, or in a member of it."""
-    suffix = path.suffix.lower() if member is None else part_suffix(path, member)
-    return Encoding(suffix, "float32", is_plane=suffix == ".npy" and _kind(path) != ".tif", intensities=intensities)
-
-
-def part_suffix(path: Path, member: Member) -> str:
-    """Suffix of the file that holds a member's result until all are there."""
-    return Path(member.name).suffix.lower() if is_archive(path) else ".npy"
-
-
-def pack(source: Path, parts: list[tuple[Member, Path]], out: Path) -> None:
+def pack(source: Path, parts: Parts, out: Path) -> None:
     """Write the results of a container, made from the files that hold them, as one file like `source`.
 
-    Parameters
-    ----------
-    source : Path
-        The container the members came from.
-    parts : list of (Member, Path)
-        Results in the order of the container; a stack must be complete.
-    out : Path
-        Absent or complete after this.
-
-    Raises
-    ------
-    OSError
-        The folder cannot be written to, or is full.
+    `parts` are in the order of the container; a stack must be complete. Afterwards `out` is absent or complete.
     """
     with atomic.replacing(out, alone=True) as temporary:
         CONTAINERS[_kind(source)].pack(source, parts, temporary)
@@ -218,21 +142,121 @@ def _kind(path: Path) -> str:
 # ---- arrays
 
 
+def _listed(arrays: Iterable[tuple[str, tuple[int, ...], np.dtype]], content: Content) -> Listing:
+    """Of (name, shape, type). What is not looked for keeps no result from being complete."""
+    found: list[Member] = []
+    others: list[str] = []
+    for name, shape, dtype in arrays:
+        is_stack = content.is_stack(shape) if math.prod(shape) > 0 else None
+        if is_stack is None or not content.suits(dtype):
+            hint = RANGELESS if is_stack is not None and isinstance(content, Images) and dtype.kind in "iu" else ""
+            others.append(f"{name or 'its array'} of shape {shape} and type {dtype}{hint}")
+        elif is_stack:
+            found.extend(Member(name, index) for index in range(min(shape[0], MOST_MEMBERS + 1)))
+        else:
+            found.append(Member(name))
+    return found, others
+
+
+def _list_array(array: np.ndarray, content: Content) -> Listing:
+    return _listed([("", array.shape, array.dtype)], content)
+
+
+def _part(array: np.ndarray, member: Member) -> np.ndarray:
+    return array if member.index is None else array[member.index]
+
+
+def _load(part: Path) -> np.ndarray:
+    return formats.from_npy(part.read_bytes())
+
+
+def _stacked(parts: Parts) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) per array of the container, one at a time; members of a stack lie next to each other."""
+    for (name, is_stack), group in itertools.groupby(parts, lambda part: (part[0].name, part[0].index is not None)):
+        arrays = [_load(part) for _, part in group]
+        yield name, np.stack(arrays) if is_stack else arrays[0]
+
+
 def _mapped(path: Path) -> np.ndarray:
     with open(path, "rb") as file:
-        shape, is_fortran, dtype = npy_header(file)
+        shape, is_fortran, dtype = formats.npy_header(file)
         if dtype.kind not in "fiuc":  # not to be mapped if it holds Python objects
             raise ValueError(f"dtype must be a floating-point, complex or integer type, got {dtype}")
         return np.memmap(file, dtype, "r", file.tell(), shape, "F" if is_fortran else "C")
 
 
-def _pack_npy(source: Path, parts, out: Path) -> None:
+def _pack_npy(source: Path, parts: Parts, out: Path) -> None:
     """Part by part into a mapped file: a stack need not fit into memory."""
-    first = load(parts[0][1])
+    first = _load(parts[0][1])
     target = np.lib.format.open_memmap(out, mode="w+", dtype=first.dtype, shape=(len(parts), *first.shape))
     for row, (_, part) in zip(target, parts, strict=True):
-        row[...] = load(part)
+        row[...] = _load(part)
     target.flush()
+
+
+@functools.lru_cache(maxsize=1)
+def _idx(path: Path, version: tuple) -> np.ndarray:
+    """The array of an idx file of bytes, unpacked no further than its header announces."""
+    with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+        magic = file.read(4)
+        if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] != IDX_UINT8:
+            raise ValueError(f"not an idx file of bytes, its magic number is {magic.hex()}")
+        shape = struct.unpack(f">{magic[3]}I", file.read(4 * magic[3]))
+        check_size(math.prod(shape), path.stat().st_size)
+        content = file.read(math.prod(shape) + 1)
+    if len(content) != math.prod(shape):
+        raise ValueError(f"its header announces {shape} bytes, it holds {len(content)}: truncated?")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _pack_idx(source: Path, parts: Parts, out: Path) -> None:
+    with gzip.open(out, "wb") if source.suffix.lower() == ".gz" else open(out, "wb") as file:
+        for _, array in _stacked(parts):
+            file.write(struct.pack(f">HBB{array.ndim}I", 0, IDX_UINT8, array.ndim, *array.shape) + array.tobytes())
+
+
+def _h5(path: Path, mode: str = "r"):
+    try:
+        import h5py
+    except ImportError as error:
+        raise ValueError('reading HDF5 needs h5py: pip install "lpn-fast[hdf5]"') from error
+    return h5py.File(path, mode)
+
+
+def _checked(dataset):
+    """The dataset; ValueError if its numbers lie in other files, or are more than the file can hold."""
+    if dataset.external or dataset.is_virtual:
+        raise ValueError(f"{dataset.name} lies in other files (external or virtual storage), which are not read")
+    stored = dataset.id.get_storage_size()
+    check_size(dataset.nbytes, stored)
+    check_size(math.prod(dataset.chunks or ()) * dataset.dtype.itemsize, stored)
+    return dataset
+
+
+def _list_h5(path: Path, content: Content) -> Listing:
+    arrays = []
+
+    def visit(name: str | bytes, item) -> None:
+        if isinstance(name, bytes):
+            raise ValueError(f"names of datasets must be UTF-8, got {name!r}")
+        if hasattr(item, "shape") and item.shape is not None:
+            numbers = _checked(item) if item.dtype.kind in "fiuc" else item
+            arrays.append((name, numbers.shape, numbers.dtype))
+
+    with _h5(path) as file:
+        file.visititems(visit)  # which follows no link to other files
+    return _listed(arrays, content)
+
+
+def _h5_array(path: Path, member: Member) -> np.ndarray:
+    with _h5(path) as file:
+        return np.asarray(_checked(file[member.name])[() if member.index is None else member.index])
+
+
+def _pack_h5(source: Path, parts: Parts, out: Path) -> None:
+    with _h5(out, "w") as file:
+        for name, array in _stacked(parts):
+            file.create_dataset(name, data=array, compression="gzip", compression_opts=1)
 
 
 # ---- archives
@@ -244,87 +268,80 @@ def _archive(path: Path, version: tuple) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
+def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
+    check_size(entry.file_size, min(entry.compress_size, path.stat().st_size))
+
+
 def _entries(path: Path) -> list[zipfile.ZipInfo]:
-    """Files of an archive; ValueError for claims that it cannot hold."""
     entries = [entry for entry in _archive(path, version_of(path)).infolist() if not entry.is_dir()]
     for entry in entries:
-        check_size(entry.file_size, min(entry.compress_size, path.stat().st_size))
+        _check_entry(path, entry)
     return entries
 
 
 def _list_npz(path: Path, content: Content) -> Listing:
     """From the headers: the arrays themselves stay on disk."""
-    listing: Listing = ([], [])
-    entries = _entries(path)
+    entries, arrays = _entries(path), []
     names = [entry.filename for entry in entries]
     if len(set(names)) < len(names):
         raise ValueError(f"its arrays must have different names, got several {max(names, key=names.count)}")
     for entry in entries:
         if entry.filename.endswith(".npy"):
             with _archive(path, version_of(path)).open(entry) as file:
-                shape, _, dtype = npy_header(file)
+                shape, _, dtype = formats.npy_header(file)
             if math.prod(shape) * dtype.itemsize > entry.file_size:
                 raise ValueError(f"{entry.filename} announces {shape} of {dtype} in {entry.file_size} bytes")
-            of_array(entry.filename[: -len(".npy")], shape, dtype, content, listing)
-    return listing
+            arrays.append((entry.filename.removesuffix(".npy"), shape, dtype))
+    return _listed(arrays, content)
 
 
 @functools.lru_cache(maxsize=1)
 def _npz_array(path: Path, version: tuple, name: str) -> np.ndarray:
     """A stack is compressed as a whole: its members come one after the other and share one unpacking."""
-    return formats.from_npy(member_bytes(path, Member(f"{name}.npy")))
+    return formats.from_npy(bytes_of(path, Member(f"{name}.npy")))
 
 
-def _pack_npz(source: Path, parts, out: Path) -> None:
+def _pack_npz(source: Path, parts: Parts, out: Path) -> None:
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:
-        for name, array in stacked(parts):
-            archive.writestr(f"{name}.npy", to_npy(array))
+        for name, array in _stacked(parts):
+            archive.writestr(f"{name}.npy", formats.to_npy(array))
 
 
 def _list_zip(path: Path, content: Content) -> Listing:
     names = [entry.filename for entry in _entries(path)]
     visible = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)]
-    (found, others), total = ([], []), collections.Counter(visible)
-    seen: collections.Counter[str] = collections.Counter()
+    total, seen = collections.Counter(visible), collections.Counter[str]()
+    found = []
     for name in visible:
-        if Path(name).suffix.lower() not in formats.BY_SUFFIX:
-            others.append(name)
-            continue
-        found.append(Member(name, seen[name] if total[name] > 1 else None))
-        seen[name] += 1
-    return found, others
+        if Path(name).suffix.lower() in formats.BY_SUFFIX:
+            found.append(Member(name, seen[name] if total[name] > 1 else None))
+            seen[name] += 1
+    return found, [name for name in visible if name not in seen]
 
 
-def _pack_zip(source: Path, parts, out: Path) -> None:
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:  # images are compressed already
+def _pack_zip(source: Path, parts: Parts, out: Path) -> None:
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=True) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a name that is there already, as in the source
         for member, part in parts:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # a name that is there already, as in the source
-                archive.write(part, member.name)
+            archive.write(part, member.name)  # images are compressed already
 
 
-# ---- TIFF
-
-
-def _list_tiff(path: Path, content: Content) -> Listing:
+def _pages(path: Path, content: Content) -> Listing:
     return [Member("", index) for index in range(min(tiff.count(path), MOST_MEMBERS + 1))], []
 
 
-def _tiff_stored(path: Path, member: Member) -> Stored:
-    stored = tiff.read(path, member.index)
-    return replace(stored, encoding=replace(stored.encoding, suffix=".npy", kept={}))
-
-
-def _pack_tiff(source: Path, parts, out: Path) -> None:
-    tiff.pack(source, (load(part) for _, part in parts), load(parts[0][1]), out)
-
-
 CONTAINERS = {
-    ".npy": Container(lambda p, w: list_array(_mapped(p), w), lambda p, m: part_of(_mapped(p), m), _pack_npy),
-    ".npz": Container(_list_npz, lambda p, m: part_of(_npz_array(p, version_of(p), m.name), m), _pack_npz),
-    ".zip": Container(_list_zip, lambda p, m: formats.from_npy(member_bytes(p, m)), _pack_zip),
-    ".h5": Container(list_h5, h5_array, pack_h5),
-    ".tif": Container(_list_tiff, lambda p, m: _one_plane(_tiff_stored(p, m)), _pack_tiff),
-    ".idx": Container(list_idx, lambda p, m: part_of(idx_array(p, version_of(p)), m), pack_idx),
+    ".npy": Container(lambda p, c: _list_array(_mapped(p), c), lambda p, m: _part(_mapped(p), m), _pack_npy),
+    ".npz": Container(_list_npz, lambda p, m: _part(_npz_array(p, version_of(p), m.name), m), _pack_npz),
+    ".zip": Container(_list_zip, lambda p, m: formats.from_npy(bytes_of(p, m)), _pack_zip),
+    ".h5": Container(_list_h5, _h5_array, _pack_h5),
+    ".tif": Container(
+        _pages,
+        lambda p, m: tiff.read(p, m.index).plane,
+        lambda source, parts, out: tiff.pack(source, (_load(part) for _, part in parts), _load(parts[0][1]), out),
+    ),
+    ".idx": Container(
+        lambda p, c: _list_array(_idx(p, version_of(p)), c), lambda p, m: _part(_idx(p, version_of(p)), m), _pack_idx
+    ),
 }
 CONTAINER_SUFFIXES = (".npz", ".zip", ".h5", ".hdf5")

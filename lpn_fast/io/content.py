@@ -28,15 +28,9 @@ class Member:
 
 @dataclass(frozen=True)
 class Images:
-    """What is looked for in a container: arrays that are images, or stacks of them.
+    """What is looked for in a container: arrays that are images, or stacks of them."""
 
-    Attributes
-    ----------
-    any_type : bool
-        Those of a type that does not say what 0 and 1 are as well; they are labels, most often.
-    """
-
-    any_type: bool = False
+    any_type: bool = False  # those of a type that does not say what 0 and 1 are as well; labels, most often
 
     def suits(self, dtype: np.dtype) -> bool:
         """Whether numbers of that type can be some."""
@@ -52,13 +46,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Arrays:
-    """What is looked for in a container: measurements that are no images, of so many axes, or stacks of them.
-
-    Attributes
-    ----------
-    dims : int
-    is_complex : bool
-    """
+    """What is looked for in a container: measurements that are no images, of so many axes, or stacks of them."""
 
     dims: int
     is_complex: bool = False

@@ -15,11 +15,10 @@ pydicom (extra [ct]), which is imported on first use.
 import hashlib
 import io
 import math
-from pathlib import Path
 
 import numpy as np
 
-from .image import Encoding, Range, Stored, check_size
+from .image import Encoding, Stored, check_size
 
 HOUNSFIELD = (-1024.0, 3071.0)
 DERIVATION = "Reconstructed or denoised with a learned proximal network (lpn_fast); not the acquired pixels"
@@ -27,14 +26,8 @@ DERIVED_MARK = "DERIVED"
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
-def read(data: bytes, intensities: Range | None) -> Stored:
-    """The one gray frame of a file; `intensities` are values, after the rescale.
-
-    Raises
-    ------
-    ValueError
-        No pydicom; no pixels, colour, several frames, or values that are no linear function of what is stored.
-    """
+def read(data: bytes) -> Stored:
+    """The one gray frame of a file; ValueError for colour, several frames, or values that are not linear in it."""
     dataset = _read(data)
     name = next((name for name in PIXELS if name in dataset), None)
     if name is None:
@@ -55,14 +48,11 @@ def read(data: bytes, intensities: Range | None) -> Stored:
     slope, intercept = float(_entry(dataset, "RescaleSlope", 1)), float(_entry(dataset, "RescaleIntercept", 0))
     if not (np.isfinite(slope) and np.isfinite(intercept)) or slope == 0:
         raise ValueError(f"rescale must be finite with a slope other than 0, got {slope:g} and {intercept:g}")
-    modality = str(_entry(dataset, "Modality", ""))
-    if intensities is None:
-        if modality == "CT":
-            intensities = HOUNSFIELD
-        elif name == "PixelData":
-            least, most = (slope * limit + intercept for limit in _stored_limits(dataset))
-            intensities = (min(least, most), max(least, most))
-    low, high = intensities or (0.0, 1.0)
+    modality, (low, high) = str(_entry(dataset, "Modality", "")), (0.0, 1.0)
+    if modality == "CT":
+        low, high = HOUNSFIELD
+    elif name == "PixelData":
+        low, high = sorted(slope * limit + intercept for limit in _stored_limits(dataset))
     if kind == "MONOCHROME1":
         low, high = high, low
     padding = _padding(dataset, stored)
@@ -70,7 +60,7 @@ def read(data: bytes, intensities: Range | None) -> Stored:
         stored = stored.copy()
         stored[padding] = stored[~padding].min() if slope > 0 else stored[~padding].max()
     scale = (low - intercept) / slope, (high - intercept) / slope
-    kept = {"template": data, "modality": modality}
+    kept = {"template": data, "modality": modality, "rescale": (slope, intercept)}
     return Stored(stored[None], Encoding(".dcm", stored.dtype.name, True, scale, kept))
 
 
@@ -115,29 +105,13 @@ def write(stored: np.ndarray, encoding: Encoding) -> bytes:
     return buffer.getvalue()
 
 
-def series_in_order(folder: str | Path) -> list[Path]:
-    """The DICOM files of a folder, sorted by series, then along the patient's axis (instance number, if unknown)."""
-    from .formats import format_of, head_of
-
-    keyed = []
-    for path in sorted(p for p in Path(folder).iterdir() if p.is_file()):
-        if getattr(format_of(head_of(path), path), "suffix", None) == ".dcm":
-            header = _read(path, stop_before_pixels=True)
-            position = header.get("ImagePositionPatient")
-            place = float(position[2]) if position else float(_entry(header, "InstanceNumber", 0))
-            keyed.append(((str(header.get("SeriesInstanceUID", "")), place, path.name), path))
-    if not keyed:
-        raise ValueError(f"{folder} must hold DICOM files, found none")
-    return [path for _, path in sorted(keyed)]
-
-
-def _read(source: bytes | Path, **options):
+def _read(data: bytes):
     """The dataset; files without preamble are read as well."""
     try:
         import pydicom
     except ImportError as error:
         raise ValueError('reading DICOM needs pydicom: pip install "lpn-fast[ct]"') from error
-    dataset = pydicom.dcmread(io.BytesIO(source) if isinstance(source, bytes) else source, force=True, **options)
+    dataset = pydicom.dcmread(io.BytesIO(data), force=True)
     if "Rows" not in dataset and "SOPClassUID" not in dataset:
         raise ValueError("it is no DICOM file, or a damaged one: nothing in it says what it is")
     if not getattr(dataset.file_meta, "TransferSyntaxUID", None):  # the standard's default, as pydicom has read it

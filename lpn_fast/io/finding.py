@@ -23,24 +23,12 @@ Patterns = str | Path | Iterable[str | Path]
 
 @dataclass
 class Found:
-    """Files to be read.
+    """Files to be read, each with the name of its result inside the output folder, and what was passed over."""
 
-    Attributes
-    ----------
-    places : dict of Path to Path
-        For every file, the name of its result inside the output folder; in a reproducible order.
-    ignored : Counter of str
-        How many files of folders are no images, by suffix.
-    folders : int
-        Subfolders that were not looked into.
-    members : int
-        What containers hold besides images.
-    """
-
-    places: dict[Path, Path] = field(default_factory=dict)
-    ignored: Counter = field(default_factory=Counter)
-    folders: int = 0
-    members: int = 0
+    places: dict[Path, Path] = field(default_factory=dict)  # in a reproducible order
+    ignored: Counter[str] = field(default_factory=Counter)  # files of folders that are no images, by suffix
+    folders: int = 0  # that were not looked into
+    members: int = 0  # what containers hold besides images
 
     def __str__(self) -> str:
         parts = []
@@ -92,13 +80,8 @@ def find_images(patterns: Patterns, recursive: bool = False) -> list[Path]:
     return list(find(patterns, recursive).places)
 
 
-def find(patterns: Patterns | Found, recursive: bool = False, besides: Path | None = None) -> Found:
-    """As `find_images`, with the places of results and what was passed over; nothing inside the folder `besides`.
-
-    What was found before is returned as it is.
-    """
-    if isinstance(patterns, Found):
-        return patterns
+def find(patterns: Patterns, recursive: bool = False, besides: Path | None = None) -> Found:
+    """As `find_images`, with the places of results and what was passed over; nothing inside the folder `besides`."""
     if isinstance(patterns, str | Path):
         patterns = [patterns]
     found, known = Found(), set()
@@ -121,23 +104,19 @@ def each(
 
     No more is held than the names in one folder.
     """
-    for pattern in patterns:
-        for named in _listed(pattern):
-            yield from _matches(named, recursive, besides, found)
-
-
-def _listed(pattern: str | Path) -> list[Path]:
-    text = str(pattern)
-    if not text.startswith(LIST_MARK) or Path(text).exists():
-        return [Path(pattern)]
-    path = Path(text[len(LIST_MARK) :])
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no list of files {path}")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"a list of files must be UTF-8 text, {path} is none: {error}") from error
-    return [Path(line.strip()) for line in lines if line.strip()]
+    for pattern in map(Path, patterns):
+        if not str(pattern).startswith(LIST_MARK) or pattern.exists():
+            yield from _matches(pattern, recursive, besides, found)
+            continue
+        path = Path(str(pattern).removeprefix(LIST_MARK))
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no list of files {path}")
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"a list of files must be UTF-8 text, {path} is none: {error}") from error
+        for line in filter(None, map(str.strip, lines)):
+            yield from _matches(Path(line), recursive, besides, found)
 
 
 def _matches(pattern: Path, recursive: bool, besides: Path | None, found: Found) -> Iterator[tuple[Path, Path]]:

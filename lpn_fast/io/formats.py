@@ -31,24 +31,12 @@ HEADER_LOCK = threading.RLock()
 
 @dataclass(frozen=True)
 class Format:
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes
-    ----------
-    suffixes : tuple of str
-        The first one names it.
-    begins : callable
-        Whether a file that begins with these bytes is one.
-    read : callable
-        (bytes, intensities or None) -> Stored. Whatever it raises concerns this file only.
-    write : callable
-        ((C, H, W) or (H, W) as stored, Encoding) -> bytes.
-    """
-
-    suffixes: tuple[str, ...]
-    begins: Callable[[bytes], bool]
-    read: Callable[[bytes, Range | None], Stored]
-    write: Callable[[np.ndarray, Encoding], bytes]
+    suffixes: tuple[str, ...]  # the first one names it
+    begins: Callable[[bytes], bool]  # whether a file that begins with these bytes is one
+    read: Callable[[bytes], Stored]  # whatever it raises concerns this file only
+    write: Callable[[np.ndarray, Encoding], bytes]  # of (C, H, W) or (H, W) as stored
 
     @property
     def suffix(self) -> str:
@@ -57,7 +45,7 @@ class Format:
 
 def _picture(plugin: str, begins: Callable[[bytes], bool], *suffixes: str) -> Format:
     read = functools.partial(pictures.read, suffix=suffixes[0], plugin=plugin)
-    return Format(suffixes, begins, lambda data, _: read(data), functools.partial(pictures.write, plugin=plugin))
+    return Format(suffixes, begins, read, functools.partial(pictures.write, plugin=plugin))
 
 
 def _begins(*starts: bytes) -> Callable[[bytes], bool]:
@@ -79,10 +67,8 @@ FORMATS = (
     _picture(
         "PPM", lambda h: h[:1] == b"P" and h[1:2] in b"123456f" and h[2:3].isspace(), ".pgm", ".ppm", ".pnm", ".pbm"
     ),
-    Format(
-        (".tif", ".tiff"), _begins(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), lambda data, _: tiff.read(data), tiff.write
-    ),
-    Format((".npy",), _begins(NPY_MAGIC), lambda data, _: from_array(from_npy(data)), lambda a, _: to_npy(a)),
+    Format((".tif", ".tiff"), _begins(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), tiff.read, tiff.write),
+    Format((".npy",), _begins(NPY_MAGIC), lambda data: from_array(from_npy(data)), lambda a, _: to_npy(a)),
     Format((".dcm", ".dicom", ".ima"), _is_dicom, dicom.read, dicom.write),
 )
 BY_SUFFIX = {suffix: row for row in FORMATS for suffix in row.suffixes}
@@ -124,13 +110,7 @@ def head_of(path: Path) -> bytes:
 
 
 def decode_stored(data: bytes, path: Path, intensities: Range | None = None) -> Stored:
-    """What the bytes of a file hold, as stored; see `read_image`.
-
-    Raises
-    ------
-    UnreadableImage
-        Whatever is wrong with the bytes.
-    """
+    """What the bytes of a file hold, as stored; UnreadableImage for whatever is wrong with them, see `read_image`."""
     with reading(path):
         row = format_of(data[:HEAD_BYTES], path)
         if row is None:
@@ -139,32 +119,22 @@ def decode_stored(data: bytes, path: Path, intensities: Range | None = None) -> 
             raise ValueError("it is empty (0 bytes)")
         if row is not DICOM and not row.begins(data[:HEAD_BYTES]):
             raise ValueError("cannot identify an image in it: damaged, or of another format")
-        stored = row.read(data, intensities)
-        if row is not DICOM:
-            stored = with_range(stored, intensities)
+        stored = row.read(data).within(intensities)
         if path.suffix.lower() in BY_SUFFIX and path.suffix.lower() not in row.suffixes:
             stored = replace(stored, notes=(*stored.notes, f"is {row.suffix} by its content"))
         return stored
 
 
-def with_range(stored: Stored, intensities: Range | None) -> Stored:
-    """With the intensities that the caller says, in the order that the file says."""
-    if intensities is None:
-        return stored
-    own = stored.encoding.intensities
-    if own is not None and own[0] > own[1]:
-        intensities = intensities[::-1]
-    return replace(stored, encoding=replace(stored.encoding, intensities=intensities))
+def decode_array(data: bytes, path: Path) -> np.ndarray:
+    """A measurement in the bytes of a .npy or float TIFF file; UnreadableImage for another file."""
+    with reading(path):
+        if format_of(data[:HEAD_BYTES], path) is BY_SUFFIX[".npy"]:
+            return from_npy(data)
+        return decode_stored(data, path).plane
 
 
 def decode(data: bytes, path: Path, intensities: Range | None = None) -> Image:
-    """The image in the bytes of a file; see `read_image`.
-
-    Raises
-    ------
-    UnreadableImage
-        Whatever is wrong with the bytes.
-    """
+    """The image in the bytes of a file; UnreadableImage for whatever is wrong with them, see `read_image`."""
     return decode_stored(data, path, intensities).image(path)
 
 

@@ -9,7 +9,7 @@ rounded and clipped to what they can hold, nothing else is: an image that is rea
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +143,23 @@ class Stored:
     encoding: Encoding
     notes: tuple[str, ...] = ()
 
+    @property
+    def plane(self) -> np.ndarray:
+        """The one plane (H, W) of a measurement; ValueError for what is none."""
+        if self.values.dtype.kind != "f" or len(self.values) > 1:
+            raise ValueError("measurements must be floating-point: .npy, .npz, .h5, or float TIFF")
+        return self.values[0]
+
+    def within(self, intensities: Range | None) -> "Stored":
+        """With the intensities that become 0 and 1 as the caller says, of values after a rescale; None: as they are."""
+        if intensities is None:
+            return self
+        own, (slope, intercept) = self.encoding.intensities, self.encoding.kept.get("rescale", (1.0, 0.0))
+        first, last = ((value - intercept) / slope for value in intensities)
+        if own is not None and (own[0] > own[1]) != (slope < 0):  # a negative stays one
+            first, last = last, first
+        return replace(self, encoding=replace(self.encoding, intensities=(first, last)))
+
     def image(self, path: Path) -> Image:
         """As float32 pixels; UnreadableImage for NaN or infinite values, or a range that is unknown or far off."""
         with reading(path):
@@ -161,13 +178,7 @@ class Stored:
 
 
 def from_array(stored: np.ndarray) -> Stored:
-    """The image in an array (H, W), (1, H, W) or (3, H, W) of any real type.
-
-    Raises
-    ------
-    ValueError
-        Another shape or dtype.
-    """
+    """The image in an array (H, W), (1, H, W) or (3, H, W) of any real type; ValueError for others."""
     if stored.dtype.kind not in "fiu":
         raise ValueError(f"dtype must be a floating-point or integer type, got {stored.dtype}")
     is_plane, swapped = stored.ndim == 2, not stored.dtype.isnative

@@ -29,13 +29,7 @@ OPTIONS: dict[str, dict] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
 
 
 def read(data: bytes, suffix: str, plugin: str) -> Stored:
-    """The picture in a file of that format.
-
-    Raises
-    ------
-    ValueError
-        Several pages, 32-bit integers, or more bits than Pillow decodes. Pillow raises more kinds for damaged files.
-    """
+    """The picture in a file of that format; ValueError for several pages or more bits than Pillow decodes."""
     # not PIL.Image.open, whose limit of pixels is one for all users of Pillow in this process, and for any content
     with PIL.Image.OPEN[plugin][0](io.BytesIO(data), "") as picture:
         notes = []
@@ -84,17 +78,8 @@ def write(stored: np.ndarray, encoding: Encoding, plugin: str) -> bytes:
     return buffer.getvalue()
 
 
-def rgb_by_profile(picture: PIL.Image.Image, profile: bytes | None) -> PIL.Image.Image:
-    """A CMYK or Lab picture as sRGB, by its own profile if there is one."""
-    if picture.mode != "LAB" and not profile:
-        return picture.convert("RGB")
-    own = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile) if profile else PIL.ImageCms.createProfile("LAB"))
-    transform = PIL.ImageCms.buildTransform(own, PIL.ImageCms.createProfile("sRGB"), picture.mode, "RGB")
-    return PIL.ImageCms.applyTransform(picture, transform) or picture
-
-
 def converted(picture: PIL.Image.Image, kept: dict, notes: list[str]) -> PIL.Image.Image:
-    """In a mode that numpy takes as it is; `kept` loses the profile of other inks."""
+    """In a mode that numpy takes as it is, CMYK and Lab by the profile, which `kept` loses, if there is one."""
     mode = picture.mode
     if mode == "I":
         raise ValueError("it holds 32-bit integers, of unknown range; convert it to .npy")
@@ -103,9 +88,12 @@ def converted(picture: PIL.Image.Image, kept: dict, notes: list[str]) -> PIL.Ima
     target = "L" if mode in ("1", "LA", "La") else "RGB"
     if mode in ("CMYK", "LAB"):
         profile = kept.pop("icc_profile", None)
-        picture = rgb_by_profile(picture, profile)
         notes.append(f"converted from mode {mode} to RGB, by {'its' if profile else 'no'} profile")
-        return picture
+        if mode == "CMYK" and not profile:
+            return picture.convert("RGB")
+        own = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile) if profile else PIL.ImageCms.createProfile("LAB"))
+        transform = PIL.ImageCms.buildTransform(own, PIL.ImageCms.createProfile("sRGB"), mode, "RGB")
+        return PIL.ImageCms.applyTransform(picture, transform) or picture
     if mode not in WITH_ALPHA or mode == "PA":
         notes.append(f"converted from mode {mode} to {target}")
     return picture.convert(target)

@@ -27,16 +27,9 @@ def encode(
     exif: bytes | None = None,
     dpi: tuple[float, float] | None = None,
 ) -> bytes:
-    """The bytes of a PNG file.
+    """The bytes of a PNG file of an array (H, W) or (H, W, 3), uint8 or uint16.
 
-    Parameters
-    ----------
-    stored : array, shape (H, W) or (H, W, 3), uint8 or uint16
-    icc_profile : bytes, optional
-    exif : bytes, optional
-        Tags, with or without the mark that precedes them in JPEG.
-    dpi : (float, float), optional
-        Pixels per inch, horizontally and vertically.
+    `exif` has tags with or without the mark that precedes them in JPEG, `dpi` pixels per inch across and down.
 
     Examples
     --------

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,31 +12,19 @@ from .. import atomic
 from . import containers, formats
 from .content import IMAGES, Content, Member
 from .finding import Found, Patterns, find
-from .image import Encoding, Image, Range, UnreadableImage, reading
+from .image import Encoding, Image, Range, Stored, UnreadableImage, reading, version_of
 
 PARTS = ".parts"  # added to a container's name: the folder of its results while some are missing
-HASH_BLOCK = 2**20
 
 
 @dataclass(frozen=True)
 class Source:
-    """One image to be read: a file, or a member of a container file.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    place : Path
-        Of its result, or of the container it goes into, inside the output folder.
-    member : Member or None
-    position : int
-        Of the member in its container.
-    """
+    """One image to be read: a file, or a member of a container file."""
 
     path: Path
-    place: Path
+    place: Path  # of its result, or of the container it goes into, inside the output folder
     member: Member | None = None
-    position: int = 0
+    position: int = 0  # of the member in its container
 
     @property
     def item(self) -> str:
@@ -44,10 +33,7 @@ class Source:
 
     def result(self, out: Path) -> Path:
         """Where its result is written, inside the folder `out`."""
-        if self.member is None:
-            return self.target(out)
-        suffix = containers.part_suffix(self.path, self.member)
-        return self.parts(out) / f"{self.position:06d}{suffix}"
+        return out / self.place if self.member is None else self.parts(out) / f"{self.position:06d}{self._suffix}"
 
     def target(self, out: Path) -> Path:
         """The file that holds its result in the end, inside the folder `out`."""
@@ -66,49 +52,62 @@ class Source:
         try:
             if self.member is None:
                 return hashlib.sha256(formats.read_file(self.path)).hexdigest()
-            return _file_digest(str(self.path), self.path.stat().st_mtime_ns)  # once for all members
+            return _file_digest(self.path, version_of(self.path))  # once for all members
         except OSError:
             return None
 
-    @property
-    def is_file(self) -> bool:
-        """Whether it is a file of one of the formats, by itself or in an archive."""
-        return self.member is None or containers.is_archive(self.path)
+    def bytes(self) -> bytes:
+        """Those of a file, by itself or in an archive; UnreadableImage if they cannot be had."""
+        with reading(str(self)):
+            return formats.read_file(self.path) if self.member is None else containers.bytes_of(self.path, self.member)
 
-    def content(self) -> bytes:
-        """The bytes of that file; UnreadableImage if they cannot be had."""
-        if self.member is not None:
-            return containers.member_bytes(self.path, self.member)
-        with reading(self.path):
-            return formats.read_file(self.path)
+    def stored(self, intensities: Range | None = None) -> Stored:
+        """The image as it is stored; UnreadableImage as for `read_image`."""
+        if (part := self._part) is None:
+            return formats.decode_stored(self.bytes(), self._named, intensities)
+        with reading(str(self)):
+            return containers.stored_of(self.path, part).within(intensities)
 
     def read(self, intensities: Range | None = None) -> tuple[Image, str]:
-        """(image, digest of the bytes it was read from).
-
-        Raises
-        ------
-        UnreadableImage
-            As `read_image`.
-        """
+        """(image, digest of the bytes it was read from); UnreadableImage as for `read_image`."""
         if self.member is not None:
-            return containers.read_member(self.path, self.member, intensities), self.sha256() or ""
-        data = self.content()
+            return self.stored(intensities).image(Path(str(self))), self.sha256() or ""
+        data = self.bytes()
         return formats.decode(data, self.path, intensities), hashlib.sha256(data).hexdigest()
 
     def read_array(self) -> tuple[np.ndarray, str]:
         """(a measurement that is no image, digest of its file); UnreadableImage as for `read`."""
-        return containers.read_array(self.path, self.member), self.sha256() or ""
+        if (part := self._part) is None:
+            return formats.decode_array(self.bytes(), self._named), self.sha256() or ""
+        with reading(str(self)):
+            return containers.array_of(self.path, part), self.sha256() or ""
 
     def encoding_of_result(self, intensities: Range | None) -> Encoding:
         """How the image is stored that comes from a measurement."""
-        return containers.encoding_of_result(self.path, self.member, intensities)
+        is_plane = self._suffix == ".npy" and self.path.suffix.lower() not in (".tif", ".tiff")
+        return Encoding(self._suffix, "float32", is_plane, intensities)
+
+    @property
+    def _part(self) -> Member | None:
+        """The member, unless it is a file in an archive."""
+        return None if self.member is None or containers.is_archive(self.path) else self.member
+
+    @property
+    def _named(self) -> Path:
+        """Such a file, its suffix last, which may decide."""
+        return self.path if self.member is None else Path(f"{self.path}::{self.member.name}")
+
+    @property
+    def _suffix(self) -> str:
+        """Of the file that holds its result, for now or for good."""
+        return self._named.suffix.lower() if self._part is None else ".npy"
 
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path}::{self.member}"
 
 
 def find_sources(
-    patterns: Patterns | Found,
+    patterns: Patterns,
     recursive: bool = False,
     out: Path | None = None,
     content: Content = IMAGES,
@@ -133,10 +132,26 @@ def find_sources(
     return sources, broken, found
 
 
+def put_together(sources: Iterable[Source], out: Path) -> tuple[str, ...]:
+    """Pack containers whose results are all in the folder `out`; the names of the others."""
+    results: dict[Source, list[tuple[Member, Path]]] = {}  # by container
+    for source in sources:
+        if source.member is not None:
+            container = Source(source.path, source.place)
+            results.setdefault(container, []).append((source.member, source.result(out)))
+    incomplete = []
+    for container, parts in results.items():
+        folder, target = container.parts(out), container.target(out)
+        if not target.exists() and all(part.exists() for _, part in parts):
+            containers.pack(container.path, parts, target)
+        if target.exists() and folder.is_dir():
+            containers.remove_parts(folder)
+        elif not target.exists():
+            incomplete.append(container.item)
+    return tuple(incomplete)
+
+
 @functools.lru_cache(maxsize=64)
-def _file_digest(path: str, changed_ns: int) -> str:
-    digest = hashlib.sha256()
+def _file_digest(path: Path, version: tuple) -> str:
     with open(path, "rb") as file:
-        while block := file.read(HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -40,13 +40,7 @@ def count(path: Path) -> int:
 
 
 def read(source: bytes | Path, index: int | None = None) -> Stored:
-    """The picture, or number `index` of a stack, for which `source` must be a path.
-
-    Raises
-    ------
-    ValueError
-        Several pictures and no index, several sizes, a kind of picture that is not supported.
-    """
+    """The picture, or number `index` of a stack, for which `source` must be a path; ValueError for what is neither."""
     if _tifffile() is None:
         try:
             return _by_pillow(source, 0, None)

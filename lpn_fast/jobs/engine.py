@@ -15,10 +15,9 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..io import Range
-from ..io.sources import Source
+from ..io.sources import Source, put_together
 from ..networks import LPN
 from ..pipeline.flow import in_order
-from ..pipeline.gather import put_together
 from ..pipeline.job import BAR, content_of, finished
 from ..pipeline.manifest import ItemResult, digest_of
 from ..pipeline.tasks import Task

@@ -24,10 +24,10 @@ from ..io.image import one_line
 from ..networks import LPN, shipped_or_loaded
 from ..pipeline.batches import batch_pixels_for, solvers_for
 from ..pipeline.flow import Background, Solvers, settle_thread_pool
-from ..pipeline.job import settings_of, solve_all
+from ..pipeline.job import check_numbers, settings_of, solve_all
 from ..pipeline.manifest import ItemResult, digest_of
 from ..pipeline.networks import AUTO, Networks
-from ..pipeline.run import Failure, Run, failed, outcomes
+from ..pipeline.run import Run, outcomes
 from ..pipeline.tasks import Task
 from ..pipeline.transfer import Transfer
 from .rows import Cell
@@ -102,11 +102,7 @@ class Reconstructor:
         threads: int | None = None,
         batch_pixels: int | None = None,
     ):
-        for name, value in (("threads", threads), ("batch_pixels", batch_pixels)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if intensities is not None and not -float("inf") < intensities[0] < intensities[1] < float("inf"):
-            raise ValueError(f"intensities must be (low, high), finite and low < high, got {tuple(intensities)}")
+        check_numbers(intensities, threads=threads, batch_pixels=batch_pixels)
         self.task, self.model, self.column, self.names = task, model, column, names
         self.intensities = None if intensities is None else (float(intensities[0]), float(intensities[1]))
         self.device, self.threads, self.batch_pixels = device, threads, batch_pixels
@@ -175,14 +171,11 @@ class _Collecting(Run):
 
     def keep(self, batch, solution, computed, seconds: float) -> None:
         solution = self.transfer.download(solution, computed)
-        for outcome in outcomes(self, batch, solution, seconds):
-            if isinstance(outcome, Failure):
-                self.refuse(outcome)
-            else:
-                self.outcomes[outcome.loaded.source] = outcome.line, outcome.data
+        for loaded, line, data in outcomes(self, batch, solution, seconds):
+            self.outcomes[loaded.source] = line, data
 
-    def refuse(self, *failures: Failure) -> None:
-        self.outcomes.update((failure.source, (failed(self, failure), None)) for failure in failures)
+    def refuse(self, source, reason: str) -> None:
+        self.outcomes[source] = self.failure(source, reason), None
 
 
 class _Loaded:
@@ -219,7 +212,7 @@ class _Loaded:
             self.transfer.check_alive()
             if len(sources) > 1:
                 return [outcome for source in sources for outcome in self.outcomes([source])]
-            return [(failed(run, Failure(sources[0], f"{type(error).__name__}: {one_line(error)}")), None)]
+            return [(run.failure(sources[0], f"{type(error).__name__}: {one_line(error)}"), None)]
 
     def _run(self, writer: Background, team: Solvers) -> _Collecting:
         return _Collecting(

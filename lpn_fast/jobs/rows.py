@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..io import Encoding, Image, Range, UnreadableImage, containers, formats
+from ..io import Encoding, Image, Range, UnreadableImage, formats
 from ..io.image import one_line
+from ..io.sources import Source
 
 
 class Cell:
@@ -58,11 +59,11 @@ class Cell:
     def read_array(self) -> tuple[np.ndarray, str]:
         """(a measurement that is no image, digest of its bytes); UnreadableImage as for `read`."""
         data = self.bytes()
-        return containers.array_of(data, self.path), hashlib.sha256(data).hexdigest()
+        return formats.decode_array(data, self.path), hashlib.sha256(data).hexdigest()
 
     def encoding_of_result(self, intensities: Range | None) -> Encoding:
         """How the image is stored that comes from a measurement."""
-        return containers.encoding_of_result(self.path, None, intensities)
+        return Source(self.path, self.path).encoding_of_result(intensities)
 
     def sha256(self) -> str | None:
         """Digest of the bytes; None where there are none."""

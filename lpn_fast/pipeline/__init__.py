@@ -3,11 +3,9 @@
 from ..io import Encoding, Image, UnreadableImage, read_image, write_image
 from ..io.finding import find_images
 from .job import Summary, reconstruct
-from .manifest import ItemResult
-from .processes import Share
+from .manifest import ItemResult, Share
 from .restoring import Reconstruct
-from .scoring import Score
-from .tasks import Denoise, Restoration
+from .tasks import Denoise, Restoration, Score
 
 __all__ = [
     "Denoise",

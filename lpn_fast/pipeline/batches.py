@@ -35,12 +35,6 @@ def batch_pixels_for(model: LPN) -> int:
     """How many pixels of the input one evaluation of a network should take.
 
     On a CPU larger batches than BATCH_PIXELS do not run faster, so that is the most; on a GPU they do.
-
-    Examples
-    --------
-    >>> import lpn_fast as lf
-    >>> 1 <= batch_pixels_for(lf.ConvLPN(1, hidden=8)) <= BATCH_PIXELS
-    True
     """
     affordable = _affordable_pixels(model)
     return affordable if _is_on_gpu(model) else min(BATCH_PIXELS, affordable)
@@ -87,16 +81,8 @@ def _free_bytes(device: torch.device) -> int:
         return 2 * 2**30
 
 
-def to_samples(
-    image: Tensor,  # (C, H, W)
-    channels: int,
-) -> Tensor:  # (C, 1, H, W) for a network of one channel, else (1, C, H, W)
-    """The image as a batch for a network of that many channels; `from_samples` undoes it.
-
-    Raises
-    ------
-    ValueError
-        The image does not have the number of channels that the network requires.
+def to_samples(image: Tensor, channels: int) -> Tensor:
+    """The image (C, H, W) as a batch: (C, 1, H, W) for a network of one channel, else (1, C, H, W).
 
     Examples
     --------
@@ -110,12 +96,6 @@ def to_samples(
     return image[None]
 
 
-def from_samples(
-    samples: Tensor,  # (C, 1, H, W) or (1, C, H, W)
-) -> Tensor:  # (C, H, W)
-    return samples.flatten(0, 1)
-
-
 def bucketed(
     jobs: Iterable[Job],
     samples_of: Callable[[Job], Tensor],
@@ -124,25 +104,8 @@ def bucketed(
 ) -> Iterator[list[Job]]:
     """Jobs in lists whose samples can be concatenated, read from the stream as needed.
 
-    Parameters
-    ----------
-    jobs : iterable
-    samples_of : callable
-        The samples of a job, (n, c, h, w).
-    batch_pixels : int
-        Most values n c h w of a list; a job that exceeds it alone travels alone.
-    kind_of : callable
-        Jobs of different kinds do not share a list.
-
-    Yields
-    ------
-    list of jobs
-        Every job once; those of one list have equal (c, h, w).
-
-    Raises
-    ------
-    ValueError
-        batch_pixels below 1.
+    The samples of a job are (n, c, h, w); those of one list have equal (c, h, w) and are of one kind, with no more than
+    `batch_pixels` values n c h w in all: a job that exceeds it alone travels alone.
 
     Examples
     --------
@@ -150,8 +113,6 @@ def bucketed(
     >>> [len(batch) for batch in bucketed(jobs, samples_of=lambda job: job, batch_pixels=16)]
     [2, 1]
     """
-    if batch_pixels < 1:
-        raise ValueError(f"batch_pixels must be at least 1, got {batch_pixels}")
     buckets: dict[Hashable, list[Job]] = {}
     waiting: dict[Hashable, int] = {}  # pixels per bucket
     for job in jobs:
@@ -170,7 +131,3 @@ def bucketed(
             waiting.pop(fullest)
             yield buckets.pop(fullest)
     yield from buckets.values()
-
-
-def concatenated(samples: list[Tensor]) -> Tensor:  # [(n_i, c, h, w)] -> (sum n_i, c, h, w)
-    return samples[0] if len(samples) == 1 else torch.cat(samples)

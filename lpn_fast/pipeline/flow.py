@@ -29,10 +29,6 @@ def settle_thread_pool() -> None:
 
     A process that was forked has lost the pool. The first operation of any new thread replaces it, and of two threads
     that are first at the same time one can find none: "Invalid thread pool!", which would be blamed on an image.
-
-    Examples
-    --------
-    >>> settle_thread_pool()
     """
     torch.set_num_threads(torch.get_num_threads())
 

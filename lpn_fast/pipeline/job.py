@@ -14,21 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from tqdm.auto import tqdm
 
 from ..io import Range
 from ..io.content import Content, Images
-from ..io.finding import Found, Patterns, identity
-from ..io.sources import Source, find_sources
+from ..io.finding import Patterns, identity
+from ..io.sources import Source, find_sources, put_together
 from ..networks import LPN
 from .batches import batch_pixels_for, bucketed, solvers_for
 from .flow import Background, Solvers, ahead_of_time, settle_thread_pool, ticking
-from .gather import gather
 from .manifest import NAME as MANIFEST_NAME
-from .manifest import ItemResult, differences, digest_of, open_manifest
+from .manifest import ItemResult, Share, differences, digest_of, lock_of, open_manifest, read_results
 from .networks import Networks
-from .processes import Share
-from .run import DEGRADED_FOLDER, Failure, Run, record_failures, solve, usable
+from .run import DEGRADED_FOLDER, Run, solve, usable
 from .tasks import Task
 from .transfer import Transfer
 
@@ -70,7 +69,7 @@ class Summary:
 
 
 def reconstruct(
-    images: Patterns | Found,
+    images: Patterns,
     out: str | Path,
     *,
     task: Task,
@@ -94,7 +93,7 @@ def reconstruct(
 
     Parameters
     ----------
-    images : path or iterable of paths, or Found
+    images : path or iterable of paths
         Files, folders, glob patterns and `@` lists, see `find_images`. Measurements, or truths with
         `simulate`.
     out : path
@@ -152,23 +151,16 @@ def reconstruct(
     (1, 0)
     """
     out, share = Path(out), share or Share()
+    check_numbers(intensities, batch_pixels=batch_pixels, solvers=solvers)
     networks = Networks(model, device, task.networks)
     everything, unlisted, found = find_sources(images, recursive, out, content_of(task, simulate, intensities))
     broken = {Source(error.path, found.places[error.path]): error.reason for error in unlisted}
     check_places([*everything, *broken], out, simulate)
     if simulate and not task.makes_images:
         raise ValueError(f"simulate is for tasks that make images, got {task.name}")
-    if batch_pixels is None:
-        batch_pixels = batch_pixels_for(networks.widest)
-    if batch_pixels < 1:
-        raise ValueError(f"batch_pixels must be at least 1, got {batch_pixels}")
-    if solvers is not None and solvers < 1:
-        raise ValueError(f"solvers must be at least 1, got {solvers}")
-    own_type = next(networks.widest.parameters())
-    if solvers is not None and solvers > 1 and own_type.is_cuda:
+    batch_pixels, own_type = batch_pixels or batch_pixels_for(networks.widest), next(networks.widest.parameters())
+    if (solvers or 1) > 1 and own_type.is_cuda:
         raise ValueError(f"solvers must be 1 for a model on a GPU, got {solvers}")
-    if intensities is not None and not -float("inf") < intensities[0] < intensities[1] < float("inf"):
-        raise ValueError(f"intensities must be (low, high), finite and low < high, got {tuple(intensities)}")
     for network in networks.all:
         task.conditions(network)
     settings = settings_of(task, networks, intensities, seed if simulate else None)
@@ -194,12 +186,24 @@ def reconstruct(
             told = (out, task, networks, manifest, settings, digest_of(settings), simulate, seed, intensities)
             run = Run(*told, bar, transfer, writer, team)
             for source, reason in broken.items() if share.rank == 0 else ():
-                record_failures(run, Failure(source, reason))
+                run.refuse(source, reason)
             solve_all(run, left, batch_pixels)
-    known = manifest.results if share.is_only else None
-    whole, incomplete = gather(everything, list(broken), out, task.makes_images, known)
+    with FileLock(lock_of(out / "gather")):  # one process at a time, after its share: the last one finds everything
+        results = manifest.results if share.is_only else read_results(out)
+        incomplete = put_together(everything, out) if task.makes_images else ()
+    items = [source.item for source in (*everything, *broken)]
+    whole = tuple(results[item] for item in items) if all(item in results for item in items) else None
     done, failed, earlier = tuple(run.done), tuple(run.failed), tuple(skipped.values())
     return Summary(out, done, earlier, failed, whole, incomplete, str(found), tuple(everything))
+
+
+def check_numbers(intensities: Range | None, **counts: int | None) -> None:
+    """ValueError for intensities that are no range, or counts below 1."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    if intensities is not None and not -float("inf") < intensities[0] < intensities[1] < float("inf"):
+        raise ValueError(f"intensities must be (low, high), finite and low < high, got {tuple(intensities)}")
 
 
 def settings_of(task: Task, networks: Networks, intensities: Range | None, seed: int | None = None) -> dict:
@@ -227,13 +231,8 @@ def content_of(task: Task, simulate: bool, intensities: Range | None) -> Content
 
 def check_places(sources: list[Source], out: Path, simulate: bool) -> None:
     """No result may take the place of an image, nor of what a job keeps beside its results."""
-    places = {source.place for source in sources}
-    taken = {
-        identity(folder / place)
-        for folder in ((out, out / DEGRADED_FOLDER) if simulate else (out,))
-        for place in places
-    }
-    taken.discard(None)
+    places, folders = {source.place for source in sources}, (out, out / DEGRADED_FOLDER) if simulate else (out,)
+    taken = {identity(folder / place) for folder in folders for place in places} - {None}
     for source in sources:
         if taken and identity(source.path) in taken:
             raise ValueError(f"out must not be the folder of the images, {out}: they would be overwritten")

@@ -5,8 +5,10 @@ the line is on disk; the file gets its name. An image counts as finished if both
 between the steps costs images computed again, never a result without a record. Where an image has
 several lines the last one counts. A line cut short by a kill is removed when the manifest is opened.
 
-Of several processes each appends to a manifest of its own, `manifest.1.jsonl` and so on, and reads them all.
-What one of them has done counts for all; so a job may go on with another number of processes.
+Of several processes, started by `torchrun` or whatever else sets RANK and WORLD_SIZE, on one or many machines that
+share the folder, each has the images r, r + W, r + 2 W, ... of the whole list, so that none has to talk to another. It
+appends to a manifest of its own, `manifest.1.jsonl` and so on, and reads them all. What one of them has done counts
+for all; so a job may go on with another number of processes.
 """
 
 import contextlib
@@ -22,12 +24,57 @@ from pathlib import Path
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from .. import atomic
-from .processes import Share
 
 NAME = "manifest.jsonl"
 LINE_START = b'{"item": "'  # how every line starts, by the order of the fields
 PATIENCE = 1.0  # seconds
 TAIL = 2**16  # bytes that are looked at for the end of the last line
+
+
+@dataclass(frozen=True)
+class Share:
+    """Process `rank` of `world`; the default is the only one.
+
+    Raises
+    ------
+    ValueError
+        A rank outside 0 .. world - 1.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0  # among the processes of this machine: which GPU is its own
+
+    def __post_init__(self):
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"rank must be in 0 .. {self.world - 1}, got {self.rank}")
+
+    @classmethod
+    def from_environment(cls) -> "Share":
+        """What torchrun says, or the only process.
+
+        Raises
+        ------
+        ValueError
+            RANK without WORLD_SIZE, or either is no number.
+        """
+        given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ}
+        if not given:
+            return cls()
+        if len(given) == 1:
+            raise ValueError(f"RANK and WORLD_SIZE must be set together, got {given}")
+        try:
+            return cls(int(given["RANK"]), int(given["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0)))
+        except ValueError as error:
+            raise ValueError(f"RANK and WORLD_SIZE must be numbers, 0 <= RANK < WORLD_SIZE, got {given}") from error
+
+    @property
+    def is_only(self) -> bool:
+        return self.world == 1
+
+    def of(self, items: list) -> list:
+        """Its own ones of the items."""
+        return items[self.rank :: self.world]
 
 
 @dataclass(frozen=True)
@@ -106,7 +153,8 @@ class ItemResult:
     notes: tuple[str, ...] = ()
 
     def to_line(self) -> str:
-        values = {name: _json_number(value) for name, value in vars(self).items()}
+        # JSON has no infinity and no NaN: the PSNR of equal images and unknown objectives become null
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in vars(self).items()}
         return json.dumps(values, allow_nan=False) + "\n"  # other alphabets are escaped: lines are ASCII
 
     @classmethod
@@ -148,20 +196,10 @@ class Manifest:
 def open_manifest(
     folder: Path, share: Share | None = None, read: Callable[[Path], dict[str, ItemResult]] | None = None
 ) -> Iterator[Manifest]:
-    """The manifest of a folder, which exists; locked against a second job while open.
+    """The manifest of a folder, which exists, for this process; locked against a second job while open.
 
-    Parameters
-    ----------
-    folder : Path
-    share : Share, optional
-        Which of several processes this is; None is the only one.
-    read : callable, optional
-        Finds what was recorded before, which `results` of the manifest becomes; None is `read_results`.
-
-    Raises
-    ------
-    ValueError
-        Another job is writing there, or a file is no manifest.
+    `read` finds what was recorded before, `results` of the manifest; None is `read_results`. A ValueError says that
+    another job is writing there, or that a file is no manifest.
 
     Examples
     --------
@@ -175,7 +213,12 @@ def open_manifest(
     try:
         running = folder / f".process-{share.rank}-of-{share.world}.lock"
         with _locked(lock_of(path), folder), _locked(running, folder):  # a kill releases them
-            _refuse_other_numbers_of_processes(folder, share)
+            # A job of more or fewer processes that still runs would do the same images. Of two that start together the
+            # later one finds the lock of the other, since each has its own before it looks.
+            for other in folder.glob(".process-*-of-*.lock"):
+                if other.name.removesuffix(".lock").rpartition("-")[2] != str(share.world):
+                    with _locked(other, folder, patience=PATIENCE):  # others may be looking as well
+                        pass
             results = (read or read_results)(folder)
             os.ftruncate(descriptor, _size(path))  # not before all of it was found to be a manifest
             yield Manifest(path, descriptor, results)
@@ -196,10 +239,7 @@ def lock_of(path: Path) -> Path:
 def read_results(folder: Path) -> dict[str, ItemResult]:
     """The last word on every item in the manifests of a folder; one that any process finished counts as done.
 
-    Raises
-    ------
-    ValueError
-        A file is no manifest.
+    A ValueError names a file that is no manifest.
     """
     results: dict[str, ItemResult] = {}
     settings: dict[str, dict] = {}
@@ -222,13 +262,7 @@ def lines_of(path: Path) -> Iterator[bytes]:
 
 
 def results_in(path: Path, lines: Iterable[bytes], settings: dict[str, dict]) -> Iterator[ItemResult]:
-    """What the lines of a manifest say; `settings` holds one copy per digest, since they make up most of a line.
-
-    Raises
-    ------
-    ValueError
-        A line is none of a manifest.
-    """
+    """What the lines of a manifest say; `settings` holds one copy per digest, since they make up most of a line."""
     for number, line in enumerate(lines, start=1):
         try:
             result = ItemResult.from_line(line.decode(errors="replace"))
@@ -254,11 +288,8 @@ def digest_of(settings: dict) -> str:
 def differences(there: dict, here: dict) -> str:
     """In which settings two results differ, in words."""
     names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-    return "; ".join(f"{name} {_shown(there, name)} there, {_shown(here, name)} now" for name in names)
-
-
-def _shown(settings: dict, name: str) -> str:
-    return json.dumps(settings[name]) if name in settings else "not set"
+    shown = [[json.dumps(of[name]) if name in of else "not set" for of in (there, here)] for name in names]
+    return "; ".join(f"{name} {a} there, {b} now" for name, (a, b) in zip(names, shown, strict=True))
 
 
 def manifests(folder: Path) -> list[Path]:
@@ -282,25 +313,9 @@ def _size(path: Path) -> int:
     return end - len(rest)
 
 
-def _refuse_other_numbers_of_processes(folder: Path, share: Share) -> None:
-    """A job of more or fewer processes that still runs would do the same images.
-
-    Of two that start together the later one finds the lock of the other, since each has its own before it looks.
-    """
-    for path in folder.glob(".process-*-of-*.lock"):
-        if path.name.removesuffix(".lock").rpartition("-")[2] != str(share.world):
-            with _locked(path, folder, patience=PATIENCE):  # others may be looking as well
-                pass
-
-
 def _locked(lock: Path, folder: Path, patience: float = 0.0) -> AcquireReturnProxy:
     """A lock, held from now to the end of `with`."""
     try:
         return FileLock(lock).acquire(timeout=patience)
     except Timeout as error:
         raise ValueError(f"another job writes to {folder}; wait for it or choose another folder") from error
-
-
-def _json_number(value):
-    """JSON has no infinity and no NaN: the PSNR of equal images and unknown objectives become null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,5 +1,7 @@
 """Which network an image gets: the one that was given, or the shipped one for what the image shows."""
 
+import itertools
+
 import torch
 
 from ..io import Image
@@ -12,22 +14,10 @@ SHIPPED = {"gray": "natural-gray-mixture", "colour": "natural-color-mixture", "C
 
 
 class Networks:
-    """The network of every image of a job.
+    """The network of every image of a job: the one that is given, or shipped ones for kinds of images.
 
-    Parameters
-    ----------
-    given : LPN or "auto"
-        For all images; "auto" loads shipped ones: another one for colour, for gray images and for CT slices.
-    device : str or torch.device
-        For those.
-    instead : dict
-        Names of shipped networks that a task prefers for a kind of image; of two, one for the pilot and one for the
-        descent.
-
-    Raises
-    ------
-    ValueError
-        A network of vectors or volumes.
+    "auto" loads, onto the device, one for colour, for gray images and for CT slices, or `instead` what a task prefers
+    for a kind: of two names, the first is for the pilot and the second for the descent.
 
     Examples
     --------
@@ -38,42 +28,34 @@ class Networks:
     def __init__(
         self, given: LPN | str, device: str | torch.device = "cpu", instead: dict[str, tuple[str, ...]] | None = None
     ):
-        names = {kind: (name,) for kind, name in SHIPPED.items()} | (instead or {}) if given == AUTO else {}
-        self.names = {kind: " + ".join(both) for kind, both in names.items()}
-        self._of_kind = {kind: pretrained(both[0], device) for kind, both in names.items()}
-        self._descents = {kind: pretrained(both[1], device) for kind, both in names.items() if len(both) > 1}
-        if not isinstance(given, LPN):
-            if given != AUTO:
-                raise TypeError(f'model must be "{AUTO}" or an LPN, got {given!r}')
-            return
-        if len(given.spec.axes) != 2:
+        self.names: dict[str, str] = {}
+        if given == AUTO:
+            names = {kind: (name,) for kind, name in SHIPPED.items()} | (instead or {})
+            self.names = {kind: " + ".join(both) for kind, both in names.items()}
+            self._models = {kind: [pretrained(name, device) for name in both] for kind, both in names.items()}
+        elif not isinstance(given, LPN):
+            raise TypeError(f'model must be "{AUTO}" or an LPN, got {given!r}')
+        elif len(given.spec.axes) != 2:
             kind = "vectors" if given.spec.is_dense else "volumes; call it, or a solver, on tensors"
             raise ValueError(f"model must be a network of images, got one of {kind}")
-        self._of_kind = {"": given}
-
-    def kind_of(self, image: Image) -> str:
-        """What distinguishes images of different networks."""
-        if not self.names:
-            return ""
-        if len(image.pixels) == 3:
-            return "colour"
-        return "CT" if image.encoding.kept.get("modality") == "CT" else "gray"
+        else:
+            self._models = {"": [given]}
 
     def suiting(self, kind: str) -> str:
-        """The kind of network for an image of which that is known."""
+        """The kind of network for a kind of image."""
         return kind if self.names else ""
 
     def __getitem__(self, kind: str) -> LPN:
-        return self._of_kind[kind]
+        return self._models[kind][0]
 
     def chosen(self, kind: str) -> LPN | Choice:
         """What a task solves with."""
-        descent = self._descents.get(kind)
-        return self[kind] if descent is None else Choice(self[kind], descent, f"models {self.names[kind]}")
+        models = self._models[kind]
+        return models[0] if len(models) == 1 else Choice(*models, f"models {self.names[kind]}")
 
     @property
     def all(self) -> list[LPN]:
-        return [*self._of_kind.values(), *self._descents.values()]
+        return list(itertools.chain(*self._models.values()))
 
     @property
     def widest(self) -> LPN:
@@ -83,7 +65,12 @@ class Networks:
     @property
     def fingerprint(self) -> str | dict[str, str]:
         """Digest of each, for the settings of a job."""
-        digests = {kind: fingerprint(model) for kind, model in self._of_kind.items()}
-        for kind, model in self._descents.items():
-            digests[kind] += f"+{fingerprint(model)}"
+        digests = {kind: "+".join(map(fingerprint, models)) for kind, models in self._models.items()}
         return digests if self.names else digests[""]
+
+
+def kind_of(image: Image) -> str:
+    """What distinguishes images of different networks."""
+    if len(image.pixels) == 3:
+        return "colour"
+    return "CT" if image.encoding.kept.get("modality") == "CT" else "gray"

@@ -11,29 +11,23 @@ MOST_TILES = 500
 FEW_TILES = 64  # a standard error of 4 %: enough to doubt a level that was given
 
 
-def noise_level(image: Tensor, most_tiles: int = MOST_TILES) -> float | None:
-    """Standard deviation of the noise in an image (C, H, W), in its units; None for one smaller than 8 x 8.
+@torch.inference_mode()
+def noise_levels(images: list[Tensor], most_tiles: int = MOST_TILES) -> list[float | None]:
+    """Standard deviation of the noise in images (C, H, W), in their units; None for one smaller than 8 x 8.
 
-    Of a large image only `most_tiles` tiles count, evenly spread.
+    Of a large image only `most_tiles` tiles count, evenly spread. What is estimated together, where the tiles allow it,
+    takes a fraction of the time.
 
     Examples
     --------
     >>> noisy = 0.1 * torch.randn(1, 256, 256, generator=torch.Generator().manual_seed(0))
-    >>> round(noise_level(noisy), 2)
-    0.1
+    >>> [round(level, 2) for level in noise_levels([noisy])]
+    [0.1]
     """
-    return noise_levels([image], most_tiles)[0]
-
-
-@torch.inference_mode()
-def noise_levels(images: list[Tensor], most_tiles: int = MOST_TILES) -> list[float | None]:
-    """That of each image; what is estimated together, where the tiles allow it, takes a fraction of the time."""
-    if any(min(image.shape[1:]) < SMALLEST_SIDE for image in images):
-        return [None if min(i.shape[1:]) < SMALLEST_SIDE else noise_level(i, most_tiles) for i in images]
-    tiles = [_tiles(image, most_tiles) for image in images]
-    if len({one.shape for one in tiles}) == 1:
+    tiles = [_tiles(image, most_tiles) if min(image.shape[1:]) >= SMALLEST_SIDE else None for image in images]
+    if {type(one) for one in tiles} == {Tensor} and len({one.shape for one in tiles}) == 1:
         return haar_level(torch.stack(tiles)).tolist()
-    return [float(haar_level(one[None])) for one in tiles]
+    return [None if one is None else float(haar_level(one[None])) for one in tiles]
 
 
 def _tiles(image: Tensor, most: int) -> Tensor:

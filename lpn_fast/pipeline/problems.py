@@ -32,58 +32,36 @@ from ..physics import (
 )
 from ..solvers.noise import GAUSSIAN_MEDIAN, haar_level
 from .noise import MOST_TILES, noise_levels
+from .tasks import PROBE_SIDE
 
-PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model and sigma fit together
 OUTER = 0.35  # cycles per pixel: from there on the frequencies of a picture are little beside noise
 
 
 @dataclass(frozen=True)
 class Problem:
-    """An operator, the form of its measurements, and what identifies it.
-
-    Attributes
-    ----------
-    name : str
-    physics : LinearOperator
-    settings : dict
-        JSON-ready.
-    image_size : (H, W) or None
-        Of every image; None where the operator takes any.
-    least_side : int
-        Pixels of the smallest image that it takes, at most.
-    arrays : Arrays or None
-        What a file must hold; None is images.
-    kind : str
-        Which network suits images that come from arrays.
-    centred : bool
-        Of k-space: frequency zero, and the image's origin, are in the middle.
-    """
+    """An operator, the form of its measurements, and what identifies it."""
 
     name: str
     physics: LinearOperator
-    settings: dict
-    image_size: tuple[int, int] | None = None
-    least_side: int = PROBE_SIDE
-    arrays: Arrays | None = None
-    kind: str = "gray"
-    centred: bool = False
+    settings: dict  # JSON-ready
+    image_size: tuple[int, int] | None = None  # of every image; None where the operator takes any
+    least_side: int = PROBE_SIDE  # pixels of the smallest image that it takes, at most
+    arrays: Arrays | None = None  # what a file must hold; None is images
+    kind: str = "gray"  # which network suits images that come from arrays
+    centred: bool = False  # of k-space: frequency zero, and the image's origin, are in the middle
 
     def measured(self, array: np.ndarray, intensities: Range | None) -> Tensor:
         """A measurement (1, ...) from the array of a file, in units where intensities of the image are [0, 1].
 
-        Raises
-        ------
-        ValueError
-            NaN, or another shape than the operator measures.
+        A ValueError says that there is NaN in it, or that it has another type or shape than the operator measures.
         """
+        is_complex = self.arrays.is_complex
+        if (array.dtype.kind == "c") != is_complex or array.dtype.kind not in "cfiu":
+            raise ValueError(f"it must hold {'complex' if is_complex else 'real'} numbers, got {array.dtype}")
         if self.centred:
             array = np.fft.ifftshift(array, axes=(-2, -1))
-        if (array.dtype.kind == "c") != self.arrays.is_complex or array.dtype.kind not in "cfiu":
-            raise ValueError(
-                f"it must hold {'complex' if self.arrays.is_complex else 'real'} numbers, got {array.dtype}"
-            )
-        y = torch.from_numpy(np.array(array, np.complex64 if self.arrays.is_complex else np.float32, order="C"))
-        if self.arrays.is_complex:
+        y = torch.from_numpy(np.array(array, np.complex64 if is_complex else np.float32, order="C"))
+        if is_complex:
             y = torch.view_as_real(y).movedim(-1, -3)  # (2, H, W) or (coils, 2, H, W)
         if not bool(y.isfinite().all()):
             raise ValueError(f"it holds {int((~y.isfinite()).sum())} NaN or infinite values of {y.numel()}")
@@ -104,9 +82,10 @@ class Problem:
         """An image as files have it, from one as the operator has it."""
         return torch.fft.fftshift(x, dim=(-2, -1)) if self.centred else x
 
-    def truth(self, x: Tensor) -> Tensor:
-        """The other way round."""
-        return torch.fft.ifftshift(x, dim=(-2, -1)) if self.centred else x
+    def measurement(self, truth: Tensor) -> Tensor:
+        """Without noise, (C, ...), of an image (C, H, W) as files have it."""
+        x = torch.fft.ifftshift(truth, dim=(-2, -1)) if self.centred else truth
+        return self.physics.A(x[:, None])[:, 0]
 
     def noise_of(self, measured: list[Tensor], most_tiles: int = MOST_TILES) -> list[float | None]:  # of (C, ...)
         """Standard deviation of the noise, from each measurement alone; None where it cannot be told."""
@@ -145,7 +124,7 @@ def blur(physics: Blur) -> Problem:
 
 def inpaint(mask: Tensor) -> Problem:
     """Of images of which the pixels under the mask (H, W) are known."""
-    return Problem("inpaint", Inpainting(mask), {"mask": _digest(mask)}, image_size=_size(mask))
+    return Problem("inpaint", Inpainting(mask), {"mask": _digest(mask)}, tuple(mask.shape[-2:]))
 
 
 def downsample(physics: Downsampling) -> Problem:
@@ -158,24 +137,23 @@ def downsample(physics: Downsampling) -> Problem:
 def ct(physics: ParallelBeamCT) -> Problem:
     """Of sinograms of parallel beams."""
     geometry = physics.geometry
-    size = geometry.height, geometry.width
-    return Problem("ct", physics, {"geometry": _digest_of_text(repr(geometry))}, size, arrays=Arrays(2), kind="CT")
+    settings = {"geometry": _short(repr(geometry).encode())}
+    return Problem("ct", physics, settings, (geometry.height, geometry.width), arrays=Arrays(2), kind="CT")
 
 
 def mri(mask: Tensor, coils: Tensor | None = None, centred: bool = False) -> Problem:
     """Of k-space, sampled under the mask (H, W) by coils of known sensitivities (coils, H, W)."""
     if centred:
-        mask = torch.fft.ifftshift(mask)
-        coils = None if coils is None else torch.fft.ifftshift(coils, dim=(-2, -1))
+        mask, coils = (x if x is None else torch.fft.ifftshift(x, dim=(-2, -1)) for x in (mask, coils))
     settings = {"mask": _digest(mask), "coils": None if coils is None else _digest(coils), "centred": centred}
     arrays = Arrays(2 if coils is None else 3, is_complex=True)
-    return Problem("mri", MRI(mask, coils), settings, _size(mask), arrays=arrays, centred=centred)
+    return Problem("mri", MRI(mask, coils), settings, tuple(mask.shape[-2:]), arrays=arrays, centred=centred)
 
 
 def cs(physics: CompressedSensing) -> Problem:
     """Of vectors of random measurements."""
-    settings = {"operator": repr(physics)}
-    return Problem("cs", physics, settings, (physics.height, physics.width), arrays=Arrays(1))
+    size = physics.height, physics.width
+    return Problem("cs", physics, {"operator": repr(physics)}, size, arrays=Arrays(1))
 
 
 def matrix(entries, image_size: tuple[int, int]) -> Problem:
@@ -186,20 +164,15 @@ def matrix(entries, image_size: tuple[int, int]) -> Problem:
     physics = from_matrix(entries, image_size)
     if not np.isfinite(stored[-1]).all():
         raise ValueError("the matrix must be finite, got NaN or infinite values")
-    digest = _digest_of_text(" ".join(_digest(torch.from_numpy(array)) for array in stored))
+    digest = _short(" ".join(_digest(torch.from_numpy(array)) for array in stored).encode())
     settings = {"matrix": digest, "size": list(image_size)}
     return Problem("matrix", physics, settings, image_size, arrays=Arrays(1))
 
 
-def _size(mask: Tensor) -> tuple[int, int]:
-    return int(mask.shape[-2]), int(mask.shape[-1])
-
-
 def _digest(values: Tensor) -> str:
     """Shape and content in a few characters."""
-    content = hashlib.sha256(values.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
-    return f"{'x'.join(map(str, values.shape))}:{content}"
+    return f"{'x'.join(map(str, values.shape))}:{_short(values.detach().cpu().contiguous().numpy().tobytes())}"
 
 
-def _digest_of_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _short(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

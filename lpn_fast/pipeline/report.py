@@ -9,20 +9,30 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from .. import pages
-from ..io import Range
+from ..io import Range, UnreadableImage
+from ..io.sources import Source
+from ..physics import MRI, Blur, Downsampling, Inpainting, LinearOperator, ParallelBeamCT
 from ..solvers import Conditions
-from .illustrations import of_item, of_operator
 from .job import Summary
 from .manifest import NAME as MANIFEST
 from .manifest import ItemResult
+from .problems import Problem
+from .run import DEGRADED_FOLDER
 from .tasks import Task
 
 MOST_PICTURES, MOST_LARGE = 48, 12  # images, and those of them whose pictures are large
 MOST_ROWS = 2000  # of the table
 
+SPOKES_SIDE = 97  # pixels of the picture of a scan's directions
+Pictures = dict[str, tuple[Tensor | None, Path]]  # by what they are: (C, H, W) or None if not to be shown, and where
 COLUMNS = (  # heading, field of ItemResult, digits
     ("PSNR before", "psnr_before", 2),
     ("SSIM before", "ssim_before", 4),
@@ -68,35 +78,10 @@ def write_report(
     conditions: Conditions | None = None,
     intensities: Range | None = None,
 ) -> Path:
-    """Write the page.
+    """Write the page, as a whole, about a finished job of that task; a ValueError for one that is not finished.
 
-    Parameters
-    ----------
-    path : path
-        Of the page; replaced as a whole if it is there.
-    summary : Summary
-        Of the finished job.
-    task : Task
-        What was done.
-    model : str
-        Its name, for results that do not name theirs.
-    command : str
-        The command line.
-    conditions : Conditions, optional
-        Of the solver's theorem.
-    intensities : (low, high), optional
-        Those of the job.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    ValueError
-        The job is not finished.
-    OSError
-        The page cannot be written.
+    `model` is for results that do not name theirs, `command` the command line, `conditions` those of the solver's
+    theorem, `intensities` those of the job.
     """
     if summary.everything is None:
         raise ValueError("the report is about a finished job, got one of which images are missing")
@@ -104,31 +89,19 @@ def write_report(
     done = [result for result in results if result.status == "done"]
     failed = [result for result in results if result.status != "done"]
     settings = results[0].settings if results else task.settings()
-    problem = getattr(task, "problem", None)
-    operator = of_operator(problem)
-    facts = {
-        "Images": _counts(done, failed),
-        "Model": _models(done, model),
-        "Operator": "" if problem is None else str(problem),
-        "Solver": _solver(settings),
-        "Prior": f"at noise level {settings['sigma']:g}"
-        if settings.get("task") == "prior" and settings["sigma"]
-        else "",
-        "Quality": _quality(done),
-        "Noise": _noise(done, task),
-        "Time": _time(done),
-    }
+    operator, name = _operator_picture(task.problem), settings.get("task", "")
+    title = f"{len(done):,} image{'s' * (len(done) != 1)} {DONE.get(settings.get('physics', name), name)}"
     chosen, which = _chosen(done)
     return pages.write(
         path,
         "report.html",
-        title=_title(settings, len(done)),
-        facts={name: text for name, text in facts.items() if text},
+        title=title,
+        facts=_facts(done, failed, settings, task, model),
         command=command,
         folder=(str(summary.out), pages.link(summary.out, path)),
         manifest=(MANIFEST, pages.link(summary.out / MANIFEST, path)),
         operator=None if operator is None else (operator[0], pages.picture(*operator)),
-        cards=_cards(chosen, summary, path, problem, intensities),
+        cards=_cards(chosen, summary, path, task.problem, intensities),
         which=which,
         plots=_plots(done, task),
         conditions=conditions,
@@ -140,58 +113,41 @@ def write_report(
     )
 
 
-def _title(settings: dict, count: int) -> str:
-    task = str(settings.get("task", ""))
-    return f"{count:,} image{'s' * (count != 1)} {DONE.get(str(settings.get('physics', task)), task)}"
-
-
-def _solver(settings: dict) -> str:
-    if "solver" not in settings:
-        return "one evaluation of the network" if settings.get("task") == "denoise" else ""
-    name = settings["solver"]
-    return "chosen by lpn_fast.reconstruct" if name is None else f"{name}, at most {settings['iterations']} iterations"
+def _facts(done: list[ItemResult], failed: list[ItemResult], settings: dict, task: Task, model: str) -> dict[str, str]:
+    """What the head of the page says, as far as it is known."""
+    late = sum(result.converged is False for result in done)
+    facts = {"Images": f"{len(done):,} done, {len(failed):,} failed"}
+    facts["Images"] += f", {late:,} did not converge within the iterations allowed" if late else ""
+    used = Counter(result.model or model for result in done)
+    each = ", ".join(f"{name} ({count:,} images)" for name, count in used.most_common())
+    facts["Model"] = next(iter(used)) if len(used) == 1 else each
+    facts["Operator"] = "" if task.problem is None else str(task.problem)
+    if settings.get("task") == "denoise":
+        facts["Solver"] = "one evaluation of the network"
+    elif "solver" in settings:
+        by_name = f"{settings['solver']}, at most {settings.get('iterations')} iterations"
+        facts["Solver"] = "chosen by lpn_fast.reconstruct" if settings["solver"] is None else by_name
+    elif settings.get("sigma"):
+        facts["Prior"] = f"at noise level {settings['sigma']:g}"
+    if after := _known(done, "psnr"):
+        before = _known(done, "psnr_before")
+        facts["Quality"] = f"{statistics.fmean(after):.2f} dB, mean PSNR"
+        facts["Quality"] += f"; {statistics.fmean(before):.2f} dB before" if before else ""
+    noise = [] if task.expected_noise is None else [f"{task.expected_noise:g} given"]
+    if shown := _known(done, "noise_estimate"):
+        span = "" if len(shown) == 1 else f" ({min(shown):.3g} to {max(shown):.3g})"
+        whence = "measurements" if noise else "images"
+        noise.append(f"{statistics.median(shown):.3g}{span} estimated from the {whence}")
+    facts["Noise"] = ", ".join(noise)
+    if seconds := _known(done, "seconds"):
+        facts["Time"] = f"{math.fsum(seconds):.1f} s to solve, {statistics.median(seconds):.3g} s an image"
+    return {name: text for name, text in facts.items() if text}
 
 
 def _setting(value) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {_setting(inner)}" for name, inner in value.items())
     return "automatic" if value is None else ("no", "yes")[value] if isinstance(value, bool) else str(value)
-
-
-def _counts(done: list[ItemResult], failed: list[ItemResult]) -> str:
-    late = sum(result.converged is False for result in done)
-    parts = [f"{len(done):,} done", f"{len(failed):,} failed"]
-    return ", ".join(parts + [f"{late:,} did not converge within the iterations allowed"] * (late > 0))
-
-
-def _models(done: list[ItemResult], given: str) -> str:
-    used = Counter(result.model or given for result in done)
-    if len(used) == 1:
-        return next(iter(used))
-    return ", ".join(f"{name} ({count:,} images)" for name, count in used.most_common())
-
-
-def _quality(done: list[ItemResult]) -> str:
-    after = _mean(result.psnr for result in done)
-    if after is None:
-        return ""
-    before = _mean(result.psnr_before for result in done)
-    return f"{after:.2f} dB, mean PSNR" + ("" if before is None else f"; {before:.2f} dB before")
-
-
-def _noise(done: list[ItemResult], task: Task) -> str:
-    """What was given beside what the images show."""
-    parts = [] if task.expected_noise is None else [f"{task.expected_noise:g} given"]
-    shown = [result.noise_estimate for result in done if result.noise_estimate is not None]
-    if shown:
-        span = "" if len(shown) == 1 else f" ({min(shown):.3g} to {max(shown):.3g})"
-        parts.append(f"{statistics.median(shown):.3g}{span} estimated from the {'measurements' if parts else 'images'}")
-    return ", ".join(parts)
-
-
-def _time(done: list[ItemResult]) -> str:
-    seconds = [result.seconds for result in done if result.seconds is not None]
-    return f"{math.fsum(seconds):.1f} s to solve, {statistics.median(seconds):.3g} s an image" if seconds else ""
 
 
 def _plots(done: list[ItemResult], task: Task) -> list[pages.Histogram]:
@@ -230,47 +186,124 @@ def _cards(
         source = sources.get(result.item)
         if source is None:
             continue
-        shown = of_item(result, source, summary.out, problem, intensities)
+        shown = _pictures_of(result, source, summary.out, problem, intensities)
+        known = {name: x for name, (x, _) in shown.items() if x is not None}
+        pair = [name for name in known if name != "measured"]  # to be laid over each other
         pictures = [
-            pages.picture(name, x, name in shown.pair, position >= MOST_LARGE)
-            for name, x in shown.pictures.items()
-            if x is not None
+            pages.picture(name, x, len(pair) > 1 and name in pair, position >= MOST_LARGE) for name, x in known.items()
         ]
-        gain = "" if result.psnr is None else f", {_decibels(result)}"
+        before = "" if result.psnr_before is None else f"{result.psnr_before:.2f} to "
+        gain = "" if result.psnr is None else f", {before}{result.psnr:.2f} dB"
         gain += "" if result.value is None else f", prior {result.value:.4g}"
         yield {
             "name": result.item,
             "caption": f"{result.width} x {result.height}{gain}",
             "pictures": pictures,
-            "missing": [name for name, x in shown.pictures.items() if x is None],
-            "links": [(name, pages.link(file, page)) for name, file in shown.files.items()],
+            "missing": [name for name in shown if name not in known],
+            "links": [(name, pages.link(file, page)) for name, (_, file) in shown.items()],
             "shape": next((picture.shape for picture in reversed(pictures) if picture.paired), None),
             "notes": result.notes,
         }
 
 
-def _decibels(result: ItemResult) -> str:
-    before = "" if result.psnr_before is None else f"{result.psnr_before:.2f} to "
-    return f"{before}{result.psnr:.2f} dB"
-
-
 def _numbers(results: Sequence[ItemResult]) -> dict:
     """Heading, rows and means of the columns in which anything is known."""
-    columns = [column for column in COLUMNS if any(getattr(r, column[1]) is not None for r in results)]
-    means = ["mean", *(_number(_mean(getattr(r, name) for r in results), digits) for _, name, digits in columns)]
-    return {
-        "header": ["image", *(heading for heading, _, _ in columns)],
-        "numbers": [
-            [r.item, *(_number(getattr(r, name), digits) for _, name, digits in columns)] for r in results[:MOST_ROWS]
-        ],
-        "means": means if len(results) > 1 else None,
-    }
+    known = {column: values for column in COLUMNS if (values := _known(results, column[1]))}
+    rows = [[r.item, *(_number(getattr(r, name), digits) for _, name, digits in known)] for r in results[:MOST_ROWS]]
+    means = ["mean", *(_number(statistics.fmean(values), digits) for (_, _, digits), values in known.items())]
+    header = ["image", *(heading for heading, _, _ in known)]
+    return {"header": header, "numbers": rows, "means": means if len(results) > 1 else None}
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
+def _known(results: Iterable[ItemResult], name: str) -> list[float]:
+    return [value for result in results if (value := getattr(result, name)) is not None]
 
 
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
+
+
+def _operator_picture(problem: Problem | None) -> tuple[str, Tensor] | None:
+    """A caption and the picture (1, H, W) of kernel, mask or directions; None where there is none."""
+    physics = None if problem is None else problem.physics
+    if isinstance(physics, Blur | Downsampling):
+        kernel = physics.kernel if isinstance(physics, Blur) else physics.blur.kernel
+        kernel = kernel.reshape(-1, *kernel.shape[-2:])[:1]
+        return f"blur kernel, {kernel.shape[2]} x {kernel.shape[1]} pixels", kernel / kernel.max()
+    if isinstance(physics, Inpainting | MRI):
+        mask = physics.mask.double().reshape(-1, *physics.mask.shape[-2:])[:1]
+        known = f"{100 * float(mask.mean()):.0f} %"
+        if isinstance(physics, MRI):
+            return f"frequencies measured, {known}; zero is in the middle", torch.fft.fftshift(mask, dim=(-2, -1))
+        return f"pixels known, {known}", mask
+    if isinstance(physics, ParallelBeamCT):
+        angles = physics.geometry.angles
+        return f"the {len(angles)} directions of view, as lines of frequencies", _spokes(angles)
+    return None
+
+
+def _pictures_of(
+    result: ItemResult, source: Source, out: Path, problem: Problem | None, intensities: Range | None
+) -> Pictures:
+    """What there is to see of an image that is done; all but "measured" show the same place."""
+    if result.value is not None:  # scored: nothing was made
+        return {"image": (_image(source, intensities), source.path)}
+    packed = source.target(out)  # of a container that is complete, else there are files
+    is_packed = source.member is not None and packed.exists()
+    kept = replace(source, path=packed) if is_packed else _file(source.result(out))
+    after = _image(kept, intensities)
+    simulated = bool(result.settings.get("simulate"))
+    path = source.result(out / DEGRADED_FOLDER) if simulated else source.path
+    if problem is not None and problem.arrays is not None:
+        path = path.with_name(f"{path.name}.npy") if simulated else path
+        pictures: Pictures = {"measured": (_measurement(source, path, problem, simulated, intensities), path)}
+        pictures["result"] = after, kept.path
+    else:
+        y = _image(_file(path) if simulated else source, intensities)
+        if problem is not None and y is not None and after is not None:  # no more than lies over the result
+            cropped = problem.cropped(y, tuple(after.shape[-2:]))
+            y = y if cropped is None else cropped
+        pictures = {"before": (y, path), "after": (after, kept.path)}
+    if simulated:
+        truth = _image(source, intensities)
+        pictures["truth"] = truth if truth is None or problem is None else problem.framed(truth), source.path
+    return pictures
+
+
+def _spokes(angles: tuple[float, ...]) -> Tensor:  # (1, SPOKES_SIDE, SPOKES_SIDE)
+    """A projection knows the frequencies on a line through zero, at its angle."""
+    half = SPOKES_SIDE // 2
+    v, u = torch.meshgrid(-torch.arange(-half, half + 1.0), torch.arange(-half, half + 1.0), indexing="ij")
+    seen = torch.zeros(SPOKES_SIDE, SPOKES_SIDE)
+    for angle in angles:
+        seen = seen.maximum(1 - (v * math.cos(angle) - u * math.sin(angle)).abs())
+    return (seen * (u.square() + v.square() <= half**2)).clamp_min(0)[None]
+
+
+def _measurement(
+    source: Source, path: Path, problem: Problem, simulated: bool, intensities: Range | None
+) -> Tensor | None:
+    """A sinogram from its least to its largest value, or the logarithm of k-space; vectors are no pictures."""
+    try:
+        array = np.load(path) if simulated else source.read_array()[0]
+        y = torch.from_numpy(array) if simulated else problem.measured(array, intensities)
+    except (OSError, ValueError):
+        return None
+    physics: LinearOperator = problem.physics
+    if isinstance(physics, MRI):
+        size = y[0].flatten(0, -3).norm(dim=0)  # (H, W)
+        y = torch.fft.fftshift(size / size[size > 0].median().clamp_min(1e-12)).log1p()[None]
+    elif not isinstance(physics, ParallelBeamCT):
+        return None
+    return pages.stretched(y[:1])
+
+
+def _file(path: Path) -> Source:
+    return Source(path, Path(path.name))
+
+
+def _image(source: Source, intensities: Range | None) -> Tensor | None:
+    try:
+        return source.read(intensities)[0].pixels
+    except UnreadableImage:  # removed since
+        return None

@@ -18,7 +18,7 @@ from ..networks import LPN
 from ..physics import Blur
 from ..restoration import BLUR, COLOR, GRAY, Choice, reconstruct
 from .problems import Problem
-from .tasks import PROBE_NOISE, OnIteration, Restoration, Task, blank_image, check_sigma, noisy
+from .tasks import PROBE_NOISE, OnIteration, Restoration, Task, blank_image
 
 SOLVERS = {name: getattr(solvers, name) for name in ("pgd", "fista", "admm", "drs", "hqs", "gradient")}
 AUTO_ITERATIONS = 100
@@ -83,39 +83,26 @@ class Reconstruct(Task):
             object.__setattr__(self, "iterations", AUTO_ITERATIONS)
         if self.iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {self.iterations}")
-        check_sigma(self.sigma)
+        super().__post_init__()
 
     @property
     def expected_noise(self) -> float | None:
-        """What was said of the noise."""
         return self.noise
-
-    def noise_of(self, measured: list[Tensor]) -> list[float | None]:
-        """The noise that each measurement (C, ...) shows, where it can be told."""
-        return self.problem.noise_of(measured, self.tiles)
 
     @property
     def networks(self) -> dict[str, tuple[str, ...]]:
-        """Shipped networks that replace the usual ones of an image."""
         if not isinstance(self.problem.physics, Blur):
             return {}
         usual = {"gray": GRAY, "colour": COLOR}
         return {kind: (name, BLUR[name]) if self.solver is None else (BLUR[name],) for kind, name in usual.items()}
 
     def settings(self) -> dict:
-        """What decides the result besides measurement and network, JSON-ready."""
         names = ("noise", "solver") if self.solver is None else ("noise", "solver", "iterations", "tol", "sigma")
         chosen = {name: getattr(self, name) for name in names}
         return {"task": self.name, "physics": self.problem.name, **self.problem.settings, **chosen}
 
     def conditions(self, model: LPN) -> solvers.Conditions | None:
-        """The conditions of the solver's theorem, from one iteration on a blank image.
-
-        Raises
-        ------
-        ValueError
-            Model, operator and sigma do not fit together, or with `strict` a condition does not hold.
-        """
+        """Of the solver's theorem, from one iteration on a blank image; with `strict` a ValueError where one fails."""
         if self.solver is None:
             return None
         size = self.problem.image_size or (self.problem.least_side,) * 2
@@ -125,27 +112,9 @@ class Reconstruct(Task):
             warnings.simplefilter("ignore", RuntimeWarning)  # a blank image comes back as it started
             return self._run(y, model, noise, max_iter=1, callback=None).conditions
 
-    def degrade(
-        self,
-        truth: Tensor,  # (C, H, W)
-        generator: torch.Generator,
-    ) -> Tensor:  # (C, ...)
-        """The measurement of a known image: by the operator, with noise drawn from the generator.
-
-        Raises
-        ------
-        ValueError
-            It is not said how noisy, or the operator takes images of another size.
-        """
-        if self.noise is None:
-            raise ValueError("noise must be given to simulate measurements")
-        planes = self.problem.truth(truth)[:, None]  # (C, 1, H, W)
-        return noisy(self.problem.physics.A(planes)[:, 0], self.noise, generator)
-
     def solve(
         self, y: Tensor, model: LPN | Choice, noise: Tensor | None = None, on_iteration: OnIteration | None = None
     ) -> Restoration:
-        """Reconstructions of the samples y, (N, c, ...), with noise (N,) where that is estimated."""
         noise = self.noise if noise is None else noise
         if self.solver is None:
             result = reconstruct(y, self.problem.physics, model, noise=noise, progress=on_iteration or False)

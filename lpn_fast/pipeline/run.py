@@ -6,7 +6,6 @@ each of them, which wait busily for the next operation on the cores that the sol
 
 import contextlib
 import hashlib
-import io
 import os
 import threading
 import time
@@ -15,24 +14,22 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import atomic, metrics
 from ..io import Encoding, Range, UnreadableImage, encode
+from ..io.formats import to_npy
 from ..io.image import LARGEST_PLAUSIBLE, one_line
 from ..io.sources import Source
 from ..solvers.alarms import FAR
 from ..solvers.noise import SMALLEST_SIDE
-from .batches import from_samples, to_samples
+from .batches import to_samples
 from .flow import Background, Solvers, in_order
 from .manifest import ItemResult, Manifest
-from .networks import Networks
-from .problems import Problem
-from .scoring import gravest
-from .tasks import Restoration, Task
+from .networks import Networks, kind_of
+from .tasks import Restoration, Task, gravest
 from .transfer import Transfer
 
 DEGRADED_FOLDER = "degraded"  # inside the output folder
@@ -57,12 +54,7 @@ class LoadedImage:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Failure:
-    """One image that could not be used, and why."""
-
-    source: Source
-    reason: str
+Ready = tuple[Path | None, Path | None, ItemResult]  # temporary and final name of a result, if it is a file; its line
 
 
 @dataclass
@@ -86,23 +78,60 @@ class Run:
     failed: list[ItemResult] = field(default_factory=list)
     bar_lock: threading.Lock = field(default_factory=threading.Lock)
 
-    @property
-    def problem(self) -> Problem | None:
-        """What was measured, where that is not the image itself."""
-        return self.task.problem
-
     def advance(self, images: float) -> None:
         """Move the progress bar; any thread."""
         with self.bar_lock:
             self.bar.update(images)
 
-    def keep(self, batch: list["LoadedImage"], solution: Restoration, computed, seconds: float) -> None:
-        """What becomes of a solved batch."""
-        _write(self, batch, solution, computed, seconds)
+    def failure(self, source: Source, reason: str) -> ItemResult:
+        """The line of an image that could not be used."""
+        about = source.item, "failed", str(source), source.sha256() or ""
+        return ItemResult(*about, self.settings, self.digest, reason)
 
-    def refuse(self, *failures: "Failure") -> None:
-        """What becomes of images that cannot be used."""
-        record_failures(self, *failures)
+    def refuse(self, source: Source, reason: str) -> None:
+        """What becomes of an image that cannot be used."""
+        line = self.failure(source, reason)
+        self.manifest.append(line)
+        self.failed.append(line)
+
+    def keep(self, batch: list[LoadedImage], solution: Restoration, computed, seconds: float) -> None:
+        """Result files and manifest lines of a batch: files under temporary names, lines, names, in this order.
+
+        Lines are forced to disk once per batch. If the disk fills up, what is complete by then is kept.
+        """
+        ready: list[Ready] = []
+        try:
+            for loaded, line, data in outcomes(self, batch, self.transfer.download(solution, computed), seconds):
+                if line.status == "done" and loaded.truth is not None and (reason := _keep_degraded(self, loaded)):
+                    line, data = self.failure(loaded.source, reason), None
+                if data is None:  # failed, or a number
+                    ready.append((None, None, line))
+                    continue
+                path = loaded.source.result(self.out)
+                if not path.parent.is_dir():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                ready.append((atomic.stage(path, data), path, line))
+        finally:
+            full = self._record(ready)
+            for temporary, path, line in ready:
+                if temporary is not None:
+                    os.replace(temporary, path)
+                (self.done if line.status == "done" else self.failed).append(line)
+        if full is not None:
+            raise full
+
+    def _record(self, ready: list[Ready]) -> BaseException | None:
+        """Put the lines on disk; where there is no room for all, give up images until there is; the error, then."""
+        error = None
+        while ready:
+            try:
+                self.manifest.append(*(line for _, _, line in ready))
+                break
+            except BaseException as failed:
+                error = failed
+                if (temporary := ready.pop()[0]) is not None:
+                    temporary.unlink(missing_ok=True)
+        return error
 
 
 def usable(run: Run, sources: list[Source]) -> Iterator[LoadedImage]:
@@ -113,28 +142,31 @@ def usable(run: Run, sources: list[Source]) -> Iterator[LoadedImage]:
             if isinstance(loaded, LoadedImage):
                 yield loaded
             else:
-                run.refuse(loaded)
+                run.refuse(*loaded)
                 run.advance(1)
 
 
-def _size(loaded: LoadedImage | Failure) -> int:
-    return 0 if isinstance(loaded, Failure) else loaded.measured.nbytes * (1 if loaded.truth is None else 2)
+def _size(loaded: LoadedImage | tuple[Source, str]) -> int:
+    return loaded.measured.nbytes * (1 if loaded.truth is None else 2) if isinstance(loaded, LoadedImage) else 0
 
 
-def _read(run: Run, source: Source) -> LoadedImage | Failure:
+def _read(run: Run, source: Source) -> LoadedImage | tuple[Source, str]:
+    """An image, or why it cannot be used."""
+    problem = run.task.problem
     try:
-        if run.problem is not None and run.problem.arrays is not None and not run.simulate:
+        if problem is not None and problem.arrays is not None and not run.simulate:
             array, digest = source.read_array()
-            measured, truth = run.problem.measured(array, run.intensities), None
-            kind, notes = run.networks.suiting(run.problem.kind), ()
+            measured, truth = problem.measured(array, run.intensities), None
+            kind, notes = problem.kind, ()
             encoding = source.encoding_of_result(run.intensities)
         else:
             image, digest = source.read(run.intensities)
             truth = image.pixels if run.simulate else None
             measured = run.task.degrade(truth, _generator(run.seed, source)) if run.simulate else image.pixels
-            kind, encoding, notes = run.networks.kind_of(image), image.encoding, image.notes
-            if kind == "gray" and run.problem is not None:
-                kind = run.problem.kind
+            kind, encoding, notes = kind_of(image), image.encoding, image.notes
+            if kind == "gray" and problem is not None:
+                kind = problem.kind
+        kind = run.networks.suiting(kind)
         noise = run.task.noise_of([measured])[0] if run.task.estimates_noise else None
         samples = to_samples(measured, run.networks[kind].spec.channels)
         if run.task.estimates_noise and noise is None:
@@ -143,7 +175,7 @@ def _read(run: Run, source: Source) -> LoadedImage | Failure:
                 f"level (images with sides of at least {SMALLEST_SIDE} pixels show it)"
             )
     except ValueError as error:
-        return Failure(source, error.reason if isinstance(error, UnreadableImage) else one_line(error))
+        return source, error.reason if isinstance(error, UnreadableImage) else one_line(error)
     return LoadedImage(source, digest, encoding, truth, measured, samples, kind, noise, notes)
 
 
@@ -176,7 +208,7 @@ def solve(
         run.transfer.check_alive()
         show(0)
         if len(batch) == 1:
-            run.writer.submit(run.refuse, Failure(batch[0].source, one_line(error)))
+            run.writer.submit(run.refuse, batch[0].source, one_line(error))
             show(1)
         else:
             for loaded, samples in zip(batch, y.split([len(loaded.samples) for loaded in batch]), strict=True):
@@ -187,24 +219,17 @@ def solve(
     show(len(batch))
 
 
-@dataclass(frozen=True)
-class Solved:
-    """One image that was solved: its line, and the bytes of its file unless the task makes numbers only."""
-
-    loaded: LoadedImage
-    line: ItemResult
-    data: bytes | None
-
-
-def outcomes(run: Run, batch: list[LoadedImage], solution: Restoration, seconds: float) -> Iterator[Solved | Failure]:
-    """What became of each image of a solved batch, in order; `solution` lies on the CPU."""
+def outcomes(
+    run: Run, batch: list[LoadedImage], solution: Restoration, seconds: float
+) -> Iterator[tuple[LoadedImage, ItemResult, bytes | None]]:
+    """(image, its line, the bytes of its file if it has one) of a solved batch, in order; `solution` on the CPU."""
     start = 0
     given = not run.task.estimates_noise  # then the estimates are only compared with it
     levels = run.task.noise_of([loaded.measured for loaded in batch]) if given else [loaded.noise for loaded in batch]
     for loaded, noise in zip(batch, levels, strict=True):
         own = slice(start, start + len(loaded.samples))
         start, data = own.stop, None
-        image = None if solution.x is None else from_samples(solution.x[own]).float()  # (C, H, W)
+        image = None if solution.x is None else solution.x[own].flatten(0, 1).float()  # (C, H, W)
         reason = _divergence(solution, own, image)
         if reason is None and image is not None:
             try:
@@ -212,61 +237,9 @@ def outcomes(run: Run, batch: list[LoadedImage], solution: Restoration, seconds:
             except Exception as error:  # a format with limits of its own, say on the size
                 reason = f"its result cannot be stored as {loaded.encoding.suffix}: {one_line(error)}"
         if reason is not None:
-            yield Failure(loaded.source, reason)
+            yield loaded, run.failure(loaded.source, reason), None
         else:
-            yield Solved(loaded, _result(run, loaded, solution, own, image, seconds, noise), data)
-
-
-def _write(run: Run, batch: list[LoadedImage], solution: Restoration, computed, seconds: float) -> None:
-    """Result files and manifest lines of a batch: files under temporary names, lines, names, in this order.
-
-    Lines are forced to disk once per batch. If the disk fills up, what is complete by then is kept.
-    """
-    solution = run.transfer.download(solution, computed)
-    ready: list[tuple[Path, Path, ItemResult]] = []  # temporary, final, line
-    numbers: list[ItemResult] = []  # lines that no file belongs to
-    failures: list[Failure] = []
-    try:
-        for outcome in outcomes(run, batch, solution, seconds):
-            if isinstance(outcome, Failure):
-                failures.append(outcome)
-                continue
-            loaded, line, data = outcome.loaded, outcome.line, outcome.data
-            if loaded.truth is not None and (reason := _keep_degraded(run, loaded)) is not None:
-                failures.append(Failure(loaded.source, reason))
-                continue
-            if data is None:
-                numbers.append(line)
-                continue
-            path = loaded.source.result(run.out)
-            if not path.parent.is_dir():
-                path.parent.mkdir(parents=True, exist_ok=True)
-            ready.append((atomic.stage(path, data), path, line))
-    finally:
-        full = _record(run, ready, numbers)
-        for temporary, path, line in ready:
-            os.replace(temporary, path)
-            run.done.append(line)
-        run.done.extend(numbers)
-    if full is not None:
-        raise full
-    record_failures(run, *failures)
-
-
-def _record(run: Run, ready: list[tuple[Path, Path, ItemResult]], numbers: list[ItemResult]) -> BaseException | None:
-    """Put the lines on disk; where there is no room for all, give up images until there is, and return the error."""
-    error = None
-    while ready or numbers:
-        try:
-            run.manifest.append(*(line for _, _, line in ready), *numbers)
-            break
-        except BaseException as failed:
-            error = failed
-            if ready:
-                ready.pop()[0].unlink(missing_ok=True)
-            else:
-                numbers.pop()
-    return error
+            yield loaded, _result(run, loaded, solution, own, image, seconds, noise), data
 
 
 def _result(
@@ -293,9 +266,9 @@ def _result(
     if solution.sigma is not None:
         found["sigma"] = float(solution.sigma[own][0])  # planes of one image have one level
     if loaded.truth is not None:
-        truth, before = loaded.truth, loaded.measured
-        if run.problem is not None:
-            truth, before = run.problem.framed(truth), run.problem.cropped(before, image.shape[-2:])
+        truth, before, problem = loaded.truth, loaded.measured, run.task.problem
+        if problem is not None:
+            truth, before = problem.framed(truth), problem.cropped(before, image.shape[-2:])
         if before is not None:
             found["psnr_before"], found["ssim_before"] = _quality(before, truth)
         found["psnr"], found["ssim"] = _quality(image, truth)
@@ -323,12 +296,10 @@ def _result(
 def _keep_degraded(run: Run, loaded: LoadedImage) -> str | None:
     """Write the simulated measurement, or say why that cannot be."""
     path = loaded.source.result(run.out / DEGRADED_FOLDER)
-    if run.problem is None or run.problem.arrays is None:
+    if run.task.problem is None or run.task.problem.arrays is None:
         data = encode(loaded.measured, loaded.encoding)
     else:
-        buffer = io.BytesIO()
-        np.save(buffer, loaded.measured.numpy())
-        path, data = path.with_name(f"{path.name}.npy"), buffer.getvalue()
+        path, data = path.with_name(f"{path.name}.npy"), to_npy(loaded.measured.numpy())
     if path.exists():  # from before a kill, or a picture of somebody
         same = path.is_file() and path.read_bytes() == data
         return None if same else f"{path} is another picture than its simulated measurement; it is not overwritten"
@@ -355,22 +326,6 @@ def _divergence(solution: Restoration, own: slice, image: Tensor | None) -> str 
             "(another kernel, a picture that is sharp), or have more noise than was told"
         )
     return None
-
-
-def record_failures(run: Run, *failures: Failure) -> None:
-    if not failures:
-        return
-    results = [failed(run, failure) for failure in failures]
-    run.manifest.append(*results)
-    run.failed.extend(results)
-
-
-def failed(run: Run, failure: Failure) -> ItemResult:
-    """The line of an image that could not be used."""
-    source = failure.source
-    return ItemResult(
-        source.item, "failed", str(source), source.sha256() or "", run.settings, run.digest, failure.reason
-    )
 
 
 def _quality(

@@ -1,6 +1,7 @@
-"""What a job does to each image, and denoising by one prox.
+"""What a job does to each image: denoising by one prox, and scoring by the learned prior.
 
 Denoising is the case A = 1 of reconstruction (restoring.py): one evaluation f(y) minimises 1/2 ||x - y||^2 + R(x).
+Scores are the task that makes no images.
 """
 
 import hashlib
@@ -16,12 +17,15 @@ from torch import Tensor
 from .. import solvers
 from ..networks import LPN, InTiles
 from ..per_sample import norm
+from ..prior import Verdict, prior
 from .noise import FEW_TILES, MOST_TILES, noise_levels
 
 PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model and sigma fit together
 PROBE_NOISE = 0.1
 LEVEL_TOLERANCE = 0.1  # relative distance of the noise from the level that a one-level network knows
 
+# what a line says when not every plane converged: the gravest of their verdicts
+GRAVITY = (Verdict.CONVERGED, Verdict.ITERATIONS, Verdict.STALLED, Verdict.OUTSIDE, Verdict.INVALID)
 MOST_AT_ONCE = 2**20  # pixels of an image, beyond which it is evaluated in tiles, and numbers taken together
 TILE_SIDE = 512
 
@@ -29,29 +33,19 @@ OnIteration = Callable[[float], None]  # called with the number of iterations do
 
 
 class Task:
-    """What a job does to each image.
-
-    Attributes
-    ----------
-    name : str
-    makes_images : bool
-        Or numbers only, which the manifest keeps.
-    iterations : int
-        At most, for the progress bar.
-    expected_noise : float or None
-        What was said of it.
-    networks : dict
-        Shipped networks that replace the usual ones of a kind of image.
-    problem : Problem or None
-        What was measured, where that is not the image itself.
-    """
+    """What a job does to each image."""
 
     name: ClassVar[str]
-    makes_images: ClassVar[bool] = True
-    iterations: Any = 1
-    expected_noise: Any = None
-    networks: Any = MappingProxyType({})
-    problem: Any = None
+    makes_images: ClassVar[bool] = True  # or numbers only, which the manifest keeps
+    iterations: Any = 1  # at most, for the progress bar
+    expected_noise: Any = None  # what was said of it
+    networks: Any = MappingProxyType({})  # shipped ones that replace the usual ones of a kind of image
+    problem: Any = None  # what was measured, where that is not the image itself
+    sigma: Any = None  # told to the network
+
+    def __post_init__(self):
+        if self.sigma is not None and not 0 < self.sigma < math.inf:
+            raise ValueError(f"sigma must be positive and finite, got {self.sigma:g}")
 
     @property
     def estimates_noise(self) -> bool:
@@ -60,24 +54,23 @@ class Task:
 
     def noise_of(self, measured: list[Tensor]) -> list[float | None]:
         """The noise that each measurement (C, ...) shows, where it can be told."""
-        return noise_levels(measured, self.tiles)
-
-    @property
-    def tiles(self) -> int:
-        """Of an image, at most, that tell its noise."""
-        return MOST_TILES if self.estimates_noise else FEW_TILES
+        levels = noise_levels if self.problem is None else self.problem.noise_of
+        return levels(measured, MOST_TILES if self.estimates_noise else FEW_TILES)
 
     def settings(self) -> dict:
         """What decides the result besides the measurement and the network, JSON-ready."""
-        raise NotImplementedError
+        return {"task": self.name, **vars(self)}
 
     def conditions(self, model: LPN) -> solvers.Conditions | None:
         """Those of a theorem of convergence; ValueError where task and network do not fit together."""
         raise NotImplementedError
 
     def degrade(self, truth: Tensor, generator: torch.Generator) -> Tensor:
-        """The measurement of a known image (C, H, W)."""
-        raise NotImplementedError
+        """The measurement of a known image (C, H, W), with noise; ValueError where it is not said how much."""
+        if self.expected_noise is None:
+            raise ValueError("the noise must be given to simulate measurements")
+        y = truth if self.problem is None else self.problem.measurement(truth)
+        return y + self.expected_noise * torch.randn(y.shape, generator=generator, dtype=y.dtype)
 
     def solve(
         self, y: Tensor, model: Any, noise: Tensor | None = None, on_iteration: OnIteration | None = None
@@ -147,26 +140,12 @@ class Denoise(Task):
 
     name = "denoise"
 
-    def __post_init__(self):
-        check_sigma(self.sigma)
-
     @property
     def expected_noise(self) -> float | None:
-        """What was said of the noise."""
         return self.sigma
 
-    def settings(self) -> dict:
-        """What decides the result besides the measurement and the network, JSON-ready."""
-        return {"task": self.name, "sigma": self.sigma}
-
     def conditions(self, model: LPN) -> None:
-        """None: a prox needs no theorem of convergence.
-
-        Raises
-        ------
-        ValueError
-            A network of one noise level, and that is another one.
-        """
+        """None: a prox needs no theorem of convergence; ValueError for a network of one noise level, another one."""
         own = model.card.get("sigma")
         fixed = self.sigma is not None and not model.is_noise_conditional and isinstance(own, int | float)
         if fixed and abs(self.sigma - own) > LEVEL_TOLERANCE * own:
@@ -176,22 +155,6 @@ class Denoise(Task):
             )
         blank = blank_image(model)
         self.solve(blank, model, torch.full((1,), PROBE_NOISE).to(blank))
-
-    def degrade(
-        self,
-        truth: Tensor,  # (C, H, W)
-        generator: torch.Generator,
-    ) -> Tensor:  # (C, H, W)
-        """The noisy version of a known image.
-
-        Raises
-        ------
-        ValueError
-            It is not said how noisy.
-        """
-        if self.sigma is None:
-            raise ValueError("sigma must be given to make images noisy")
-        return noisy(truth, self.sigma, generator)
 
     @torch.no_grad()
     def solve(
@@ -237,12 +200,76 @@ def blank_image(model: LPN, size: tuple[int, int] = (PROBE_SIDE, PROBE_SIDE)) ->
     return torch.zeros(1, model.spec.channels, *size, dtype=own.dtype, device=own.device)
 
 
-def noisy(image: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    """With Gaussian noise from the generator."""
-    return image + noise * torch.randn(image.shape, generator=generator, dtype=image.dtype)
+@dataclass(frozen=True)
+class Score(Task):
+    """R(x) = <y, x> - 1/2 |x|^2 - psi(y) where f(y) = x; see `lpn_fast.prior`.
+
+    Parameters
+    ----------
+    sigma : float, optional
+        Noise level whose prior it is, for a noise-conditional network.
+    tol : float
+        Bound on the residual |f(y) - x| / |x|.
+    max_iter : int, optional
+        Most steps; None is the method's own.
+    method : str
+        That of `lpn_fast.invert`.
+    double : bool
+        Refine in double precision.
+
+    Raises
+    ------
+    ValueError
+        sigma that is not positive.
+
+    Examples
+    --------
+    >>> import lpn_fast as lf
+    >>> Score(tol=1e-3).solve(torch.rand(2, 1, 16, 16), lf.ConvLPN(1, hidden=8, alpha=0.1).eval()).value.shape
+    torch.Size([2])
+    """
+
+    sigma: float | None = None
+    tol: float = 1e-5
+    max_iter: int | None = None
+    method: str = "lbfgs"
+    double: bool = False
+
+    name = "prior"
+    makes_images = False
+    estimates_noise = False
+
+    def conditions(self, model: LPN) -> None:
+        """None: the certificate of a value is its residual; ValueError for options that `prior` refuses."""
+        levels = model.spec.noise_levels
+        if levels and self.sigma is None:
+            raise ValueError(
+                f"sigma must be given, this model has a prior for each level from {levels[0]:g} to {levels[-1]:g}"
+            )
+        self._prior(blank_image(model), model, max_iter=1)
+
+    def solve(
+        self, y: Tensor, model: LPN, noise: Tensor | None = None, on_iteration: OnIteration | None = None
+    ) -> Restoration:
+        result = self._prior(y, model, self.max_iter)
+        verdict = result.inversion.verdict
+        return Restoration(
+            x=None,
+            objective=None,
+            residual=result.residual,
+            iterations=result.inversion.iterations,
+            converged=result.converged,
+            broken=(verdict == Verdict.INVALID) | ~result.value.isfinite(),
+            value=result.value,
+            verdict=verdict,
+        )
+
+    @torch.no_grad()
+    def _prior(self, x: Tensor, model: LPN, max_iter: int | None):
+        options = {"sigma": self.sigma, "tol": self.tol, "method": self.method}
+        return prior(model, x, max_iter=max_iter, dtype=torch.float64 if self.double else None, **options)
 
 
-def check_sigma(sigma: float | None) -> None:
-    """Raise a ValueError unless it is positive or None."""
-    if sigma is not None and not 0 < sigma < math.inf:
-        raise ValueError(f"sigma must be positive and finite, got {sigma:g}")
+def gravest(verdicts: Tensor) -> str:
+    """The worst of the verdicts of an image's planes, in a word."""
+    return max((Verdict(v) for v in verdicts.tolist()), key=GRAVITY.index).name.lower()

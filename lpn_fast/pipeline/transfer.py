@@ -9,7 +9,6 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from .batches import concatenated
 from .tasks import Restoration
 
 
@@ -24,7 +23,7 @@ class Transfer:
 
     def upload(self, samples: list[Tensor]) -> tuple[Tensor, object]:
         """([(n_i, c, h, w)] as one batch (sum n_i, c, h, w) on the device, what to wait for); any thread."""
-        batch = concatenated(samples).to(self.dtype)
+        batch = (samples[0] if len(samples) == 1 else torch.cat(samples)).to(self.dtype)
         if not self._is_cuda:
             return batch, None
         with torch.cuda.stream(self._up):

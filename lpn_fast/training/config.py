@@ -32,7 +32,6 @@ from pathlib import Path
 from ..contract import did_you_mean
 from ..data.augment import SYMMETRIES, Augment
 from ..data.readers import WINDOWS
-from ..data.sources import SPLITS
 from ..data.synthetic import KINDS
 from ..networks.initialise import STARTS
 from ..networks.registry import trainable
@@ -109,18 +108,14 @@ class DataConfig:
         "only these of the samples; LAST is left out", None, metavar=("FIRST", "LAST")
     )
     validate_samples: tuple[int, int] | None = option("the same of --validate", None, metavar=("FIRST", "LAST"))
-    split: str | None = option("of sources that are split into several", None, choices=tuple(SPLITS))
-    validate_split: str | None = option("the same of --validate", None, choices=tuple(SPLITS))
     recursive: bool = option("look into folders within folders", False)
     window: str | tuple[float, float] = option(
         f"of DICOM files: {', '.join(WINDOWS)}, or two Hounsfield units", "full", metavar="W", parse=_name_or_unit
     )
-    full_scale: float | None = option("stored number that becomes 1 (default: by its type)", None)
     intensities: tuple[float, float] | None = option(
-        "instead: stored numbers that become 0 and 1", None, metavar=("LOW", "HIGH")
+        "stored numbers that become 0 and 1 (default: by their type)", None, metavar=("LOW", "HIGH")
     )
     skip_broken: bool = option("leave out files that cannot be read", False)
-    cache: str | None = option("keep decoded images there, mapped into memory", None, metavar="DIR")
     symmetries: str = option("reflections and quarter turns of the crops", "all", choices=SYMMETRIES)
     degrees: float = option("crops are rotated up to this angle", 0.0)
     zoom: float = option("crops are zoomed up to this factor", 1.0)
@@ -244,6 +239,7 @@ class TrainingConfig:
 
 
 # prefix of a table's keys -> its class
+GONE = ("split", "validate_split", "full_scale", "cache")  # entries of older configurations
 TABLES = {"": TrainingConfig, "data.": DataConfig, "model.": ModelConfig, "schedule.": ScheduleConfig}
 
 
@@ -282,6 +278,8 @@ def merge(data: dict, more: dict) -> dict:
 def _build(cls, data: dict, table: str):
     hints, values = typing.get_type_hints(cls), {}
     for key, value in data.items():
+        if key in GONE and value is None:  # in the cards of models that were trained without it
+            continue
         if key not in hints:
             near = difflib.get_close_matches(key, hints, 1) or difflib.get_close_matches(key, _everything(), 1)
             hint = f"; did you mean {_place(near[0], cls, table)!r}?" if near else f"; known are {sorted(hints)}"

@@ -98,7 +98,6 @@ def build_crops(data: DataConfig, model: LPN, pool: int = SYNTHETIC_POOL, device
         augment=data.augment,
         centre=data.centre,
         samples=data.samples,
-        split=data.split,
         device=device,
         **_reading(data),
     )
@@ -109,8 +108,7 @@ def build_validation(data: DataConfig, model: LPN) -> torch.Tensor | None:
     if not data.validate:
         return None
     side = data.validate_side if model.spec.image_size is None else model.spec.image_size[0]
-    options = {"samples": data.validate_samples, "split": data.validate_split, **_reading(data)}
-    return validation_batch(list(data.validate), data.channels, side, **options)
+    return validation_batch(list(data.validate), data.channels, side, samples=data.validate_samples, **_reading(data))
 
 
 def _reading(data: DataConfig) -> dict:
@@ -118,10 +116,8 @@ def _reading(data: DataConfig) -> dict:
     return {
         "recursive": data.recursive,
         "window": data.hounsfield,
-        "full_scale": data.full_scale,
         "intensities": data.intensities,
         "skip_broken": data.skip_broken,
-        "cache": data.cache,
     }
 
 

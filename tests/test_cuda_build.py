@@ -1,4 +1,4 @@
-"""What ptxas said of the CUDA kernels when the package was built: nothing spilled, no stack, no warning; and for whom."""
+"""What ptxas said of the CUDA kernels when the package was built: no spill, no stack, no warning; for which devices."""
 
 import importlib.util
 import re

@@ -3,7 +3,6 @@
 import os
 import re
 
-import numpy as np
 import pytest
 import torch
 from cases import relative
@@ -12,7 +11,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 import ptx_model
 import triton
-from ptx_model import Fault
+from ptx_memory import Fault
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -63,7 +62,7 @@ class OnModel:
                 options = {"num_warps": num_warps, "num_stages": num_stages}
                 self.compiled[key] = triton.compile(source, GPUTarget("cuda", 80, 32), options)
             made = self.compiled[key]
-            ptx_model.launch(self.edit(made.asm["ptx"]), made.metadata.shared, num_warps, grid, arguments)
+            ptx_model.launch(self.edit(made.asm["ptx"]), made.metadata.shared, num_warps, grid, [*arguments, 0, 0])
 
         return launch
 
@@ -181,13 +180,3 @@ def test_what_the_model_does_not_know_is_no_result(on_model):
         on_model(nth(known, other))
         with pytest.raises(Fault, match=f"not known here: {other.split('.')[0]}"):
             error("fp16")
-
-
-def test_memory_that_is_nobodys_is_seen():
-    memory = ptx_model.Memory()
-    base = memory.add(np.zeros(64, np.uint8))
-    content, offsets = memory.at(np.array([base + 60]), 4, "st")
-    assert len(content) == 64 and offsets == [60]
-    for address, size, said in ((base + 64, 4, "outside"), (base - 4, 4, "outside"), (base + 2, 4, "alignment")):
-        with pytest.raises(Fault, match=said):
-            memory.at(np.array([address]), size, "st")

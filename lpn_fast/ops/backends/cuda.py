@@ -4,8 +4,9 @@
     solve                t u + (1 - t) f(u) = z for all rows, each with its verdict, in one launch
 
 float32 tensors; products run on the tensor cores in the named precision, "fp32" as three TF32 products whose sum
-has float32's accuracy. Outputs and workspaces are torch's, on the current stream; nothing waits for the device. Kernels of
-a precision are loaded when a device is first asked about it, so even a first call can be captured into a CUDA graph.
+has float32's accuracy. Outputs and workspaces are torch's, on the current stream; nothing waits for the device, and
+kernels of a precision are loaded when a device is first asked about it, so even a first call can be captured into a
+CUDA graph.
 """
 
 import functools

@@ -142,7 +142,8 @@ class Compiled(Model):
         tiles = plan["tiles"] if plan["resident"] and kernel != "solve_kernel" else 0
         shape = plan["row_tiles"], plan["column_tiles"], plan["resident"], plan["team"], tiles
         entry = kernel + r"\w*Li{}ELi{}ELb{}ELi{}ELi{}".format(*shape) + ending
-        ptx_model.launch(self.ptx, plan["shared"], plan["warps"], (plan["blocks"],), [bytes(call)], entry, memory)
+        blocks = (plan["blocks"],)
+        self.kernel = ptx_model.launch(self.ptx, plan["shared"], plan["warps"], blocks, [bytes(call)], entry, memory)
 
     def _problem(self, plan) -> Problem:
         """As make_problem of mlp_plan.cpp."""

@@ -1,5 +1,6 @@
 """What the PTX instructions that compute give, on numpy arrays over threads. Any other instruction is a `Fault`."""
 
+import functools
 import re
 
 import numpy as np
@@ -16,6 +17,7 @@ UNARY = {"ex2": np.exp2, "lg2": np.log2, "sqrt": np.sqrt, "rcp": np.reciprocal, 
 KNOWN = {"lo", "hi", "wide", "rn", "ftz", "approx", "full"}
 
 
+@functools.cache
 def dtype_of(kind: str) -> np.dtype:
     """u32, s64, f16, b8 or pred; bfloat16 and TF32 have none."""
     return np.dtype(

@@ -11,7 +11,7 @@ functions, blocks side by side, and lanes of a warp out of step where nothing di
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import ptx_matrices
@@ -44,6 +44,12 @@ class Kernel:
     shared: dict[str, int]  # offsets of variables; what a launch allots comes last
     static_bytes: int  # of shared memory
     scoped: dict[str, np.dtype]  # registers of inline assembly
+    reached: set[int] = field(default_factory=set)  # instructions that some thread has carried out
+
+    def missed(self, *operations: str) -> list[str]:
+        """Instructions of these kinds, or of all, that no thread has carried out."""
+        wanted = [at for at, one in enumerate(self.code) if not operations or one.op[0] in operations]
+        return [self.code[at].text for at in wanted if at not in self.reached]
 
 
 def parse(ptx: str, entry: str = "") -> Kernel:
@@ -127,6 +133,8 @@ class Block:
                     if not here.any():
                         break
                 active = here & (self.registers[one.guard] != one.negated) if one.guard else here
+                if active.any():
+                    self.kernel.reached.add(at)
                 if one.op[0] == "bra":
                     self._go(places, stuck, self.kernel.labels[one.operands[0]], active)
                     here = here & ~active
@@ -364,8 +372,8 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.strip("{} ").split(",")]
 
 
-def launch(ptx: str, shared: int, warps: int, grid: tuple[int, ...], arguments: list, entry="", memory=None) -> None:
-    """Run all blocks of a kernel.
+def launch(ptx: str, shared: int, warps: int, grid: tuple[int, ...], arguments: list, entry="", memory=None) -> Kernel:
+    """Run all blocks of a kernel, which is returned.
 
     Arguments are tensors on the CPU, which are read and written, numbers, or the bytes of a struct, in which addresses
     are `memory`'s.
@@ -385,3 +393,4 @@ def launch(ptx: str, shared: int, warps: int, grid: tuple[int, ...], arguments: 
     memory.begin()
     for program in np.ndindex(*grid):
         Block(kernel, program, grid, warps, shared, memory, given).run()
+    return kernel

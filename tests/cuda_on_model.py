@@ -54,7 +54,7 @@ class BackendOnModel(CudaBackend):
     def _where(self, x: Tensor) -> tuple[int, int]:
         return 0, 0
 
-    def _limits(self, device: int):
+    def _limits(self, device: int, precision: str):
         return self._module.limits
 
 

@@ -180,7 +180,7 @@ def test_a_device_that_cannot_be_used_is_a_reason(monkeypatch):
 
     class OldDriver:
         @staticmethod
-        def mlp_prepare(device):
+        def mlp_prepare(device, precision):
             raise RuntimeError("CUDA kernel 'device guard': CUDA driver version is insufficient")
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))

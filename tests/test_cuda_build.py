@@ -1,7 +1,9 @@
-"""What ptxas said of the CUDA kernels when the package was built: nothing spilled, no stack, no warning."""
+"""What ptxas said of the CUDA kernels when the package was built: no spill, no stack, no warning; for which devices."""
 
 import importlib.util
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,15 +18,24 @@ built = pytest.mark.skipif(
 )
 
 
+def architectures() -> set[str]:
+    """Those that CMakeLists.txt names and this nvcc knows."""
+    named = re.search(r"foreach\(arch ([\w ]+)\)", (ROOT / "CMakeLists.txt").read_text())[1].split()
+    if shutil.which("nvcc") is None:
+        return {"sm_80", "sm_90"}
+    known = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    return {arch for arch in named if arch in known}
+
+
 @built
-def test_every_unit_was_compiled_for_both_architectures():
+def test_every_unit_was_compiled_for_every_architecture():
     assert {path.name.removesuffix(".o.txt") for path in REPORTS} == UNITS
     for path in REPORTS:
         found = kernels(path.read_text())
         if path.name.startswith("mlp_") and "launch" not in path.name:
-            assert {"sm_80", "sm_90"} <= {arch for _, arch in found}
+            assert architectures() == {arch for _, arch in found}
             # packing; prox, hvp and vjp for five known widths, any width, and wider ones; prox with wide tiles
-            assert len(found) >= 2 * (1 + 3 * 6 + 1 + (7 if "16" in path.name else 4))
+            assert len(found) >= len(architectures()) * (1 + 3 * 6 + 1 + (7 if "16" in path.name else 4))
 
 
 @built
@@ -35,6 +46,29 @@ def test_no_kernel_spills_or_keeps_a_stack(path):
     for kernel, (stack, stores, loads, registers) in kernels(text).items():
         assert (stack, stores, loads) == (0, 0, 0), f"{kernel}: {stack} bytes of stack, {stores} + {loads} spilled"
         assert registers <= 255
+
+
+def cuobjdump() -> str | None:
+    """NVIDIA's tool, of the toolkit or as Triton brings it."""
+    found = shutil.which("cuobjdump")
+    spec = None if found else importlib.util.find_spec("triton")
+    theirs = spec and Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return found or (str(theirs) if theirs and theirs.exists() else None)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lpn_fast._cuda") is None, reason="no CUDA module was built")
+@pytest.mark.skipif(cuobjdump() is None, reason="there is no cuobjdump here")
+def test_the_module_has_the_machine_code_and_ptx_that_it_says():
+    module = importlib.import_module("lpn_fast._cuda")
+    listed = {}
+    for what, ending in (("elf", "cubin"), ("ptx", "ptx")):
+        command = [cuobjdump(), f"--list-{what}", module.__file__]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        listed[what] = re.findall(rf"\.(sm_\w+)\.{ending}", text)
+    assert {*module.code.split()} == {*listed["elf"]} | {name.replace("sm", "compute") for name in listed["ptx"]}
+    assert architectures() | {"compute_80"} == {*module.code.split()}
+    units = len(listed["ptx"])  # each in all of them
+    assert all(listed["elf"].count(arch) == units for arch in listed["elf"])
 
 
 def test_a_spill_would_be_seen():

@@ -153,7 +153,10 @@ def test_cuda_kernels_get_the_tensors_device_stream_and_workspaces(monkeypatch):
 
         solve = run
 
-    module = SimpleNamespace(MlpNetwork=Network, mlp_prepare=lambda device: None, mlp_limits=lambda device: device)
+    prepared = []
+    module = SimpleNamespace(
+        MlpNetwork=Network, mlp_prepare=lambda *which: prepared.append(which), mlp_limits=lambda device: device
+    )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=1000 + device.index))
     monkeypatch.setattr(cuda_backend, "_at", lambda t: 0)
@@ -170,3 +173,4 @@ def test_cuda_kernels_get_the_tensors_device_stream_and_workspaces(monkeypatch):
             backend.solve(spec, packed, x, x, p, tol=1e-5, max_iter=None, radius=None)
         assert watched.devices == {"cuda:1"}
     assert told == [(1, 1001)] * 4
+    assert prepared == [(1, "fp16"), (1, "fp32")]  # the solver's; tf32 and bf16 were not asked for

@@ -3,7 +3,6 @@
 import os
 import re
 
-import numpy as np
 import pytest
 import torch
 from cases import relative
@@ -12,7 +11,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 import ptx_model
 import triton
-from ptx_model import Fault
+from ptx_memory import Fault
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -63,7 +62,7 @@ class OnModel:
                 options = {"num_warps": num_warps, "num_stages": num_stages}
                 self.compiled[key] = triton.compile(source, GPUTarget("cuda", 80, 32), options)
             made = self.compiled[key]
-            ptx_model.launch(self.edit(made.asm["ptx"]), made.metadata.shared, num_warps, grid, arguments)
+            ptx_model.launch(self.edit(made.asm["ptx"]), made.metadata.shared, num_warps, grid, [*arguments, 0, 0])
 
         return launch
 
@@ -125,16 +124,30 @@ def test_the_compiled_kernels_of_stages_are_right(monkeypatch):
     assert relative(psi, reference.potential(*wide)) < 2e-6 and relative(f, reference.prox(*wide)) < 2e-6
 
 
-@pytest.mark.parametrize("precision, dtype", [("fp32", torch.float32), ("fp16", torch.float16)])
-def test_the_compiled_kernel_of_weight_gradients_is_right(monkeypatch, precision, dtype):
-    monkeypatch.setattr(gradient, "gradient_kernel", OnModel(gradient.gradient_kernel))
+def weight_gradients(monkeypatch, precision, dtype, edit=lambda ptx: ptx) -> float:
+    """Relative error of the gradient of a small stage's weights."""
+    monkeypatch.setattr(gradient, "gradient_kernel", OnModel(gradient.gradient_kernel, edit))
     torch.manual_seed(0)
     e, z = torch.randn(1, 5, 5, 16).to(dtype), torch.randn(1, 9, 10, 16).to(dtype)  # [N, h, w, H]
     config, geometry = Config(32, 16, 16, 16, 4, 3), Geometry(kernel=3, stride=2, padding=1)
     found = gradient.gradient([(e, z)], geometry, config, precision, processors=1)
     images = z.permute(0, 3, 1, 2).double(), e.permute(0, 3, 1, 2).double()
     want = torch.nn.grad.conv2d_weight(images[0], (16, 16, 3, 3), images[1], 2, 1)
-    assert relative(found.permute(3, 2, 0, 1), want) < 2e-6
+    return relative(found.permute(3, 2, 0, 1), want)
+
+
+@pytest.mark.parametrize("precision, dtype", [("fp32", torch.float32), ("fp16", torch.float16)])
+def test_the_compiled_kernel_of_weight_gradients_is_right(monkeypatch, precision, dtype):
+    assert weight_gradients(monkeypatch, precision, dtype) < 2e-6
+
+
+def test_a_copy_that_is_not_waited_for_is_seen(monkeypatch):
+    def one_group_less(ptx):
+        assert "cp.async.wait_group" in ptx
+        return re.sub(r"(cp\.async\.wait_group\s+)(\d+)", lambda found: f"{found[1]}{int(found[2]) + 1}", ptx)
+
+    with pytest.raises(Fault, match="under way"):
+        weight_gradients(monkeypatch, "fp16", torch.float16, one_group_less)
 
 
 def test_the_kernel_that_measures_special_functions_counts_what_it_evaluates(monkeypatch):
@@ -181,13 +194,3 @@ def test_what_the_model_does_not_know_is_no_result(on_model):
         on_model(nth(known, other))
         with pytest.raises(Fault, match=f"not known here: {other.split('.')[0]}"):
             error("fp16")
-
-
-def test_memory_that_is_nobodys_is_seen():
-    memory = ptx_model.Memory()
-    base = memory.add(np.zeros(64, np.uint8))
-    content, offsets = memory.at(np.array([base + 60]), 4, "st")
-    assert len(content) == 64 and offsets == [60]
-    for address, size, said in ((base + 64, 4, "outside"), (base - 4, 4, "outside"), (base + 2, 4, "alignment")):
-        with pytest.raises(Fault, match=said):
-            memory.at(np.array([address]), size, "st")

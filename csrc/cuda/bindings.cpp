@@ -39,6 +39,7 @@ PYBIND11_MODULE(_cuda, module) {
       "device_report", &device_report_for_python,
       "driver_version and runtime_version (1000 major + 10 minor; 0 is none), devices, and reason: why no "
       "device can be used, or None.");
+  module.attr("code") = LPN_CUDA_CODE;  // as CMake names it: sm_* is machine code, compute_* PTX
   bind_mlp(module);
 }
 

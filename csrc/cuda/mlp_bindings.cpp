@@ -156,8 +156,11 @@ void bind_mlp(py::module_& module) {
            py::arg("limits"))
       .def("run", &MlpNetwork::run)
       .def("solve", &MlpNetwork::solve);
-  module.def("mlp_prepare", &mlp_prepare, py::arg("device"),
-             "Let the kernels have a device's shared memory; once per device, outside a graph capture.");
+  module.def(
+      "mlp_prepare",
+      [](int device, const std::string& precision) { mlp_prepare(device, precision_named(precision)); },
+      py::arg("device"), py::arg("precision"),
+      "Load the kernels of a precision and let them have a device's shared memory; outside a graph capture.");
   module.def("mlp_limits", &mlp_limits, py::arg("device"), "DeviceLimits of a prepared device.");
 }
 

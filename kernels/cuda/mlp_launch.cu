@@ -15,7 +15,8 @@ constexpr int most_devices = 64;
 constexpr int sum_threads = 256;
 
 struct Prepared {
-  bool done;
+  bool known;  // limits
+  bool precisions[4];
   DeviceLimits limits;
 };
 Prepared prepared[most_devices];  // written under Python's global lock
@@ -91,32 +92,33 @@ void pack(const MlpCall& call, Precision precision, const Plan& plan, void* stre
 
 }  // namespace
 
-void mlp_prepare(int device) {
+void mlp_prepare(int device, Precision precision) {
   if (device < 0 || device >= most_devices)
     throw std::runtime_error("device index " + std::to_string(device));
-  if (prepared[device].done) return;
+  Prepared& found = prepared[device];
+  if (found.precisions[static_cast<int>(precision)]) return;
   const DeviceGuard guard(device);
   const RelaxedCapture relaxed;
-  DeviceLimits limits{};
-  const auto read = [device](int* value, cudaDeviceAttr attribute) {
-    require(cudaDeviceGetAttribute(value, attribute, device), "device attributes");
-  };
-  read(&limits.processors, cudaDevAttrMultiProcessorCount);
-  read(&limits.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  read(&limits.shared_per_processor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-  for (const Precision precision : {Precision::fp32, Precision::tf32, Precision::fp16, Precision::bf16}) {
-    const char* kernel = "";
-    const int status = kernels_of(precision).prepare(limits.shared_per_block, &kernel);
-    require(status, std::string("mlp ") + kernel + " " + name_of(precision));
+  if (!found.known) {
+    const auto read = [device](int* value, cudaDeviceAttr attribute) {
+      require(cudaDeviceGetAttribute(value, attribute, device), "device attributes");
+    };
+    read(&found.limits.processors, cudaDevAttrMultiProcessorCount);
+    read(&found.limits.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    read(&found.limits.shared_per_processor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+    cudaFuncAttributes attributes;
+    require(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(sum_kernel)),
+            "mlp sum of gradients");
+    found.known = true;
   }
-  cudaFuncAttributes attributes;
-  require(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(sum_kernel)),
-          "mlp sum of gradients");
-  prepared[device] = {true, limits};
+  const char* kernel = "";
+  const int status = kernels_of(precision).prepare(found.limits.shared_per_block, &kernel);
+  require(status, std::string("mlp ") + kernel + " " + name_of(precision));
+  found.precisions[static_cast<int>(precision)] = true;
 }
 
 const DeviceLimits& mlp_limits(int device) {
-  if (device < 0 || device >= most_devices || !prepared[device].done)
+  if (device < 0 || device >= most_devices || !prepared[device].known)
     throw std::runtime_error("device " + std::to_string(device) + " was not prepared");
   return prepared[device].limits;
 }

@@ -1,6 +1,6 @@
 // The dense network's kernels from the host's side. No CUDA header needed; errors are std::runtime_error with
 // the kernel's name. Everything is queued on the caller's stream; nothing allocates or waits, so calls can be
-// captured into a graph once the device was prepared.
+// captured into a graph once the device was prepared for the precision.
 
 #pragma once
 
@@ -8,8 +8,9 @@
 
 namespace lpn {
 
-// Reads the device's limits and lets the kernels have its shared memory. Once per device, outside a capture.
-void mlp_prepare(int device);
+// Reads the device's limits and lets the kernels of a precision have its shared memory, those of no other: a
+// device that is newer than the machine code compiles them from PTX, which takes its time. Outside a capture.
+void mlp_prepare(int device, Precision precision);
 
 // Limits of a device that was prepared.
 const DeviceLimits& mlp_limits(int device);

@@ -66,7 +66,7 @@ def _cuda_module() -> list[str]:
         return [reason]
     report = module.device_report()
     runtime, driver = (_cuda_version(report[f"{part}_version"]) for part in ("runtime", "driver"))
-    lines = [f"runtime {runtime}, driver {driver}"]
+    lines = [f"runtime {runtime}, driver {driver}, kernels for {module.code}"]
     if report["reason"]:
         lines.append(f"no device can be used: {report['reason']}")
     for device in report["devices"]:

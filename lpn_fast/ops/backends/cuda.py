@@ -5,7 +5,8 @@
 
 float32 tensors; products run on the tensor cores in the named precision, "fp32" as three TF32 products whose sum
 has float32's accuracy. Outputs and workspaces are torch's, on the current stream; nothing waits for the device, and
-kernels are loaded when a device is first asked about, so even a first call can be captured into a CUDA graph.
+kernels of a precision are loaded when a device is first asked about it, so even a first call can be captured into a
+CUDA graph.
 """
 
 import functools
@@ -147,12 +148,12 @@ class CudaBackend:
         """(device index, address of the current stream)"""
         return x.device.index or 0, torch.cuda.current_stream(x.device).cuda_stream
 
-    def _limits(self, device: int):
-        """What the planner has to know of a device, once its kernels were given their shared memory."""
+    def _limits(self, device: int, precision: str):
+        """What the planner has to know of a device, once the kernels of a precision were given their shared memory."""
         capability = torch.cuda.get_device_capability(device)
         if capability < (8, 0):
             raise RuntimeError(f"compute capability 8.0 is needed, this device has {capability[0]}.{capability[1]}")
-        self._module.mlp_prepare(device)
+        self._module.mlp_prepare(device, precision)
         return self._module.mlp_limits(device)
 
     def _network(self, spec: Spec):
@@ -162,7 +163,7 @@ class CudaBackend:
         )
 
     def _plan(self, spec: Spec, operation: str, precision: str, rows: int, device: int):
-        limits = self._limits(device)
+        limits = self._limits(device, precision)
         return self._network(spec).plan(operation, precision, rows, limits)
 
     def _unfit(self, spec: Spec, precision: str, device: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Explicit priors on the CPU, fused (csrc/cpu/isa/prior.h): only images touch memory. float32."""
+"""Explicit priors on the CPU, fused (csrc/cpu/isa/prior.h, prior_gradient.h): only images touch memory. float32."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -33,20 +33,48 @@ def run(
     pot: "Potentials", x: Tensor, v: Tensor | None, k: int, with_value: bool, precision: str = "fp32"
 ) -> tuple[Tensor, Tensor]:
     """(R(x) (N,) float64, or zeros, grad R(x)); the second one is the Hessian times v where v is given."""
-    samples, channels, height, width = x.shape
-    patches = Patches(height, width, k, x)
     x, v = x.contiguous(), None if v is None else v.contiguous()
-    tensors = [t.detach().contiguous() for t in pot.tensors()[:5]]
     out = torch.empty_like(x)
-    value = torch.zeros(samples, dtype=torch.float64, device=x.device)
-    row_weights = patches.row_weights / k**2
+    value = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    patches = Patches(*x.shape[2:], k, x)
+    row_weights, tensors = patches.row_weights / k**2, _contiguous(pot)
     _cpu.explicit_prior(
         x.data_ptr(), 0 if v is None else v.data_ptr(), value.data_ptr() if with_value else 0, out.data_ptr(),
-        samples, channels, height, width, k, tensors[1].shape[1], *(t.data_ptr() for t in tensors),
-        len(tensors[1]) == 1, patches.rows.data_ptr(), patches.columns.data_ptr(), row_weights.data_ptr(),
-        patches.column_weights.data_ptr(), torch.get_num_threads(),
+        **_described(tensors, patches, row_weights, x),
     )  # fmt: skip
     if with_value:
         constant = (pot.slope * pot.near.sqrt()).double().sum(1)  # [B], of every position
         value -= constant * (row_weights.double().sum() * patches.column_weights.double().sum())
     return value, out
+
+
+def parameter_gradient(pot: "Potentials", x: Tensor, v: Tensor | None, p: Tensor | None, k: int) -> list[Tensor]:
+    """Gradients of the sum of <v, grad R(x)>, or of p R(x) where v is None, in atoms, U, a, b and e of one level.
+
+    p (N,). The B potentials are those of N / B samples each, one after another.
+    """
+    x, v, p = (None if t is None else t.to(x).contiguous() for t in (x, v, p))
+    assert x is not None
+    patches = Patches(*x.shape[2:], k, x)
+    row_weights, tensors = patches.row_weights / k**2, _contiguous(pot)
+    found = [torch.empty_like(t) for t in tensors]
+    _cpu.explicit_prior_gradient(
+        x.data_ptr(), *(0 if t is None else t.data_ptr() for t in (v, p)), *(t.data_ptr() for t in found),
+        **_described(tensors, patches, row_weights, x),
+    )  # fmt: skip
+    return found
+
+
+def _contiguous(pot: "Potentials") -> list[Tensor]:
+    return [t.detach().contiguous() for t in pot.tensors()[:5]]
+
+
+def _described(tensors: list[Tensor], patches: Patches, row_weights: Tensor, x: Tensor) -> dict[str, int]:
+    """What all kernels are told of potentials and patches."""
+    samples, channels, height, width = x.shape
+    sets, groups, n = tensors[1].shape
+    sizes = {"images": samples, "channels": channels, "height": height, "width": width, "kernel": patches.k}
+    names = ("atoms", "energies", "slope", "near", "far", "rows", "columns", "row_weights", "column_weights")
+    geometry = (patches.rows, patches.columns, row_weights, patches.column_weights)
+    addresses = {name: t.data_ptr() for name, t in zip(names, (*tensors, *geometry), strict=True)}
+    return sizes | {"n": n, "groups": groups, "sets": sets} | addresses | {"threads": torch.get_num_threads()}

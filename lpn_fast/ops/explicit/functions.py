@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from ...per_sample import broadcast, dot
 from . import potentials
 from .descent import Solution, SolveLimits, linear_solve, solve
+from .parameters import gradients
 from .potentials import Potentials
 
 
@@ -52,11 +53,7 @@ class _Value(torch.autograd.Function):
     def backward(ctx, g):
         gradient, x, *tensors = ctx.saved_tensors
         gx = broadcast(g, gradient) * gradient if ctx.needs_input_grad[1] else None
-        return (
-            None,
-            gx,
-            *_in_potentials(lambda pot: (potentials.values(pot, x, ctx.k) * g.to(x)).sum(), tensors, ctx, 2),
-        )
+        return None, gx, *_in_potentials(ctx, tensors, x, None, g)
 
 
 class _Gradient(torch.autograd.Function):
@@ -71,7 +68,7 @@ class _Gradient(torch.autograd.Function):
     def backward(ctx, v):
         x, *tensors = ctx.saved_tensors
         gx = potentials.hvp(Potentials.of_tensors(tensors), x, v, ctx.k) if ctx.needs_input_grad[1] else None
-        return None, gx, *_in_potentials(lambda pot: potentials.pairing(pot, x, v, ctx.k), tensors, ctx, 2)
+        return None, gx, *_in_potentials(ctx, tensors, x, v, None)
 
 
 class _Prox(torch.autograd.Function):
@@ -88,21 +85,9 @@ class _Prox(torch.autograd.Function):
         q = linear_solve(Potentials.of_tensors(tensors), x, weight, v, ctx.k, ctx.tol)
         scaled = broadcast(-weight, q) * q
         of_weight = -dot(q, gradient).to(weight) if ctx.needs_input_grad[5] else None
-        return (
-            None, None, None, None, q, of_weight,
-            *_in_potentials(lambda pot: potentials.pairing(pot, x, scaled, ctx.k), tensors, ctx, 6),
-        )  # fmt: skip
+        return None, None, None, None, q, of_weight, *_in_potentials(ctx, tensors, x, scaled, None)
 
 
-def _in_potentials(scalar, tensors, ctx, first: int) -> list[Tensor | None]:
-    """Gradients of a scalar function of the potentials in those that need one."""
-    needed = ctx.needs_input_grad[first:]
-    if not any(needed):
-        return [None] * len(tensors)
-    with torch.enable_grad():
-        copies = [t.detach().requires_grad_(wanted) for t, wanted in zip(tensors, needed, strict=True)]
-        wanted_of = [t for t in copies if t.requires_grad]
-        # an image smaller than a patch has no coarse level
-        found = torch.autograd.grad(scalar(Potentials.of_tensors(copies)), wanted_of, materialize_grads=True)
-        parts = iter(found)
-    return [next(parts) if wanted else None for wanted in needed]
+def _in_potentials(ctx, tensors, x: Tensor, v: Tensor | None, p: Tensor | None) -> list[Tensor | None]:
+    """Gradients in the potentials, the last inputs, of sum <v, grad R(x)>, or of sum p R(x)."""
+    return gradients(Potentials.of_tensors(tensors), x, v, p, ctx.k, ctx.needs_input_grad[-len(tensors) :])

@@ -95,11 +95,11 @@ def gradient(pot: Potentials, x: Tensor, k: int) -> Tensor:
 def value_and_gradient(pot: Potentials, x: Tensor, k: int, with_value: bool = True) -> tuple[Tensor, Tensor]:
     """(R(x) (N,) float64, or zeros without values, grad R(x)); x in units of the noise, (N, C, H, W)."""
     value, gradient = kernels.run(pot, x, None, k, with_value)
-    if _has_coarse(pot, x, k):
+    if has_coarse(pot, x, k):
         z, parts = means(x, k), []
         tilings = Tilings(*z.shape[2:], k)
         for part in tilings.split(z):
-            of_part, own = kernels.run(_of_tilings(pot, part, x), part, None, _side(pot, x), with_value)
+            of_part, own = kernels.run(_of_tilings(pot, part, x), part, None, side(pot, x), with_value)
             value += of_part.view(len(x), -1).sum(1) / k**2
             parts.append(own)
         gradient += means_adjoint(tilings.joined(parts, z), k) / k**2
@@ -109,11 +109,11 @@ def value_and_gradient(pot: Potentials, x: Tensor, k: int, with_value: bool = Tr
 def hvp(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
     """The Hessian of R at x times v, like x."""
     product = kernels.run(pot, x, v, k, False)[1]
-    if _has_coarse(pot, x, k):
+    if has_coarse(pot, x, k):
         z, along = means(x, k), means(v, k)
         tilings = Tilings(*z.shape[2:], k)
         parts = [
-            kernels.run(_of_tilings(pot, part, x), part, direction, _side(pot, x), False)[1]
+            kernels.run(_of_tilings(pot, part, x), part, direction, side(pot, x), False)[1]
             for part, direction in zip(tilings.split(z), tilings.split(along), strict=True)
         ]
         product += means_adjoint(tilings.joined(parts, z), k) / k**2
@@ -121,18 +121,7 @@ def hvp(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
 
 
 def pairing(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
-    """sum over samples of <v, grad R(x)>, by operations that autograd differentiates in the potentials."""
-    total = _pairing(pot, x, v, k)
-    if _has_coarse(pot, x, k):
-        z, along = means(x, k), means(v, k)
-        tilings = Tilings(*z.shape[2:], k)
-        for part, direction in zip(tilings.split(z), tilings.split(along), strict=True):
-            total = total + _pairing(_of_tilings(pot, part, x), part, direction, _side(pot, x)) / k**2
-    return total
-
-
-def _pairing(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
-    """The same of one level."""
+    """sum over samples of <v, grad R(x)> of one level, by operations that autograd differentiates in the potentials."""
     patches = Patches(*x.shape[2:], k, x)
     at, along = patches.extended(x), patches.extended(v)
     total = x.new_zeros(())
@@ -150,18 +139,7 @@ def _pairing(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
 
 
 def values(pot: Potentials, x: Tensor, k: int) -> Tensor:
-    """R(x), (N,), by operations that autograd differentiates in the potentials."""
-    total = _values(pot, x, k)
-    if _has_coarse(pot, x, k):
-        z = means(x, k)
-        for part in Tilings(*z.shape[2:], k).split(z):
-            of_part = _values(_of_tilings(pot, part, x), part, _side(pot, x))
-            total = total + of_part.view(len(x), -1).sum(1) / k**2
-    return total
-
-
-def _values(pot: Potentials, x: Tensor, k: int) -> Tensor:
-    """The same of one level."""
+    """R(x), (N,), of one level, by operations that autograd differentiates in the potentials."""
     patches = Patches(*x.shape[2:], k, x)
     at, totals = patches.extended(x), []
     for n in range(len(x)):
@@ -174,11 +152,11 @@ def _values(pot: Potentials, x: Tensor, k: int) -> Tensor:
     return torch.stack(totals).view(len(x), -1).sum(1) if totals else x.new_zeros(0)
 
 
-def _has_coarse(pot: Potentials, x: Tensor, k: int) -> bool:
+def has_coarse(pot: Potentials, x: Tensor, k: int) -> bool:
     return pot.coarse is not None and len(x) > 0 and min(x.shape[2:]) >= k
 
 
-def _side(pot: Potentials, x: Tensor) -> int:
+def side(pot: Potentials, x: Tensor) -> int:
     """Side of the patches of the coarse level."""
     assert pot.coarse is not None
     return math.isqrt(len(pot.coarse.atoms) // x.shape[1])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from . import plain
 from .patches import Patches
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ except ImportError:  # a source tree that was never built
     _cpu = None
 
 name = "cpu"
+gradients = plain.gradients  # in the potentials
 
 
 def refusal(level: "Level", x: Tensor) -> str | None:

@@ -28,8 +28,6 @@ from torch import Tensor
 
 from . import kernels
 from .coarse import Tilings, means, means_adjoint
-from .patches import Patches
-from .plain import huber
 
 
 @dataclass(frozen=True)
@@ -120,58 +118,23 @@ def hvp(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
     return product
 
 
-def pairing(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
-    """sum over samples of <v, grad R(x)>, by operations that autograd differentiates in the potentials."""
-    total = _pairing(pot, x, v, k)
+def gradients(pot: Potentials, x: Tensor, v: Tensor | None, scale: Tensor | None, k: int) -> tuple[Tensor, ...]:
+    """The gradient of  sum over samples of <v, grad R(x)> + scale R(x)  in `pot.tensors()`; scale (N,), like x."""
+    found = kernels.gradients(pot, x, v, scale, k)
+    if pot.coarse is None:
+        return found
+    coarse = [torch.zeros_like(t) for t in pot.coarse.tensors()]  # no level where an image is smaller than a patch
     if _has_coarse(pot, x, k):
-        z, along = means(x, k), means(v, k)
-        tilings = Tilings(*z.shape[2:], k)
-        for part, direction in zip(tilings.split(z), tilings.split(along), strict=True):
-            total = total + _pairing(_of_tilings(pot, part, x), part, direction, _side(pot, x)) / k**2
-    return total
-
-
-def _pairing(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
-    """The same of one level."""
-    patches = Patches(*x.shape[2:], k, x)
-    at, along = patches.extended(x), patches.extended(v)
-    total = x.new_zeros(())
-    for n in range(len(x)):
-        own, one = pot.of(slice(n, n + 1)), slice(n, n + 1)
-        u_matrix, a, b, e = own.single()
-        for block in patches.blocks():
-            c = own.atoms @ patches.gather(at[one], block)[0]
-            dc = own.atoms @ patches.gather(along[one], block)[0]
-            energy = u_matrix @ c.square()
-            gates = a * torch.rsqrt(energy + b) - e * torch.rsqrt(energy.maximum(e * e))
-            weights = patches.weights_of(block) / k**2
-            total = total + (gates * (u_matrix @ (c * dc * weights))).sum()
-    return total
-
-
-def values(pot: Potentials, x: Tensor, k: int) -> Tensor:
-    """R(x), (N,), by operations that autograd differentiates in the potentials."""
-    total = _values(pot, x, k)
-    if _has_coarse(pot, x, k):
-        z = means(x, k)
-        for part in Tilings(*z.shape[2:], k).split(z):
-            of_part = _values(_of_tilings(pot, part, x), part, _side(pot, x))
-            total = total + of_part.view(len(x), -1).sum(1) / k**2
-    return total
-
-
-def _values(pot: Potentials, x: Tensor, k: int) -> Tensor:
-    """The same of one level."""
-    patches = Patches(*x.shape[2:], k, x)
-    at, totals = patches.extended(x), []
-    for n in range(len(x)):
-        own = pot.of(slice(n, n + 1))
-        u_matrix, a, b, e = own.single()
-        for block in patches.blocks():
-            energy = u_matrix @ (own.atoms @ patches.gather(at[n : n + 1], block)[0]).square()
-            total = a * ((energy + b).sqrt() - b.sqrt()) - huber(energy, e)
-            totals.append((total.sum(0) * patches.weights_of(block)).sum() / k**2)
-    return torch.stack(totals).view(len(x), -1).sum(1) if totals else x.new_zeros(0)
+        parts = [Tilings(*means(x, k).shape[2:], k).split(means(t, k)) for t in (x, v) if t is not None]
+        for part, *along in zip(*parts, strict=True):
+            times = len(part) // len(x)
+            direction = along[0] / k**2 if along else None
+            of_part = None if scale is None else scale.repeat_interleave(times) / k**2
+            own = kernels.gradients(_of_tilings(pot, part, x), part, direction, of_part, _side(pot, x))
+            for total, gradient in zip(coarse, own, strict=True):
+                many = gradient.shape != total.shape  # those of every tiling of a sample
+                total += gradient.unflatten(0, (-1, times)).sum(1) if many else gradient
+    return *found, *coarse
 
 
 def _has_coarse(pot: Potentials, x: Tensor, k: int) -> bool:

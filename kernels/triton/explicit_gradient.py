@@ -35,63 +35,13 @@ import triton.language as tl
 from torch import Tensor
 
 from . import explicit
-from .activations import within_half
-from .frame import HALF_GAIN, HALF_SCALE
+from .frame import HALF_SCALE
 from .gradient import gradient
-from .launch import DOT_PRECISION, MIN_SIDE, Geometry, Key, config, power_of_two, splits
-from .tiles import TRITON_TYPE, device_of, dot_wide
+from .launch import Geometry, Key, config
+from .positions import analysed, constants, in_range, parts_of, place, table_of
+from .tiles import device_of, dot_wide
 
 KEPT_BYTES = 1 << 28  # of e, and of delta: more images go in several launches
-
-
-@triton.jit
-def place(tile, tall, wide, KERNEL: tl.constexpr, BM: tl.constexpr):
-    """(row, column) of consecutive positions, and whether there are such, [BM] each; (0, 0) where there are none."""
-    at = tile * BM + tl.arange(0, BM)
-    columns = wide - KERNEL + 1
-    there = at < columns * (tall - KERNEL + 1)
-    at = tl.where(there, at, 0)
-    return at // columns, at % columns, there
-
-
-@triton.jit
-def load_patches(x, at, tap, tall, wide, CHANNELS: tl.constexpr, KERNEL: tl.constexpr):
-    """Taps (i, c, j) [BT] of the patches at offsets `at` [BM] of an image [CHANNELS, tall, wide], [BM, BT].
-
-    All are inside; taps that there are none of read the first one, and meet zeros in A.
-    """
-    j, c, i = tap % KERNEL, (tap // KERNEL) % CHANNELS, tap // (KERNEL * CHANNELS)
-    offset = tl.where(i < KERNEL, (c * tall + i) * wide + j, 0)
-    return tl.load(x + (at[:, None] + offset[None, :]))
-
-
-@triton.jit
-def analysed(
-    x, v, at, tall, wide, atoms,
-    CHANNELS: tl.constexpr, KERNEL: tl.constexpr, TAPS: tl.constexpr, BT: tl.constexpr,
-    UNITS_BLOCK: tl.constexpr, BM: tl.constexpr, STORAGE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """A times the patches of x, and of v if there is one, [BM, UNITS_BLOCK] each."""
-    n = tl.arange(0, UNITS_BLOCK)
-    c = tl.zeros((BM, UNITS_BLOCK), tl.float32)
-    dc = c
-    for t0 in tl.range(0, TAPS, BT, num_stages=1):
-        tap = t0 + tl.arange(0, BT)
-        a_tile = tl.load(atoms + tap[:, None] * UNITS_BLOCK + n[None, :])
-        c = dot_wide(load_patches(x, at, tap, tall, wide, CHANNELS, KERNEL), a_tile, c, STORAGE, PRECISION)
-        if v is not None:
-            dc = dot_wide(load_patches(v, at, tap, tall, wide, CHANNELS, KERNEL), a_tile, dc, STORAGE, PRECISION)
-    return c, dc
-
-
-@triton.jit
-def operands(c, dc, STORAGE: tl.constexpr, GAIN: tl.constexpr):
-    """c^2 and c dc as U is multiplied by them."""
-    square, tangent = c * c * GAIN, c * dc * GAIN
-    if STORAGE == tl.float16:
-        square = within_half(square)
-        tangent = tl.minimum(tl.maximum(tangent, -65504.0), 65504.0)
-    return square, tangent
 
 
 @triton.jit
@@ -135,7 +85,7 @@ def explicit_gradient_kernel(
         c, dc = analysed(
             x, v, at, tall, wide, atoms, CHANNELS, KERNEL, TAPS, BT, UNITS_BLOCK, BM, STORAGE, PRECISION
         )  # fmt: skip
-        square, tangent = operands(c, dc, STORAGE, GAIN)
+        square, tangent = in_range(c * c, c * dc, STORAGE, GAIN)
         u_tile = tl.load(core + group[:, None] * UNITS + n[None, :], mask=known, other=0.0)
         u = dot_wide(square, tl.trans(u_tile), tl.zeros((BM, BG), tl.float32), STORAGE, PRECISION)
         u = u * (1 / (GAIN * core_scale))
@@ -244,13 +194,8 @@ def _of_groups(
     shape = constants(channels, kernel, units, gates, precision, tile)
     core_scale = HALF_SCALE if precision == "fp16" else 1.0
     storage = torch.float16 if precision == "fp16" else torch.float32
-    table = x.new_zeros(shape["TAPS"], shape["UNITS_BLOCK"], dtype=storage)
-    table[:units, :units] = atoms.view(-1, channels, kernel, kernel).permute(2, 1, 3, 0).flatten(0, 2)
-    blocks = -(-gates // shape["BG"])
-    tiles = -(-(tall - kernel + 1) * (wide - kernel + 1) // shape["BM"])
-    parts = splits(batch * blocks, tiles, processors)
-    per_part = -(-tiles // parts)
-    parts = -(-tiles // per_part)
+    table = table_of(atoms.view(-1, channels, kernel, kernel), shape, storage)
+    blocks, tiles, parts, per_part = parts_of(x, shape, processors)
     of_core = torch.empty(batch, parts, gates, units, dtype=torch.float32, device=x.device)
     of_gates = torch.empty(batch, parts, 3, gates, dtype=torch.float32, device=x.device)
     with device_of(x):
@@ -260,20 +205,6 @@ def _of_groups(
             **shape, num_warps=tile[-1], num_stages=1,
         )  # fmt: skip
     return of_core.sum(1, dtype=torch.float64), *of_gates.sum(1, dtype=torch.float64).unbind(1)
-
-
-def constants(channels: int, kernel: int, units: int, gates: int, precision: str, tile) -> dict:
-    """The compile-time arguments of `explicit_gradient_kernel`."""
-    positions, taps_block, block, _ = tile
-    taps = max(MIN_SIDE, power_of_two(channels * kernel**2))
-    return {
-        "CHANNELS": channels, "KERNEL": kernel, "TAPS": taps, "BT": min(taps, taps_block), "UNITS": units,
-        "UNITS_BLOCK": max(MIN_SIDE, power_of_two(units)), "GATES": gates,
-        "BG": min(block, max(MIN_SIDE, power_of_two(gates))), "BM": positions,
-        "STORAGE": TRITON_TYPE[precision], "PRECISION": DOT_PRECISION[precision],
-        "SUMS": DOT_PRECISION["fp32" if precision == "fp32" else "tf32"],
-        "GAIN": HALF_GAIN if precision == "fp16" else 1.0,
-    }  # fmt: skip
 
 
 def default_tile(units: int, precision: str) -> tuple[int, int, int, int]:

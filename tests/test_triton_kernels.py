@@ -121,10 +121,10 @@ def test_the_kernel_of_a_whole_frame_compiles_without_spills_for_other_devices(n
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the compiler is off under the interpreter")
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("shape", ahead.EXPLICIT_PRIORS)
-@pytest.mark.parametrize("what", ["value", "hvp"])
-def test_the_kernel_of_an_explicit_prior_compiles_without_spills(shape, what, arch):
-    k, channels, groups = shape
-    gate(ahead.explicit_report(arch, "fp32", k, channels, groups, what), arch)
+@pytest.mark.parametrize("what", ["value", "hvp", "factors", "v"])
+def test_the_kernels_of_an_explicit_prior_compile_without_spills(shape, what, arch):
+    k, channels, _ = shape
+    gate(ahead.fused_kernels(arch)[f"explicit {k}x{k}x{channels} fp32 {what}"](), arch)
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the compiler is off under the interpreter")

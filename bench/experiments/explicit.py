@@ -24,7 +24,7 @@ from lpn_fast.algebra import reference
 from lpn_fast.algebra.noise import noise_features
 from lpn_fast.benchmark.timing import interleaved, ratios
 from lpn_fast.ops.explicit import Patches, Potentials, SolveLimits, proximal_point
-from lpn_fast.ops.explicit.parameters import gradients
+from lpn_fast.ops.explicit.potentials import gradients
 from lpn_fast.per_sample import norm
 
 from ..reconstruction import data
@@ -145,7 +145,7 @@ def passes(model: lf.ExplicitLPN, mixture: lf.LPN, x: Tensor) -> list[dict]:
 def parameter_passes(model: lf.ExplicitLPN, x: Tensor) -> list[dict]:
     levels = torch.linspace(0.05, 0.2, len(x))
     pot, k, v = model.potentials(levels), model.spec.kernel, torch.randn(x.shape)
-    z, ones, every = x / levels.view(-1, 1, 1, 1), torch.ones(len(x)), [True] * len(pot.tensors())
+    z, ones = x / levels.view(-1, 1, 1, 1), torch.ones(len(x))
     trained = copy.deepcopy(model).requires_grad_(True)
 
     def step(backend: str):
@@ -157,8 +157,8 @@ def parameter_passes(model: lf.ExplicitLPN, x: Tensor) -> list[dict]:
         with lf.use_backend("torch"):
             call()
 
-    of_pairing = functools.partial(gradients, pot, z, v, None, k, every)
-    of_values = functools.partial(gradients, pot, z, None, ones, k, every)
+    of_pairing = functools.partial(gradients, pot, z, v, None, k)
+    of_values = functools.partial(gradients, pot, z, None, ones, k)
     rows = []
     for name, ours, torchs in (
         ("<v, grad R>", of_pairing, lambda: in_torch(of_pairing)),

@@ -25,6 +25,8 @@ class ExplicitSpec:
         Knots between which potentials are interpolated.
     coarse_kernel, coarse_groups : int
         The same of patches of patch means; 0 for none.
+    filters : int
+        Free filters, in fours of a seed and its mirror images; 0 for an orthonormal basis of patches.
     """
 
     channels: int
@@ -35,6 +37,7 @@ class ExplicitSpec:
     noise_levels: tuple[float, ...]
     coarse_kernel: int = 0
     coarse_groups: int = 0
+    filters: int = 0
 
     # what callers ask of the spec of any network
     kind = "explicit"
@@ -46,8 +49,8 @@ class ExplicitSpec:
 
     @property
     def atoms(self) -> int:
-        """n = C k^2."""
-        return self.channels * self.kernel**2
+        """n: free filters, or C k^2."""
+        return self.filters or self.channels * self.kernel**2
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -72,15 +75,17 @@ class ExplicitSpec:
         """Spec from `to_dict`'s dictionary; ValueError names missing and unknown keys."""
         given = {key: value for key, value in data.items() if key != "kind"}
         known = {field.name for field in fields(cls)}
+        given = {"filters": 0} | given  # files from before there were any do not say so
         if set(given) != known:
             raise ValueError(f"spec must have the keys {sorted(known)}, got {sorted(given)}")
         return cls(**given | {"noise_levels": tuple(given["noise_levels"])})
 
     def _shapes(self, prefix: str, kernel: int, groups: int) -> dict[str, tuple[int, ...]]:
-        n, knots = self.channels * kernel**2, len(self.noise_levels)
+        n, knots, patch = self.channels * kernel**2, len(self.noise_levels), (self.channels, kernel, kernel)
+        free = self.filters and not prefix
         return {
-            prefix + "atoms": (n, self.channels, kernel, kernel),
-            prefix + "shares": (knots, groups, n - self.channels),
+            prefix + ("seeds" if free else "atoms"): (self.filters // 4 if free else n, *patch),
+            prefix + "shares": (knots, groups, self.filters if free else n - self.channels),
             **dict.fromkeys((prefix + "far", prefix + "bends", prefix + "tails"), (knots, groups)),
         }
 

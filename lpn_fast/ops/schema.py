@@ -6,8 +6,9 @@
 
     x, v, f (N, C), (N, C, H, W) or (N, C, D, H, W);   P (P,);   features (N, F) or None;   psi, p (N,)
     tape    what evaluate leaves behind for hvp and vjp at the same x; empty: they recompute it.
-            conv    z_1..z_L, e_1..e_L, in the storage type of the named precision; nothing of what ops/frame.py
-                    computes on the CPU, where storing costs more than computing it again
+            conv    z_1..z_L, e_1..e_L, in the storage type of the named precision; nothing of what one kernel
+                    computes, on the CPU (backends/cpu/frame.py) or on a GPU (backends/triton/fused.py), where storing
+                    costs more than computing it again
             dense   what the backend that made it understands, in a layout of its own (no rows can be picked from it),
                     or nothing: beyond the caches a dense network is cheaper to recompute than to store
 
@@ -24,6 +25,7 @@ from ..algebra.parameters import parameter_count
 from ..algebra.spec import Spec, decode
 from . import registry
 from .backends.cpu import frame
+from .backends.triton import fused
 from .maps import channels_last
 from .precision import storage
 
@@ -98,7 +100,9 @@ def _vjp_fake(x, packed, features, p, v, tape, spec, precision):
 
 def _has_tape(spec: Spec, x: Tensor) -> bool:
     """Whether a tape is kept: by every backend or by none, so that shapes are known before one is chosen."""
-    return not (x.device.type == "cpu" and frame.supports(spec))
+    if x.device.type == "cpu":
+        return not frame.supports(spec)
+    return not (x.device.type == "cuda" and x.dtype == torch.float32 and fused.covers(spec))
 
 
 def _tape_like(spec: Spec, x: Tensor, precision: str) -> list[Tensor]:

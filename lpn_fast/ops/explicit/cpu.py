@@ -48,21 +48,29 @@ def run(
     return value, out
 
 
-def parameter_gradient(pot: "Potentials", x: Tensor, v: Tensor | None, p: Tensor | None, k: int) -> list[Tensor]:
-    """Gradients of the sum of <v, grad R(x)>, or of p R(x) where v is None, in atoms, U, a, b and e of one level.
+def gradients(
+    pot: "Potentials", x: Tensor, v: Tensor | None, scale: Tensor | None, k: int, precision: str = "fp32"
+) -> tuple[Tensor, ...]:
+    """The gradient of  sum over samples of <v, grad R(x)> + scale R(x)  in the tensors of a level.
 
-    p (N,). The B potentials are those of N / B samples each, one after another.
+    The B potentials are those of N / B samples each, one after another.
     """
-    x, v, p = (None if t is None else t.to(x).contiguous() for t in (x, v, p))
-    assert x is not None
+    x = x.contiguous()
     patches = Patches(*x.shape[2:], k, x)
     row_weights, tensors = patches.row_weights / k**2, _contiguous(pot)
-    found = [torch.empty_like(t) for t in tensors]
-    _cpu.explicit_prior_gradient(
-        x.data_ptr(), *(0 if t is None else t.data_ptr() for t in (v, p)), *(t.data_ptr() for t in found),
-        **_described(tensors, patches, row_weights, x),
-    )  # fmt: skip
-    return found
+    total = tuple(torch.zeros_like(t) for t in tensors)
+    for v_or_none, scale_or_none in ((v, None), (None, scale)):  # one kernel each
+        given = [None if t is None else t.to(x).contiguous() for t in (v_or_none, scale_or_none)]
+        if given == [None, None]:
+            continue
+        found = [torch.empty_like(t) for t in tensors]
+        _cpu.explicit_prior_gradient(
+            x.data_ptr(), *(0 if t is None else t.data_ptr() for t in given), *(t.data_ptr() for t in found),
+            **_described(tensors, patches, row_weights, x),
+        )  # fmt: skip
+        for t, part in zip(total, found, strict=True):
+            t += part
+    return total
 
 
 def _contiguous(pot: "Potentials") -> list[Tensor]:

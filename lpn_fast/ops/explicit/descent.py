@@ -8,10 +8,10 @@ step is accepted by slopes alone, at most 0.8 of the first one upwards, which fo
 
 The start of its recursion, and the preconditioner of the conjugate gradients, is
 
-    B = 1/k^2 E'^T sum_p A^T diag(1 / (1 + t SHARE D)) A patch_p,     D: curvature at zero along the atoms,
+    B = I - 1/k^2 E'^T sum_p A^T diag(1 - 1 / (1 + t SHARE D)) A patch_p,     D: curvature at zero along the atoms,
 
 as one correlation with its (2k - 1)^2 kernel, made even along both axes, on the mirrored image: the cosine transform
-diagonalises that, with positive eigenvalues because the frame is tight.
+diagonalises that, with positive eigenvalues because no frequency counts more than once in A.
 """
 
 from dataclasses import dataclass
@@ -58,12 +58,13 @@ class Preconditioner:
         if pot.coarse is not None:  # what the constant atoms meet there
             curvature = curvature.clone()
             curvature[:, :channels] = pot.coarse.curvature()[:, channels:].mean(1, keepdim=True)
-        scale = 1 / (1 + SHARE * weight[:, None] * curvature)  # [N, n]
+        scale = 1 - 1 / (1 + SHARE * weight[:, None] * curvature)  # [N, n]
         # sum over atoms of  scale_j a_j (x) a_j  correlated with itself: [N, C, C, 2k - 1, 2k - 1]
         atoms = pot.atoms.view(-1, channels, k, k)
         spectrum = torch.fft.rfft2(atoms, s=(2 * k - 1, 2 * k - 1))
         product = torch.einsum("nj,jchw,jdhw->ncdhw", scale.to(spectrum.dtype), spectrum, spectrum.conj())
-        kernel = torch.fft.irfft2(product, s=(2 * k - 1, 2 * k - 1)).roll((k - 1, k - 1), (-2, -1)) / k**2
+        kernel = -torch.fft.irfft2(product, s=(2 * k - 1, 2 * k - 1)).roll((k - 1, k - 1), (-2, -1)) / k**2
+        kernel[..., k - 1, k - 1] += torch.eye(channels).to(kernel)
         kernel = (kernel + kernel.flip(-1)) / 2
         self.kernel = (kernel + kernel.flip(-2)) / 2
         self.k = k

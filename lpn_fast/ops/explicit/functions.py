@@ -10,7 +10,6 @@ from torch.autograd.function import once_differentiable
 from ...per_sample import broadcast, dot
 from . import potentials
 from .descent import Solution, SolveLimits, linear_solve, solve
-from .parameters import gradients
 from .potentials import Potentials
 
 
@@ -53,7 +52,7 @@ class _Value(torch.autograd.Function):
     def backward(ctx, g):
         gradient, x, *tensors = ctx.saved_tensors
         gx = broadcast(g, gradient) * gradient if ctx.needs_input_grad[1] else None
-        return None, gx, *_in_potentials(ctx, tensors, x, None, g)
+        return None, gx, *_in_potentials(tensors, x, None, g.to(x), ctx, 2)
 
 
 class _Gradient(torch.autograd.Function):
@@ -68,7 +67,7 @@ class _Gradient(torch.autograd.Function):
     def backward(ctx, v):
         x, *tensors = ctx.saved_tensors
         gx = potentials.hvp(Potentials.of_tensors(tensors), x, v, ctx.k) if ctx.needs_input_grad[1] else None
-        return None, gx, *_in_potentials(ctx, tensors, x, v, None)
+        return None, gx, *_in_potentials(tensors, x, v, None, ctx, 2)
 
 
 class _Prox(torch.autograd.Function):
@@ -85,9 +84,13 @@ class _Prox(torch.autograd.Function):
         q = linear_solve(Potentials.of_tensors(tensors), x, weight, v, ctx.k, ctx.tol)
         scaled = broadcast(-weight, q) * q
         of_weight = -dot(q, gradient).to(weight) if ctx.needs_input_grad[5] else None
-        return None, None, None, None, q, of_weight, *_in_potentials(ctx, tensors, x, scaled, None)
+        return None, None, None, None, q, of_weight, *_in_potentials(tensors, x, scaled, None, ctx, 6)
 
 
-def _in_potentials(ctx, tensors, x: Tensor, v: Tensor | None, p: Tensor | None) -> list[Tensor | None]:
-    """Gradients in the potentials, the last inputs, of sum <v, grad R(x)>, or of sum p R(x)."""
-    return gradients(Potentials.of_tensors(tensors), x, v, p, ctx.k, ctx.needs_input_grad[-len(tensors) :])
+def _in_potentials(tensors, x, v, scale, ctx, first: int) -> list[Tensor | None]:
+    """Gradients of  sum <v, grad R(x)> + scale R(x)  in those of the potentials that need one."""
+    needed = ctx.needs_input_grad[first:]
+    if not any(needed):
+        return [None] * len(tensors)
+    found = potentials.gradients(Potentials.of_tensors(tensors), x, v, scale, ctx.k)
+    return [part if wanted else None for part, wanted in zip(found, needed, strict=True)]

@@ -1,4 +1,4 @@
-"""Which kernel computes one level of an explicit prior: the CPU's, the GPU's where it was admitted, or torch's."""
+"""Which kernels compute one level of an explicit prior: the CPU's, the GPU's where they were admitted, or torch's."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,17 @@ def run(pot: "Potentials", x: Tensor, v: Tensor | None, k: int, with_value: bool
 
     x, v (N, C, H, W), in units of the noise.
     """
-    return select(Level(x.shape[1], k, pot.energies.shape[1]), x).run(pot, x, v, k, with_value)
+    return _selected(pot, x, k).run(pot, x, v, k, with_value)
+
+
+def gradients(pot: "Potentials", x: Tensor, v: Tensor | None, scale: Tensor | None, k: int) -> tuple[Tensor, ...]:
+    """The gradient of  sum over samples of <v, grad R(x)> + scale R(x)  in the tensors of this level; scale (N,)."""
+    return _selected(pot, x, k).gradients(pot, x, v, scale, k)
+
+
+def _selected(pot: "Potentials", x: Tensor, k: int) -> Any:
+    n, taps = pot.atoms.shape
+    return select(Level(x.shape[1], k, pot.energies.shape[1], 0 if n == taps else n), x)
 
 
 def select(level: Level, x: Tensor) -> Any:

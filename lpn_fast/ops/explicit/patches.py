@@ -6,7 +6,8 @@ E continues x by k - 1 mirrored pixels on every side, and p runs over all (H + k
 windows in it. Along an axis w is 1 where the window lies inside x and 1/2 where it crosses the border; in two axes it
 is the product. A pixel i < k of an axis is then seen by i + 1 inner windows, by k - 1 - i that cross the border, and as
 often through its mirror image: i + 1 + (k - 1 - i) = k. Axes shorter than k - 1 are mirrored again and again, w is
-reduced until no pixel is seen more than k times, and = becomes <=.
+reduced until no pixel is seen more than k times, and no position and its mirror image count more than one window
+inside, and = becomes <=.
 """
 
 import functools
@@ -103,4 +104,9 @@ def _weights(side: int, k: int) -> Tensor:
     seen = torch.zeros(side, dtype=torch.float64)
     for tap in range(k):
         seen.index_add_(0, _mirrored(side, k)[tap : tap + side + k - 1], weights)
+    if side:
+        period = torch.zeros(2 * side, dtype=torch.float64).index_add_(0, first % (2 * side), weights)
+        pairs = period + period[(-k - torch.arange(2 * side)) % (2 * side)]
+        weights = weights / pairs.max().clamp(min=1)
+        seen = seen / pairs.max().clamp(min=1)
     return weights / (seen.max() / k).clamp(min=1)

@@ -59,6 +59,39 @@ def gradient(pot: "Potentials", x: Tensor, k: int) -> Tensor:
     return patches.folded(F.fold(pot.atoms.T @ c, extended.shape[2:], k))
 
 
+def gradients(
+    pot: "Potentials", x: Tensor, v: Tensor | None, scale: Tensor | None, k: int, precision: str = "fp32"
+) -> tuple[Tensor, ...]:
+    """The gradient of  sum over samples of <v, grad R(x)> + scale R(x)  in the tensors of a level, by autograd."""
+    with torch.enable_grad():
+        tensors = [t.detach().requires_grad_() for t in pot.tensors()[:5]]
+        total = _pairing(pot.of_tensors(tensors), x, v, scale, k)
+        return torch.autograd.grad(total, tensors, materialize_grads=True)
+
+
+def _pairing(pot: "Potentials", x: Tensor, v: Tensor | None, scale: Tensor | None, k: int) -> Tensor:
+    """sum over samples of <v, grad R(x)> + scale R(x), by operations that autograd differentiates in the potentials."""
+    patches = Patches(*x.shape[2:], k, x)
+    at = patches.extended(x)
+    along = None if v is None else patches.extended(v)
+    total = pot.atoms.sum() * 0
+    for n in range(len(x)):
+        own, one = pot.of(slice(n, n + 1)), slice(n, n + 1)
+        u_matrix, a, b, e = own.single()
+        for block in patches.blocks():
+            weights = patches.weights_of(block) / k**2
+            c = own.atoms @ patches.gather(at[one], block)[0]
+            energy = u_matrix @ c.square()
+            if along is not None:
+                dc = own.atoms @ patches.gather(along[one], block)[0]
+                gates = a * torch.rsqrt(energy + b) - e * torch.rsqrt(energy.maximum(e * e))
+                total = total + (gates * (u_matrix @ (c * dc * weights))).sum()
+            if scale is not None:
+                value = a * ((energy + b).sqrt() - b.sqrt()) - huber(energy, e)
+                total = total + scale[n] * (value.sum(0) * weights).sum()
+    return total
+
+
 def huber(energy: Tensor, e: Tensor) -> Tensor:
     """Huber's function of the root of energies."""
     outer = energy.maximum(e * e)

@@ -28,8 +28,6 @@ from torch import Tensor
 
 from . import kernels
 from .coarse import Tilings, means, means_adjoint
-from .patches import Patches
-from .plain import huber
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Potentials:
 
     Attributes
     ----------
-    atoms : Tensor, shape (n, n), n = C k^2
+    atoms : Tensor, shape (n, C k^2)
         Orthonormal rows.
     energies : Tensor, shape (B, M, n)
         U, its columns at most mu in sum.
@@ -95,11 +93,11 @@ def gradient(pot: Potentials, x: Tensor, k: int) -> Tensor:
 def value_and_gradient(pot: Potentials, x: Tensor, k: int, with_value: bool = True) -> tuple[Tensor, Tensor]:
     """(R(x) (N,) float64, or zeros without values, grad R(x)); x in units of the noise, (N, C, H, W)."""
     value, gradient = kernels.run(pot, x, None, k, with_value)
-    if has_coarse(pot, x, k):
+    if _has_coarse(pot, x, k):
         z, parts = means(x, k), []
         tilings = Tilings(*z.shape[2:], k)
         for part in tilings.split(z):
-            of_part, own = kernels.run(_of_tilings(pot, part, x), part, None, side(pot, x), with_value)
+            of_part, own = kernels.run(_of_tilings(pot, part, x), part, None, _side(pot, x), with_value)
             value += of_part.view(len(x), -1).sum(1) / k**2
             parts.append(own)
         gradient += means_adjoint(tilings.joined(parts, z), k) / k**2
@@ -109,54 +107,41 @@ def value_and_gradient(pot: Potentials, x: Tensor, k: int, with_value: bool = Tr
 def hvp(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
     """The Hessian of R at x times v, like x."""
     product = kernels.run(pot, x, v, k, False)[1]
-    if has_coarse(pot, x, k):
+    if _has_coarse(pot, x, k):
         z, along = means(x, k), means(v, k)
         tilings = Tilings(*z.shape[2:], k)
         parts = [
-            kernels.run(_of_tilings(pot, part, x), part, direction, side(pot, x), False)[1]
+            kernels.run(_of_tilings(pot, part, x), part, direction, _side(pot, x), False)[1]
             for part, direction in zip(tilings.split(z), tilings.split(along), strict=True)
         ]
         product += means_adjoint(tilings.joined(parts, z), k) / k**2
     return product
 
 
-def pairing(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
-    """sum over samples of <v, grad R(x)> of one level, by operations that autograd differentiates in the potentials."""
-    patches = Patches(*x.shape[2:], k, x)
-    at, along = patches.extended(x), patches.extended(v)
-    total = x.new_zeros(())
-    for n in range(len(x)):
-        own, one = pot.of(slice(n, n + 1)), slice(n, n + 1)
-        u_matrix, a, b, e = own.single()
-        for block in patches.blocks():
-            c = own.atoms @ patches.gather(at[one], block)[0]
-            dc = own.atoms @ patches.gather(along[one], block)[0]
-            energy = u_matrix @ c.square()
-            gates = a * torch.rsqrt(energy + b) - e * torch.rsqrt(energy.maximum(e * e))
-            weights = patches.weights_of(block) / k**2
-            total = total + (gates * (u_matrix @ (c * dc * weights))).sum()
-    return total
+def gradients(pot: Potentials, x: Tensor, v: Tensor | None, scale: Tensor | None, k: int) -> tuple[Tensor, ...]:
+    """The gradient of  sum over samples of <v, grad R(x)> + scale R(x)  in `pot.tensors()`; scale (N,), like x."""
+    found = kernels.gradients(pot, x, v, scale, k)
+    if pot.coarse is None:
+        return found
+    coarse = [torch.zeros_like(t) for t in pot.coarse.tensors()]  # no level where an image is smaller than a patch
+    if _has_coarse(pot, x, k):
+        parts = [Tilings(*means(x, k).shape[2:], k).split(means(t, k)) for t in (x, v) if t is not None]
+        for part, *along in zip(*parts, strict=True):
+            times = len(part) // len(x)
+            direction = along[0] / k**2 if along else None
+            of_part = None if scale is None else scale.repeat_interleave(times) / k**2
+            own = kernels.gradients(_of_tilings(pot, part, x), part, direction, of_part, _side(pot, x))
+            for total, gradient in zip(coarse, own, strict=True):
+                many = gradient.shape != total.shape  # those of every tiling of a sample
+                total += gradient.unflatten(0, (-1, times)).sum(1) if many else gradient
+    return *found, *coarse
 
 
-def values(pot: Potentials, x: Tensor, k: int) -> Tensor:
-    """R(x), (N,), of one level, by operations that autograd differentiates in the potentials."""
-    patches = Patches(*x.shape[2:], k, x)
-    at, totals = patches.extended(x), []
-    for n in range(len(x)):
-        own = pot.of(slice(n, n + 1))
-        u_matrix, a, b, e = own.single()
-        for block in patches.blocks():
-            energy = u_matrix @ (own.atoms @ patches.gather(at[n : n + 1], block)[0]).square()
-            total = a * ((energy + b).sqrt() - b.sqrt()) - huber(energy, e)
-            totals.append((total.sum(0) * patches.weights_of(block)).sum() / k**2)
-    return torch.stack(totals).view(len(x), -1).sum(1) if totals else x.new_zeros(0)
-
-
-def has_coarse(pot: Potentials, x: Tensor, k: int) -> bool:
+def _has_coarse(pot: Potentials, x: Tensor, k: int) -> bool:
     return pot.coarse is not None and len(x) > 0 and min(x.shape[2:]) >= k
 
 
-def side(pot: Potentials, x: Tensor) -> int:
+def _side(pot: Potentials, x: Tensor) -> int:
     """Side of the patches of the coarse level."""
     assert pot.coarse is not None
     return math.isqrt(len(pot.coarse.atoms) // x.shape[1])

@@ -1,4 +1,4 @@
-"""An explicit prior on a GPU: R, grad R and Hessian products by kernels/triton/explicit.py."""
+"""An explicit prior on a GPU: R and its derivatives by kernels/triton/explicit.py and explicit_gradient.py."""
 
 import functools
 import importlib.util
@@ -40,6 +40,17 @@ def run(
     )
     result = folded(result, k)
     return x.new_zeros(len(x), dtype=torch.float64) if value is None else value, result
+
+
+def gradients(
+    pot: "Potentials", x: Tensor, v: Tensor | None, scale: Tensor | None, k: int, precision: str = "fp32"
+) -> tuple[Tensor, ...]:
+    """The gradient of  sum over samples of <v, grad R(x)> + scale R(x)  in the tensors of a level; scale (N,)."""
+    tensors = [t.detach().contiguous() for t in pot.tensors()[:5]]
+    mirrored, weights = _tables(x.shape[2], x.shape[3], k, x.device)
+    return launchers().explicit_gradient.gradients(
+        x, v, scale, *tensors, k, mirrored, weights, precision, *device.facts(x.device)
+    )
 
 
 @functools.lru_cache(maxsize=64)

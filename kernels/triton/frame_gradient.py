@@ -167,7 +167,7 @@ def gradients(
             gx[some] = s * product
         else:
             gx[some] = product + s * _swept(part, None, *rest)
-        at, along = (None if t is None else F.pad(t, (kernel - 1,) * 4) for t in (part, direction))
+        at, along = (None if t is None else F.pad(t, (kernel - 1,) * 4).contiguous() for t in (part, direction))
         meets = along if s is None else s * at if along is None else along + s * at  # what e does, in dA
         pairs = [(sent, meets)] if turned is None else [(turned, at), (sent, meets)]
         tile = config(Key("gradient_image", channels * kernel**2, units, precision, arch))
@@ -226,6 +226,6 @@ def _of_soft_maximum(shares: Tensor, with_tangent: bool, scale: Tensor | None, b
 
 def default_tile(units: int, precision: str) -> tuple[int, int, int, int]:
     """(BM, BT, BG, warps) that compile without spills, for the units of the models that ship; never timed."""
-    if precision != "fp32":
+    if units <= 64:
         return 32, 32, 32, 4
-    return (32, 32, 32, 4) if units <= 64 else (16, 32, 32, 8)
+    return (16, 32, 32, 8) if precision == "fp32" else (32, 32, 32, 8)

@@ -182,7 +182,7 @@ FAULTS = {
     "mirrored columns for rows": ("*mirrored, *weights", "mirrored[1], mirrored[1], *weights"),
 }
 OF_ATOMS = {
-    "positions that no tile has": ("(alone & there)[:, None] & (n", "(m >= KERNEL)[:, None] & (n"),
+    "positions that no tile has": ("(alone & there)[:, None] & (n", "(alone & there & (m > KERNEL))[:, None] & (n"),
     "e without its gates": ("product = coefficients * back * (weight", "product = coefficients * (weight"),
 }
 OF_GROUPS = {

@@ -290,7 +290,7 @@ OF_WEIGHTS = {
 }
 OF_FILTERS = {
     "e that lacks its gates": ("(2 * coefficients * back).to(STORAGE), mask", "(2 * coefficients).to(STORAGE), mask"),
-    "positions that two tiles write": ("kept = own[:, None]", "kept = (m < STEP)[:, None]"),
+    "positions that no tile writes": ("kept = own[:, None]", "kept = (own & (m > 0))[:, None]"),
     "a mean of another position": (
         "(line + 2 * all_rows) * columns + q, total_du",
         "(line + 2) * columns + q, total_du",

@@ -168,7 +168,7 @@ def test_gradients_are_the_same_bits_every_time_and_none_without_images():
 def test_a_training_step_on_it_is_that_of_float64():
     """Noise levels of their own, the rule for clamped weights, a loss of f and psi: all above the kernels as well."""
     model = mixture(1, 3, 19)
-    x, sigma = torch.randn(2, 1, 4, 9), torch.tensor([0.05, 0.2])
+    x, sigma = 0.2 * torch.randn(2, 1, 4, 9), torch.tensor([0.05, 0.2])
 
     def gradients(model, x, sigma):
         psi, f = model.potential_and_prox(x, sigma)

@@ -189,13 +189,9 @@ OF_GROUPS = {
     "positions that are not there": ("weight = tl.where(there,", "weight = tl.where(row >= 0,"),
     "the first sample's s": ("share = (tl.load(scale + image)", "share = (tl.load(scale)"),
     "the same tiles in every part": ("first = part * tiles_per_part", "first = 0"),
-    "another image": ("image_at = image.to(tl.int64)", "image_at = 0 * image.to(tl.int64)"),
     "the tip in da": ("u / ((b + u) * inverse_near + tl.sqrt(b))", "(b + u) * inverse_near"),
-    "Huber's bend in de": ("share * (outer - e * e)", "share * outer"),
     "half a term of dU": ("of_square -= 0.5 * t", "of_square -= t"),
-    "a slope of g without its root": ("steep = a * inverse_near * inverse_near", "steep = a * inverse_near"),
     "x in the place of v in dA": ("(turned, at), (sent, meets)", "(turned, at), (sent, at)"),
-    "potentials of the first sample": ("image.to(tl.int64) * own * GATES", "image.to(tl.int64) * 0"),
 }
 
 

@@ -16,7 +16,17 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import assemble, elementwise, explicit, explicit_gradient, frame, launch, units
+from . import (
+    assemble,
+    elementwise,
+    explicit,
+    explicit_gradient,
+    frame,
+    frame_gradient,
+    launch,
+    positions,
+    units,
+)
 from .correlate import correlate_kernel
 from .gradient import gradient_kernel
 from .hazards import register_hazards
@@ -118,11 +128,13 @@ def small_kernels(arch: int) -> dict[str, Report]:
 def fused_kernels(arch: int, precisions: tuple[str, ...] = ("fp32", "tf32", "fp16")) -> dict[str, Callable[[], Report]]:
     """Name -> compilation for `arch`: whole frames, mixtures and explicit priors of the shapes that ship."""
     found = {}
+    reports = dict.fromkeys(("prox", "value", "hvp", "vjp"), frame_report)
+    reports |= dict.fromkeys(("v", "scale"), frame_gradient_report)
     for precision in precisions:
-        for what in ("prox", "value", "hvp"):
+        for what, report in reports.items():
             for form in WHOLE_FRAMES:
                 name = f"{'mixture' if form[-1] else 'frame'} {form[0]}x{form[0]}x{form[1]} {precision} {what}"
-                found[name] = functools.partial(frame_report, arch, precision, *form, what)
+                found[name] = functools.partial(report, arch, precision, *form, what)
     reports = dict.fromkeys(("gradient", "value", "hvp", "factors"), explicit_report)
     reports |= dict.fromkeys(("v", "scale"), explicit_gradient_report)
     for what, report in reports.items():  # which are solved in float32
@@ -137,17 +149,34 @@ def frame_report(
 ) -> Report:
     """Compile the kernel of a whole frame, of `channels` images and `kernel` x `kernel` atoms, for `arch`.
 
-    `what` is "prox", "value" or "hvp".
+    `what` is "prox", "value", "hvp", or "vjp": that, with what gradients of the weights need.
     """
-    element, count = ELEMENT[TRITON_TYPE[precision]], channels * kernel**2
-    tile = frame.default_tile(count, precision, arch, what == "hvp")
+    element, count, second = ELEMENT[TRITON_TYPE[precision]], channels * kernel**2, what in ("hvp", "vjp")
+    tile = frame.default_tile(count, precision, arch, second, what == "vjp")
     gain = frame.HALF_GAIN if precision == "fp16" else 1.0
     constants = frame.constants(channels, kernel, count, gates, precision, gain, tile)
     constants |= {"COMPETING": competing, "x_w": 1, "v_w": 1}
     pointers = dict.fromkeys(("rows", "x", "bias", "head", "gate_head", "gate_unit"), "*fp32")
     pointers |= {"atoms": f"*{element}", "core": f"*{element}"}
-    _optional({"psi": what == "value", "v": what == "hvp"}, pointers, constants)
+    _optional({"psi": what == "value", "v": second, "shares": what == "vjp" and competing}, pointers, constants)
+    _optional(dict.fromkeys(("sent", "turned"), what == "vjp"), pointers, constants, element)
     return _compiled(frame.frame_kernel, pointers, constants, arch, tile[-1], 1)
+
+
+def frame_gradient_report(
+    arch: int, precision: str, kernel: int, channels: int, gates: int, competing: bool, what: str = "v"
+) -> Report:
+    """Compile the kernel of a whole frame's gradients in its gates for `arch`.
+
+    `what` is "v", of <v, f>, or "scale", of a sum of psi.
+    """
+    element, count = ELEMENT[TRITON_TYPE[precision]], channels * kernel**2
+    tile = frame_gradient.default_tile(count, precision, arch)
+    constants = positions.constants(channels, kernel, count, gates, precision, tile)
+    names = ("of_core", "of_gates", "of_head", "x", "bias", "gate_head")
+    pointers = dict.fromkeys(names, "*fp32") | {"atoms": f"*{element}", "core": f"*{element}"}
+    _optional({"v": what == "v", "scale": what == "scale", "shares": competing}, pointers, constants)
+    return _compiled(frame_gradient.frame_gradient_kernel, pointers, constants, arch, tile[-1], 1)
 
 
 def explicit_report(
@@ -177,7 +206,7 @@ def explicit_gradient_report(
     """
     element, count = ELEMENT[TRITON_TYPE[precision]], channels * kernel**2
     tile = explicit_gradient.default_tile(count, precision)
-    constants = explicit_gradient.constants(channels, kernel, count, gates, precision, tile)
+    constants = positions.constants(channels, kernel, count, gates, precision, tile)
     names = ("of_core", "of_gates", "x", "slope", "near", "far", "row_weights", "column_weights")
     pointers = dict.fromkeys(names, "*fp32") | {"atoms": f"*{element}", "core": f"*{element}"}
     _optional({"v": what == "v", "scale": what == "scale"}, pointers, constants)

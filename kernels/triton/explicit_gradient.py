@@ -168,7 +168,7 @@ def gradients(
             part, direction, atoms, *potentials, kernel, mirrored, weights, precision, False, arch, (sent, turned)
         )
         at, along = (
-            None if t is None else t.index_select(2, mirrored[0]).index_select(3, mirrored[1])
+            None if t is None else t.index_select(2, mirrored[0]).index_select(3, mirrored[1]).contiguous()
             for t in (part, direction)
         )
         meets = along if s is None else s[:, None, None, None] * at  # what e does, in dA
@@ -209,6 +209,6 @@ def _of_groups(
 
 def default_tile(units: int, precision: str) -> tuple[int, int, int, int]:
     """(BM, BT, BG, warps) that compile without spills; never timed."""
-    if precision != "fp32":
+    if units <= 64:
         return 32, 32, 32, 4
-    return (32, 32, 32, 4) if units <= 64 else (16, 32, 32, 8)
+    return (16, 32, 32, 8) if precision == "fp32" else (32, 32, 32, 8)

@@ -277,7 +277,7 @@ def sweep(
     units, gates, kernel = len(filters), len(core), filters.shape[-1]
     f = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     all_rows = height + kernel - 1
-    tile = default_tile(units, precision, arch, v is not None)
+    tile = default_tile(units, precision, arch, v is not None, kept[0] is not None)
     core_scale, gain = (HALF_SCALE, HALF_GAIN) if precision == "fp16" else (1.0, 1.0)
     shape = constants(channels, kernel, units, gates, precision, gain, tile) | {"COMPETING": competing}
     tiles = -(-width // (shape["BM"] - kernel + 1))
@@ -325,10 +325,18 @@ def constants(channels: int, kernel: int, units: int, gates: int, precision: str
     }  # fmt: skip
 
 
-def default_tile(units: int, precision: str, arch: int, hessian: bool = False) -> tuple[int, int, int, int]:
-    """(BM, BT, BG, warps) that compile without spills, for the units of the models that ship; never timed."""
-    if arch >= 100 and precision != "fp32":  # below 64 positions products are mma.sync's: others do not compile there
+def default_tile(
+    units: int, precision: str, arch: int, hessian: bool = False, keeps: bool = False
+) -> tuple[int, int, int, int]:
+    """(BM, BT, BG, warps) that compile without spills, for the units of the models that ship; never timed.
+
+    `keeps`: with what gradients of the weights need, which is held in registers for longer.
+    """
+    # below 64 positions products are mma.sync's: others do not compile there
+    if arch >= 100 and precision != "fp32" and not (keeps and units > 64):
         return 32, 32, 32, 4
+    if keeps and (precision != "fp32" or units > 64):
+        return (32, 32, 32, 8) if precision != "fp32" else (16, 16, 16, 8)
     if hessian:
         if precision == "fp32" and units > 64:
             return 16, 16, 16, 4

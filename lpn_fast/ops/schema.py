@@ -45,7 +45,7 @@ _library.define(
 
 def _evaluate(x, packed, features, spec, precision, value, tape):
     spec = decode(spec)
-    keep = tape and _has_tape(spec, x)
+    keep = tape and _has_tape(spec, x, precision)
     psi, f, kept = registry.select(spec, x, precision).evaluate(spec, x, packed, features, value, keep, precision)
     return (x.new_empty(0) if psi is None else psi), f, kept
 
@@ -83,7 +83,7 @@ for _name, _implementation in (("evaluate", _evaluate), ("hvp", _hvp), ("vjp", _
 def _evaluate_fake(x, packed, features, spec, precision, value, tape):
     spec = decode(spec)
     psi = x.new_empty(x.shape[0] if value else 0)
-    kept = _tape_like(spec, x, precision) if tape and _has_tape(spec, x) else []
+    kept = _tape_like(spec, x, precision) if tape and _has_tape(spec, x, precision) else []
     return psi, torch.empty_like(x, memory_format=torch.contiguous_format), kept
 
 
@@ -98,11 +98,11 @@ def _vjp_fake(x, packed, features, p, v, tape, spec, precision):
     return gx, x.new_empty(parameter_count(decode(spec)))
 
 
-def _has_tape(spec: Spec, x: Tensor) -> bool:
+def _has_tape(spec: Spec, x: Tensor, precision: str) -> bool:
     """Whether a tape is kept: by every backend or by none, so that shapes are known before one is chosen."""
     if x.device.type == "cpu":
         return not frame.supports(spec)
-    return not (x.device.type == "cuda" and x.dtype == torch.float32 and fused.covers(spec))
+    return not (x.device.type == "cuda" and x.dtype == torch.float32 and fused.covers_gradients(spec, precision))
 
 
 def _tape_like(spec: Spec, x: Tensor, precision: str) -> list[Tensor]:

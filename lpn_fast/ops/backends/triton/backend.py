@@ -10,7 +10,7 @@ from ....algebra.spec import Spec
 from ... import registry
 from ...precision import storage
 from ...sweeps import Sweeps
-from ..torch import SweepsBackend
+from ..torch import SweepsBackend, TorchBackend
 from . import device, fused
 from .choice import choice
 from .epilogues import TritonEpilogues, TritonSquareEpilogues
@@ -30,6 +30,7 @@ class TritonBackend(SweepsBackend):
     """Convolutional networks on CUDA tensors; on CPU tensors under Triton's interpreter (TRITON_INTERPRET=1)."""
 
     name = "triton"
+    _plain = TorchBackend()  # for gradients of the weights of wide mixtures in float32
 
     def supports(self, spec: Spec, x: Tensor, precision: str) -> str | None:
         if spec.is_dense:
@@ -41,8 +42,10 @@ class TritonBackend(SweepsBackend):
         return device.refusal(x, precision)
 
     def evaluate(self, spec, x: Tensor, packed: Tensor, features, value: bool, tape: bool, precision: str):
-        if fused.covers(spec):  # to read a tape would take longer than to compute it again
+        if fused.covers(spec) and not (tape and not fused.covers_gradients(spec, precision)):
             return *fused.value_prox(spec, x, packed, features, value, precision), []
+        if spec.stages[-1].competing:
+            return self._plain.evaluate(spec, x, packed, features, value, tape, precision)
         return super().evaluate(spec, x, packed, features, value, tape, precision)
 
     def alternatives(self) -> dict[str, AbstractContextManager]:
@@ -54,6 +57,8 @@ class TritonBackend(SweepsBackend):
         return device.is_unproven(x)
 
     def vjp(self, spec, x, packed, features, p: Tensor | None, v: Tensor | None, tape: list[Tensor], precision):
+        if spec.stages[-1].competing and not fused.covers_gradients(spec, precision):
+            return self._plain.vjp(spec, x, packed, features, p, v, tape, precision)
         if precision != "fp16":
             return self._vjp(spec, x, packed, features, p, v, tape, precision)
         # Cotangents of a mean are tiny and the result is linear in them: bring the largest to [1, 2), exactly.
@@ -63,7 +68,7 @@ class TritonBackend(SweepsBackend):
         return gx.div_(scale), gradient.div_(scale)
 
     def _vjp(self, spec, x, packed, features, p: Tensor | None, v: Tensor | None, tape: list[Tensor], precision):
-        if fused.covers(spec):
+        if fused.covers_gradients(spec, precision):
             return fused.vjp(spec, x, packed, features, p, v, precision)
         return super().vjp(spec, x, packed, features, p, v, tape, precision)
 
@@ -74,18 +79,19 @@ class TritonBackend(SweepsBackend):
         return self._hvp(spec, x, packed, features, v * scale, tape, precision).div_(scale)
 
     def _hvp(self, spec, x, packed, features, v: Tensor, tape: list[Tensor], precision):
-        if fused.covers(spec):
+        if fused.covers(spec):  # to read a tape would take longer than to compute it again
             return fused.hvp(spec, x, packed, features, v, precision)
         return super().hvp(spec, x, packed, features, v, tape, precision)
 
     def details(self, spec: Spec, x: Tensor, precision: str) -> list[str]:
         """Who computes the products of each stage, and why; for explain."""
-        if fused.covers(spec):
-            return [
-                "prox, potential, Hessian products: all stages in one kernel",
-                "gradients of the weights: those of the gates in one kernel, of the filters by two factors from memory",
-            ]
         sizes, lines = spec.stage_sizes(*x.shape[2:]), []
+        if fused.covers(spec):
+            lines.append("prox, potential, Hessian products: all stages in one kernel")
+        if fused.covers_gradients(spec, precision):
+            return [*lines, "gradients of the weights: those of gates in one kernel, of filters from two factors"]
+        if spec.stages[-1].competing:
+            return [*lines, "gradients of the weights, and what they need kept: torch's operations"]
         for l in range(1, len(spec.stages)):
             chosen = {}
             for what, role in (("forward", "forward"), ("back", "transposed"), ("second order", "adjoint")):

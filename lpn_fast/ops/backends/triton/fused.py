@@ -20,6 +20,15 @@ def covers(spec: Spec) -> bool:
     return small and len(spec.stages) == 2 and frame.supports(spec)
 
 
+def covers_gradients(spec: Spec, precision: str) -> bool:
+    """Whether gradients of the weights are those kernels' as well, which keep no tape.
+
+    Not of wide frames in float32: three TF32 products leave registers for tiles of 16 positions, and arithmetic is for
+    stages (`python -m bench.gpu.arithmetic --work gradient`).
+    """
+    return covers(spec) and (precision != "fp32" or spec.stages[0].width <= MOST_UNITS // 2)
+
+
 def value_prox(
     spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, with_value: bool, precision: str
 ) -> tuple[Tensor | None, Tensor]:

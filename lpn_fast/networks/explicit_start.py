@@ -22,7 +22,7 @@ def draw_start_(model: "ExplicitLPN") -> None:
     spec = model.spec
     for prefix, (k, groups) in model.levels().items():
         atoms, shares, far, bends, tails = model.of_level(prefix)
-        cosines, frequencies = cosine_atoms(spec.channels, k)
+        cosines, frequencies = cosine_atoms(spec.channels, k, spec.ndim)
         atoms.copy_(cosines.view_as(atoms))
         varied = len(cosines) - spec.channels
         number, narrow = torch.arange(groups), min((groups + 1) // 2, varied)

@@ -3,12 +3,15 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ...algebra.spec import Stage
+
+if TYPE_CHECKING:
+    from .potentials import Potentials
 
 
 @dataclass(frozen=True)
@@ -18,20 +21,21 @@ class Level:
     channels: int
     kernel: int
     groups: int
+    ndim: int = 2
 
     # what checks on a device ask of a network's spec
     is_dense = False
     image_size = None
-    ndim = 2
 
     @property
     def atoms(self) -> int:
-        """n = C k^2."""
-        return self.channels * self.kernel**2
+        """n = C k^ndim."""
+        return self.channels * self.kernel**self.ndim
 
     @property
     def encoded(self) -> str:
-        return json.dumps({"kind": "explicit"} | asdict(self), sort_keys=True)
+        shape = {name: value for name, value in asdict(self).items() if (name, value) != ("ndim", 2)}
+        return json.dumps({"kind": "explicit"} | shape, sort_keys=True)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -41,6 +45,11 @@ class Level:
     def trial(self, shape, packed: None, precision: str, device: torch.device, generator: torch.Generator) -> "Trial":
         """One input of that shape with potentials of every kind; `packed` is for networks."""
         return Trial(self, shape, precision, device, generator)
+
+
+def level_of(pot: "Potentials", x: Tensor, k: int) -> Level:
+    """The level of potentials for patches of side k of x."""
+    return Level(x.shape[1], k, pot.energies.shape[1], x.dim() - 2)
 
 
 class Trial:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import cpu, kernels, potentials
 from .coarse import Tilings, means
-from .level import Level
+from .level import level_of
 from .potentials import Potentials
 
 
@@ -24,7 +24,7 @@ def gradients(
     coarse = [torch.zeros_like(t) if want else None for t, want in zip(pot.coarse.tensors(), wanted[5:], strict=True)]
     if potentials.has_coarse(pot, x, k):
         z, along = means(x, k), None if v is None else means(v, k)
-        tilings, side = Tilings(*z.shape[2:], k), potentials.side(pot, x)
+        tilings, side = Tilings(z.shape[2:], k), potentials.side(pot, x)
         directions = [None] * len(tilings.places) if along is None else tilings.split(along)
         for part, direction in zip(tilings.split(z), directions, strict=True):
             weights = None if p is None else p.repeat_interleave(len(part) // len(x))
@@ -32,7 +32,7 @@ def gradients(
                 coarse, _of_level(pot.coarse, part, direction, weights, side, wanted[5:]), strict=True
             ):
                 if total is not None:
-                    total += own / k**2
+                    total += own / k ** (x.dim() - 2)
     return found + coarse
 
 
@@ -43,7 +43,7 @@ def _of_level(
     tensors = pot.tensors()[:5]
     if not (len(x) and any(wanted)):
         return [torch.zeros_like(t) if want else None for t, want in zip(tensors, wanted, strict=True)]
-    if kernels.select(Level(x.shape[1], k, pot.energies.shape[1]), x) is cpu:
+    if kernels.select(level_of(pot, x, k), x) is cpu:
         found = cpu.parameter_gradient(pot, x, v, p, k)
         return [t if want else None for t, want in zip(found, wanted, strict=True)]
     with torch.enable_grad():

@@ -101,7 +101,7 @@ def timed(part: str, calls: dict, more: dict[str, dict]) -> list[dict]:
 
 def plain_value(pot: Potentials, x: Tensor, k: int) -> Tensor:
     """R of images in units of the noise, (N,), in plain torch operations; potentials of one noise level."""
-    patches = Patches(*x.shape[2:], k, x)
+    patches = Patches(x.shape[2:], k, x)
     energies, a, b, e = (
         pot.energies[0][:, :, None, None],
         *(t.view(1, -1, 1, 1) for t in (pot.slope, pot.near, pot.far)),

@@ -122,7 +122,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LPN:
     model.load_state_dict(tensors)
     if isinstance(model, ExplicitLPN) and (skew := model.skewness()) > MOST_SKEW:
         raise ValueError(
-            f"{path}: atoms must be orthonormal, or spectra of filters at most 1, to {MOST_SKEW:g}, got an error of {skew:.1e}"
+            f"{path}: atoms must be orthonormal, or spectra of filters at most 1, to {MOST_SKEW:g}, "
+            f"got an error of {skew:.1e}"
         )
     model.card, model.source = card, str(path)
     return cast(LPN, model.to(device).eval())  # explicit priors answer the same calls

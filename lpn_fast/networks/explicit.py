@@ -1,8 +1,8 @@
 """An explicit prior: R is learned itself, certified weakly convex, and its prox is a solve with an error bound.
 
-In units of the noise, with the potentials of ops/explicit/potentials.py on all patches of an image,
+In units of the noise, with the potentials of ops/explicit/potentials.py on all patches of an image, d = 2, or volume,
 
-    R(x) = 1/k^2 sum_p w_p sum_g P_g(U_g . (A patch_p)^2),        U_gj = mu softmax over g and a slack
+    R(x) = 1/k^d sum_p w_p sum_g P_g(U_g . (A patch_p)^2),        U_gj = mu softmax over g and a slack
     f(y) = argmin_x 1/2 |x - y|^2 + R(x),                         |x - f(y)| <= |x + grad R(x) - y| / (1 - mu)
 
 The other families learn psi, have f in one pass and R by an inversion. Here R(x), grad R(x) and the preimage
@@ -52,7 +52,7 @@ class ExplicitLPN(Summarised):
     channels : int
         Image channels.
     kernel : int
-        Side k of the patches, 2 to 15; there are n = channels k^2 atoms.
+        Side k of the patches, 2 to 15; there are n = channels k^ndim atoms.
     groups : int
         Groups M of coefficients, each with one potential.
     concavity : float
@@ -65,14 +65,16 @@ class ExplicitLPN(Summarised):
         The same for patches of patch means (ops/explicit/coarse.py), which see coarse_kernel times as far; 0 for none.
     filters : int
         Free filters in place of the n atoms, a multiple of four: seeds and their mirror images. 0 for the atoms.
+    ndim : 2 or 3
+        Axes of space. With 3 images are volumes, x is (N, C, D, H, W), and torch's operations compute everything.
 
     Notes
     -----
     A prior is made in evaluation mode; in training mode solves end, if not told otherwise, where derivatives are
     accurate enough for an optimizer's steps.
 
-    x is (N, C, H, W), of the parameters' dtype; `sigma` is a number or (N,), in x's units. R is in x's units too:
-    sigma^2 times its value in units of the noise.
+    x is (N, C, H, W) or (N, C, D, H, W), of the parameters' dtype; `sigma` is a number or (N,), in x's units. R is in
+    x's units too: sigma^2 times its value in units of the noise.
 
     Examples
     --------
@@ -100,6 +102,7 @@ class ExplicitLPN(Summarised):
         coarse_kernel: int = 0,
         coarse_groups: int = 32,
         filters: int = 0,
+        ndim: int = 2,
     ):
         super().__init__()
         check_side("kernel", kernel, 2, 15)
@@ -108,10 +111,14 @@ class ExplicitLPN(Summarised):
             raise ValueError(f"groups must be at least 1, got {groups}")
         if not 0 < concavity < 1:
             raise ValueError(f"concavity must be in (0, 1), got {concavity}")
+        if ndim not in (2, 3):
+            raise ValueError(f"ndim must be 2 for images or 3 for volumes, got {ndim!r}")
         if not bend > 1:
             raise ValueError(f"bend must be above 1, got {bend}")
         if filters % 4 or not 0 <= filters <= MOST_FILTERS:
             raise ValueError(f"filters must be a multiple of 4 up to {MOST_FILTERS}, or 0 for none, got {filters}")
+        if filters and ndim != 2:
+            raise ValueError(f"ndim must be 2 with free filters, got {ndim}")
         if coarse_kernel:
             check_side("coarse_kernel", coarse_kernel, 2, 15)
             if filters:
@@ -119,7 +126,7 @@ class ExplicitLPN(Summarised):
                     f"coarse_kernel must be 0 with free filters, which see means, too, got {coarse_kernel}"
                 )
         knots, coarse = noise_knots(sigma_conditional), (coarse_kernel, coarse_groups if coarse_kernel else 0)
-        self.spec = ExplicitSpec(channels, kernel, groups, concavity, bend, knots, *coarse, filters)
+        self.spec = ExplicitSpec(channels, kernel, groups, concavity, bend, knots, *coarse, filters, ndim)
         self.card: dict = {}
         # shares: logits of U / mu, the slack's are 0; far: log e; bends: log-odds of (rho^2 - 1) / (bend - 1);
         # tails: log(tau - 1)
@@ -133,7 +140,8 @@ class ExplicitLPN(Summarised):
         """A fresh model of that architecture."""
         levels = spec.noise_levels
         coarse = spec.coarse_kernel, spec.coarse_groups
-        return cls(spec.channels, spec.kernel, spec.groups, spec.concavity, spec.bend, levels, *coarse, spec.filters)
+        rest = *coarse, spec.filters, spec.ndim
+        return cls(spec.channels, spec.kernel, spec.groups, spec.concavity, spec.bend, levels, *rest)
 
     def levels(self) -> dict[str, tuple[int, int]]:
         """Prefix of the parameters of a level -> (side of its patches, groups)."""
@@ -185,7 +193,8 @@ class ExplicitLPN(Summarised):
 
     def kernel_levels(self) -> list[Level]:
         """What kernels are chosen by, one for each level."""
-        return [Level(self.spec.channels, k, groups, self.spec.filters) for k, groups in self.levels().values()]
+        spec = self.spec
+        return [Level(spec.channels, k, groups, spec.filters, spec.ndim) for k, groups in self.levels().values()]
 
     def stores_activations(self, x: Tensor) -> bool:
         return False
@@ -385,17 +394,17 @@ class ExplicitLPN(Summarised):
     # ---- arguments
 
     def _checked(self, x: Tensor, sigma) -> tuple[Tensor, Tensor, Potentials]:
-        """x, its unit (N, 1, 1, 1), and the potentials at its noise levels."""
+        """x, its unit (N, 1, ..., 1), and the potentials at its noise levels."""
         spec = self.spec
         if self.far.dtype not in TOL:
             raise TypeError(
                 f"the prior must be float32 or float64 to be solved, got {self.far.dtype}; use model.float()"
             )
-        x = checked_images(x, (spec.channels, "H", "W"), self.far)
+        x = checked_images(x, (spec.channels, *spec.axes), self.far)
         level = checked_levels(sigma, x, conditional=True)  # (N,)
         assert level is not None
         own = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1)  # (N,), or (1,) if all share it
-        return x.contiguous(), level.view(-1, 1, 1, 1), self.potentials(own)
+        return x.contiguous(), level.view(-1, *(1,) * (x.dim() - 1)), self.potentials(own)
 
     def extra_repr(self) -> str:
         spec = self.spec

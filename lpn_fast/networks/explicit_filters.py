@@ -99,7 +99,7 @@ def _waves(k: int, count: int) -> list[Tensor]:
     small = [torch.zeros(k, k, dtype=torch.float64) for _ in range(2)]
     for difference, (row, column) in zip(small, ((middle, middle - 1), (middle - 1, middle)), strict=True):
         difference[middle, middle], difference[row, column] = SMALL / math.sqrt(2), -SMALL / math.sqrt(2)
-    frequency, frequencies = HIGHEST * math.pi, []
+    frequency, frequencies = HIGHEST * math.pi, list[float]()
     while frequency >= LOWEST * math.pi / k or not frequencies:
         frequencies.append(frequency)
         frequency /= NEXT

@@ -32,7 +32,7 @@ def draw_start_(model: "ExplicitLPN") -> None:
         if spec.filters:
             apart, sizes = _between_spectra(atoms), atoms.flatten(1).square().sum(1)
         else:
-            cosines, frequencies = cosine_atoms(spec.channels, k)
+            cosines, frequencies = cosine_atoms(spec.channels, k, spec.ndim)
             atoms.copy_(cosines.view_as(atoms))
             scaled = frequencies[spec.channels :] * (7 / k)
             apart, sizes = (scaled[:, None] - scaled).square().sum(-1), scaled.new_ones(len(scaled))

@@ -24,6 +24,8 @@ def refusal(level: "Level", x: Tensor) -> str | None:
     """Why this kernel does not run such a call, or None."""
     if _cpu is None:
         return "the compiled module is not here"
+    if level.ndim != 2:
+        return "volumes are not covered"
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return f"x is {x.dtype} on {x.device}, this kernel takes float32 on CPUs"
     return None
@@ -36,15 +38,15 @@ def run(
     x, v = x.contiguous(), None if v is None else v.contiguous()
     out = torch.empty_like(x)
     value = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    patches = Patches(*x.shape[2:], k, x)
-    row_weights, tensors = patches.row_weights / k**2, _contiguous(pot)
+    patches = Patches(x.shape[2:], k, x)
+    tensors, geometry = _contiguous(pot), _geometry(patches)
     _cpu.explicit_prior(
         x.data_ptr(), 0 if v is None else v.data_ptr(), value.data_ptr() if with_value else 0, out.data_ptr(),
-        **_described(tensors, patches, row_weights, x),
+        **_described(tensors, geometry, x, k),
     )  # fmt: skip
     if with_value:
         constant = (pot.slope * pot.near.sqrt()).double().sum(1)  # [B], of every position
-        value -= constant * (row_weights.double().sum() * patches.column_weights.double().sum())
+        value -= constant * (geometry[2].double().sum() * geometry[3].double().sum())
     return value, out
 
 
@@ -56,8 +58,7 @@ def gradients(
     The B potentials are those of N / B samples each, one after another.
     """
     x = x.contiguous()
-    patches = Patches(*x.shape[2:], k, x)
-    row_weights, tensors = patches.row_weights / k**2, _contiguous(pot)
+    tensors, geometry = _contiguous(pot), _geometry(Patches(x.shape[2:], k, x))
     total = tuple(torch.zeros_like(t) for t in tensors)
     for v_or_none, scale_or_none in ((v, None), (None, scale)):  # one kernel each
         given = [None if t is None else t.to(x).contiguous() for t in (v_or_none, scale_or_none)]
@@ -66,7 +67,7 @@ def gradients(
         found = [torch.empty_like(t) for t in tensors]
         _cpu.explicit_prior_gradient(
             x.data_ptr(), *(0 if t is None else t.data_ptr() for t in given), *(t.data_ptr() for t in found),
-            **_described(tensors, patches, row_weights, x),
+            **_described(tensors, geometry, x, k),
         )  # fmt: skip
         for t, part in zip(total, found, strict=True):
             t += part
@@ -77,12 +78,17 @@ def _contiguous(pot: "Potentials") -> list[Tensor]:
     return [t.detach().contiguous() for t in pot.tensors()[:5]]
 
 
-def _described(tensors: list[Tensor], patches: Patches, row_weights: Tensor, x: Tensor) -> dict[str, int]:
+def _geometry(patches: Patches) -> tuple[Tensor, ...]:
+    """Rows and columns that are repeated, weights of rows, 1 / k^2 included, and of columns."""
+    rows, columns = patches.axis_weights
+    return *patches.sources, rows / patches.pixels, columns
+
+
+def _described(tensors: list[Tensor], geometry: tuple[Tensor, ...], x: Tensor, k: int) -> dict[str, int]:
     """What all kernels are told of potentials and patches."""
     samples, channels, height, width = x.shape
     sets, groups, n = tensors[1].shape
-    sizes = {"images": samples, "channels": channels, "height": height, "width": width, "kernel": patches.k}
+    sizes = {"images": samples, "channels": channels, "height": height, "width": width, "kernel": k}
     names = ("atoms", "energies", "slope", "near", "far", "rows", "columns", "row_weights", "column_weights")
-    geometry = (patches.rows, patches.columns, row_weights, patches.column_weights)
     addresses = {name: t.data_ptr() for name, t in zip(names, (*tensors, *geometry), strict=True)}
     return sizes | {"n": n, "groups": groups, "sets": sets} | addresses | {"threads": torch.get_num_threads()}

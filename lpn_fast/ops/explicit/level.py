@@ -3,13 +3,17 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ...algebra.spec import Stage
 
+if TYPE_CHECKING:
+    from .potentials import Potentials
+
+USUAL = ("filters", 0), ("ndim", 2)  # what names of levels leave out
 IN_POTENTIALS = ("A", "U", "a", "b", "e")
 
 
@@ -21,20 +25,21 @@ class Level:
     kernel: int
     groups: int
     filters: int = 0  # free ones; 0 for an orthonormal basis of patches
+    ndim: int = 2
 
     # what checks on a device ask of a network's spec
     is_dense = False
     image_size = None
-    ndim = 2
 
     @property
     def atoms(self) -> int:
-        """n: free filters, or C k^2."""
-        return self.filters or self.channels * self.kernel**2
+        """n: free filters, or C k^ndim."""
+        return self.filters or self.channels * self.kernel**self.ndim
 
     @property
     def encoded(self) -> str:
-        return json.dumps({"kind": "explicit"} | asdict(self), sort_keys=True)
+        shape = {name: value for name, value in asdict(self).items() if (name, value) not in USUAL}
+        return json.dumps({"kind": "explicit"} | shape, sort_keys=True)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -44,6 +49,12 @@ class Level:
     def trial(self, shape, packed: None, precision: str, device: torch.device, generator: torch.Generator) -> "Trial":
         """One input of that shape with potentials of every kind; `packed` is for networks."""
         return Trial(self, shape, precision, device, generator)
+
+
+def level_of(pot: "Potentials", x: Tensor, k: int) -> Level:
+    """The level of potentials for patches of side k of x."""
+    n, taps = pot.atoms.shape
+    return Level(x.shape[1], k, pot.energies.shape[1], 0 if n == taps else n, x.dim() - 2)
 
 
 class Trial:
@@ -62,7 +73,7 @@ class Trial:
             energies[..., : level.channels] = 0  # means carry no potential
         far, bend = (0.5 * random(batch, groups)).exp(), 1.5 + 20 * random(batch, groups, uniform=True)
         slope = 1.5 * far * (1 - bend**-2).rsqrt()
-        taps = level.channels * level.kernel**2
+        taps = level.channels * level.kernel**level.ndim
         atoms = random(n, taps) / taps**0.5 if level.filters else torch.linalg.qr(random(n, n))[0]
         tensors = atoms, energies, slope, (slope / bend).square(), far
         self.potentials = Potentials(*(t.float().to(device) for t in tensors))

@@ -24,6 +24,8 @@ def refusal(level: "Level", x: Tensor) -> str | None:
     """Why this kernel does not run such a call, or None."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; torch brings it on Linux with CUDA"
+    if level.ndim != 2:
+        return "volumes are not covered"
     if level.atoms > MOST_UNITS or level.kernel > MOST_SIDE:
         return f"patches of {level.channels} x {level.kernel}^2 pixels are more than a block's registers were made for"
     return device.refusal(x, "fp32")
@@ -56,5 +58,6 @@ def gradients(
 @functools.lru_cache(maxsize=64)
 def _tables(height: int, width: int, k: int, where: torch.device) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Mirrored rows and columns, weights of the same, on the device: a solve needs them at every step."""
-    patches = Patches(height, width, k, torch.empty(0, device=where))
-    return (patches.rows.int(), patches.columns.int()), (patches.row_weights / k**2, patches.column_weights)
+    patches = Patches((height, width), k, torch.empty(0, device=where))
+    (rows, columns), (row_weights, column_weights) = patches.sources, patches.axis_weights
+    return (rows.int(), columns.int()), (row_weights / k**2, column_weights)

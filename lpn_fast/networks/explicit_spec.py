@@ -73,8 +73,8 @@ class ExplicitSpec:
         return json.dumps(self.to_dict(), sort_keys=True)
 
     def to_dict(self) -> dict:
-        """Plain JSON-ready dictionary; without `ndim` for images, as it was before there were volumes."""
-        given = {name: value for name, value in asdict(self).items() if (name, value) != ("ndim", 2)}
+        """Plain JSON-ready dictionary; without what files had no word for, where it says nothing."""
+        given = {name: value for name, value in asdict(self).items() if (name, value) not in (("ndim", 2), ("filters", 0))}
         return {"kind": self.kind, **given}
 
     @classmethod

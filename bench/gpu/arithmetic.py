@@ -122,7 +122,7 @@ def gradient_ways(spec, shape: tuple[int, int, int, int], precision: str, arch: 
         of_gates = explicit_gradient.default_tile(n, precision)
     else:
         before, tile = _fused(spec, shape, precision, arch), frame.default_tile(n, precision, arch, True, True)
-        of_gates = frame_gradient.default_tile(n, precision, arch)
+        of_gates = frame_gradient.default_tile(n, precision)
     products = _in_one_kernel(shape, k, n, m, precision, tile, special, hessian=True, margin=explicit_one * (k - 1))
     places, image = _positions(shape, k), 4 * shape[0] * shape[1] * shape[2] * shape[3]
     factors, normal = 2 * n * storage * places, 12 * places * competing

@@ -332,11 +332,13 @@ def default_tile(
 
     `keeps`: with what gradients of the weights need, which is held in registers for longer.
     """
+    if keeps and precision != "fp32":
+        return 32, 64 if arch >= 100 and units <= 64 and precision != "tf32" else 32, 32, 8
+    if keeps and units > 64:
+        return 16, 16, 16, 8
     # below 64 positions products are mma.sync's: others do not compile there
-    if arch >= 100 and precision != "fp32" and not (keeps and units > 64):
+    if arch >= 100 and precision != "fp32":
         return 32, 32, 32, 4
-    if keeps and (precision != "fp32" or units > 64):
-        return (32, 32, 32, 8) if precision != "fp32" else (16, 16, 16, 8)
     if hessian:
         if precision == "fp32" and units > 64:
             return 16, 16, 16, 4

@@ -173,7 +173,7 @@ def gradients(
         tile = config(Key("gradient_image", channels * kernel**2, units, precision, arch))
         of_filters = gradient(pairs, Geometry(kernel), tile, precision, image=True, processors=processors)
         of_core, of_bias[some], of_weight, of_head = _of_gates(
-            at, along, s, shares, *network[:3], gate_head, beta, head is not None, precision, arch, processors
+            at, along, s, shares, *network[:3], gate_head, beta, head is not None, precision, processors
         )
         if shares is not None:
             of_weight = _of_soft_maximum(shares, along is not None, s, beta)
@@ -190,11 +190,11 @@ def _swept(x, v, network, *rest, **options) -> Tensor:
 
 
 def _of_gates(
-    x, v, scale, shares, filters, core, bias, gate_head, beta, with_head, precision, arch, processors
+    x, v, scale, shares, filters, core, bias, gate_head, beta, with_head, precision, processors
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """dW [G, n], db of every image [N, G], dw [G], dh [n] or None, float64; from images with zeros around them."""
     gates, units = core.shape
-    tile = default_tile(units, precision, arch)
+    tile = default_tile(units, precision)
     shape = constants(x.shape[1], filters.shape[-1], units, gates, precision, tile)
     core_scale, storage = HALF_SCALE if precision == "fp16" else 1.0, STORAGE.get(precision, torch.float32)
     blocks, tiles, parts, per_part = parts_of(x, shape, processors)
@@ -224,8 +224,8 @@ def _of_soft_maximum(shares: Tensor, with_tangent: bool, scale: Tensor | None, b
     return sum(parts[1:], parts[0])
 
 
-def default_tile(units: int, precision: str, arch: int) -> tuple[int, int, int, int]:
+def default_tile(units: int, precision: str) -> tuple[int, int, int, int]:
     """(BM, BT, BG, warps) that compile without spills, for the units of the models that ship; never timed."""
     if units <= 64:
-        return 32, 32, 32, 8 if precision == "fp32" and arch >= 90 else 4
+        return 32, 32, 32, 8 if precision == "fp32" else 4
     return (16, 32, 32, 8) if precision == "fp32" else (32, 32, 32, 8)

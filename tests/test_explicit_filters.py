@@ -26,7 +26,7 @@ def images(*shape, seed=0) -> torch.Tensor:
 def energy_matrix(filters: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Of the quadratic form  1/k^2 sum_p w_p sum_j (h_j . patch_p(E x))^2,  by its columns."""
     channels, k = filters.shape[1:3]
-    patches = Patches(height, width, k, filters)
+    patches = Patches((height, width), k, filters)
     basis = torch.eye(channels * height * width, dtype=filters.dtype).view(-1, channels, height, width)
     whole = slice(0, height + k - 1)
     c = filters.flatten(1) @ patches.gather(patches.extended(basis), whole)  # [pixels, n, P]

@@ -34,7 +34,7 @@ def images(*shape, seed=1) -> torch.Tensor:
     ("height", "width", "k"), [(9, 8, 4), (3, 5, 4), (1, 1, 2), (1, 2, 5), (2, 20, 7), (31, 6, 7), (5, 4, 1)]
 )
 def test_patches_are_a_tight_frame_up_to_the_borders(height, width, k):
-    patches, x = Patches(height, width, k, SIGMA), images(2, 3, height, width)
+    patches, x = Patches((height, width), k, SIGMA), images(2, 3, height, width)
     extended = patches.extended(x)
     squares = sum(
         (patches.gather(extended, block).square() * patches.weights_of(block)).sum((1, 2)) for block in patches.blocks()
@@ -49,7 +49,7 @@ def test_patches_are_a_tight_frame_up_to_the_borders(height, width, k):
 def test_tilings_of_patch_means_are_what_the_constant_atoms_leave(height, width, k):
     x = images(2, 3, height, width)
     z = means(x, k)
-    tilings = Tilings(*z.shape[2:], k)
+    tilings = Tilings(z.shape[2:], k)
     parts = list(tilings.split(z))
     assert torch.equal(tilings.joined(parts, z), z)
     blocks = F.unfold(x.flatten(0, 1)[:, None], k).sum(1).square().sum(1).view(2, 3).sum(1) / k**2

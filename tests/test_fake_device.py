@@ -33,7 +33,7 @@ each_network = pytest.mark.parametrize("name", NETWORKS)
 def launches(monkeypatch):
     """The Triton kernels as recorders: (name, device that was current) of every launch."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    from lpn_fast.kernels.triton import assemble, correlate, elementwise, frame, gradient, units
+    from lpn_fast.kernels.triton import assemble, correlate, elementwise, frame, frame_gradient, gradient, units
     from lpn_fast.ops.backends.triton import device as device_facts
 
     found, current = [], ["cuda:0"]
@@ -57,7 +57,7 @@ def launches(monkeypatch):
             assert {str(t.device) for t in tensors if isinstance(t, torch.Tensor)} == {DEVICE}
             found.append((self.name, current[-1]))
 
-    for module in (assemble, correlate, elementwise, frame, gradient, units):
+    for module in (assemble, correlate, elementwise, frame, frame_gradient, gradient, units):
         name = module.__name__.rsplit(".", 1)[-1]
         monkeypatch.setattr(module, f"{name}_kernel", Recorder(name))
         monkeypatch.setattr(module, "device_of", device_of)
@@ -89,10 +89,11 @@ def test_triton_launches_on_the_tensors_device_and_nothing_waits(launches, monke
         assert [t.shape for t in (psi, f, hv, gx, gP)] == [p.shape, x.shape, x.shape, x.shape, packed.shape]
         assert watched.devices == {DEVICE}
     assert launches and {device for _, device in launches} == {DEVICE}
-    wanted = {"frame", "fold"} if name in ("frame", "mixture") else set()
-    if name != "mixture":
-        wanted |= {"assemble", "correlate", "gradient"} | ({"units"} if precision == "fp16" else set())
-    assert wanted <= {kernel for kernel, _ in launches}
+    found = {kernel for kernel, _ in launches}
+    if name in ("frame", "mixture"):
+        assert found == {"frame", "fold", "frame_gradient", "gradient"} and not tape
+    else:
+        assert found >= {"assemble", "correlate", "gradient"} | ({"units"} if precision == "fp16" else set())
 
 
 def test_a_check_can_have_pointers_in_the_place_of_the_copy_engine(launches):

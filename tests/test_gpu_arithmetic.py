@@ -51,6 +51,17 @@ def test_an_explicit_priors_bytes_are_those_counted_by_hand_and_its_torch_backen
     assert {k.count for k in found["torch"]} == {64 * -(-518 // 7)}
 
 
+def test_a_gradients_bytes_are_those_counted_by_hand_and_every_frame_has_its_rows():
+    kernels = arithmetic.gradient_ways(SPEC, SHAPE, "fp16", 90)
+    sums = 4 * 7 * 518 / 512  # of rows, per pixel, twice: of f and of H v
+    images = 3 + 4 + 4 + 2 + 2  # of f; of H v, x and v, folded; padded; of the gates; of the filters
+    moved = sum(kernel.bytes for kernel in kernels["triton"]) / PIXELS - 4 * images - 4 * sums
+    assert moved * PIXELS / POSITIONS == pytest.approx(2 * (2 * 2 * 49 + 12))  # e and delta, the soft maximum
+    rows = arithmetic.table(64, (512, 512), "gradient")
+    assert all(0 < row.fraction <= 1.0 + 1e-9 for row in rows)
+    assert {row.model for row in rows} == {row.model for row in arithmetic.table(64, (512, 512))} - {"mnist"}
+
+
 def test_the_command_prints_a_table(capsys):
     assert arithmetic.main(["--batch", "1", "--size", "64", "64", "--markdown"]) == 0
     assert "natural-gray, synthetic-gray | H200 | fp16 | triton |" in capsys.readouterr().out

@@ -17,7 +17,17 @@ from triton.compiler import ASTSource
 
 import lpn_fast as lf
 from lpn_fast.algebra import reference
-from lpn_fast.kernels.triton import assemble, correlate, elementwise, explicit, frame, gradient, special
+from lpn_fast.kernels.triton import (
+    assemble,
+    correlate,
+    elementwise,
+    explicit,
+    explicit_gradient,
+    frame,
+    frame_gradient,
+    gradient,
+    special,
+)
 from lpn_fast.kernels.triton.launch import Config, Geometry
 from lpn_fast.ops.backends.triton import TritonBackend, fused
 from lpn_fast.ops.backends.triton import explicit as prior
@@ -72,7 +82,14 @@ def on_model(monkeypatch):
     """Puts the fused kernels onto the model, their PTX edited on request."""
     real = {"frame": frame.frame_kernel, "explicit": explicit.explicit_kernel, "fold": frame.fold_kernel}
 
+    sums = {frame_gradient: "frame_gradient_kernel", explicit_gradient: "explicit_gradient_kernel"}
+    sums = {module: (name, getattr(module, name)) for module, name in sums.items()}
+    product = gradient.gradient_kernel
+
     def put(edit=lambda ptx: ptx):
+        monkeypatch.setattr(gradient, "gradient_kernel", OnModel(product))
+        for module, (name, kernel) in sums.items():
+            monkeypatch.setattr(module, name, OnModel(kernel, edit))
         monkeypatch.setattr(frame, "frame_kernel", OnModel(real["frame"], edit))
         monkeypatch.setattr(explicit, "explicit_kernel", OnModel(real["explicit"], edit))
         for module in (frame, explicit):
@@ -104,6 +121,16 @@ def test_the_compiled_kernel_of_a_mixture_is_right(on_model, precision, most):
 
 def test_its_hessian_products_are_right(on_model):
     assert error(hessian=True) < 1e-5
+
+
+def test_its_gradients_of_the_weights_are_right(on_model):
+    torch.manual_seed(1)
+    spec = (model := lf.MixtureLPN(1, kernel=3, experts=19)).spec
+    x, v = 4 * torch.randn(2, 1, 1, 3, 14)
+    features, packed = torch.rand(1, len(spec.noise_levels)), model.packed().detach()
+    found = fused.vjp(spec, x, packed, features, None, v, "fp32")
+    want = reference.vjp(spec, x.double(), packed.double(), features.double(), None, v.double())
+    assert all(relative(a, b) < 1e-5 for a, b in zip(found, want, strict=True))
 
 
 def test_the_compiled_kernel_of_an_explicit_prior_is_right(on_model):

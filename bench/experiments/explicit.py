@@ -1,13 +1,17 @@
-"""What an explicit prior costs: a pass of grad R, the solve of f, and R of many images against inversions.
+"""What an explicit prior costs: passes of grad R and of its parameters, the solve of f, R of many images.
 
 pass     grad R of a batch of photographs, beside one prox of the one-pass mixture, and beside the same R written in
          plain torch and differentiated by autograd, eager and by torch.compile
+params   gradients of all parameters of <v, grad R> and of R for crops at four noise levels, and a step of score
+         matching: by the kernels, and with torch's operations in their place for the parameters
 solve    f(y) to a residual of 1e-4 |y|: passes of grad R, and the time of the kernels against that of the torch path
 values   R(x) of many small images: one pass, against the certified batch inversion of the mixture (lf.prior), and
          against the published way, scipy's conjugate gradients image by image; the latter on some, extrapolated
 """
 
 import argparse
+import copy
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,7 @@ from lpn_fast.algebra import reference
 from lpn_fast.algebra.noise import noise_features
 from lpn_fast.benchmark.timing import interleaved, ratios
 from lpn_fast.ops.explicit import Patches, Potentials, SolveLimits, proximal_point
+from lpn_fast.ops.explicit.potentials import gradients
 from lpn_fast.per_sample import norm
 
 from ..reconstruction import data
@@ -29,7 +34,7 @@ from .provenance import ROOT, where, write_csv
 SIGMA = 25 / 255
 TOL = 1e-4  # for solves and inversions
 ROUNDS, SECONDS = 9, 60.0
-PARTS = ("pass", "solve", "values")
+PARTS = ("pass", "params", "solve", "values")
 
 
 def add_parser(subparsers) -> None:
@@ -64,6 +69,8 @@ def run(args) -> int:
     rows: list[dict] = []
     if "pass" in args.parts:
         rows += passes(model, mixture, data.photographs(root, "validation", 4, 256))
+    if "params" in args.parts:
+        rows += parameter_passes(model, data.photographs(root, "validation", 4, 112))
     if "solve" in args.parts:
         rows += solves(model, data.photographs(root, "validation", 4, 256))
     if "values" in args.parts:
@@ -94,7 +101,7 @@ def timed(part: str, calls: dict, more: dict[str, dict]) -> list[dict]:
 
 def plain_value(pot: Potentials, x: Tensor, k: int) -> Tensor:
     """R of images in units of the noise, (N,), in plain torch operations; potentials of one noise level."""
-    patches = Patches(*x.shape[2:], k, x)
+    patches = Patches(x.shape[2:], k, x)
     energies, a, b, e = (
         pot.energies[0][:, :, None, None],
         *(t.view(1, -1, 1, 1) for t in (pot.slope, pot.near, pot.far)),
@@ -133,6 +140,33 @@ def passes(model: lf.ExplicitLPN, mixture: lf.LPN, x: Tensor) -> list[dict]:
         "grad R, torch.compile": lambda: compiled(x / SIGMA),
     }
     return timed("pass", calls, {})
+
+
+def parameter_passes(model: lf.ExplicitLPN, x: Tensor) -> list[dict]:
+    levels = torch.linspace(0.05, 0.2, len(x))
+    pot, k, v = model.potentials(levels), model.spec.kernel, torch.randn(x.shape)
+    z, ones = x / levels.view(-1, 1, 1, 1), torch.ones(len(x))
+    trained = copy.deepcopy(model).requires_grad_(True)
+
+    def step(backend: str):
+        loss = (trained.grad_prior(x + levels.view(-1, 1, 1, 1) * v, levels) - v).square().sum()
+        with lf.use_backend(backend):
+            loss.backward()
+
+    def in_torch(call):
+        with lf.use_backend("torch"):
+            call()
+
+    of_pairing = functools.partial(gradients, pot, z, v, None, k)
+    of_values = functools.partial(gradients, pot, z, None, ones, k)
+    rows = []
+    for name, ours, torchs in (
+        ("<v, grad R>", of_pairing, lambda: in_torch(of_pairing)),
+        ("R", of_values, lambda: in_torch(of_values)),
+        ("a step of score matching", lambda: step("auto"), lambda: step("torch")),
+    ):
+        rows += timed("params", {name: ours, f"{name}, torch": torchs}, {})
+    return rows
 
 
 def solves(model: lf.ExplicitLPN, x: Tensor) -> list[dict]:

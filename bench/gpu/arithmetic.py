@@ -1,6 +1,6 @@
 """Bytes, operations and expected time of one pass of every model that ships, by arithmetic: nothing is run.
 
-    python -m bench.gpu.arithmetic [--batch 64] [--size 512 512] [--markdown]
+    python -m bench.gpu.arithmetic [--batch 64] [--size 512 512] [--work prox] [--markdown]
 
 A way to compute is a list of kernels, and a kernel takes as long as the slowest of its floating-point operations, its
 bytes and its special functions at the data sheet's rates, and 4 us at the least. Caches between kernels count for
@@ -15,6 +15,10 @@ Ways that are compared are counted alike:
 A pass is a prox, of explicit priors a gradient of R (a step of their solve, kernels/triton/explicit.py). Their torch
 backend goes block by block of positions, so that a GPU waits for launches.
 
+`--work gradient` counts f and the gradients of a loss of f in x and the weights, of explicit priors those of
+<v, grad R> in the potentials alone. Its ways are `stages`, where each stage goes by itself and only what counters.py
+says is stored, which is the least of torch and of a compiler, and `triton`, where everything is in the fused kernels.
+
 `fraction` is the time of the slower of the network's own operations, and of reading x and writing f once, over the
 time of the way. Numbers of a table like this one are expectations, to be replaced by what a device says.
 """
@@ -25,7 +29,7 @@ from dataclasses import dataclass
 import lpn_fast as lf
 from lpn_fast.algebra.spec import Spec
 from lpn_fast.benchmark.counters import work
-from lpn_fast.kernels.triton import explicit, frame
+from lpn_fast.kernels.triton import explicit, explicit_gradient, frame, frame_gradient, positions
 from lpn_fast.ops.backends.triton import fused
 from lpn_fast.ops.explicit.patches import POSITIONS
 
@@ -101,9 +105,48 @@ def ways(spec, shape: tuple[int, int, int, int], precision: str, arch: int) -> d
     return found
 
 
-def floor(spec, shape: tuple[int, int, int, int], precision: str, device: Device) -> float:
+def gradient_ways(spec, shape: tuple[int, int, int, int], precision: str, arch: int) -> dict[str, list[Kernel]]:
+    """The kernels of a gradient, by way; of frames and explicit priors."""
+    storage = 2 if precision == "fp16" else 4
+    explicit_one = spec.kind == "explicit"
+    done, stages = work(spec, "gradient", shape, storage), 12
+    rate = precision if precision == "fp16" else _product(precision)
+    each = Kernel((done.activation_bytes + done.other_bytes) / stages, done.flop / stages, rate, done.special / stages)
+    n, m, k = (spec.atoms, spec.groups, spec.kernel) if explicit_one else (
+        spec.stages[0].width, spec.stages[1].width, spec.stages[0].skip_kernel
+    )  # fmt: skip
+    competing = not explicit_one and spec.stages[1].competing
+    special = m if competing else 2 * m
+    if explicit_one:
+        before, tile = [], explicit.default_tile(n, precision, arch, True)
+        of_gates = explicit_gradient.default_tile(n, precision)
+    else:
+        before, tile = _fused(spec, shape, precision, arch), frame.default_tile(n, precision, arch, True, True)
+        of_gates = frame_gradient.default_tile(n, precision)
+    products = _in_one_kernel(shape, k, n, m, precision, tile, special, hessian=True, margin=explicit_one * (k - 1))
+    places, image = _positions(shape, k), 4 * shape[0] * shape[1] * shape[2] * shape[3]
+    factors, normal = 2 * n * storage * places, 12 * places * competing
+    first, *folds = products
+    first = Kernel(first.bytes + image + factors + normal, first.flop, first.rate, first.special)
+    if explicit_one:  # whose Hessian products are another call
+        folds = []
+    block = positions.constants(shape[1], k, n, m, precision, of_gates)
+    forward, back = {"fp16": (2, 2), "tf32": (1, 1), "fp32": (3, 3)}[precision]  # sums are TF32's: half of fp16's rate
+    blocks = -(-m // block["BG"])
+    units = block["UNITS_BLOCK"]
+    flop = 4 * units * blocks * (block["TAPS"] * forward + block["BG"] * (forward + back))
+    rate = "fp16" if precision == "fp16" else "tf32"
+    kernels = [
+        *before, first, *folds, Kernel(4 * image),
+        Kernel(2 * image + normal, places * flop, rate, places * special),
+        Kernel(2 * image + factors, places * 4 * units * block["TAPS"] * forward, rate),
+    ]  # fmt: skip
+    return {"stages": [each] * stages, "triton": kernels}
+
+
+def floor(spec, shape: tuple[int, int, int, int], precision: str, device: Device, what: str = "prox") -> float:
     """Seconds of the network's own operations, or of x and f, whichever takes longer."""
-    flop = work(spec, "prox", shape).flop
+    flop = work(spec, what, shape).flop
     images = 8 * shape[0] * shape[1] * shape[2] * shape[3]
     rate = device.tf32 / 3 if precision == "fp32" else getattr(device, precision)  # three products have its digits
     return max(images / device.bytes_per_s, flop / max(rate, device.fp32 if precision == "fp32" else 0))
@@ -114,19 +157,22 @@ def models() -> list[tuple[str, lf.LPN]]:
     return [(name, lf.pretrained(name)) for name in lf.list_pretrained()]
 
 
-def table(batch: int, size: tuple[int, int]) -> list[Row]:
-    """All rows; models that share a description share theirs."""
+def table(batch: int, size: tuple[int, int], what: str = "prox") -> list[Row]:
+    """All rows of a pass or a gradient; models that share a description share theirs."""
     rows: list[Row] = []
     names: dict[Spec, list[str]] = {}
     for name, model in models():
         names.setdefault(model.spec, []).append(name)
+    count = gradient_ways if what == "gradient" else ways
     for spec, named in names.items():
+        if what == "gradient" and not (spec.kind == "explicit" or fused.covers(spec)):
+            continue
         name = ", ".join(named)
         shape = (batch, spec.channels, *(spec.image_size or size))
         for device in DEVICES:
             for precision in PRECISIONS if spec.kind != "explicit" else ("fp32",):  # in which it is solved
-                least = floor(spec, shape, precision, device)
-                for way, kernels in ways(spec, shape, precision, device.arch).items():
+                least = floor(spec, shape, precision, device, what)
+                for way, kernels in count(spec, shape, precision, device.arch).items():
                     seconds = sum(kernel.seconds(device) for kernel in kernels)
                     moved, flop = (sum(k.count * getattr(k, what) for k in kernels) for what in ("bytes", "flop"))
                     figures = moved / 1e9, flop / 1e12, 1e3 * seconds, least / seconds
@@ -208,7 +254,9 @@ def _fused(spec: Spec, shape, precision: str, arch: int) -> list[Kernel]:
     return _in_one_kernel(shape, first.skip_kernel, first.width, gates.width, precision, tile, special)
 
 
-def _in_one_kernel(shape, k: int, n: int, m: int, precision: str, tile, special: int, margin: int = 0) -> list[Kernel]:
+def _in_one_kernel(
+    shape, k: int, n: int, m: int, precision: str, tile, special: int, margin: int = 0, hessian: bool = False
+) -> list[Kernel]:
     """The kernel and the fold of its sums of rows; `margin`: pixels beyond the border that are summed as well."""
     batch, channels, height, width = shape
     block = frame.constants(channels, k, n, m, precision, 1.0, tile)
@@ -218,7 +266,10 @@ def _in_one_kernel(shape, k: int, n: int, m: int, precision: str, tile, special:
     padded = -(-m // block["BG"]) * block["BG"]
     # operands in two halves count twice, float32's digits take three products
     forward, back = {"fp16": (2, 1), "tf32": (1, 1), "fp32": (3, 3)}[precision]
-    flop = computed * 2 * block["UNITS_BLOCK"] * (block["TAPS"] + padded) * (forward + back)
+    adjoint = block["TAPS"] * back
+    flop = computed * 2 * block["UNITS_BLOCK"] * (
+        (block["TAPS"] * forward + padded * (forward + back)) * (1 + hessian) + adjoint
+    )  # fmt: skip
     image = 4 * batch * channels * height * width
     sums = 4 * batch * channels * k * (height + k - 1) * (width + 2 * margin)
     folded = [Kernel(sums + 2 * image)] if not margin else [Kernel(sums + image), Kernel(2 * image)]
@@ -236,11 +287,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.arithmetic", description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("H", "W"))
+    parser.add_argument("--work", choices=("prox", "gradient"), default="prox")
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args(arguments)
     titles = ("model", "device", "precision", "way", "GB", "TFLOP", "ms", "fraction")
     lines = [titles]
-    for row in table(args.batch, tuple(args.size)):
+    for row in table(args.batch, tuple(args.size), args.work):
         numbers = f"{row.gigabytes:.1f}", f"{row.teraflop:.2f}", f"{row.milliseconds:.2f}", f"{row.fraction:.2f}"
         lines.append((row.model, row.device, row.precision, row.way, *numbers))
     for number, line in enumerate(lines):

@@ -348,6 +348,8 @@ struct Kernels {
   void (*frame_second)(const Frame&, const FrameScratch&, const FrameSecond&, int64_t begin, int64_t end);
   // Rows begin <= r < end of the positions of patches of one image.
   void (*prior_rows)(const PatchFrame&, const PriorScratch&, const PriorRows&, int64_t begin, int64_t end);
+  void (*prior_gradient_rows)(
+      const PatchFrame&, const PriorScratch&, const PriorGradientRows&, int64_t begin, int64_t end);
   // Lines of the parallel-beam projector, in both precisions.
   ResampleKernels<float> resample_float;
   ResampleKernels<double> resample_double;

@@ -15,6 +15,9 @@ namespace {
 // As in frame.cpp: kernel - 1 rows of sums more are written than positions computed.
 constexpr int64_t least_rows = 8, most_rows = 32, blocks_wanted = 32;
 
+// Partial gradients of a batch at least, as far as there are blocks.
+constexpr int64_t chunks_wanted = 32;
+
 constexpr int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
@@ -27,17 +30,21 @@ ExplicitPrior::ExplicitPrior(const PriorShape& shape,
                              const int64_t* columns,
                              const float* row_weights,
                              const float* column_weights)
-    : parameters_(parameters), images_(shape.images), groups_(shape.groups) {
+    : parameters_(parameters),
+      images_(shape.images),
+      groups_(shape.groups),
+      group_columns_(round_up(shape.groups, column_multiple)) {
   Frame& frame = op_.frame;
   const int64_t margin = shape.kernel - 1, across = shape.width + margin;
   frame.filters = parameters.atoms;
-  frame.units = shape.channels * shape.kernel * shape.kernel;
+  frame.units = shape.atoms;
   frame.channels = shape.channels;
   frame.kernel = shape.kernel;
   frame.height = shape.height;
   frame.width = shape.width;
   frame.sum_line = round_up(across + margin, column_multiple);
   frame.line = frame.sum_line + round_up(shape.kernel, column_multiple);
+  frame.columns = round_up(shape.channels * shape.kernel * shape.kernel, column_multiple);
   op_.rows = rows;
   op_.columns = columns;
   op_.row_weights = row_weights;
@@ -48,15 +55,24 @@ ExplicitPrior::ExplicitPrior(const PriorShape& shape,
   blocks_ = (positions() + rows_ - 1) / rows_;
 }
 
+GroupPotentials ExplicitPrior::potentials_of(int64_t n) const {
+  const int64_t set = n / (images_ / parameters_.sets), at = set * groups_;
+  return {parameters_.energies + at * op_.frame.units, parameters_.slope + at, parameters_.near + at,
+          parameters_.far + at, groups_};
+}
+
+// Level 0 for gradients, 1 for Hessian products too, 2 for gradients of parameters too.
 class ExplicitPrior::Scratch {
  public:
-  Scratch(const ExplicitPrior& prior, int64_t items, int threads, bool second) {
+  Scratch(const ExplicitPrior& prior, int64_t items, int threads, int level) {
     const Frame& frame = prior.op_.frame;
     const int64_t workers = std::clamp<int64_t>(items, 1, threads);
     const int64_t lines = (prior.rows_ + frame.kernel - 1) * frame.channels * frame.line;
     const int64_t row = frame.units * frame.line, tile = frame.units * block_rows,
                   gates = prior.groups_ * block_rows;
-    const int64_t each = (second ? 2 : 1) * (lines + row + tile + gates),
+    const int64_t columns = level > 1 ? 2 * block_rows * prior.group_columns_ : 0;
+    const int64_t patches = level > 1 ? 2 * (block_rows + 1) * frame.columns : 0;
+    const int64_t each = (level ? 2 : 1) * (lines + row + tile + gates) + columns + patches,
                   terms = frame.channels * frame.kernel;
     memory_ = allocate_floats(workers * each);
     std::fill(memory_.get(), memory_.get() + workers * each, 0.0f);  // ends of rows are read, never written
@@ -69,12 +85,14 @@ class ExplicitPrior::Scratch {
       scratch.c = take(row);
       scratch.energy = take(tile);
       scratch.gates = take(gates);
-      if (second) {
+      if (level) {
         scratch.v_lines = take(lines);
         scratch.dc = take(row);
         scratch.cross = take(tile);
         scratch.third = take(gates);
       }
+      scratch.columns = take(columns);
+      scratch.patches = take(patches);
       scratch.terms = terms_.data() + worker * std::max(terms, frame.kernel);
       scratches_.push_back(scratch);
     }
@@ -90,18 +108,14 @@ class ExplicitPrior::Scratch {
 
 void ExplicitPrior::run(const float* x, const float* v, double* value, float* out, int threads) const {
   const Kernels& kernels = active_kernels();
-  const int64_t blocks = images_ * blocks_, atoms = op_.frame.units;
+  const int64_t blocks = images_ * blocks_;
   const Floats sums = allocate_floats(blocks * sum_size());
   std::vector<double> values(value ? blocks : 0);
-  const Scratch scratch(*this, blocks, threads, v != nullptr);
+  const Scratch scratch(*this, blocks, threads, v ? 1 : 0);
   parallel_for(blocks, 1, threads, [&](int worker, int64_t index, int64_t) {
-    const int64_t n = index / blocks_, begin = index % blocks_ * rows_, own = parameters_.shared ? 0 : n;
-    const PriorRows io{{parameters_.energies + own * groups_ * atoms, parameters_.slope + own * groups_,
-                        parameters_.near + own * groups_, parameters_.far + own * groups_, groups_},
-                       x + n * image_size(),
-                       v ? v + n * image_size() : nullptr,
-                       sums.get() + index * sum_size(),
-                       value ? values.data() + index : nullptr};
+    const int64_t n = index / blocks_, begin = index % blocks_ * rows_;
+    const PriorRows io{potentials_of(n), x + n * image_size(), v ? v + n * image_size() : nullptr,
+                       sums.get() + index * sum_size(), value ? values.data() + index : nullptr};
     kernels.prior_rows(op_, scratch[worker], io, begin, std::min(begin + rows_, positions()));
   });
   fold(sums.get(), out, threads);
@@ -109,6 +123,74 @@ void ExplicitPrior::run(const float* x, const float* v, double* value, float* ou
     value[n] = 0.0;
     for (int64_t block = n * blocks_; block < (n + 1) * blocks_; ++block) value[n] += values[block];
   }
+}
+
+int64_t ExplicitPrior::partial_size() const {
+  return op_.frame.units * (op_.frame.columns + group_columns_) + 3 * groups_ * sum_lanes;
+}
+
+PriorPartial ExplicitPrior::partial_at(float* memory) const {
+  const int64_t numbers = groups_ * sum_lanes;
+  float* energies = memory + op_.frame.units * op_.frame.columns;
+  float* slope = energies + op_.frame.units * group_columns_;
+  return {memory, energies, slope, slope + numbers, slope + 2 * numbers, group_columns_};
+}
+
+void ExplicitPrior::parameter_gradient(const PriorGradients& io, int threads) const {
+  const Kernels& kernels = active_kernels();
+  const int64_t sets = parameters_.sets, blocks = images_ / sets * blocks_, size = partial_size();
+  const int64_t per_set =
+      std::clamp<int64_t>((chunks_wanted + sets - 1) / sets, 1, std::max<int64_t>(1, blocks));
+  const Floats partials = allocate_floats(sets * per_set * size);
+  const Scratch scratch(*this, sets * per_set, threads, 2);
+  parallel_for(sets * per_set, 1, threads, [&](int worker, int64_t chunk, int64_t) {
+    const int64_t set = chunk / per_set, part = chunk % per_set;
+    float* own = partials.get() + chunk * size;
+    std::fill(own, own + size, 0.0f);
+    for (int64_t block = part * blocks / per_set; block < (part + 1) * blocks / per_set; ++block) {
+      const int64_t n = set * (images_ / sets) + block / blocks_, begin = block % blocks_ * rows_;
+      const PriorGradientRows rows{potentials_of(n), io.x + n * image_size(),
+                                   io.v ? io.v + n * image_size() : nullptr, io.v ? 0.0f : io.p[n],
+                                   partial_at(own)};
+      kernels.prior_gradient_rows(op_, scratch[worker], rows, begin, std::min(begin + rows_, positions()));
+    }
+  });
+  add_up(partials.get(), per_set, io, threads);
+}
+
+// The chunks of every set in order, in double.
+void ExplicitPrior::add_up(const float* partials,  // [sets, chunks, partial_size]
+                           int64_t chunks,
+                           const PriorGradients& io,
+                           int threads) const {
+  const Kernels& kernels = active_kernels();
+  const Frame& frame = op_.frame;
+  const int64_t sets = parameters_.sets, size = partial_size(), numbers = groups_ * sum_lanes;
+  const int64_t taps = frame.channels * frame.kernel * frame.kernel;
+  const int64_t atoms_size = frame.units * frame.columns, energies_size = frame.units * group_columns_;
+  std::vector<double> totals(size), atoms(atoms_size);
+  for (int64_t set = 0; set < sets; ++set) {
+    const MlpPartials parts{partials + set * chunks * size, chunks, size, totals.data()};
+    parallel_for(size, sum_lanes * 64, threads,
+                 [&](int, int64_t begin, int64_t end) { kernels.mlp_sum_partials(parts, begin, end); });
+    for (int64_t i = 0; i < atoms_size; ++i) atoms[i] += totals[i];
+    for (int64_t group = 0; group < groups_; ++group)
+      for (int64_t atom = 0; atom < frame.units; ++atom)
+        io.energies[(set * groups_ + group) * frame.units + atom] =
+            static_cast<float>(totals[atoms_size + atom * group_columns_ + group]);
+    const auto of_group = [&](float* to, int64_t first) {
+      for (int64_t group = 0; group < groups_; ++group) {
+        double sum = 0.0;
+        for (int64_t lane = 0; lane < sum_lanes; ++lane) sum += totals[first + group * sum_lanes + lane];
+        to[set * groups_ + group] = static_cast<float>(sum);
+      }
+    };
+    of_group(io.slope, atoms_size + energies_size);
+    of_group(io.near, atoms_size + energies_size + numbers);
+    of_group(io.far, atoms_size + energies_size + 2 * numbers);
+  }
+  for (int64_t i = 0; i < frame.units * taps; ++i)
+    io.atoms[i] = static_cast<float>(atoms[i / taps * frame.columns + i % taps]);
 }
 
 // out = E^T of the sum of the blocks: a row of the image gets all rows of the continued one that repeat it.

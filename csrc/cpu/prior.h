@@ -12,16 +12,27 @@ namespace lpn {
 struct PriorShape {
   int64_t images, channels, height, width;  // images and their sizes
   int64_t kernel;
-  int64_t groups;
+  int64_t atoms, groups;
 };
 
 struct PriorParameters {
-  const float* atoms;     // [n, channels, kernel, kernel], n = channels kernel^2
-  const float* energies;  // [images or 1, groups, n]
-  const float* slope;     // [images or 1, groups]
+  const float* atoms;     // [n, channels, kernel, kernel]
+  const float* energies;  // [sets, groups, n]
+  const float* slope;     // [sets, groups]
   const float* near;      // as slope
   const float* far;       // as slope
-  bool shared;            // whether all images share one set of potentials
+  int64_t sets;           // of potentials, each of images / sets images one after another
+};
+
+struct PriorGradients {
+  const float* x;   // [images, channels, height, width]
+  const float* v;   // as x or nullptr
+  const float* p;   // [images], where v is nullptr
+  float* atoms;     // all as in PriorParameters
+  float* energies;  //
+  float* slope;
+  float* near;
+  float* far;
 };
 
 class ExplicitPrior {
@@ -44,8 +55,20 @@ class ExplicitPrior {
            float* out,      // as x: grad R(x), or the Hessian times v
            int threads) const;
 
+  // Gradients of the parameters of  sum over images of <v, grad R(x)>, or of p R(x), overwritten. The order
+  // of additions depends on shapes alone.
+  void parameter_gradient(const PriorGradients& io, int threads) const;
+
  private:
   class Scratch;
+
+  // Floats of a chunk's gradients, and where they lie.
+  int64_t partial_size() const;
+  PriorPartial partial_at(float* memory) const;
+  void add_up(const float* partials, int64_t chunks, const PriorGradients& io, int threads) const;
+
+  // Potentials of the n-th image.
+  GroupPotentials potentials_of(int64_t n) const;
 
   int64_t image_size() const { return op_.frame.channels * op_.frame.height * op_.frame.width; }
   int64_t positions() const { return op_.frame.height + op_.frame.kernel - 1; }  // along a column
@@ -57,7 +80,7 @@ class ExplicitPrior {
   PatchFrame op_{};
   PriorParameters parameters_;
   std::vector<float> weights_;  // along columns, with zeros behind
-  int64_t images_, groups_;
+  int64_t images_, groups_, group_columns_;
   int64_t rows_;    // rows of positions that go together
   int64_t blocks_;  // per image
 };

@@ -41,6 +41,8 @@ struct PriorScratch {
   float* cross;    // as energy, c dc
   float* gates;    // [groups, block_rows]
   float* third;    // as gates
+  float* columns;  // [2, block_rows, group columns]   of parameter gradients: gates and third, turned
+  float* patches;  // [2, block_rows + 1, columns]     of parameter gradients
   Term* terms;     // [channels kernel]
 };
 
@@ -51,6 +53,25 @@ struct PriorRows {
   const float* v;  // as x or nullptr
   float* sum;  // [rows + kernel - 1, channels, sum_line]: what the gradient, or the product, gets from them
   double* value;  // [1] or nullptr: what R gets from them, without the constants of the potentials
+};
+
+// Gradients of one chunk; groups are padded to whole vectors, the numbers of a group are kept in lanes.
+struct PriorPartial {
+  float* atoms;     // [atoms, columns]
+  float* energies;  // [atoms, group columns]: transposed
+  float* slope;     // [groups, sum_lanes]
+  float* near;      // as slope
+  float* far;       // as slope
+  int64_t group_columns;
+};
+
+// Some rows of positions of one image, for the parameters' gradient of <v, grad R(x)>, or of p R(x).
+struct PriorGradientRows {
+  GroupPotentials potentials;
+  const float* x;  // [channels, height, width]
+  const float* v;  // as x or nullptr
+  float p;         // where v is nullptr
+  PriorPartial partial;
 };
 
 }  // namespace lpn

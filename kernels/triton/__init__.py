@@ -19,6 +19,8 @@ Stages that read the image only, and A^T e, are bound by memory.
     assemble      f += D^T A^T e
     frame         psi, f and H v of a frame under gates of single pixels, or of a mixture, in one kernel
     explicit      R, grad R and H v of an explicit prior, in one kernel, of frame's pieces
+    positions     tiles of consecutive positions, for sums over all of them
+    frame_gradient, explicit_gradient    gradients in the parameters: of gates on chip, of filters from two factors
     units         powers of two for e and delta in half precision
     elementwise   the step alone, after a library's product
     choices       our kernel, or the library's product and the step alone (plain Python)

@@ -16,7 +16,17 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import assemble, elementwise, explicit, frame, launch, units
+from . import (
+    assemble,
+    elementwise,
+    explicit,
+    explicit_gradient,
+    frame,
+    frame_gradient,
+    launch,
+    positions,
+    units,
+)
 from .correlate import correlate_kernel
 from .gradient import gradient_kernel
 from .hazards import register_hazards
@@ -118,15 +128,19 @@ def small_kernels(arch: int) -> dict[str, Report]:
 def fused_kernels(arch: int, precisions: tuple[str, ...] = ("fp32", "tf32", "fp16")) -> dict[str, Callable[[], Report]]:
     """Name -> compilation for `arch`: whole frames, mixtures and explicit priors of the shapes that ship."""
     found = {}
+    reports = dict.fromkeys(("prox", "value", "hvp", "vjp"), frame_report)
+    reports |= dict.fromkeys(("v", "scale"), frame_gradient_report)
     for precision in precisions:
-        for what in ("prox", "value", "hvp"):
+        for what, report in reports.items():
             for form in WHOLE_FRAMES:
                 name = f"{'mixture' if form[-1] else 'frame'} {form[0]}x{form[0]}x{form[1]} {precision} {what}"
-                found[name] = functools.partial(frame_report, arch, precision, *form, what)
-    for what in ("gradient", "value", "hvp"):  # which are solved in float32
+                found[name] = functools.partial(report, arch, precision, *form, what)
+    reports = dict.fromkeys(("gradient", "value", "hvp", "factors"), explicit_report)
+    reports |= dict.fromkeys(("v", "scale"), explicit_gradient_report)
+    for what, report in reports.items():  # which are solved in float32
         for k, channels, groups in EXPLICIT_PRIORS:
             name = f"explicit {k}x{k}x{channels} fp32 {what}"
-            found[name] = functools.partial(explicit_report, arch, "fp32", k, channels, groups, what)
+            found[name] = functools.partial(report, arch, "fp32", k, channels, groups, what)
     return found
 
 
@@ -135,38 +149,75 @@ def frame_report(
 ) -> Report:
     """Compile the kernel of a whole frame, of `channels` images and `kernel` x `kernel` atoms, for `arch`.
 
-    `what` is "prox", "value" or "hvp".
+    `what` is "prox", "value", "hvp", or "vjp": that, with what gradients of the weights need.
     """
-    element, count = ELEMENT[TRITON_TYPE[precision]], channels * kernel**2
-    tile = frame.default_tile(count, precision, arch, what == "hvp")
+    element, count, second = ELEMENT[TRITON_TYPE[precision]], channels * kernel**2, what in ("hvp", "vjp")
+    tile = frame.default_tile(count, precision, arch, second, what == "vjp")
     gain = frame.HALF_GAIN if precision == "fp16" else 1.0
     constants = frame.constants(channels, kernel, count, gates, precision, gain, tile)
     constants |= {"COMPETING": competing, "x_w": 1, "v_w": 1}
     pointers = dict.fromkeys(("rows", "x", "bias", "head", "gate_head", "gate_unit"), "*fp32")
     pointers |= {"atoms": f"*{element}", "core": f"*{element}"}
-    _optional({"psi": what == "value", "v": what == "hvp"}, pointers, constants)
+    _optional({"psi": what == "value", "v": second, "shares": what == "vjp" and competing}, pointers, constants)
+    _optional(dict.fromkeys(("sent", "turned"), what == "vjp"), pointers, constants, element)
     return _compiled(frame.frame_kernel, pointers, constants, arch, tile[-1], 1)
+
+
+def frame_gradient_report(
+    arch: int, precision: str, kernel: int, channels: int, gates: int, competing: bool, what: str = "v"
+) -> Report:
+    """Compile the kernel of a whole frame's gradients in its gates for `arch`.
+
+    `what` is "v", of <v, f>, or "scale", of a sum of psi.
+    """
+    element, count = ELEMENT[TRITON_TYPE[precision]], channels * kernel**2
+    tile = frame_gradient.default_tile(count, precision)
+    constants = positions.constants(channels, kernel, count, gates, precision, tile)
+    names = ("of_core", "of_gates", "of_head", "x", "bias", "gate_head")
+    pointers = dict.fromkeys(names, "*fp32") | {"atoms": f"*{element}", "core": f"*{element}"}
+    _optional({"v": what == "v", "scale": what == "scale", "shares": competing}, pointers, constants)
+    return _compiled(frame_gradient.frame_gradient_kernel, pointers, constants, arch, tile[-1], 1)
 
 
 def explicit_report(
     arch: int, precision: str, kernel: int, channels: int, gates: int, what: str = "gradient"
 ) -> Report:
-    """Compile the kernel of an explicit prior for `arch`; `what` is "gradient", "value" (and gradient) or "hvp"."""
-    element, count = ELEMENT[TRITON_TYPE[precision]], channels * kernel**2
-    tile = explicit.default_tile(count, precision, arch, what == "hvp")
+    """Compile the kernel of an explicit prior for `arch`.
+
+    `what` is "gradient" of R, "value" (and gradient), "hvp", or what of these gradients in the atoms need, "factors".
+    """
+    element, count, second = ELEMENT[TRITON_TYPE[precision]], channels * kernel**2, what in ("hvp", "factors")
+    tile = explicit.default_tile(count, precision, arch, second)
     gain = frame.HALF_GAIN if precision == "fp16" else 1.0
     constants = frame.constants(channels, kernel, count, gates, precision, gain, tile) | {"x_w": 1, "v_w": 1}
-    pointers = dict.fromkeys(("rows", "x", "slope", "near", "far", "row_weights", "column_weights"), "*fp32")
+    pointers = dict.fromkeys(("x", "slope", "near", "far", "row_weights", "column_weights"), "*fp32")
     pointers |= {"atoms": f"*{element}", "core": f"*{element}", "mirrored_rows": "*i32", "mirrored_columns": "*i32"}
-    _optional({"value": what == "value", "v": what == "hvp"}, pointers, constants)
+    _optional({"rows": what != "factors", "value": what == "value", "v": second}, pointers, constants)
+    _optional(dict.fromkeys(("sent", "turned"), what == "factors"), pointers, constants, element)
     return _compiled(explicit.explicit_kernel, pointers, constants, arch, tile[-1], 1)
 
 
-def _optional(wanted: dict[str, bool], pointers: dict, constants: dict) -> None:
-    """Float32 arguments that a kernel takes, or None for."""
+def explicit_gradient_report(
+    arch: int, precision: str, kernel: int, channels: int, gates: int, what: str = "v"
+) -> Report:
+    """Compile the kernel of an explicit prior's gradients in its groups for `arch`.
+
+    `what` is "v", of <v, grad R>, or "scale", of a sum of R.
+    """
+    element, count = ELEMENT[TRITON_TYPE[precision]], channels * kernel**2
+    tile = explicit_gradient.default_tile(count, precision)
+    constants = positions.constants(channels, kernel, count, gates, precision, tile)
+    names = ("of_core", "of_gates", "x", "slope", "near", "far", "row_weights", "column_weights")
+    pointers = dict.fromkeys(names, "*fp32") | {"atoms": f"*{element}", "core": f"*{element}"}
+    _optional({"v": what == "v", "scale": what == "scale"}, pointers, constants)
+    return _compiled(explicit_gradient.explicit_gradient_kernel, pointers, constants, arch, tile[-1], 1)
+
+
+def _optional(wanted: dict[str, bool], pointers: dict, constants: dict, element: str = "fp32") -> None:
+    """Arguments that a kernel takes, or None for."""
     for name, is_there in wanted.items():
         if is_there:
-            pointers[name] = "*fp32"
+            pointers[name] = f"*{element}"
         else:
             constants[name] = None
 

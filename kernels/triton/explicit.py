@@ -22,7 +22,9 @@ from .tiles import device_of, dot_wide
 
 @triton.jit
 def explicit_kernel(
-    rows,  # [KERNEL, N, CHANNELS, height + KERNEL - 1, width + 2 KERNEL - 2] float32
+    rows,  # [KERNEL, N, CHANNELS, height + KERNEL - 1, width + 2 KERNEL - 2] float32, or None
+    sent, turned,  # [N, height + KERNEL - 1, width + KERNEL - 1, UNITS]: w_p times what A^T is multiplied by in
+    # grad R, and in H v; None where nobody asks
     value,  # [N, height + KERNEL - 1, tiles] float32, or None
     x, x_n, x_c, x_h, x_w,  # [N, CHANNELS, height, width] float32, and its strides
     v, v_n, v_c, v_h, v_w,  # the same, or None: grad R is wanted, and not H v
@@ -104,13 +106,21 @@ def explicit_kernel(
     else:
         product = dc * back - coefficients * second
     product *= (weight / core_scale)[:, None]
-    images = tl.num_programs(0) // (tiles * all_rows)
-    store_sums(
-        rows, product.to(STORAGE), atoms, image, images, row, all_rows, column, width + 2 * KERNEL - 2,
-        CHANNELS, KERNEL, SIDE, TAPS, BT, UNITS_BLOCK, BM, PRECISION,
-    )  # fmt: skip
+    alone = m >= KERNEL - 1  # the others are the tile's before
+    if rows is not None:
+        images = tl.num_programs(0) // (tiles * all_rows)
+        store_sums(
+            rows, product.to(STORAGE), atoms, image, images, row, all_rows, column, width + 2 * KERNEL - 2,
+            CHANNELS, KERNEL, SIDE, TAPS, BT, UNITS_BLOCK, BM, PRECISION,
+        )  # fmt: skip
+    if sent is not None:
+        position = (image.to(tl.int64) * all_rows + row) * (width + KERNEL - 1) + q
+        at, kept = position[:, None] * UNITS + n[None, :], (alone & there)[:, None] & (n < UNITS)[None, :]
+        if turned is not None:
+            tl.store(turned + at, product.to(STORAGE), mask=kept)
+            product = coefficients * back * (weight / core_scale)[:, None]
+        tl.store(sent + at, product.to(STORAGE), mask=kept)
     if value is not None:
-        alone = m >= KERNEL - 1  # the others are the tile's before
         tl.store(value + program, tl.sum(tl.where(alone, total * weight, 0.0), 0))
 
 
@@ -128,8 +138,12 @@ def sweep(
     precision: str,
     with_value: bool,
     arch: int = 0,  # as in the launch table
-) -> tuple[Tensor | None, Tensor]:
-    """(R (N,) float64 or None, grad R or H v of the continued image (N, C, H + 2k - 2, W + 2k - 2)), on x's stream."""
+    kept: tuple[Tensor, Tensor | None] | None = None,  # `sent` and, where there is a v, `turned`; written
+) -> tuple[Tensor | None, Tensor | None]:
+    """(R (N,) float64 or None, grad R or H v of the continued image (N, C, H + 2k - 2, W + 2k - 2)), on x's stream.
+
+    With `kept`, that is all that is made, and the second one is None.
+    """
     batch, channels, height, width = x.shape
     units, gates = energies.shape[2], energies.shape[1]
     all_rows, wide, tall = height + kernel - 1, width + 2 * kernel - 2, height + 2 * kernel - 2
@@ -137,7 +151,7 @@ def sweep(
     core_scale, gain = (HALF_SCALE, HALF_GAIN) if precision == "fp16" else (1.0, 1.0)
     shape = constants(channels, kernel, units, gates, precision, gain, tile)
     tiles = -(-wide // (shape["BM"] - kernel + 1))
-    out = torch.empty(batch, channels, tall, wide, dtype=torch.float32, device=x.device)
+    out = None if kept else torch.empty(batch, channels, tall, wide, dtype=torch.float32, device=x.device)
     value = torch.empty(batch, all_rows, tiles, dtype=torch.float32, device=x.device) if with_value else None
     if x.numel():
         table = x.new_zeros(shape["TAPS"] // shape["SIDE"], shape["SIDE"], shape["UNITS_BLOCK"])
@@ -151,14 +165,18 @@ def sweep(
             some = slice(first, first + most)
             part, direction = x[some], None if v is None else v[some]
             potentials = [t[some] if own else t for t in (core, slope, near, far)]
-            rows = torch.empty(kernel, len(part), channels, all_rows, wide, dtype=torch.float32, device=x.device)
+            sums = kernel, len(part), channels, all_rows, wide
+            rows = None if kept else torch.empty(sums, dtype=torch.float32, device=x.device)
+            sent, turned = (None if t is None else t[some] for t in kept or (None, None))
             with device_of(x):
                 explicit_kernel[(len(part) * all_rows * tiles,)](
-                    rows, None if value is None else value[some], part, *part.stride(),
+                    rows, sent, turned, None if value is None else value[some], part, *part.stride(),
                     direction, *(part if direction is None else direction).stride(), table,
                     *potentials, *mirrored, *weights, height, width, tiles, own, float(core_scale),
                     **shape, num_warps=tile[-1], num_stages=1,
                 )  # fmt: skip
+                if out is None:
+                    continue
                 fold_kernel[(len(part) * channels * -(-tall * wide // BLOCK),)](
                     out[some], rows, None, 0, 0, 0, 0, len(part), tall, wide, kernel - 1, 0.0,
                     CHANNELS=channels, KERNEL=kernel, BLOCK=BLOCK,

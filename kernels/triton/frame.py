@@ -24,6 +24,8 @@ enter as two halves each, because c^2 decides between gates by differences that 
 shares p are rounded before their sums are formed: what cancels in du - p . du then cancels exactly.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -91,6 +93,9 @@ def store_sums(
 @triton.jit
 def frame_kernel(
     rows,  # [KERNEL, N, CHANNELS, height + KERNEL - 1, width] float32
+    sent, turned,  # [N, height + KERNEL - 1, width + KERNEL - 1, UNITS]: e and delta, or None
+    shares,  # [N, 3, height + KERNEL - 1, width + KERNEL - 1] float32: of the soft maximum the largest beta u log2(e),
+    # the sum of 2^(that - largest), and p . du; or None
     psi,  # [N, height + KERNEL - 1, tiles] float32, or None
     x, x_n, x_c, x_h, x_w,  # [N, CHANNELS, height, width] float32, and its strides
     v, v_n, v_c, v_h, v_w,  # the same, or None: f is wanted, and not H v
@@ -196,13 +201,29 @@ def frame_kernel(
         e = (2 * coefficients * back).to(STORAGE)
     else:
         e = (2 * (dc * back + coefficients * second)).to(STORAGE)
+    columns = width + KERNEL - 1
+    own = (q < columns) & ((m < STEP) | (tile == tiles - 1))  # the others are the next tile's
+    line = image.to(tl.int64) * all_rows + row
+    if sent is not None:
+        at = (line * columns + q)[:, None] * UNITS + n[None, :]
+        kept = own[:, None] & (n < UNITS)[None, :]
+        if v is None:
+            tl.store(sent + at, e, mask=kept)
+        else:
+            tl.store(sent + at, (2 * coefficients * back).to(STORAGE), mask=kept)
+            tl.store(turned + at, e, mask=kept)
+    if shares is not None:
+        line += 2 * image * all_rows
+        tl.store(shares + line * columns + q, largest, mask=own)
+        tl.store(shares + (line + all_rows) * columns + q, total, mask=own)
+        if v is not None:
+            tl.store(shares + (line + 2 * all_rows) * columns + q, total_du / total, mask=own)
     images = tl.num_programs(0) // (tiles * all_rows)
     store_sums(
         rows, e, atoms, image, images, row, all_rows, q, width,
         CHANNELS, KERNEL, SIDE, TAPS, BT, UNITS_BLOCK, BM, PRECISION,
     )  # fmt: skip
     if psi is not None:
-        own = (q < width + KERNEL - 1) & ((m < STEP) | (tile == tiles - 1))  # the others are the next tile's
         tl.store(psi + program, tl.sum(tl.where(own, value, 0.0), 0))
 
 
@@ -249,14 +270,14 @@ def sweep(
     precision: str,
     with_value: bool,
     arch: int = 0,  # as in the launch table
-    tile: tuple[int, int, int, int] | None = None,  # (BM, BT, BG, warps)
+    kept: Sequence[Tensor | None] = (None, None, None),  # `sent`, `turned`, `shares`; written
 ) -> tuple[Tensor | None, Tensor]:
     """(psi without alpha/2 |x|^2 (N,) or None, f (N, C, H, W), or H v where there is a v), on x's current stream."""
     batch, channels, height, width = x.shape
     units, gates, kernel = len(filters), len(core), filters.shape[-1]
     f = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     all_rows = height + kernel - 1
-    tile = tile or default_tile(units, precision, arch, v is not None)
+    tile = default_tile(units, precision, arch, v is not None, kept[0] is not None)
     core_scale, gain = (HALF_SCALE, HALF_GAIN) if precision == "fp16" else (1.0, 1.0)
     shape = constants(channels, kernel, units, gates, precision, gain, tile) | {"COMPETING": competing}
     tiles = -(-width // (shape["BM"] - kernel + 1))
@@ -273,10 +294,11 @@ def sweep(
         some = slice(first, first + most)
         part, direction = x[some], None if v is None else v[some]
         last = part if direction is None else direction
+        factors = [None if t is None else t[some] for t in kept]
         rows = torch.empty(kernel, len(part), channels, all_rows, width, dtype=torch.float32, device=x.device)
         with device_of(x):
             frame_kernel[(len(part) * all_rows * tiles,)](
-                rows, None if psi is None else psi[some], part, *part.stride(),
+                rows, *factors, None if psi is None else psi[some], part, *part.stride(),
                 direction, *last.stride(), atoms, core,
                 bias if len(bias) == 1 else bias[some], head, gate_head, gate_unit,
                 height, width, tiles, 0 if len(bias) == 1 else gates, float(beta), float(core_scale),
@@ -303,9 +325,19 @@ def constants(channels: int, kernel: int, units: int, gates: int, precision: str
     }  # fmt: skip
 
 
-def default_tile(units: int, precision: str, arch: int, hessian: bool = False) -> tuple[int, int, int, int]:
-    """(BM, BT, BG, warps) that compile without spills, for the units of the models that ship; never timed."""
-    if arch >= 100 and precision != "fp32":  # below 64 positions products are mma.sync's: others do not compile there
+def default_tile(
+    units: int, precision: str, arch: int, hessian: bool = False, keeps: bool = False
+) -> tuple[int, int, int, int]:
+    """(BM, BT, BG, warps) that compile without spills, for the units of the models that ship; never timed.
+
+    `keeps`: with what gradients of the weights need, which is held in registers for longer.
+    """
+    if keeps and precision != "fp32":
+        return 32, 64 if arch >= 100 and units <= 64 and precision != "tf32" else 32, 32, 8
+    if keeps and units > 64:
+        return 16, 16, 16, 8
+    # below 64 positions products are mma.sync's: others do not compile there
+    if arch >= 100 and precision != "fp32":
         return 32, 32, 32, 4
     if hessian:
         if precision == "fp32" and units > 64:

@@ -121,7 +121,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> LPN:
     model = model.to(next(iter(tensors.values())).dtype)
     model.load_state_dict(tensors)
     if isinstance(model, ExplicitLPN) and (skew := model.skewness()) > MOST_SKEW:
-        raise ValueError(f"{path}: atoms must be orthonormal to {MOST_SKEW:g}, got an error of {skew:.1e}")
+        raise ValueError(
+            f"{path}: atoms must be orthonormal, or spectra of filters at most 1, to {MOST_SKEW:g}, "
+            f"got an error of {skew:.1e}"
+        )
     model.card, model.source = card, str(path)
     return cast(LPN, model.to(device).eval())  # explicit priors answer the same calls
 

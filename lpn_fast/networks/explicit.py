@@ -1,13 +1,14 @@
 """An explicit prior: R is learned itself, certified weakly convex, and its prox is a solve with an error bound.
 
-In units of the noise, with the potentials of ops/explicit/potentials.py on all patches of an image,
+In units of the noise, with the potentials of ops/explicit/potentials.py on all patches of an image, d = 2, or volume,
 
-    R(x) = 1/k^2 sum_p w_p sum_g P_g(U_g . (A patch_p)^2),        U_gj = mu softmax over g and a slack,  A orthonormal
+    R(x) = 1/k^d sum_p w_p sum_g P_g(U_g . (A patch_p)^2),        U_gj = mu softmax over g and a slack
     f(y) = argmin_x 1/2 |x - y|^2 + R(x),                         |x - f(y)| <= |x + grad R(x) - y| / (1 - mu)
 
 The other families learn psi, have f in one pass and R by an inversion. Here R(x), grad R(x) and the preimage
 x + grad R(x) are one pass each, and f is the solve: unique, because 1/2 |x - y|^2 + R(x) is (1 - mu)-strongly convex
-whatever the parameters are. R >= 0, and patch means carry no potential.
+whatever the parameters are. R >= 0, and patch means carry no potential. The rows of A are an orthonormal basis of
+patches, or free filters whose spectra are limited (networks/explicit_filters.py).
 """
 
 import torch
@@ -20,6 +21,7 @@ from ..ops.explicit.descent import linear_solve
 from ..ops.explicit.level import Level
 from ..ops.tracing import uncompiled
 from ..per_sample import broadcast, dot, norm
+from .explicit_filters import limit_, mirrored, peak
 from .explicit_spec import ExplicitSpec
 from .explicit_start import draw_start_
 from .families import check_reads_noise, check_side, noise_knots
@@ -31,13 +33,14 @@ from .summary import Summarised
 TOL = {torch.float32: 1e-5, torch.float64: 1e-12}  # for |residual| / |y| of a solve: what each type surely reaches
 # In training mode. A solve that stops early trains another map than the one that is used: potentials grow without end.
 TRAINING_TOL, TRAINING_ADJOINT_TOL = 1e-4, 1e-2  # for the solve, and the linear system behind its derivatives
-STEPS = {"atoms": 1.5, "shares": 15.0, "far": 5.0, "bends": 15.0, "tails": 15.0}  # sizes for an optimizer
+MOST_FILTERS = 256
+STEPS = {"atoms": 1.5, "seeds": 1.5, "shares": 15.0, "far": 5.0, "bends": 15.0, "tails": 15.0}  # sizes for an optimizer
 
 
 @register(
     "explicit",
     "R itself is learned and evaluated in one pass; its prox is a certified solve",
-    {"kernel": "skip_kernel", "groups": "hidden"},
+    {"kernel": "skip_kernel", "groups": "hidden", "filters": "filters"},
     noise="always",
     own_start=True,
 )
@@ -49,7 +52,7 @@ class ExplicitLPN(Summarised):
     channels : int
         Image channels.
     kernel : int
-        Side k of the patches, 2 to 15; there are n = channels k^2 atoms.
+        Side k of the patches, 2 to 15; there are n = channels k^ndim atoms.
     groups : int
         Groups M of coefficients, each with one potential.
     concavity : float
@@ -60,14 +63,18 @@ class ExplicitLPN(Summarised):
         Knots of the noise level between which potentials may vary; every call takes `sigma`.
     coarse_kernel, coarse_groups : int
         The same for patches of patch means (ops/explicit/coarse.py), which see coarse_kernel times as far; 0 for none.
+    filters : int
+        Free filters in place of the n atoms, a multiple of four: seeds and their mirror images. 0 for the atoms.
+    ndim : 2 or 3
+        Axes of space. With 3 images are volumes, x is (N, C, D, H, W), and torch's operations compute everything.
 
     Notes
     -----
     A prior is made in evaluation mode; in training mode solves end, if not told otherwise, where derivatives are
     accurate enough for an optimizer's steps.
 
-    x is (N, C, H, W), of the parameters' dtype; `sigma` is a number or (N,), in x's units. R is in x's units too:
-    sigma^2 times its value in units of the noise.
+    x is (N, C, H, W) or (N, C, D, H, W), of the parameters' dtype; `sigma` is a number or (N,), in x's units. R is in
+    x's units too: sigma^2 times its value in units of the noise.
 
     Examples
     --------
@@ -78,7 +85,7 @@ class ExplicitLPN(Summarised):
     (torch.Size([2]), torch.Size([2, 1, 37, 50]))
     """
 
-    atoms: Tensor
+    seeds: Tensor  # of free filters; else `atoms`
     shares: Tensor
     far: Tensor
     bends: Tensor
@@ -94,6 +101,8 @@ class ExplicitLPN(Summarised):
         sigma_conditional: bool | tuple[float, ...] = True,
         coarse_kernel: int = 0,
         coarse_groups: int = 32,
+        filters: int = 0,
+        ndim: int = 2,
     ):
         super().__init__()
         check_side("kernel", kernel, 2, 15)
@@ -102,12 +111,22 @@ class ExplicitLPN(Summarised):
             raise ValueError(f"groups must be at least 1, got {groups}")
         if not 0 < concavity < 1:
             raise ValueError(f"concavity must be in (0, 1), got {concavity}")
+        if ndim not in (2, 3):
+            raise ValueError(f"ndim must be 2 for images or 3 for volumes, got {ndim!r}")
         if not bend > 1:
             raise ValueError(f"bend must be above 1, got {bend}")
+        if filters % 4 or not 0 <= filters <= MOST_FILTERS:
+            raise ValueError(f"filters must be a multiple of 4 up to {MOST_FILTERS}, or 0 for none, got {filters}")
+        if filters and ndim != 2:
+            raise ValueError(f"ndim must be 2 with free filters, got {ndim}")
         if coarse_kernel:
             check_side("coarse_kernel", coarse_kernel, 2, 15)
+            if filters:
+                raise ValueError(
+                    f"coarse_kernel must be 0 with free filters, which see means, too, got {coarse_kernel}"
+                )
         knots, coarse = noise_knots(sigma_conditional), (coarse_kernel, coarse_groups if coarse_kernel else 0)
-        self.spec = ExplicitSpec(channels, kernel, groups, concavity, bend, knots, *coarse)
+        self.spec = ExplicitSpec(channels, kernel, groups, concavity, bend, knots, *coarse, filters, ndim)
         self.card: dict = {}
         # shares: logits of U / mu, the slack's are 0; far: log e; bends: log-odds of (rho^2 - 1) / (bend - 1);
         # tails: log(tau - 1)
@@ -121,7 +140,8 @@ class ExplicitLPN(Summarised):
         """A fresh model of that architecture."""
         levels = spec.noise_levels
         coarse = spec.coarse_kernel, spec.coarse_groups
-        return cls(spec.channels, spec.kernel, spec.groups, spec.concavity, spec.bend, levels, *coarse)
+        rest = *coarse, spec.filters, spec.ndim
+        return cls(spec.channels, spec.kernel, spec.groups, spec.concavity, spec.bend, levels, *rest)
 
     def levels(self) -> dict[str, tuple[int, int]]:
         """Prefix of the parameters of a level -> (side of its patches, groups)."""
@@ -130,7 +150,10 @@ class ExplicitLPN(Summarised):
         return fine | ({"coarse_": (spec.coarse_kernel, spec.coarse_groups)} if spec.coarse_kernel else {})
 
     def of_level(self, prefix: str) -> tuple[Tensor, ...]:
-        return tuple(getattr(self, prefix + name) for name in ("atoms", "shares", "far", "bends", "tails"))
+        """Atoms (n, C, k, k), shares, far, bends, tails of a level."""
+        seeds = getattr(self, "seeds", None) if not prefix else None
+        atoms = getattr(self, prefix + "atoms") if seeds is None else mirrored(seeds)
+        return atoms, *(getattr(self, prefix + name) for name in ("shares", "far", "bends", "tails"))
 
     # ---- what solvers and others look up
 
@@ -159,7 +182,9 @@ class ExplicitLPN(Summarised):
         return torch.cat([getattr(self, slot.name).flatten() for slot in self.spec.slots()])
 
     def skewness(self) -> float:
-        """Largest eigenvalue of A A^T - I: the certificate takes the atoms to be orthonormal."""
+        """By how much patches count too much: the largest eigenvalue of A A^T - I, or of the spectra of filters - I."""
+        if self.spec.filters:
+            return peak(self.of_level("")[0].detach()) - 1
         errors = []
         for prefix in self.levels():
             atoms = getattr(self, prefix + "atoms").detach().flatten(1).double()
@@ -168,7 +193,8 @@ class ExplicitLPN(Summarised):
 
     def kernel_levels(self) -> list[Level]:
         """What kernels are chosen by, one for each level."""
-        return [Level(self.spec.channels, k, groups) for k, groups in self.levels().values()]
+        spec = self.spec
+        return [Level(spec.channels, k, groups, spec.filters, spec.ndim) for k, groups in self.levels().values()]
 
     def stores_activations(self, x: Tensor) -> bool:
         return False
@@ -184,7 +210,8 @@ class ExplicitLPN(Summarised):
         logits = torch.tensordot(mixed, shares, 1)  # [N, M, n - C]
         logits = torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1)
         energies = spec.concavity * logits.softmax(1)[:, :-1]
-        energies = torch.cat([energies.new_zeros(*energies.shape[:2], spec.channels), energies], dim=2)
+        means = atoms.shape[0] - energies.shape[2]  # of channels: without a potential
+        energies = torch.cat([energies.new_zeros(*energies.shape[:2], means), energies], dim=2)
         e = (mixed @ far).exp()
         bend = 1 + (spec.bend - 1) * (mixed @ bends).sigmoid()  # rho^2
         slope = e * (1 + (mixed @ tails).exp()) * (1 - bend**-2).rsqrt()
@@ -332,8 +359,11 @@ class ExplicitLPN(Summarised):
     # ---- training
 
     def project_(self) -> "ExplicitLPN":
-        """The nearest orthonormal atoms, their means in place; returns self."""
+        """The nearest orthonormal atoms, their means in place, or near filters of limited spectra; returns self."""
         with torch.no_grad():
+            if self.spec.filters:
+                limit_(self.seeds)
+                return self
             for prefix, (k, _) in self.levels().items():
                 atoms = getattr(self, prefix + "atoms")
                 scaled = atoms / k
@@ -353,7 +383,7 @@ class ExplicitLPN(Summarised):
 
     def project_gradients_(self) -> "ExplicitLPN":
         """The gradient of the atoms reduced to rotations that leave the means alone; returns self."""
-        for prefix, (k, _) in self.levels().items():
+        for prefix, (k, _) in self.levels().items() if not self.spec.filters else ():
             atoms = getattr(self, prefix + "atoms")
             if atoms.grad is not None:
                 scaled = atoms.detach() / k
@@ -364,18 +394,20 @@ class ExplicitLPN(Summarised):
     # ---- arguments
 
     def _checked(self, x: Tensor, sigma) -> tuple[Tensor, Tensor, Potentials]:
-        """x, its unit (N, 1, 1, 1), and the potentials at its noise levels."""
+        """x, its unit (N, 1, ..., 1), and the potentials at its noise levels."""
         spec = self.spec
         if self.far.dtype not in TOL:
             raise TypeError(
                 f"the prior must be float32 or float64 to be solved, got {self.far.dtype}; use model.float()"
             )
-        x = checked_images(x, (spec.channels, "H", "W"), self.far)
+        x = checked_images(x, (spec.channels, *spec.axes), self.far)
         level = checked_levels(sigma, x, conditional=True)  # (N,)
         assert level is not None
         own = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1)  # (N,), or (1,) if all share it
-        return x.contiguous(), level.view(-1, 1, 1, 1), self.potentials(own)
+        return x.contiguous(), level.view(-1, *(1,) * (x.dim() - 1)), self.potentials(own)
 
     def extra_repr(self) -> str:
         spec = self.spec
-        return f"channels={spec.channels}, kernel={spec.kernel}, groups={spec.groups}, concavity={spec.concavity:g}"
+        filters = f"filters={spec.filters}, " if spec.filters else ""
+        sizes = f"channels={spec.channels}, kernel={spec.kernel}, {filters}groups={spec.groups}"
+        return f"{sizes}, concavity={spec.concavity:g}"

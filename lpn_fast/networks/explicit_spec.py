@@ -25,6 +25,10 @@ class ExplicitSpec:
         Knots between which potentials are interpolated.
     coarse_kernel, coarse_groups : int
         The same of patches of patch means; 0 for none.
+    filters : int
+        Free filters, in fours of a seed and its mirror images; 0 for an orthonormal basis of patches.
+    ndim : int
+        Axes of space: 2 for images, 3 for volumes.
     """
 
     channels: int
@@ -35,28 +39,33 @@ class ExplicitSpec:
     noise_levels: tuple[float, ...]
     coarse_kernel: int = 0
     coarse_groups: int = 0
+    filters: int = 0
+    ndim: int = 2
 
     # what callers ask of the spec of any network
     kind = "explicit"
-    axes = ("H", "W")
-    ndim = 2
     is_dense = False
     image_size = None
     noise_units = True
 
     @property
+    def axes(self) -> tuple[str, ...]:
+        """Axes of x behind (N, C)."""
+        return ("D", "H", "W")[-self.ndim :]
+
+    @property
     def atoms(self) -> int:
-        """n = C k^2."""
-        return self.channels * self.kernel**2
+        """n: free filters, or C k^ndim."""
+        return self.filters or self.channels * self.kernel**self.ndim
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """What a solve keeps per pixel, as if it were one stage's units: for whoever sizes batches by memory."""
         return (Stage(SOLVE_IMAGES * self.channels),)
 
-    def stage_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+    def stage_sizes(self, *image: int) -> list[tuple[int, ...]]:
         """Sizes of `stages` for an image."""
-        return [(height, width)]
+        return [image]
 
     @property
     def encoded(self) -> str:
@@ -64,23 +73,26 @@ class ExplicitSpec:
         return json.dumps(self.to_dict(), sort_keys=True)
 
     def to_dict(self) -> dict:
-        """Plain JSON-ready dictionary."""
-        return {"kind": self.kind, **asdict(self)}
+        """Plain JSON-ready dictionary; without what files had no word for, where it says nothing."""
+        given = {name: value for name, value in asdict(self).items() if (name, value) not in (("ndim", 2), ("filters", 0))}
+        return {"kind": self.kind, **given}
 
     @classmethod
     def from_dict(cls, data: dict) -> "ExplicitSpec":
         """Spec from `to_dict`'s dictionary; ValueError names missing and unknown keys."""
-        given = {key: value for key, value in data.items() if key != "kind"}
+        missing: dict = {"filters": 0, "ndim": 2}  # from files that are older than these
+        given = missing | {key: value for key, value in data.items() if key != "kind"}
         known = {field.name for field in fields(cls)}
         if set(given) != known:
             raise ValueError(f"spec must have the keys {sorted(known)}, got {sorted(given)}")
         return cls(**given | {"noise_levels": tuple(given["noise_levels"])})
 
     def _shapes(self, prefix: str, kernel: int, groups: int) -> dict[str, tuple[int, ...]]:
-        n, knots = self.channels * kernel**2, len(self.noise_levels)
+        n, knots, patch = self.channels * kernel**self.ndim, len(self.noise_levels), (kernel,) * self.ndim
+        free = self.filters and not prefix
         return {
-            prefix + "atoms": (n, self.channels, kernel, kernel),
-            prefix + "shares": (knots, groups, n - self.channels),
+            prefix + ("seeds" if free else "atoms"): (self.filters // 4 if free else n, self.channels, *patch),
+            prefix + "shares": (knots, groups, self.filters if free else n - self.channels),
             **dict.fromkeys((prefix + "far", prefix + "bends", prefix + "tails"), (knots, groups)),
         }
 

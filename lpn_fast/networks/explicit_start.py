@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..algebra.cosines import cosine_atoms
+from .explicit_filters import start_of_seeds
 
 if TYPE_CHECKING:
     from .explicit import ExplicitLPN
@@ -14,30 +15,50 @@ NARROW, BROAD = 0.4, (1.0, 2.0, 4.0, 8.0)  # range of the frequencies that a gro
 LEVELS = (1.2, 4.0)  # root of the energy where the concave part levels off, in units of its mean over noise
 BEND = 8.0  # curvature of the convex part over that of the concave one
 TAIL = 0.05  # tau - 1
+APART = 40.0  # distance squared, on the scale of NARROW and BROAD, of filters without a common frequency
 
 
 @torch.no_grad()
 def draw_start_(model: "ExplicitLPN") -> None:
-    """Start: cosine atoms; half of the groups see one of them each, the others many, and half of the budget."""
+    """Start: half of the groups see one coefficient each, the others many, and half of the budget.
+
+    Atoms are cosines, or filters waves of all directions, for which three quarters of the groups see one.
+    """
     spec = model.spec
     for prefix, (k, groups) in model.levels().items():
+        if spec.filters:
+            model.seeds.copy_(start_of_seeds(spec.channels, k, spec.filters // 4))
         atoms, shares, far, bends, tails = model.of_level(prefix)
-        cosines, frequencies = cosine_atoms(spec.channels, k)
-        atoms.copy_(cosines.view_as(atoms))
-        varied = len(cosines) - spec.channels
-        number, narrow = torch.arange(groups), min((groups + 1) // 2, varied)
+        if spec.filters:
+            apart, sizes = _between_spectra(atoms), atoms.flatten(1).square().sum(1)
+        else:
+            cosines, frequencies = cosine_atoms(spec.channels, k, spec.ndim)
+            atoms.copy_(cosines.view_as(atoms))
+            scaled = frequencies[spec.channels :] * (7 / k)
+            apart, sizes = (scaled[:, None] - scaled).square().sum(-1), scaled.new_ones(len(scaled))
+        varied = len(apart)
+        alone = (3 * groups + 3) // 4 if spec.filters else (groups + 1) // 2
+        number, narrow = torch.arange(groups), min(alone, varied)
         breadth = torch.tensor(BROAD)[number % len(BROAD)]
         breadth[:narrow] = NARROW
         centre = torch.randint(varied, number.shape)
         centre[:narrow] = torch.linspace(0, varied - 1, narrow).long()
-        scaled = frequencies[spec.channels :] * (7 / k)
-        distance = (scaled[centre][:, None] - scaled).square().sum(-1)
-        logits = -distance / (2 * breadth[:, None] ** 2) + 0.2 * torch.randn(distance.shape)
+        logits = -apart[centre] / (2 * breadth[:, None] ** 2)
+        logits = logits + 0.2 * torch.randn(logits.shape)
         for half in (logits[:narrow], logits[narrow:]):
             half.sub_(half.logsumexp(0) - 2.0)  # both halves alike, against the slack's zero
         shares.copy_(logits.expand_as(shares))
         levels = torch.empty(groups).uniform_(*(math.log(level) for level in LEVELS))
-        far.copy_((0.5 * shares[0].double().softmax(0).sum(1).log() + levels).expand_as(far))
+        noise = shares[0].double().softmax(0) @ sizes.double()  # energies of a group
+        far.copy_((0.5 * noise.log() + levels).expand_as(far))
         part = (min(BEND, 0.9 * spec.bend + 0.1) - 1) / (spec.bend - 1)
         bends.fill_(math.log(part / (1 - part)))
         tails.fill_(math.log(TAIL))
+
+
+def _between_spectra(filters: torch.Tensor) -> torch.Tensor:
+    """Distances squared between filters, [n, n], by what their spectra have in common."""
+    side = 4 * filters.shape[-1]
+    energy = torch.fft.rfft2(filters.double(), s=(side, side)).abs().square().flatten(1)
+    energy = energy / energy.norm(dim=1, keepdim=True)
+    return (APART * (1 - energy @ energy.T)).float()

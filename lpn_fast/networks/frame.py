@@ -222,7 +222,7 @@ def sizes_at_start(model: LPN, draw: Callable[[LPN], None]) -> dict[str, float]:
 def hold_orthonormal_(skip: Tensor) -> None:
     """The nearest filters a_j / k, [C k^2, C, k, k], with orthonormal a_j of which the first C are the patch means."""
     channels, k = skip.shape[1], skip.shape[-1]
-    means = cosine_atoms(channels, k)[0][:channels].to(skip)
+    means = cosine_atoms(channels, k, skip.dim() - 2)[0][:channels].to(skip)
     rest = skip.flatten(1)[channels:] * k
     rest = rest - rest @ means.T @ means
     try:

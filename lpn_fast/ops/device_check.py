@@ -6,7 +6,8 @@
     time                  the prox, and a forward and backward pass, in turns with the torch backend and, where that is
                           asked for, with torch.compile of the plain network
 
-and the same of an explicit prior's R, its gradient and Hessian products (ops/explicit/level.py).
+and the same of an explicit prior's R, its gradient, Hessian products and gradients in the potentials
+(ops/explicit/level.py).
 
 Errors are relative, in the Euclidean norm; TOLERANCE holds those of first (psi, f) and second order. What the torch
 backend itself cannot do in a precision, its own error doubled, is not asked of a kernel either.

@@ -6,8 +6,9 @@
 
     x, v, f (N, C), (N, C, H, W) or (N, C, D, H, W);   P (P,);   features (N, F) or None;   psi, p (N,)
     tape    what evaluate leaves behind for hvp and vjp at the same x; empty: they recompute it.
-            conv    z_1..z_L, e_1..e_L, in the storage type of the named precision; nothing of what ops/frame.py
-                    computes on the CPU, where storing costs more than computing it again
+            conv    z_1..z_L, e_1..e_L, in the storage type of the named precision; nothing of what one kernel
+                    computes, on the CPU (backends/cpu/frame.py) or on a GPU (backends/triton/fused.py), where storing
+                    costs more than computing it again
             dense   what the backend that made it understands, in a layout of its own (no rows can be picked from it),
                     or nothing: beyond the caches a dense network is cheaper to recompute than to store
 
@@ -24,6 +25,7 @@ from ..algebra.parameters import parameter_count
 from ..algebra.spec import Spec, decode
 from . import registry
 from .backends.cpu import frame
+from .backends.triton import fused
 from .maps import channels_last
 from .precision import storage
 
@@ -43,7 +45,7 @@ _library.define(
 
 def _evaluate(x, packed, features, spec, precision, value, tape):
     spec = decode(spec)
-    keep = tape and _has_tape(spec, x)
+    keep = tape and _has_tape(spec, x, precision)
     psi, f, kept = registry.select(spec, x, precision).evaluate(spec, x, packed, features, value, keep, precision)
     return (x.new_empty(0) if psi is None else psi), f, kept
 
@@ -81,7 +83,7 @@ for _name, _implementation in (("evaluate", _evaluate), ("hvp", _hvp), ("vjp", _
 def _evaluate_fake(x, packed, features, spec, precision, value, tape):
     spec = decode(spec)
     psi = x.new_empty(x.shape[0] if value else 0)
-    kept = _tape_like(spec, x, precision) if tape and _has_tape(spec, x) else []
+    kept = _tape_like(spec, x, precision) if tape and _has_tape(spec, x, precision) else []
     return psi, torch.empty_like(x, memory_format=torch.contiguous_format), kept
 
 
@@ -96,9 +98,11 @@ def _vjp_fake(x, packed, features, p, v, tape, spec, precision):
     return gx, x.new_empty(parameter_count(decode(spec)))
 
 
-def _has_tape(spec: Spec, x: Tensor) -> bool:
+def _has_tape(spec: Spec, x: Tensor, precision: str) -> bool:
     """Whether a tape is kept: by every backend or by none, so that shapes are known before one is chosen."""
-    return not (x.device.type == "cpu" and frame.supports(spec))
+    if x.device.type == "cpu":
+        return not frame.supports(spec)
+    return not (x.device.type == "cuda" and x.dtype == torch.float32 and fused.covers_gradients(spec, precision))
 
 
 def _tape_like(spec: Spec, x: Tensor, precision: str) -> list[Tensor]:

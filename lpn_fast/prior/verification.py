@@ -123,12 +123,17 @@ def _certificate(model: ExplicitLPN, subject: Subject, sigma) -> Iterator[Proper
     if not finite.holds:
         return
     skew, mu = model.skewness(), model.spec.concavity
-    yield Property("orthonormal atoms", skew <= MOST_SKEW, skew, f"<= {MOST_SKEW:g}", "largest eigenvalue of A A^T - I")
+    free = bool(model.spec.filters)
+    name = "spectra of filters" if free else "orthonormal atoms"
+    detail = (
+        "largest eigenvalue of their sum over all frequencies, less 1" if free else "largest eigenvalue of A A^T - I"
+    )
+    yield Property(name, skew <= MOST_SKEW, skew, f"<= {MOST_SKEW:g}", detail)
     with torch.no_grad():
         levels = torch.tensor(model.spec.noise_levels).to(model.far)
         pot = model.potentials(levels)
         parts = [level.energies.double().sum(1).max() for level in (pot, pot.coarse) if level is not None]
-        columns = float(max(parts)) * (1 + skew)
+        columns = float(max(parts)) * (1 + max(skew, 0.0))
     detail = "concavity of R, by the column sums of U: below 1 f is unique"
     yield Property("certificate", columns < 1, columns, "< 1", detail)
     exact = copy.deepcopy(model).to(subject.sample.dtype)

@@ -147,6 +147,7 @@ class ModelConfig:
     strides: tuple[int, ...] = option("stride of each stage", (1, 2, 1, 2, 1))
     kernel: int = option("side of the core kernels", 3)
     skip_kernel: int = option("side of the skip kernels, or of the frame", 5)
+    filters: int = option("free filters of an explicit prior, in fours; 0 for a basis of patches", 0)
     heads: str = option("stages that enter the potential", "all", choices=("last", "all"))
     squared_head: bool = option("first stage: head on z^2 too", True)
     gates: tuple[tuple[int, int, int], ...] | None = option(

@@ -71,6 +71,46 @@ inline void add_adjoint(const Frame& op,
       });
 }
 
+// Rows of kernel^2 channels numbers, one a pixel; lines: of the first. A vector may reach into the next row,
+// which is written later, or what lies behind the last.
+inline void gather_patches(const Frame& op,
+                           const float* lines,
+                           int64_t count,
+                           float* patches) {  // [count, columns], a vector more
+  for (int64_t pixel = 0; pixel < count; ++pixel, patches += op.columns)
+    for (int64_t channel = 0, at = 0; channel < op.channels; ++channel)
+      for (int64_t i = 0; i < op.kernel; ++i, at += op.kernel)
+        for (int64_t t = 0; t < op.kernel; t += lanes)
+          store(patches + at + t, load(lines + (i * op.channels + channel) * op.line + pixel + t));
+}
+
+// What the filters' gradient gets from a tile: delta (x) patches.
+struct FilterTerm {
+  const float* delta;  // [units, stride], of the first pixel, or nullptr
+  int64_t stride;
+  const float* lines;  // of the first pixel
+};
+
+// sum += a.delta (x) patches of a.lines + b.delta (x) patches of b.lines over a tile
+inline void filter_gradient(const Frame& op,
+                            float* patches,  // [2, block_rows + 1, columns]
+                            const FilterTerm& a,
+                            const FilterTerm& b,
+                            int64_t count,
+                            float* sum) {  // [units, columns]
+  float* others = patches + (block_rows + 1) * op.columns;
+  gather_patches(op, a.lines, count, patches);
+  Term terms[2] = {{a.delta, a.stride, 1, patches, op.columns, count}};
+  if (b.delta) {
+    gather_patches(op, b.lines, count, others);
+    terms[1] = {b.delta, b.stride, 1, others, op.columns, count};
+  }
+  product(terms, b.delta ? 2 : 1, op.units, op.columns, [=](int64_t unit, int64_t first, auto part) {
+    float* to = sum + unit * op.columns + first;
+    store(to, load(part, to) + part);
+  });
+}
+
 // body(row, at, count, pixels) for tiles of `count` lanes from coefficient `at` of a row on, of which
 // `pixels` are of the image; after(row) behind each row. Tiles are of nearly equal size: one of one vector
 // would wait for itself.

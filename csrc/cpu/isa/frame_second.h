@@ -27,42 +27,6 @@ inline void start_heads(const Mlp& gates,
     }
 }
 
-// Rows of kernel^2 channels numbers, one a pixel; lines: of the first. A vector may reach into the next row,
-// which is written later, or what lies behind the last.
-inline void gather_patches(const Frame& op,
-                           const float* lines,
-                           int64_t count,
-                           float* patches) {  // [count, columns], a vector more
-  for (int64_t pixel = 0; pixel < count; ++pixel, patches += op.columns)
-    for (int64_t channel = 0, at = 0; channel < op.channels; ++channel)
-      for (int64_t i = 0; i < op.kernel; ++i, at += op.kernel)
-        for (int64_t t = 0; t < op.kernel; t += lanes)
-          store(patches + at + t, load(lines + (i * op.channels + channel) * op.line + pixel + t));
-}
-
-// sum += e_1 (x) v + delta_1 (x) x over a tile
-template <bool has_tangent>
-void filter_gradient(const Frame& op,
-                     const FrameScratch& scratch,
-                     const float* delta,  // [units, line], of the first pixel, as x and v
-                     const float* x,
-                     const float* v,
-                     int64_t count,
-                     float* sum) {  // [units, columns]
-  float* x_patches = scratch.patches;
-  float* v_patches = x_patches + (block_rows + 1) * op.columns;
-  gather_patches(op, x, count, x_patches);
-  Term terms[2] = {{delta, op.line, 1, x_patches, op.columns, count}};
-  if (has_tangent) {
-    gather_patches(op, v, count, v_patches);
-    terms[1] = {scratch.e, block_rows, 1, v_patches, op.columns, count};
-  }
-  product(terms, has_tangent ? 2 : 1, op.units, op.columns, [=](int64_t unit, int64_t first, auto part) {
-    float* to = sum + unit * op.columns + first;
-    store(to, load(part, to) + part);
-  });
-}
-
 template <bool has_tangent, bool has_value>
 void second_rows(
     const Frame& op, const FrameScratch& scratch, const FrameSecond& io, int64_t begin, int64_t end) {
@@ -121,8 +85,9 @@ void second_rows(
           store(scratch.c + i, has_tangent ? delta + load(scratch.dc + i) : delta);
         });
         if (io.partial)
-          filter_gradient<has_tangent>(op, scratch, scratch.c + at, scratch.lines + below,
-                                       scratch.v_lines + below, count, io.partial + io.filters_at);
+          filter_gradient(op, scratch.patches, {scratch.c + at, op.line, scratch.lines + below},
+                          {has_tangent ? scratch.e : nullptr, block_rows, scratch.v_lines + below}, count,
+                          io.partial + io.filters_at);
       },
       [&](int64_t row) {
         add_adjoint(op, scratch.terms, scratch.c, io.sum + row * op.channels * op.sum_line);

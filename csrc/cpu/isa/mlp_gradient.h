@@ -66,9 +66,6 @@ void matrix_gradient(const Mlp& mlp, const MlpBlock& block, int64_t l, float* pa
   });
 }
 
-// The lanes that add up to one number of the gradient.
-inline void add_lanes(float* to, Vec sum) { store(to, load(to) + sum); }  // to: [sum_lanes]
-
 // The last `tail` columns of [dW | dA], and db.
 template <bool has_tangent, int tail>
 void tail_gradient(const Mlp& mlp, const MlpBlock& block, int64_t l, float* partial) {

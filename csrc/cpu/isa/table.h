@@ -11,6 +11,7 @@
 #include "narrow.h"
 #include "panels.h"
 #include "prior.h"
+#include "prior_gradient.h"
 #include "projector.h"
 #include "winograd.h"
 
@@ -38,6 +39,7 @@ constexpr Kernels kernels_named(const char* name) {
           frame_prox,
           frame_second,
           prior_rows,
+          prior_gradient_rows,
           resample_kernels<float>(),
           resample_kernels<double>()};
 }

@@ -131,6 +131,9 @@ inline float sum_of_lanes(Vec value) {
   return parts[0];
 }
 
+// The lanes that add up to one number of a gradient.
+inline void add_lanes(float* to, Vec sum) { store(to, load(to) + sum); }  // to: [sum_lanes]
+
 // max(low, x) in one instruction, which a comparison and a choice are not; hands NaN of x through.
 inline Vec larger_of(Vec low, Vec x) {
 #if defined(__AVX512F__)

@@ -1,4 +1,4 @@
-"""Explicit priors on the CPU, fused (csrc/cpu/isa/prior.h): only images touch memory. float32."""
+"""Explicit priors on the CPU, fused (csrc/cpu/isa/prior.h, prior_gradient.h): only images touch memory. float32."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -24,6 +24,8 @@ def refusal(level: "Level", x: Tensor) -> str | None:
     """Why this kernel does not run such a call, or None."""
     if _cpu is None:
         return "the compiled module is not here"
+    if level.ndim != 2:
+        return "volumes are not covered"
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return f"x is {x.dtype} on {x.device}, this kernel takes float32 on CPUs"
     return None
@@ -33,20 +35,60 @@ def run(
     pot: "Potentials", x: Tensor, v: Tensor | None, k: int, with_value: bool, precision: str = "fp32"
 ) -> tuple[Tensor, Tensor]:
     """(R(x) (N,) float64, or zeros, grad R(x)); the second one is the Hessian times v where v is given."""
-    samples, channels, height, width = x.shape
-    patches = Patches(height, width, k, x)
     x, v = x.contiguous(), None if v is None else v.contiguous()
-    tensors = [t.detach().contiguous() for t in pot.tensors()[:5]]
     out = torch.empty_like(x)
-    value = torch.zeros(samples, dtype=torch.float64, device=x.device)
-    row_weights = patches.row_weights / k**2
+    value = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    patches = Patches(x.shape[2:], k, x)
+    tensors, geometry = _contiguous(pot), _geometry(patches)
     _cpu.explicit_prior(
         x.data_ptr(), 0 if v is None else v.data_ptr(), value.data_ptr() if with_value else 0, out.data_ptr(),
-        samples, channels, height, width, k, tensors[1].shape[1], *(t.data_ptr() for t in tensors),
-        len(tensors[1]) == 1, patches.rows.data_ptr(), patches.columns.data_ptr(), row_weights.data_ptr(),
-        patches.column_weights.data_ptr(), torch.get_num_threads(),
+        **_described(tensors, geometry, x, k),
     )  # fmt: skip
     if with_value:
         constant = (pot.slope * pot.near.sqrt()).double().sum(1)  # [B], of every position
-        value -= constant * (row_weights.double().sum() * patches.column_weights.double().sum())
+        value -= constant * (geometry[2].double().sum() * geometry[3].double().sum())
     return value, out
+
+
+def gradients(
+    pot: "Potentials", x: Tensor, v: Tensor | None, scale: Tensor | None, k: int, precision: str = "fp32"
+) -> tuple[Tensor, ...]:
+    """The gradient of  sum over samples of <v, grad R(x)> + scale R(x)  in the tensors of a level.
+
+    The B potentials are those of N / B samples each, one after another.
+    """
+    x = x.contiguous()
+    tensors, geometry = _contiguous(pot), _geometry(Patches(x.shape[2:], k, x))
+    total = tuple(torch.zeros_like(t) for t in tensors)
+    for v_or_none, scale_or_none in ((v, None), (None, scale)):  # one kernel each
+        given = [None if t is None else t.to(x).contiguous() for t in (v_or_none, scale_or_none)]
+        if given == [None, None]:
+            continue
+        found = [torch.empty_like(t) for t in tensors]
+        _cpu.explicit_prior_gradient(
+            x.data_ptr(), *(0 if t is None else t.data_ptr() for t in given), *(t.data_ptr() for t in found),
+            **_described(tensors, geometry, x, k),
+        )  # fmt: skip
+        for t, part in zip(total, found, strict=True):
+            t += part
+    return total
+
+
+def _contiguous(pot: "Potentials") -> list[Tensor]:
+    return [t.detach().contiguous() for t in pot.tensors()[:5]]
+
+
+def _geometry(patches: Patches) -> tuple[Tensor, ...]:
+    """Rows and columns that are repeated, weights of rows, 1 / k^2 included, and of columns."""
+    rows, columns = patches.axis_weights
+    return *patches.sources, rows / patches.pixels, columns
+
+
+def _described(tensors: list[Tensor], geometry: tuple[Tensor, ...], x: Tensor, k: int) -> dict[str, int]:
+    """What all kernels are told of potentials and patches."""
+    samples, channels, height, width = x.shape
+    sets, groups, n = tensors[1].shape
+    sizes = {"images": samples, "channels": channels, "height": height, "width": width, "kernel": k}
+    names = ("atoms", "energies", "slope", "near", "far", "rows", "columns", "row_weights", "column_weights")
+    addresses = {name: t.data_ptr() for name, t in zip(names, (*tensors, *geometry), strict=True)}
+    return sizes | {"n": n, "groups": groups, "sets": sets} | addresses | {"threads": torch.get_num_threads()}

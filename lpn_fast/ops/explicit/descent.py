@@ -8,10 +8,10 @@ step is accepted by slopes alone, at most 0.8 of the first one upwards, which fo
 
 The start of its recursion, and the preconditioner of the conjugate gradients, is
 
-    B = 1/k^2 E'^T sum_p A^T diag(1 / (1 + t SHARE D)) A patch_p,     D: curvature at zero along the atoms,
+    B = I - 1/k^d E'^T sum_p A^T diag(1 - 1 / (1 + t SHARE D)) A patch_p,     D: curvature at zero along the atoms,
 
-as one correlation with its (2k - 1)^2 kernel, made even along both axes, on the mirrored image: the cosine transform
-diagonalises that, with positive eigenvalues because the frame is tight.
+as one correlation with its (2k - 1)^d kernel, made even along all axes, on the mirrored image: the cosine transform
+diagonalises that, with positive eigenvalues because no frequency counts more than once in A.
 """
 
 from dataclasses import dataclass
@@ -53,27 +53,29 @@ class Solution:
 class Preconditioner:
     """B of the module's text, for some samples."""
 
-    def __init__(self, pot: Potentials, weight: Tensor, k: int, channels: int):  # weight (N,)
+    def __init__(self, pot: Potentials, weight: Tensor, k: int, like: Tensor):  # weight (N,), like (N, C, ...)
+        channels, axes = like.shape[1], tuple(range(2 - like.dim(), 0))
         curvature = pot.curvature()  # [B, n]
         if pot.coarse is not None:  # what the constant atoms meet there
             curvature = curvature.clone()
             curvature[:, :channels] = pot.coarse.curvature()[:, channels:].mean(1, keepdim=True)
-        scale = 1 / (1 + SHARE * weight[:, None] * curvature)  # [N, n]
+        scale = 1 - 1 / (1 + SHARE * weight[:, None] * curvature)  # [N, n]
         # sum over atoms of  scale_j a_j (x) a_j  correlated with itself: [N, C, C, 2k - 1, 2k - 1]
-        atoms = pot.atoms.view(-1, channels, k, k)
-        spectrum = torch.fft.rfft2(atoms, s=(2 * k - 1, 2 * k - 1))
-        product = torch.einsum("nj,jchw,jdhw->ncdhw", scale.to(spectrum.dtype), spectrum, spectrum.conj())
-        kernel = torch.fft.irfft2(product, s=(2 * k - 1, 2 * k - 1)).roll((k - 1, k - 1), (-2, -1)) / k**2
-        kernel = (kernel + kernel.flip(-1)) / 2
-        self.kernel = (kernel + kernel.flip(-2)) / 2
-        self.k = k
+        atoms, size = pot.atoms.view(-1, channels, *(k,) * len(axes)), (2 * k - 1,) * len(axes)
+        spectrum = torch.fft.rfftn(atoms, s=size, dim=axes)
+        product = torch.einsum("nj,jc...,jd...->ncd...", scale.to(spectrum.dtype), spectrum, spectrum.conj())
+        kernel = -torch.fft.irfftn(product, s=size, dim=axes).roll((k - 1,) * len(axes), axes) / k ** len(axes)
+        kernel[(..., *(k - 1,) * len(axes))] += torch.eye(channels).to(kernel)
+        for axis in reversed(axes):
+            kernel = (kernel + kernel.flip(axis)) / 2
+        self.kernel, self.k = kernel, k
 
     def __call__(self, v: Tensor) -> Tensor:
-        samples, channels, height, width = v.shape
-        extended = Patches(height, width, self.k, v).extended(v)
-        kernel = self.kernel.expand(samples, *self.kernel.shape[1:]).flatten(0, 1)
+        extended = Patches(v.shape[2:], self.k, v).extended(v)
+        kernel = self.kernel.expand(len(v), *self.kernel.shape[1:]).flatten(0, 1)
         extended = extended.reshape(1, -1, *extended.shape[2:])
-        return F.conv2d(extended, kernel, groups=samples).view(v.shape)
+        correlate = F.conv2d if v.dim() == 4 else F.conv3d
+        return correlate(extended, kernel, groups=len(v)).view(v.shape)
 
     def keep(self, rows: Tensor) -> None:
         if len(self.kernel) > 1:
@@ -113,7 +115,7 @@ class _State:
 
     def __init__(self, pot: Potentials, y: Tensor, weight: Tensor, k: int, x: Tensor):
         self.pot, self.y, self.weight, self.k = pot, y, weight, k
-        self.precondition = Preconditioner(pot, weight, k, y.shape[1])
+        self.precondition = Preconditioner(pot, weight, k, y)
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # s, y [n, ...], 1 / <s, y> [n]
         self.x = x
         self.gradient, self.r = self._at(x, slice(None))
@@ -173,7 +175,7 @@ def linear_solve(
     pot: Potentials, x: Tensor, weight: Tensor, v: Tensor, k: int, tol: float, max_iter: int = 500
 ) -> Tensor:
     """q with (I + t H) q = v, H the Hessian of R at x, by conjugate gradients to a residual of tol |v|."""
-    precondition = Preconditioner(pot, weight, k, x.shape[1])
+    precondition = Preconditioner(pot, weight, k, x)
     q, r = torch.zeros_like(v), v.clone()
     z = precondition(r)
     d, product = z, dot(r, z)

@@ -52,11 +52,7 @@ class _Value(torch.autograd.Function):
     def backward(ctx, g):
         gradient, x, *tensors = ctx.saved_tensors
         gx = broadcast(g, gradient) * gradient if ctx.needs_input_grad[1] else None
-        return (
-            None,
-            gx,
-            *_in_potentials(lambda pot: (potentials.values(pot, x, ctx.k) * g.to(x)).sum(), tensors, ctx, 2),
-        )
+        return None, gx, *_in_potentials(tensors, x, None, g.to(x), ctx, 2)
 
 
 class _Gradient(torch.autograd.Function):
@@ -71,7 +67,7 @@ class _Gradient(torch.autograd.Function):
     def backward(ctx, v):
         x, *tensors = ctx.saved_tensors
         gx = potentials.hvp(Potentials.of_tensors(tensors), x, v, ctx.k) if ctx.needs_input_grad[1] else None
-        return None, gx, *_in_potentials(lambda pot: potentials.pairing(pot, x, v, ctx.k), tensors, ctx, 2)
+        return None, gx, *_in_potentials(tensors, x, v, None, ctx, 2)
 
 
 class _Prox(torch.autograd.Function):
@@ -88,21 +84,13 @@ class _Prox(torch.autograd.Function):
         q = linear_solve(Potentials.of_tensors(tensors), x, weight, v, ctx.k, ctx.tol)
         scaled = broadcast(-weight, q) * q
         of_weight = -dot(q, gradient).to(weight) if ctx.needs_input_grad[5] else None
-        return (
-            None, None, None, None, q, of_weight,
-            *_in_potentials(lambda pot: potentials.pairing(pot, x, scaled, ctx.k), tensors, ctx, 6),
-        )  # fmt: skip
+        return None, None, None, None, q, of_weight, *_in_potentials(tensors, x, scaled, None, ctx, 6)
 
 
-def _in_potentials(scalar, tensors, ctx, first: int) -> list[Tensor | None]:
-    """Gradients of a scalar function of the potentials in those that need one."""
+def _in_potentials(tensors, x, v, scale, ctx, first: int) -> list[Tensor | None]:
+    """Gradients of  sum <v, grad R(x)> + scale R(x)  in those of the potentials that need one."""
     needed = ctx.needs_input_grad[first:]
     if not any(needed):
         return [None] * len(tensors)
-    with torch.enable_grad():
-        copies = [t.detach().requires_grad_(wanted) for t, wanted in zip(tensors, needed, strict=True)]
-        wanted_of = [t for t in copies if t.requires_grad]
-        # an image smaller than a patch has no coarse level
-        found = torch.autograd.grad(scalar(Potentials.of_tensors(copies)), wanted_of, materialize_grads=True)
-        parts = iter(found)
-    return [next(parts) if wanted else None for wanted in needed]
+    found = potentials.gradients(Potentials.of_tensors(tensors), x, v, scale, ctx.k)
+    return [part if wanted else None for part, wanted in zip(found, needed, strict=True)]

@@ -1,4 +1,4 @@
-"""Which kernel computes one level of an explicit prior: the CPU's, the GPU's where it was admitted, or torch's."""
+"""Which kernels compute one level of an explicit prior: the CPU's, the GPU's where they were admitted, or torch's."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import admission, registry
 from ..backends.triton import explicit as gpu
 from . import cpu, plain
-from .level import Level
+from .level import Level, level_of
 
 if TYPE_CHECKING:
     from .potentials import Potentials
@@ -22,7 +22,12 @@ def run(pot: "Potentials", x: Tensor, v: Tensor | None, k: int, with_value: bool
 
     x, v (N, C, H, W), in units of the noise.
     """
-    return select(Level(x.shape[1], k, pot.energies.shape[1]), x).run(pot, x, v, k, with_value)
+    return select(level_of(pot, x, k), x).run(pot, x, v, k, with_value)
+
+
+def gradients(pot: "Potentials", x: Tensor, v: Tensor | None, scale: Tensor | None, k: int) -> tuple[Tensor, ...]:
+    """The gradient of  sum over samples of <v, grad R(x)> + scale R(x)  in the tensors of this level; scale (N,)."""
+    return select(level_of(pot, x, k), x).gradients(pot, x, v, scale, k)
 
 
 def select(level: Level, x: Tensor) -> Any:
@@ -62,7 +67,7 @@ def explain(level: Level, x: Tensor) -> list[str]:
 
 def examine(level: Level, device: torch.device, compiled: bool = True) -> dict[str, "admission.Verdict | str"]:
     """Check the kernels that have to be admitted, whatever is known: a verdict each, or why it cannot run."""
-    x = torch.empty(1, level.channels, 1, 1, device=device)
+    x = torch.empty(1, level.channels, *(1,) * level.ndim, device=device)
     found: dict[str, admission.Verdict | str] = {}
     for kernel in KERNELS:
         if kernel.name in TO_BE_ADMITTED:

@@ -1,16 +1,19 @@
 """All patches of an image, as a tight frame up to and including its borders.
 
-    sum_p w_p |patch_p(E x)|^2 = k^2 |x|^2
+    sum_p w_p |patch_p(E x)|^2 = k^d |x|^2,      d = 2 axes of images, 3 of volumes
 
 E continues x by k - 1 mirrored pixels on every side, and p runs over all (H + k - 1)(W + k - 1) positions of k x k
-windows in it. Along an axis w is 1 where the window lies inside x and 1/2 where it crosses the border; in two axes it
-is the product. A pixel i < k of an axis is then seen by i + 1 inner windows, by k - 1 - i that cross the border, and as
-often through its mirror image: i + 1 + (k - 1 - i) = k. Axes shorter than k - 1 are mirrored again and again, w is
-reduced until no pixel is seen more than k times, and = becomes <=.
+windows in it. Along an axis w is 1 where the window lies inside x and 1/2 where it crosses the border; in several axes
+it is the product. A pixel i < k of an axis is then seen by i + 1 inner windows, by k - 1 - i that cross the border, and
+as often through its mirror image: i + 1 + (k - 1 - i) = k. Axes shorter than k - 1 are mirrored again and again, w is
+reduced until no pixel is seen more than k times, and no position and its mirror image count more than one window
+inside, and = becomes <=.
 """
 
 import functools
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,47 +23,63 @@ POSITIONS = 4096  # that go together: coefficients, energies and gates of so man
 
 
 class Patches:
-    """Geometry of the patches of images of one size.
+    """Geometry of the patches of images, or volumes, of one size.
 
     Attributes
     ----------
-    rows, columns : Tensor, shape (H + 2 k - 2,), (W + 2 k - 2,), int64
-        Pixel of x that every pixel of E x repeats.
-    row_weights, column_weights : Tensor, shape (H + k - 1,), (W + k - 1,)
+    pixels : int
+        k^d, of a patch.
+    sources : list of Tensor, shape (side + 2 k - 2,), int64
+        Of every axis: pixel of x that every pixel of E x repeats.
+    axis_weights : list of Tensor, shape (side + k - 1,)
         w along the axes.
-    weights : Tensor, shape (H + k - 1, W + k - 1)
+    weights : Tensor, shape (H + k - 1, W + k - 1) or (D + k - 1, H + k - 1, W + k - 1)
         w, their products.
     """
 
-    def __init__(self, height: int, width: int, k: int, like: Tensor):
-        self.k = k
-        self.rows, self.columns = (_mirrored(side, k).to(like.device) for side in (height, width))
-        self.row_weights, self.column_weights = (_weights(side, k).to(like) for side in (height, width))
-        self.weights = torch.outer(self.row_weights, self.column_weights)
+    def __init__(self, size: Sequence[int], k: int, like: Tensor):
+        self.k, self.pixels = k, k ** len(size)
+        self.sources = [_mirrored(side, k).to(like.device) for side in size]
+        self.axis_weights = [_weights(side, k).to(like) for side in size]
+        self.weights = functools.reduce(lambda a, b: a[..., None] * b, self.axis_weights)
 
     def extended(self, x: Tensor) -> Tensor:
         """E x, (N, C, H + 2 k - 2, W + 2 k - 2)."""
-        return x.index_select(2, self.rows).index_select(3, self.columns)
+        for axis, source in enumerate(self.sources, 2):
+            x = x.index_select(axis, source)
+        return x
 
     def folded(self, extended: Tensor) -> Tensor:
         """E^T: the adjoint, (N, C, H, W)."""
         return folded(extended, self.k)
 
     def blocks(self) -> Iterator[slice]:
-        """Rows of positions that go together."""
-        height, width = self.weights.shape
-        step = max(1, POSITIONS // width)
+        """Rows, or slices, of positions that go together."""
+        height, *across = self.weights.shape
+        step = max(1, POSITIONS // math.prod(across))
         for first in range(0, height, step):
             yield slice(first, min(first + step, height))
 
     def gather(self, extended: Tensor, block: slice) -> Tensor:
-        """Patches of E x at the positions of a block, (N, C k^2, P)."""
-        return F.unfold(extended[:, :, block.start : block.stop + self.k - 1], self.k)
+        """Patches of E x at the positions of a block, (N, C k^d, P)."""
+        part, axes = extended[:, :, block.start : block.stop + self.k - 1], extended.dim() - 2
+        if axes == 2:
+            return F.unfold(part, self.k)
+        for axis in range(2, 2 + axes):
+            part = part.unfold(axis, self.k, 1)  # positions stay, the taps of each axis follow at the end
+        part = part.movedim(tuple(range(-axes, 0)), tuple(range(2, 2 + axes)))
+        return part.reshape(len(extended), extended.shape[1] * self.pixels, -1)
 
     def scatter(self, patches: Tensor, extended: Tensor, block: slice) -> None:
-        """Add patches, (N, C k^2, P), to where they were gathered."""
+        """Add patches, (N, C k^d, P), to where they were gathered."""
         part = extended[:, :, block.start : block.stop + self.k - 1]
-        part += F.fold(patches, part.shape[2:], self.k)
+        if part.dim() == 4:
+            part += F.fold(patches, part.shape[2:], self.k)
+            return
+        places = [side - self.k + 1 for side in part.shape[2:]]
+        taps = patches.view(*part.shape[:2], self.pixels, *places)
+        for tap, first in enumerate(itertools.product(range(self.k), repeat=len(places))):
+            part[(..., *(slice(i, i + n) for i, n in zip(first, places, strict=True)))] += taps[:, :, tap]
 
     def weights_of(self, block: slice) -> Tensor:
         """w_p of the positions of a block, (P,)."""
@@ -73,8 +92,10 @@ def _mirrored(side: int, k: int) -> Tensor:
 
 
 def folded(extended: Tensor, k: int) -> Tensor:
-    """E^T of a continued image (N, C, H + 2 k - 2, W + 2 k - 2)."""
-    return _unmirrored(_unmirrored(extended, 2, k), 3, k)
+    """E^T of a continued image (N, C, H + 2 k - 2, W + 2 k - 2), or volume."""
+    for axis in range(2, extended.dim()):
+        extended = _unmirrored(extended, axis, k)
+    return extended
 
 
 def _unmirrored(extended: Tensor, axis: int, k: int) -> Tensor:
@@ -103,4 +124,9 @@ def _weights(side: int, k: int) -> Tensor:
     seen = torch.zeros(side, dtype=torch.float64)
     for tap in range(k):
         seen.index_add_(0, _mirrored(side, k)[tap : tap + side + k - 1], weights)
+    if side:
+        period = torch.zeros(2 * side, dtype=torch.float64).index_add_(0, first % (2 * side), weights)
+        pairs = period + period[(-k - torch.arange(2 * side)) % (2 * side)]
+        weights = weights / pairs.max().clamp(min=1)
+        seen = seen / pairs.max().clamp(min=1)
     return weights / (seen.max() / k).clamp(min=1)

@@ -2,7 +2,7 @@
 
 In units of the noise, with c_p = A patch_p(E x), A orthonormal, and w_p of patches.py,
 
-    R(x) = 1/k^2 sum_p w_p sum_g P_g(U_g . c_p^2),       U >= 0,   sum_g U_gj <= mu < 1
+    R(x) = 1/k^d sum_p w_p sum_g P_g(U_g . c_p^2),       U >= 0,   sum_g U_gj <= mu < 1
     P(u) = a (sqrt(b + u) - sqrt(b)) - H(u),             H(u) = u / 2 up to u = e^2, then e sqrt(u) - e^2 / 2
 
 Certificate. H(|z|^2) is Huber's function of |z|. Its Hessian lies between 0 and I; z = U_g^(1/2) c makes that
@@ -19,7 +19,6 @@ g(u) = 2 P'(u):
     H dc   = dc (U^T g) - c (U^T (g3 U (c dc))),    g3 = a (b + u)^(-3/2) - e u^(-3/2) where u > e^2
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,8 +27,6 @@ from torch import Tensor
 
 from . import kernels
 from .coarse import Tilings, means, means_adjoint
-from .patches import Patches
-from .plain import huber
 
 
 @dataclass(frozen=True)
@@ -38,8 +35,7 @@ class Potentials:
 
     Attributes
     ----------
-    atoms : Tensor, shape (n, n), n = C k^2
-        Orthonormal rows.
+    atoms : Tensor, shape (n, C k^2), or (n, C k^3) for volumes
     energies : Tensor, shape (B, M, n)
         U, its columns at most mu in sum.
     slope, near, far : Tensor, shape (B, M)
@@ -93,16 +89,16 @@ def gradient(pot: Potentials, x: Tensor, k: int) -> Tensor:
 
 
 def value_and_gradient(pot: Potentials, x: Tensor, k: int, with_value: bool = True) -> tuple[Tensor, Tensor]:
-    """(R(x) (N,) float64, or zeros without values, grad R(x)); x in units of the noise, (N, C, H, W)."""
+    """(R(x) (N,) float64, or zeros without values, grad R(x)); x in units of the noise, (N, C, [D,] H, W)."""
     value, gradient = kernels.run(pot, x, None, k, with_value)
     if _has_coarse(pot, x, k):
         z, parts = means(x, k), []
-        tilings = Tilings(*z.shape[2:], k)
+        tilings = Tilings(z.shape[2:], k)
         for part in tilings.split(z):
             of_part, own = kernels.run(_of_tilings(pot, part, x), part, None, _side(pot, x), with_value)
-            value += of_part.view(len(x), -1).sum(1) / k**2
+            value += of_part.view(len(x), -1).sum(1) / k ** (x.dim() - 2)
             parts.append(own)
-        gradient += means_adjoint(tilings.joined(parts, z), k) / k**2
+        gradient += means_adjoint(tilings.joined(parts, z), k) / k ** (x.dim() - 2)
     return value, gradient
 
 
@@ -111,67 +107,33 @@ def hvp(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
     product = kernels.run(pot, x, v, k, False)[1]
     if _has_coarse(pot, x, k):
         z, along = means(x, k), means(v, k)
-        tilings = Tilings(*z.shape[2:], k)
+        tilings = Tilings(z.shape[2:], k)
         parts = [
             kernels.run(_of_tilings(pot, part, x), part, direction, _side(pot, x), False)[1]
             for part, direction in zip(tilings.split(z), tilings.split(along), strict=True)
         ]
-        product += means_adjoint(tilings.joined(parts, z), k) / k**2
+        product += means_adjoint(tilings.joined(parts, z), k) / k ** (x.dim() - 2)
     return product
 
 
-def pairing(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
-    """sum over samples of <v, grad R(x)>, by operations that autograd differentiates in the potentials."""
-    total = _pairing(pot, x, v, k)
+def gradients(pot: Potentials, x: Tensor, v: Tensor | None, scale: Tensor | None, k: int) -> tuple[Tensor, ...]:
+    """The gradient of  sum over samples of <v, grad R(x)> + scale R(x)  in `pot.tensors()`; scale (N,), like x."""
+    found = kernels.gradients(pot, x, v, scale, k)
+    if pot.coarse is None:
+        return found
+    coarse = [torch.zeros_like(t) for t in pot.coarse.tensors()]  # no level where an image is smaller than a patch
     if _has_coarse(pot, x, k):
-        z, along = means(x, k), means(v, k)
-        tilings = Tilings(*z.shape[2:], k)
-        for part, direction in zip(tilings.split(z), tilings.split(along), strict=True):
-            total = total + _pairing(_of_tilings(pot, part, x), part, direction, _side(pot, x)) / k**2
-    return total
-
-
-def _pairing(pot: Potentials, x: Tensor, v: Tensor, k: int) -> Tensor:
-    """The same of one level."""
-    patches = Patches(*x.shape[2:], k, x)
-    at, along = patches.extended(x), patches.extended(v)
-    total = x.new_zeros(())
-    for n in range(len(x)):
-        own, one = pot.of(slice(n, n + 1)), slice(n, n + 1)
-        u_matrix, a, b, e = own.single()
-        for block in patches.blocks():
-            c = own.atoms @ patches.gather(at[one], block)[0]
-            dc = own.atoms @ patches.gather(along[one], block)[0]
-            energy = u_matrix @ c.square()
-            gates = a * torch.rsqrt(energy + b) - e * torch.rsqrt(energy.maximum(e * e))
-            weights = patches.weights_of(block) / k**2
-            total = total + (gates * (u_matrix @ (c * dc * weights))).sum()
-    return total
-
-
-def values(pot: Potentials, x: Tensor, k: int) -> Tensor:
-    """R(x), (N,), by operations that autograd differentiates in the potentials."""
-    total = _values(pot, x, k)
-    if _has_coarse(pot, x, k):
-        z = means(x, k)
-        for part in Tilings(*z.shape[2:], k).split(z):
-            of_part = _values(_of_tilings(pot, part, x), part, _side(pot, x))
-            total = total + of_part.view(len(x), -1).sum(1) / k**2
-    return total
-
-
-def _values(pot: Potentials, x: Tensor, k: int) -> Tensor:
-    """The same of one level."""
-    patches = Patches(*x.shape[2:], k, x)
-    at, totals = patches.extended(x), []
-    for n in range(len(x)):
-        own = pot.of(slice(n, n + 1))
-        u_matrix, a, b, e = own.single()
-        for block in patches.blocks():
-            energy = u_matrix @ (own.atoms @ patches.gather(at[n : n + 1], block)[0]).square()
-            total = a * ((energy + b).sqrt() - b.sqrt()) - huber(energy, e)
-            totals.append((total.sum(0) * patches.weights_of(block)).sum() / k**2)
-    return torch.stack(totals).view(len(x), -1).sum(1) if totals else x.new_zeros(0)
+        pixels = k ** (x.dim() - 2)
+        parts = [Tilings(means(x, k).shape[2:], k).split(means(t, k)) for t in (x, v) if t is not None]
+        for part, *along in zip(*parts, strict=True):
+            times = len(part) // len(x)
+            direction = along[0] / pixels if along else None
+            of_part = None if scale is None else scale.repeat_interleave(times) / pixels
+            own = kernels.gradients(_of_tilings(pot, part, x), part, direction, of_part, _side(pot, x))
+            for total, gradient in zip(coarse, own, strict=True):
+                many = gradient.shape != total.shape  # those of every tiling of a sample
+                total += gradient.unflatten(0, (-1, times)).sum(1) if many else gradient
+    return *found, *coarse
 
 
 def _has_coarse(pot: Potentials, x: Tensor, k: int) -> bool:
@@ -181,7 +143,7 @@ def _has_coarse(pot: Potentials, x: Tensor, k: int) -> bool:
 def _side(pot: Potentials, x: Tensor) -> int:
     """Side of the patches of the coarse level."""
     assert pot.coarse is not None
-    return math.isqrt(len(pot.coarse.atoms) // x.shape[1])
+    return round((pot.coarse.atoms.shape[1] // x.shape[1]) ** (1 / (x.dim() - 2)))
 
 
 def _of_tilings(pot: Potentials, part: Tensor, x: Tensor) -> Potentials:

@@ -14,9 +14,9 @@ biases stay float32; the image enters as two halves in 16-bit precisions, so tha
 What a squared first stage hands on, z = u^2, dz = 2 u du and e, is never stored: kernels form it from tiles of what
 is kept, in float32, and in half precision times a power of two that keeps u^2 in range.
 
-A frame under one stage of gates of single pixels, which all denoisers that ship are, needs none of that for its prox,
-potential and Hessian products: one kernel computes them from x (fused.py). Where its gates compete, gradients of the
-weights are torch's.
+A frame under one stage of gates of single pixels, which all denoisers that ship are, needs none of that: one kernel
+computes its prox, potential and Hessian products from x (fused.py), another one and a product the gradients of its
+weights. Of wide ones in float32 these go by stages, or by torch where the gates compete.
 
 backend    what it supports and runs; registration
 epilogues  the element-wise steps, each handed to the product it follows

@@ -30,7 +30,7 @@ class TritonBackend(SweepsBackend):
     """Convolutional networks on CUDA tensors; on CPU tensors under Triton's interpreter (TRITON_INTERPRET=1)."""
 
     name = "triton"
-    _plain = TorchBackend()  # for gradients of the weights where the last units compete
+    _plain = TorchBackend()  # for gradients of the weights of wide mixtures in float32
 
     def supports(self, spec: Spec, x: Tensor, precision: str) -> str | None:
         if spec.is_dense:
@@ -42,7 +42,7 @@ class TritonBackend(SweepsBackend):
         return device.refusal(x, precision)
 
     def evaluate(self, spec, x: Tensor, packed: Tensor, features, value: bool, tape: bool, precision: str):
-        if not tape and fused.covers(spec):
+        if fused.covers(spec) and not (tape and not fused.covers_gradients(spec, precision)):
             return *fused.value_prox(spec, x, packed, features, value, precision), []
         if spec.stages[-1].competing:
             return self._plain.evaluate(spec, x, packed, features, value, tape, precision)
@@ -57,15 +57,20 @@ class TritonBackend(SweepsBackend):
         return device.is_unproven(x)
 
     def vjp(self, spec, x, packed, features, p: Tensor | None, v: Tensor | None, tape: list[Tensor], precision):
-        if spec.stages[-1].competing:
+        if spec.stages[-1].competing and not fused.covers_gradients(spec, precision):
             return self._plain.vjp(spec, x, packed, features, p, v, tape, precision)
         if precision != "fp16":
-            return super().vjp(spec, x, packed, features, p, v, tape, precision)
+            return self._vjp(spec, x, packed, features, p, v, tape, precision)
         # Cotangents of a mean are tiny and the result is linear in them: bring the largest to [1, 2), exactly.
         scale = power_of_two([t for t in (p, v) if t is not None])
         p, v = (None if t is None else t * scale for t in (p, v))
-        gx, gradient = super().vjp(spec, x, packed, features, p, v, tape, precision)
+        gx, gradient = self._vjp(spec, x, packed, features, p, v, tape, precision)
         return gx.div_(scale), gradient.div_(scale)
+
+    def _vjp(self, spec, x, packed, features, p: Tensor | None, v: Tensor | None, tape: list[Tensor], precision):
+        if fused.covers_gradients(spec, precision):
+            return fused.vjp(spec, x, packed, features, p, v, precision)
+        return super().vjp(spec, x, packed, features, p, v, tape, precision)
 
     def hvp(self, spec, x, packed, features, v: Tensor, tape: list[Tensor], precision):
         if precision != "fp16":
@@ -83,6 +88,8 @@ class TritonBackend(SweepsBackend):
         sizes, lines = spec.stage_sizes(*x.shape[2:]), []
         if fused.covers(spec):
             lines.append("prox, potential, Hessian products: all stages in one kernel")
+        if fused.covers_gradients(spec, precision):
+            return [*lines, "gradients of the weights: those of gates in one kernel, of filters from two factors"]
         if spec.stages[-1].competing:
             return [*lines, "gradients of the weights, and what they need kept: torch's operations"]
         for l in range(1, len(spec.stages)):

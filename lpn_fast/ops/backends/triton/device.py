@@ -57,7 +57,7 @@ def launchers():
     """The kernels' launchers, loaded at the first call: importing Triton takes a while."""
     if interpreted():
         mend()
-    from ....kernels.triton import explicit, frame, launch
+    from ....kernels.triton import explicit, explicit_gradient, frame, frame_gradient, launch
     from ....kernels.triton.assemble import assemble
     from ....kernels.triton.correlate import correlate
     from ....kernels.triton.elementwise import elementwise
@@ -71,7 +71,9 @@ def launchers():
         correlate=correlate,
         elementwise=elementwise,
         explicit=explicit,
+        explicit_gradient=explicit_gradient,
         frame=frame,
+        frame_gradient=frame_gradient,
         gradient=gradient,
         units_of=units_of,
     )

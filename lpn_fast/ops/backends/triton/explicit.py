@@ -1,4 +1,4 @@
-"""An explicit prior on a GPU: R, grad R and Hessian products by kernels/triton/explicit.py."""
+"""An explicit prior on a GPU: R and its derivatives by kernels/triton/explicit.py and explicit_gradient.py."""
 
 import functools
 import importlib.util
@@ -24,6 +24,8 @@ def refusal(level: "Level", x: Tensor) -> str | None:
     """Why this kernel does not run such a call, or None."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; torch brings it on Linux with CUDA"
+    if level.ndim != 2:
+        return "volumes are not covered"
     if level.atoms > MOST_UNITS or level.kernel > MOST_SIDE:
         return f"patches of {level.channels} x {level.kernel}^2 pixels are more than a block's registers were made for"
     return device.refusal(x, "fp32")
@@ -42,8 +44,20 @@ def run(
     return x.new_zeros(len(x), dtype=torch.float64) if value is None else value, result
 
 
+def gradients(
+    pot: "Potentials", x: Tensor, v: Tensor | None, scale: Tensor | None, k: int, precision: str = "fp32"
+) -> tuple[Tensor, ...]:
+    """The gradient of  sum over samples of <v, grad R(x)> + scale R(x)  in the tensors of a level; scale (N,)."""
+    tensors = [t.detach().contiguous() for t in pot.tensors()[:5]]
+    mirrored, weights = _tables(x.shape[2], x.shape[3], k, x.device)
+    return launchers().explicit_gradient.gradients(
+        x, v, scale, *tensors, k, mirrored, weights, precision, *device.facts(x.device)
+    )
+
+
 @functools.lru_cache(maxsize=64)
 def _tables(height: int, width: int, k: int, where: torch.device) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Mirrored rows and columns, weights of the same, on the device: a solve needs them at every step."""
-    patches = Patches(height, width, k, torch.empty(0, device=where))
-    return (patches.rows.int(), patches.columns.int()), (patches.row_weights / k**2, patches.column_weights)
+    patches = Patches((height, width), k, torch.empty(0, device=where))
+    (rows, columns), (row_weights, column_weights) = patches.sources, patches.axis_weights
+    return (rows.int(), columns.int()), (row_weights / k**2, column_weights)

@@ -1,5 +1,6 @@
-"""A frame under one stage of gates of single pixels, or a mixture: psi and f by kernels/triton/frame.py."""
+"""A frame under one stage of gates of single pixels, or a mixture: all of it by kernels/triton/frame*.py."""
 
+import torch
 from torch import Tensor
 
 from ....algebra.parameters import unpack
@@ -19,6 +20,15 @@ def covers(spec: Spec) -> bool:
     return small and len(spec.stages) == 2 and frame.supports(spec)
 
 
+def covers_gradients(spec: Spec, precision: str) -> bool:
+    """Whether gradients of the weights are those kernels' as well, which keep no tape.
+
+    Not of wide frames in float32: three TF32 products leave registers for tiles of 16 positions, and arithmetic is for
+    stages (`python -m bench.gpu.arithmetic --work gradient`).
+    """
+    return covers(spec) and (precision != "fp32" or spec.stages[0].width <= MOST_UNITS // 2)
+
+
 def value_prox(
     spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, with_value: bool, precision: str
 ) -> tuple[Tensor | None, Tensor]:
@@ -34,12 +44,44 @@ def hvp(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, v: Tenso
     return _sweep(spec, x, v, packed, features, False, precision)[1]
 
 
+def vjp(
+    spec: Spec,
+    x: Tensor,
+    packed: Tensor,
+    features: Tensor | None,
+    p: Tensor | None,
+    v: Tensor | None,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    """Gradient of sum p psi + <v, f> in x and P; p (N,), v (N, C, H, W), either may be None. Nothing is kept for it."""
+    gx, parts = launchers().frame_gradient.gradients(
+        x, v, p, *_network(spec, packed, features), precision, *device.facts(x.device)
+    )
+    of_filters, of_core, of_bias, of_weight, *of_head = parts
+    gradient = torch.empty_like(packed, memory_format=torch.contiguous_format)
+    first, gate = unpack(spec, gradient).stages
+    first.skip.copy_(of_filters)
+    gate.core.copy_(of_core.view_as(gate.core))
+    gate.head.copy_(of_weight)
+    torch.sum(of_bias, 0, out=gate.bias)
+    if gate.noise is not None:
+        torch.mm(of_bias.T, features, out=gate.noise)
+    if first.head is not None:
+        first.head.copy_(*of_head)
+    return gx, gradient
+
+
 def _sweep(spec: Spec, x, v, packed, features, with_value: bool, precision: str) -> tuple[Tensor | None, Tensor]:
+    network = _network(spec, packed, features)
+    return launchers().frame.sweep(x, v, *network, precision, with_value, device.facts(x.device)[0])
+
+
+def _network(spec: Spec, packed: Tensor, features: Tensor | None) -> tuple:
+    """What describes the network to kernels."""
     first, gate = unpack(spec, packed).stages
     bias = gate.bias[None] if gate.noise is None else (features @ gate.noise.T).add_(gate.bias)
     head = None if first.head is None else first.head.contiguous()
-    return launchers().frame.sweep(
-        x, v, first.skip, gate.core.flatten(1), bias.contiguous(), head, gate.head.contiguous(),
-        power_of_two([gate.head]).view(1), spec.beta, spec.alpha, spec.stages[1].competing, precision, with_value,
-        device.facts(x.device)[0],
+    return (
+        first.skip, gate.core.flatten(1), bias.contiguous(), head, gate.head.contiguous(),
+        power_of_two([gate.head]).view(1), spec.beta, spec.alpha, spec.stages[1].competing,
     )  # fmt: skip

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from ..algebra.parameters import Slot
 from ..algebra.spec import Stage
 
+ADDED = {"filters": 0, "ndim": 2}  # what files that are older than these mean, and others leave out
 SOLVE_IMAGES = 30  # that a solve holds at once: pairs of L-BFGS and iterates
 
 
@@ -74,14 +75,13 @@ class ExplicitSpec:
 
     def to_dict(self) -> dict:
         """Plain JSON-ready dictionary; without what files had no word for, where it says nothing."""
-        given = {name: value for name, value in asdict(self).items() if (name, value) not in (("ndim", 2), ("filters", 0))}
+        given = {name: value for name, value in asdict(self).items() if ADDED.get(name) != value}
         return {"kind": self.kind, **given}
 
     @classmethod
     def from_dict(cls, data: dict) -> "ExplicitSpec":
         """Spec from `to_dict`'s dictionary; ValueError names missing and unknown keys."""
-        missing: dict = {"filters": 0, "ndim": 2}  # from files that are older than these
-        given = missing | {key: value for key, value in data.items() if key != "kind"}
+        given: dict = ADDED | {key: value for key, value in data.items() if key != "kind"}
         known = {field.name for field in fields(cls)}
         if set(given) != known:
             raise ValueError(f"spec must have the keys {sorted(known)}, got {sorted(given)}")

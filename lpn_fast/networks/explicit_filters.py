@@ -22,6 +22,8 @@ from ..algebra.cosines import cosine_atoms
 FINE = 32  # frequencies of a grid over k, along an axis
 ROUNDS = 3  # towards S <= I in a step of an optimizer, whose steps are small
 HIGHEST, NEXT, LOWEST = 0.82, 1.5, 1.8  # frequencies of the start: over pi, from one to the next, lowest times k / pi
+BOTH_WAYS = (0.25, 2.0)  # least S that is raised to one in a round, and the largest gain
+NEAR = 0.99  # median of S^(1/2) before peaks are cut
 SMALL = 0.6  # size of differences of neighbours among them
 
 
@@ -44,15 +46,19 @@ def peak(filters: Tensor) -> float:
     side = FINE * k
     values = torch.fft.rfft2(lags, s=(side, side))
     shift = torch.exp(2j * math.pi * (k - 1) / side * torch.arange(side, dtype=torch.float64, device=lags.device))
-    values = values * shift[:, None] * shift[: values.shape[-1]]
-    largest = torch.linalg.eigvalsh(values.permute(2, 3, 0, 1)).max()
-    return float(largest) / math.cos(math.pi * (k - 1) / side) ** 2
+    values = (values * shift[:, None] * shift[: values.shape[-1]]).permute(2, 3, 0, 1)
+    return float(_eigenvalues(values).max()) / math.cos(math.pi * (k - 1) / side) ** 2
 
 
 @torch.no_grad()
 def limit_(seeds: Tensor, rounds: int = ROUNDS) -> None:
-    """Seeds near to these whose filters have zero means and S <= I; in place."""
-    h = _limited(seeds.double(), rounds)
+    """Seeds near to these whose filters have zero means and S <= I, and near to I where it can be; in place.
+
+    What is lost at a frequency is concavity that the certificate allows and nobody uses: a bound alone would lose half
+    of it in some hundred steps, as S is divided by its peak.
+    """
+    h = _limited(seeds.double(), rounds, *BOTH_WAYS)
+    h = _limited(h * (NEAR / math.sqrt(max(_median(h), 1e-12))), 2 * rounds)
     seeds.copy_(h / math.sqrt(max(1.0, peak(mirrored(h)) * (1 + 1e-6))))
 
 
@@ -62,14 +68,31 @@ def _limited(h: Tensor, rounds: int, lowest: float = 1.0, largest: float = 1.0) 
     side = 6 * k
     for _ in range(rounds):
         h = h - h.mean((-2, -1), keepdim=True)
-        all_of_them = torch.fft.rfft2(mirrored(h), s=(side, side))
-        s = torch.einsum("jchw,jdhw->hwcd", all_of_them, all_of_them.conj()) / k**2
-        values, vectors = torch.linalg.eigh(s)
-        gains = values.clamp(min=lowest).rsqrt().clamp(max=largest).to(vectors.dtype)
-        gain = vectors @ (gains[..., None] * vectors.mH)
+        s = _products(h, side)
+        if len(s[0, 0]) == 1:
+            gain = s.real.clamp(min=lowest).rsqrt().clamp(max=largest).to(s.dtype)
+        else:
+            values, vectors = torch.linalg.eigh(s)
+            gains = values.clamp(min=lowest).rsqrt().clamp(max=largest).to(vectors.dtype)
+            gain = vectors @ (gains[..., None] * vectors.mH)
         h = torch.fft.irfft2(torch.einsum("hwcd,jdhw->jchw", gain, torch.fft.rfft2(h, s=(side, side))), s=(side, side))
         h = h[..., :k, :k]
     return h - h.mean((-2, -1), keepdim=True)
+
+
+def _products(h: Tensor, side: int) -> Tensor:
+    """S of the filters of seeds on a grid, [side, side / 2 + 1, C, C]."""
+    spectrum = torch.fft.rfft2(mirrored(h), s=(side, side))
+    return torch.einsum("jchw,jdhw->hwcd", spectrum, spectrum.conj()) / h.shape[-1] ** 2
+
+
+def _eigenvalues(s: Tensor) -> Tensor:
+    return s.real if s.shape[-1] == 1 else torch.linalg.eigvalsh(s)
+
+
+def _median(h: Tensor) -> float:
+    """Median eigenvalue of S."""
+    return float(_eigenvalues(_products(h, 6 * h.shape[-1])).median())
 
 
 def start_of_seeds(channels: int, k: int, count: int) -> Tensor:
@@ -80,17 +103,9 @@ def start_of_seeds(channels: int, k: int, count: int) -> Tensor:
         own = range(colour, count, channels)
         for index, wave in zip(own, _waves(k, len(own)), strict=True):
             seeds[index] = colours[colour].view(-1, 1, 1) * wave
-    h = _limited(k * seeds, 20, lowest=0.03, largest=1.6)
-    h = _limited(h * (0.99 / math.sqrt(max(_median(h), 1e-12))), 30)
-    return h / math.sqrt(peak(mirrored(h)) * (1 + 1e-6))
-
-
-def _median(h: Tensor) -> float:
-    """Median eigenvalue of S."""
-    side, k = 6 * h.shape[-1], h.shape[-1]
-    spectrum = torch.fft.rfft2(mirrored(h), s=(side, side))
-    s = torch.einsum("jchw,jdhw->hwcd", spectrum, spectrum.conj()) / k**2
-    return float(torch.linalg.eigvalsh(s).median())
+    h = k * seeds
+    limit_(h, rounds=20)
+    return h
 
 
 def _waves(k: int, count: int) -> list[Tensor]:

@@ -14,21 +14,12 @@ import torch
 from torch import Tensor
 
 from ....algebra.parameters import StageParameters, layout, unpack
-from ....algebra.spec import Spec, Stage
+from ....algebra.spec import Spec
 
 
 def supports(spec: Spec) -> bool:
     """Whether these kernels compute networks of `spec`."""
-    if len(spec.axes) != 2 or not spec.square_first or spec.linear or spec.constant or spec.quadratic:
-        return False
-    first, *gates = spec.stages
-    whole = first.skip_stride == 1 and first.resize == 1 and first.skip_padding == first.skip_kernel - 1
-    return whole and all(_is_gate(stage) for stage in gates) and "linear" in spec.stages[-1].heads
-
-
-def _is_gate(stage: Stage) -> bool:
-    reading = stage.kernel, stage.stride, stage.padding, stage.skip_kernel
-    return reading == (1, 1, 0, 0) and stage.bias and "squared" not in stage.heads
+    return spec.gates_pixels
 
 
 def value_prox(

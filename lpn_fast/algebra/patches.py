@@ -95,12 +95,19 @@ def _unmirrored(extended: Tensor, axis: int, k: int) -> Tensor:
     return total
 
 
-@functools.cache
 def _weights(side: int, k: int) -> Tensor:
+    return _halved(side, k) if side >= k - 1 else _halved(side, k) / _excess(side, k)
+
+
+def _halved(side: int, k: int) -> Tensor:
     first = torch.arange(1 - k, side)
-    inside = (first >= 0) & (first + k <= side)
-    weights = torch.where(inside, 1.0, 0.5).double()
+    return torch.where((first >= 0) & (first + k <= side), 1.0, 0.5).double()
+
+
+@functools.cache
+def _excess(side: int, k: int) -> float:
+    """How often a pixel of an axis is seen at most, with these weights, in units of k; at least 1."""
     seen = torch.zeros(side, dtype=torch.float64)
     for tap in range(k):
-        seen.index_add_(0, _mirrored(side, k)[tap : tap + side + k - 1], weights)
-    return weights / (seen.max() / k).clamp(min=1)
+        seen.index_add_(0, _mirrored(side, k)[tap : tap + side + k - 1], _halved(side, k))
+    return max(1.0, seen.max().item() / k) if side else 1.0

@@ -42,10 +42,11 @@ void explicit_prior(Address x,
       required<const float>(atoms, "atoms", 1), required<const float>(energies, "energies", 1),
       required<const float>(slope, "slope", 1), required<const float>(near, "near", 1),
       required<const float>(far, "far", 1),     shared};
-  const ExplicitPrior prior(
-      {images, channels, height, width, kernel, groups}, parameters, required<const int64_t>(rows, "rows", 1),
-      required<const int64_t>(columns, "columns", 1), required<const float>(row_weights, "row_weights", 1),
-      required<const float>(column_weights, "column_weights", 1));
+  const Mirror mirror{required<const int64_t>(rows, "rows", 1),
+                      required<const int64_t>(columns, "columns", 1),
+                      required<const float>(row_weights, "row_weights", 1),
+                      required<const float>(column_weights, "column_weights", 1)};
+  const ExplicitPrior prior({images, channels, height, width, kernel, groups}, parameters, mirror);
   prior.run(required<const float>(x, "x", images), optional<const float>(v, "v"),
             optional<double>(value, "value"), required<float>(out, "out", images), threads);
 }

@@ -72,7 +72,7 @@ class CpuBackend:
 
     def in_one_pass(self, spec: Spec, precision: str) -> bool:
         """Whether everything is computed without activations in memory."""
-        return spec.is_dense or (precision == "fp32" and frame.supports(spec) and not spec.is_mirrored)
+        return spec.is_dense or (precision == "fp32" and frame.supports(spec))
 
     def details(self, spec: Spec, x: Tensor, precision: str) -> list[str]:
         """What is fused; for explain."""

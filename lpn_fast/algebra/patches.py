@@ -68,6 +68,9 @@ class Patches:
 
 
 def _mirrored(side: int, k: int) -> Tensor:
+    if side >= k - 1:  # nothing but slices, which exporters know where they leave the size open
+        index = torch.arange(side)
+        return torch.cat([index[: k - 1].flip(0), index, index[side - k + 1 :].flip(0)])
     index = torch.arange(1 - k, side + k - 1) % (2 * side)
     return torch.where(index < side, index, 2 * side - 1 - index)
 
@@ -100,8 +103,10 @@ def _weights(side: int, k: int) -> Tensor:
 
 
 def _halved(side: int, k: int) -> Tensor:
-    first = torch.arange(1 - k, side)
-    return torch.where((first >= 0) & (first + k <= side), 1.0, 0.5).double()
+    if side < k:
+        return torch.full((side + k - 1,), 0.5, dtype=torch.float64)
+    crossing = torch.full((k - 1,), 0.5, dtype=torch.float64)
+    return torch.cat([crossing, torch.ones(side - k + 1, dtype=torch.float64), crossing])
 
 
 @functools.cache

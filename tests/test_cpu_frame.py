@@ -8,7 +8,7 @@ import lpn_fast as lf
 from lpn_fast import _cpu
 from lpn_fast.algebra import reference
 from lpn_fast.algebra.parameters import layout
-from lpn_fast.algebra.spec import Spec, Stage
+from lpn_fast.algebra.spec import BORDERS, Spec, Stage
 from lpn_fast.ops.backends.cpu import frame
 
 # (channels, kernel, gates, (H, W)): tiles of 64 pixels, blocks of 8 rows, 4 to 16 lanes; no gates, two stages of them,
@@ -34,12 +34,12 @@ def cpu():
         yield
 
 
-def network(channels=1, kernel=5, gates=((1, 1, 12),), size=0.3, beta=1.0) -> lf.LPN:
+def network(channels=1, kernel=5, gates=((1, 1, 12),), size=0.3, beta=1.0, border="zero") -> lf.LPN:
     """Far from the start: no two filters, gates or experts, or noise levels alike."""
     if isinstance(gates, int):
-        model = lf.MixtureLPN(channels, kernel, experts=gates, alpha=0.01).eval()
+        model = lf.MixtureLPN(channels, kernel, experts=gates, alpha=0.01, border=border).eval()
     else:
-        model = lf.FrameLPN(channels, kernel, gates, beta=beta, alpha=0.01).eval()
+        model = lf.FrameLPN(channels, kernel, gates, beta=beta, alpha=0.01, border=border).eval()
     assert frame.supports(model.spec) and "one pass" in lf.explain(model, torch.zeros(1, channels, 9, 9))
     return perturbed(model, size)
 
@@ -58,11 +58,12 @@ def truth(model, x, sigma):
     return unit.flatten() ** 2 * reference.potential(*arguments), unit * reference.prox(*arguments)
 
 
+@pytest.mark.parametrize("border", BORDERS)
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_potential_and_prox_agree_with_float64(isa, case):
+def test_potential_and_prox_agree_with_float64(isa, case, border):
     *architecture, size = case
-    model, x, sigma = network(*architecture), images(case[0], size), torch.tensor([0.02, 0.1, 0.25])
+    model, x, sigma = network(*architecture, border=border), images(case[0], size), torch.tensor([0.02, 0.1, 0.25])
     psi, f = model.potential_and_prox(x, sigma)
     alone = model(x, sigma)
     true_psi, true_f = truth(model, x, sigma)
@@ -71,11 +72,12 @@ def test_potential_and_prox_agree_with_float64(isa, case):
     assert torch.equal(f, alone), "the value is counted beside f"
 
 
+@pytest.mark.parametrize("border", BORDERS)
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 @torch.no_grad()
-def test_closed_gates_and_open_ones_keep_the_digits_of_their_potential(isa, scale):
+def test_closed_gates_and_open_ones_keep_the_digits_of_their_potential(isa, scale, border):
     """Closed: E of order 1e-9 each, lost if added to one. Open: u beyond what exp takes."""
-    model, x = network(beta=3.0), images(1, (40, 33))
+    model, x = network(beta=3.0, border=border), images(1, (40, 33))
     model.stages[0].head.zero_()  # what is left of psi, but alpha, is the gates'
     model.stages[1].bias.sub_(5.0)
     psi, f = model.potential_and_prox(scale * x, 0.1)
@@ -84,10 +86,11 @@ def test_closed_gates_and_open_ones_keep_the_digits_of_their_potential(isa, scal
     assert relative(f, true_f) < 1e-6
 
 
+@pytest.mark.parametrize("border", BORDERS)
 @torch.no_grad()
-def test_rows_of_more_factors_than_a_product_holds(isa):
+def test_rows_of_more_factors_than_a_product_holds(isa, border):
     """2,100 pixels are 132 vectors of 16 lanes: half open gates everywhere multiply to 2^132 and more."""
-    model, x = network(gates=((1, 1, 3),)), 1e-4 * images(1, (2, 2100), count=1)
+    model, x = network(gates=((1, 1, 3),), border=border), 1e-4 * images(1, (2, 2100), count=1)
     for parameter in (model.stages[1].bias, model.stages[1].noise):
         parameter.zero_()
     psi = model.potential(x, 0.1)
@@ -102,12 +105,13 @@ def test_the_potential_is_summed_in_float64():
     assert relative(psi, truth(model, x, 0.1)[0]) < 3e-7
 
 
+@pytest.mark.parametrize("border", BORDERS)
 @pytest.mark.parametrize("which", ["p", "v", "pv"])
 @pytest.mark.parametrize("case", CASES)
-def test_second_order_agrees_with_float64(isa, case, which):
+def test_second_order_agrees_with_float64(isa, case, which, border):
     """The gradient of sum p psi + <v, f> in x and in all of P, the noise features' part included."""
     *architecture, size = case
-    model, x = network(*architecture), images(case[0], size)
+    model, x = network(*architecture, border=border), images(case[0], size)
     # shares are exponentials of the energies, whose roundings are their errors: see the test after this
     noise = 0.5 if model.spec.stages[-1].competing else 0.1
     x, features, _ = model._checked(x / noise, torch.tensor([0.02, 0.1, 0.25]))
@@ -117,9 +121,17 @@ def test_second_order_agrees_with_float64(isa, case, which):
     double = [t if t is None else t.double() for t in (x, packed, features, p, v)]
     true_gx, true_gP = reference.vjp(model.spec, *double)
     assert relative(gx, true_gx) < 2e-6
-    assert relative(gP, true_gP) < 2e-6
+    bound = 2e-6
+    if border == "mirror" and size == (1, 1):  # filters see 81 times one pixel, and samples nearly cancel
+        bound = max(bound, relative(reference.vjp(model.spec, x, packed, features, p, v)[1], true_gP))
+    assert relative(gP, true_gP) < bound
     for slot in layout(model.spec):
         part = slice(slot.offset, slot.end)
+        if (
+            true_gP[part].norm() < 1e-12 * true_gP.norm()
+        ):  # patches of one mirrored pixel are means, which have no gates
+            assert size == (1, 1) and border == "mirror" and gP[part].norm() < 1e-12 * true_gP.norm()
+            continue
         assert relative(gP[part], true_gP[part]) < 2e-5, f"{slot.name}, in which samples nearly cancel"
     if which == "v":
         assert torch.equal(frame.hvp(model.spec, x, packed, features, v), gx)
@@ -165,11 +177,12 @@ def test_experts_of_any_sharpness_near_and_far_and_a_single_one(isa, spread):
             assert relative(ours, true) < 2e-6
 
 
+@pytest.mark.parametrize("border", BORDERS)
 @pytest.mark.parametrize("gates", [((1, 1, 12),), 12])
 @pytest.mark.parametrize("threads", [1, 2, 8])
 @torch.no_grad()
-def test_threads_do_not_change_a_bit(threads, gates):
-    model, x = network(gates=gates), images(1, (61, 47))
+def test_threads_do_not_change_a_bit(threads, gates, border):
+    model, x = network(gates=gates, border=border), images(1, (61, 47))
     x, features, _ = model._checked(x, 0.1)
 
     def all_of_them():
@@ -183,10 +196,11 @@ def test_threads_do_not_change_a_bit(threads, gates):
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
+@pytest.mark.parametrize("border", BORDERS)
 @pytest.mark.parametrize("gates", [((1, 1, 12),), 12])
 @torch.no_grad()
-def test_a_batch_is_its_samples_and_may_be_empty(gates):
-    model, x, sigma = network(2, gates=gates), images(2, (21, 30)), torch.tensor([0.02, 0.1, 0.25])
+def test_a_batch_is_its_samples_and_may_be_empty(gates, border):
+    model, x, sigma = network(2, gates=gates, border=border), images(2, (21, 30)), torch.tensor([0.02, 0.1, 0.25])
     psi, f = model.potential_and_prox(x, sigma)
     for n in range(3):
         alone = model.potential_and_prox(x[n : n + 1], sigma[n : n + 1])
@@ -208,10 +222,11 @@ def test_images_that_are_views_are_read_as_they_are_meant():
     assert torch.equal(model(torch.cat([x, x], dim=3)[..., :21], 0.1), expected)
 
 
+@pytest.mark.parametrize("border", BORDERS)
 @pytest.mark.parametrize("gates", [((1, 1, 12),), 12])
 @torch.no_grad()
-def test_nan_stays_in_its_sample(isa, gates):
-    model, x = network(gates=gates), images(1, (20, 70))
+def test_nan_stays_in_its_sample(isa, gates, border):
+    model, x = network(gates=gates, border=border), images(1, (20, 70))
     x[1, 0, 9, 33] = torch.nan
     psi, f = model.potential_and_prox(x, 0.1)
     assert (
@@ -266,6 +281,6 @@ def test_what_would_crash_is_refused(change, message):
 
 def test_gradients_must_fit_into_what_is_given():
     model, x = network(2, 3), images(2, (9, 9))
-    problem = frame._problem(model.spec, x, model.packed().detach(), torch.zeros(1, 12))
+    problem, _ = frame._problem(model.spec, x, model.packed().detach(), torch.zeros(1, 12))
     with pytest.raises(ValueError, match="filters_at must leave room for 324 values in numel = 100"):
         problem.vjp(x.data_ptr(), 0, 0, x.data_ptr(), x.data_ptr(), 100, x.data_ptr(), 1)

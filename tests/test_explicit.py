@@ -221,7 +221,7 @@ def test_kernel_gives_the_same_bits_on_any_number_of_threads():
 def test_blocks_of_positions_change_rounding_only(monkeypatch):
     model, x = drawn(), images(2, 1, 20, 15)
     whole = model.prior_and_grad(x, SIGMA[:2])
-    monkeypatch.setattr("lpn_fast.ops.explicit.patches.POSITIONS", 40)
+    monkeypatch.setattr("lpn_fast.algebra.patches.POSITIONS", 40)
     for a, b in zip(whole, model.prior_and_grad(x, SIGMA[:2]), strict=True):
         assert torch.allclose(a, b, rtol=1e-12)
 

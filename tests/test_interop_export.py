@@ -50,7 +50,9 @@ def other_sizes(model, fixed):
     return [(n, spec.channels, *(s or SIZE[: spec.ndim])) for n, s in zip((1, 3), sizes * 2, strict=False)]
 
 
-EXPORTED = ("dense", "conv-odd", "conv-conditional", "conv-mixed", "ridge", "mnist", "volume-conditional")
+EXPORTED = (
+    "dense", "conv-odd", "conv-conditional", "conv-mixed", "ridge", "mnist", "frame-mirrored", "volume-conditional",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("fixed", [False, True])

@@ -186,6 +186,25 @@ def test_networks_start_as_they_train_fastest_and_are_told_the_noise():
         assert model.stages[0].bias.min().item() == pytest.approx(-SHRINK * base["sigma"])
 
 
+def test_the_border_is_an_option_of_frames_and_turns_the_model_to_go_on_from(tmp_path):
+    base = {"sigma": 0.1, "out": "nowhere", "data": {"synthetic": "dead-leaves"}}
+
+    def built(**model):
+        return build_model(from_dict(base | {"model": model}))
+
+    small = {"family": "mixture", "hidden": 4, "skip_kernel": 3}
+    assert built(**small).spec.border == "zero" and built(**small, border="mirror").spec.border == "mirror"
+    assert built(family="frame", skip_kernel=3, border="mirror").spec.border == "mirror"
+    first = lf.save(lf.MixtureLPN(1, 3, 4), tmp_path / "first.safetensors")
+    turned = built(start=str(first), border="mirror")
+    assert turned.spec.border == "mirror" and torch.equal(turned.packed(), lf.load(first).packed())
+    assert built(start=str(first)).spec.border == "zero"
+    with pytest.raises(ValueError, match="model.border is no option of the family 'ridge'"):
+        built(family="ridge", hidden=4, skip_kernel=3, border="mirror")
+    with pytest.raises(ValueError, match="explicit priors are always mirrored: natural-gray-explicit"):
+        built(start="natural-gray-explicit", border="mirror")
+
+
 def test_training_needs_no_download(tmp_path):
     table = {
         "out": str(tmp_path), "sigma": 0.1, "batch_size": 2, "data": {"synthetic": "ellipses", "crop": 16},

@@ -27,11 +27,11 @@ import argparse
 from dataclasses import dataclass
 
 import lpn_fast as lf
+from lpn_fast.algebra.patches import POSITIONS
 from lpn_fast.algebra.spec import Spec
 from lpn_fast.benchmark.counters import work
 from lpn_fast.kernels.triton import explicit, explicit_gradient, frame, frame_gradient, positions
 from lpn_fast.ops.backends.triton import fused
-from lpn_fast.ops.explicit.patches import POSITIONS
 
 LAUNCH_US = 4.0
 

@@ -24,10 +24,6 @@ constexpr int64_t chunks_wanted = 32;
 // Pixels per range of a thread, where blocks are added up.
 constexpr int64_t pixels_per_range = int64_t{1} << 14;
 
-constexpr int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
 }  // namespace
 
 FrameNetwork::FrameNetwork(const FrameShape& shape,
@@ -35,7 +31,8 @@ FrameNetwork::FrameNetwork(const FrameShape& shape,
                            const Network& gates,
                            const float* biases,
                            int64_t bias_step,
-                           float alpha)
+                           float alpha,
+                           const Mirror& mirror)
     : network_(gates), images_(shape.images) {
   const Mlp& mlp = gates.mlp();
   for (int64_t l = 0; l < mlp.stage_count; ++l) {
@@ -58,6 +55,7 @@ FrameNetwork::FrameNetwork(const FrameShape& shape,
   op_.line =
       round_up(shape.width + shape.kernel - 1, column_multiple) + round_up(shape.kernel, column_multiple);
   op_.sum_line = round_up(shape.width, column_multiple);
+  if (mirror.rows) continue_mirrored(mirror, op_, weights_);
   op_.columns = round_up(shape.channels * shape.kernel * shape.kernel, column_multiple);
   rows_ = std::clamp(height() / blocks_wanted, least_rows, most_rows);
   blocks_ = (height() + rows_ - 1) / rows_;
@@ -82,7 +80,7 @@ class FrameNetwork::Scratch {
     const int64_t lines = (network.rows_ + op.kernel - 1) * op.channels * op.line;
     const int64_t row = op.units * op.line, tile = op.units * block_rows;
     const int64_t sums =
-        gates.stage_count ? gates.stages[gates.stage_count - 1].width * 2 * column_multiple : 0;
+        gates.stage_count ? gates.stages[gates.stage_count - 1].width * value_parts * column_multiple : 0;
     const int64_t patches = level > 1 ? 2 * (block_rows + 1) * op.columns : 0;
     const int64_t second = level > 0 ? lines + row + tile : 0;
     const int64_t each = lines + row + sums + second + patches, terms = op.channels * op.kernel;
@@ -121,16 +119,17 @@ class FrameNetwork::Scratch {
 void FrameNetwork::value_prox(const float* x, double* psi, float* f, int threads) const {
   const Kernels& kernels = active_kernels();
   const int64_t blocks = images_ * blocks_;
-  const Floats sums = allocate_floats(blocks * sum_size());
+  const Folding folding(op_, rows_, blocks_);
+  const Floats sums = allocate_floats(blocks * folding.sum_size());
   std::vector<double> values(psi ? blocks : 0);
   const Scratch scratch(*this, blocks, threads, 0);
   parallel_for(blocks, 1, threads, [&](int worker, int64_t index, int64_t) {
     const int64_t n = index / blocks_, begin = index % blocks_ * rows_;
-    const FrameProx io{&gates_[n], x + n * image_size(), sums.get() + index * sum_size(),
+    const FrameProx io{&gates_[n], x + n * image_size(), sums.get() + index * folding.sum_size(),
                        psi ? values.data() + index : nullptr};
     kernels.frame_prox(op_, scratch[worker], io, begin, std::min(begin + rows_, height()));
   });
-  fold(sums.get(), x, nullptr, nullptr, f, threads);
+  fold(folding, sums.get(), x, nullptr, nullptr, f, threads);
   for (int64_t n = 0; psi && n < images_; ++n) {
     psi[n] = 0.0;
     for (int64_t block = n * blocks_; block < (n + 1) * blocks_; ++block) psi[n] += values[block];
@@ -150,7 +149,8 @@ void FrameNetwork::vjp(const FrameVjp& io, int threads) const {
   const int64_t per_image =
       std::clamp<int64_t>((chunks_wanted + images_ - 1) / std::max<int64_t>(1, images_), 1, blocks_);
   const int64_t chunks = images_ * per_image;
-  const Floats sums = allocate_floats(images_ * blocks_ * sum_size());
+  const Folding folding(op_, rows_, blocks_);
+  const Floats sums = allocate_floats(images_ * blocks_ * folding.sum_size());
   const Floats partials = allocate_floats(io.gP ? chunks * size : 0);
   const Scratch scratch(*this, chunks, threads, io.gP ? 2 : 1);
   parallel_for(chunks, 1, threads, [&](int worker, int64_t chunk, int64_t) {
@@ -162,14 +162,14 @@ void FrameNetwork::vjp(const FrameVjp& io, int threads) const {
                                io.x + n * image_size(),
                                io.v ? io.v + n * image_size() : nullptr,
                                io.p ? io.p + n : nullptr,
-                               sums.get() + (n * blocks_ + block) * sum_size(),
+                               sums.get() + (n * blocks_ + block) * folding.sum_size(),
                                partial,
                                network_.partial_size()};
       kernels.frame_second(op_, scratch[worker], second, block * rows_,
                            std::min((block + 1) * rows_, height()));
     }
   });
-  fold(sums.get(), io.v, io.p, io.x, io.gx, threads);
+  fold(folding, sums.get(), io.v, io.p, io.x, io.gx, threads);
   if (!io.gP) return;
   std::vector<double> totals(size);
   const MlpPartials parts{partials.get(), chunks, size, totals.data()};
@@ -191,9 +191,9 @@ void FrameNetwork::vjp(const FrameVjp& io, int threads) const {
       }
 }
 
-// out = sum of the blocks + alpha (direction + p x); row y of an image lies in row y + kernel - 1 of the
-// sums.
-void FrameNetwork::fold(const float* sums,
+// out = sum of the blocks + alpha (direction + p x)
+void FrameNetwork::fold(const Folding& folding,
+                        const float* sums,
                         const float* direction,  // [images, channels, height, width] or nullptr
                         const float* p,          // [images] or nullptr
                         const float* x,          // as direction, where p is
@@ -201,19 +201,15 @@ void FrameNetwork::fold(const float* sums,
                         int threads) const {
   const int64_t grain = std::max<int64_t>(1, pixels_per_range / (op_.width * op_.channels));
   parallel_for(images_ * op_.height, grain, threads, [&](int, int64_t first, int64_t last) {
+    std::vector<float> line(op_.sum_line);
     for (int64_t row = first; row < last; ++row) {
-      const int64_t n = row / op_.height, y = row % op_.height, below = y + op_.kernel - 1;
-      const int64_t last_block = std::min(below / rows_, blocks_ - 1);
+      const int64_t n = row / op_.height, y = row % op_.height;
       for (int64_t channel = 0; channel < op_.channels; ++channel) {
         const int64_t at = n * image_size() + (channel * op_.height + y) * op_.width;
         for (int64_t i = 0; i < op_.width; ++i)
           out[at + i] = direction ? op_.alpha * direction[at + i] : 0.0f;
         for (int64_t i = 0; p && i < op_.width; ++i) out[at + i] += op_.alpha * p[n] * x[at + i];
-        for (int64_t block = y / rows_; block <= last_block; ++block) {
-          const float* from = sums + (n * blocks_ + block) * sum_size() +
-                              ((below - block * rows_) * op_.channels + channel) * op_.sum_line;
-          for (int64_t i = 0; i < op_.width; ++i) out[at + i] += from[i];
-        }
+        folding.add_row(sums + n * blocks_ * folding.sum_size(), channel, y, line.data(), out + at);
       }
     }
   });

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "continuation.h"
 #include "frame_kernels.h"
 #include "mlp.h"
 
@@ -35,9 +36,10 @@ class FrameNetwork {
                const Network& gates,
                const float* biases,  // [images or 1, gates of all stages]
                int64_t bias_step,    // from one image to the next, or 0
-               float alpha);
+               float alpha,
+               const Mirror& mirror);  // its weights of columns need no zeros at the end
 
-  FrameNetwork(const FrameNetwork&) = delete;  // gates_ points into stages_
+  FrameNetwork(const FrameNetwork&) = delete;  // gates_ points into stages_, op_ into weights_
   FrameNetwork& operator=(const FrameNetwork&) = delete;
 
   // The order of additions depends on shapes alone.
@@ -52,8 +54,8 @@ class FrameNetwork {
 
   int64_t image_size() const { return op_.channels * op_.height * op_.width; }
   int64_t height() const { return op_.height + op_.kernel - 1; }  // size of the coefficients
-  int64_t sum_size() const { return (rows_ + op_.kernel - 1) * op_.channels * op_.sum_line; }
-  void fold(const float* sums,
+  void fold(const Folding& folding,
+            const float* sums,
             const float* direction,
             const float* p,
             const float* x,
@@ -61,6 +63,7 @@ class FrameNetwork {
             int threads) const;
 
   Frame op_{};
+  std::vector<float> weights_;  // of mirrored positions
   const Network& network_;
   std::vector<MlpStage> stages_;  // [images, gate stages], each with its bias
   std::vector<Mlp> gates_;        // [images]

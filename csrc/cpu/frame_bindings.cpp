@@ -30,7 +30,11 @@ class FrameProblem {
                int64_t kernel,
                bool competing,  // whether the units of the last stage compete
                float beta,
-               float alpha)
+               float alpha,
+               Address rows,     // of a mirrored border (frame_kernels.h), as the next three; 0: zeros
+               Address columns,  //
+               Address row_weights,
+               Address column_weights)
       : P_(required<const float>(P, "P", 1)),
         table_(required<const int64_t>(table, "table", 1)),
         stages_(stages),
@@ -40,7 +44,10 @@ class FrameProblem {
         shape_{images, channels, height, width, units, kernel},
         competing_(competing),
         beta_(beta),
-        alpha_(alpha) {
+        alpha_(alpha),
+        mirror_{optional<const int64_t>(rows, "rows"), required<const int64_t>(columns, "columns", rows != 0),
+                required<const float>(row_weights, "row_weights", rows != 0),
+                required<const float>(column_weights, "column_weights", rows != 0)} {
     require_at_least(0, stages, "stages");
     require_at_least(0, filters_at, "filters_at");
     require_at_least(0, images, "images");
@@ -91,7 +98,7 @@ class FrameProblem {
   void with_network(int threads, Run run) const {
     require_at_least(1, threads, "threads");
     const Network gates(P_, table_, shape_.units, stages_, beta_, 0.0f, competing_);
-    run(FrameNetwork(shape_, P_ + filters_at_, gates, biases_, shared_ ? 0 : gates.units(), alpha_));
+    run(FrameNetwork(shape_, P_ + filters_at_, gates, biases_, shared_ ? 0 : gates.units(), alpha_, mirror_));
   }
 
   const float* P_;
@@ -104,6 +111,7 @@ class FrameProblem {
   bool competing_;
   float beta_;
   float alpha_;
+  Mirror mirror_;
 };
 
 }  // namespace
@@ -115,10 +123,11 @@ void define_frame(py::module_& module) {
                            "A squared first stage under gates of single pixels, and the sizes of its input; "
                            "table: the gates as a dense network of the energies.")
       .def(py::init<Address, Address, int64_t, int64_t, Address, bool, int64_t, int64_t, int64_t, int64_t,
-                    int64_t, int64_t, bool, float, float>(),
+                    int64_t, int64_t, bool, float, float, Address, Address, Address, Address>(),
            arg("P"), arg("table"), arg("stages"), arg("filters_at"), arg("biases"), arg("shared"),
            arg("images"), arg("channels"), arg("height"), arg("width"), arg("units"), arg("kernel"),
-           arg("competing"), arg("beta"), arg("alpha"))
+           arg("competing"), arg("beta"), arg("alpha"), arg("rows") = 0, arg("columns") = 0,
+           arg("row_weights") = 0, arg("column_weights") = 0)
       .def("value_prox", &FrameProblem::value_prox, unlocked(), arg("x"), arg("psi"), arg("f"),
            arg("threads"), "psi (float64, may be 0) and f = grad psi.")
       .def(

@@ -9,12 +9,23 @@
 
 namespace lpn {
 
+// Sums of every gate for psi: of max(u, 0), and two products (isa/frame_value.h).
+constexpr int64_t value_parts = 3;
+
 struct Mlp;
 struct MlpBlock;
 struct Term;
 
-// c = K x with zeros around x, z_1 = c^2; the gates, a dense network of every pixel's z_1, are an Mlp of
-// their own. Coefficients are [units, height + kernel - 1, width + kernel - 1].
+// An image continued by kernel - 1 mirrored pixels on every side, and how often its patches count.
+struct Mirror {
+  const int64_t* rows;          // [height + 2 kernel - 2]   row of the image that is repeated; nullptr: zeros
+  const int64_t* columns;       // [width + 2 kernel - 2]
+  const float* row_weights;     // [height + kernel - 1]     of the positions of patches
+  const float* column_weights;  // [width + kernel - 1 in whole vectors]   1, 1/2, and zeros at the end
+};
+
+// c = K x with zeros around x, or mirrored, z_1 = c^2; the gates, a dense network of every pixel's z_1, are
+// an Mlp of their own. Coefficients are [units, height + kernel - 1, width + kernel - 1].
 struct Frame {
   const float* filters;  // [units, channels, kernel, kernel]
   int64_t units;
@@ -22,17 +33,18 @@ struct Frame {
   int64_t kernel;
   int64_t height, width;  // size of the image
   int64_t line;           // floats of a padded row: its coefficients in whole vectors, kernel - 1 more
-  int64_t sum_line;       // floats of a row of the image in whole vectors
+  int64_t sum_line;       // floats of a row of the image, mirrored: of the continued one, in whole vectors
   int64_t columns;        // channels kernel^2, rounded up to column_multiple
   float alpha;
+  Mirror mirror;
 };
 
 // Scratch of one worker; the last four of second order only.
 struct FrameScratch {
   const MlpBlock* gates;  // block_rows pixels each, z_1 and its tangent as x and v
-  float* lines;           // [rows + kernel - 1, channels, line]   x with zeros around
-  float* c;        // [units, line]                         a row of coefficients, then of e_1 or delta_1
-  float* sums;     // [gates of the last stage, 2, column_multiple]
+  float* lines;           // [rows + kernel - 1, channels, line]   x continued
+  float* c;        // [units, line]   a row of c, then of e_1 or delta_1; mirrored: after kernel - 1 zeros
+  float* sums;     // [gates of the last stage, value_parts, column_multiple]
   Term* terms;     // [channels kernel]
   float* v_lines;  // as lines, of v
   float* dc;       // as c, of v

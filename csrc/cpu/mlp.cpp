@@ -26,10 +26,6 @@ constexpr int64_t most_partial_floats = int64_t{1} << 24;  // 64 MiB
 // Partial values that one range of the final sum reads: below this a second thread costs more than it brings.
 constexpr int64_t values_per_range = int64_t{1} << 16;
 
-constexpr int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
 const float* at_offset(const float* parameters, int64_t offset) {
   return offset < 0 ? nullptr : parameters + offset;
 }

@@ -13,6 +13,10 @@ namespace lpn {
 constexpr int64_t table_entries_per_stage = 6;  // width and the offsets of core, skip, bias, head, head_sq
 constexpr int64_t table_entries_at_end = 2;     // offsets of linear and constant
 
+constexpr int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
 // Floats that begin with a cache line.
 struct FreeDeleter {
   void operator()(float* memory) const;

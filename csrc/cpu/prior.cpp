@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "continuation.h"
 #include "isa.h"
 #include "threads.h"
 
@@ -18,46 +19,28 @@ constexpr int64_t least_rows = 8, most_rows = 32, blocks_wanted = 32;
 // Partial gradients of a batch at least, as far as there are blocks.
 constexpr int64_t chunks_wanted = 32;
 
-constexpr int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
 }  // namespace
 
-ExplicitPrior::ExplicitPrior(const PriorShape& shape,
-                             const PriorParameters& parameters,
-                             const int64_t* rows,
-                             const int64_t* columns,
-                             const float* row_weights,
-                             const float* column_weights)
+ExplicitPrior::ExplicitPrior(const PriorShape& shape, const PriorParameters& parameters, const Mirror& mirror)
     : parameters_(parameters),
       images_(shape.images),
       groups_(shape.groups),
       group_columns_(round_up(shape.groups, column_multiple)) {
-  Frame& frame = op_.frame;
-  const int64_t margin = shape.kernel - 1, across = shape.width + margin;
-  frame.filters = parameters.atoms;
-  frame.units = shape.atoms;
-  frame.channels = shape.channels;
-  frame.kernel = shape.kernel;
-  frame.height = shape.height;
-  frame.width = shape.width;
-  frame.sum_line = round_up(across + margin, column_multiple);
-  frame.line = frame.sum_line + round_up(shape.kernel, column_multiple);
-  frame.columns = round_up(shape.channels * shape.kernel * shape.kernel, column_multiple);
-  op_.rows = rows;
-  op_.columns = columns;
-  op_.row_weights = row_weights;
-  weights_.assign(round_up(across, column_multiple), 0.0f);
-  std::copy(column_weights, column_weights + across, weights_.begin());
-  op_.column_weights = weights_.data();
+  op_.filters = parameters.atoms;
+  op_.units = shape.atoms;
+  op_.channels = shape.channels;
+  op_.kernel = shape.kernel;
+  op_.height = shape.height;
+  op_.width = shape.width;
+  op_.columns = round_up(shape.channels * shape.kernel * shape.kernel, column_multiple);
+  continue_mirrored(mirror, op_, weights_);
   rows_ = std::clamp(positions() / blocks_wanted, least_rows, most_rows);
   blocks_ = (positions() + rows_ - 1) / rows_;
 }
 
 GroupPotentials ExplicitPrior::potentials_of(int64_t n) const {
   const int64_t set = n / (images_ / parameters_.sets), at = set * groups_;
-  return {parameters_.energies + at * op_.frame.units, parameters_.slope + at, parameters_.near + at,
+  return {parameters_.energies + at * op_.units, parameters_.slope + at, parameters_.near + at,
           parameters_.far + at, groups_};
 }
 
@@ -65,7 +48,7 @@ GroupPotentials ExplicitPrior::potentials_of(int64_t n) const {
 class ExplicitPrior::Scratch {
  public:
   Scratch(const ExplicitPrior& prior, int64_t items, int threads, int level) {
-    const Frame& frame = prior.op_.frame;
+    const Frame& frame = prior.op_;
     const int64_t workers = std::clamp<int64_t>(items, 1, threads);
     const int64_t lines = (prior.rows_ + frame.kernel - 1) * frame.channels * frame.line;
     const int64_t row = frame.units * frame.line, tile = frame.units * block_rows,
@@ -109,16 +92,27 @@ class ExplicitPrior::Scratch {
 void ExplicitPrior::run(const float* x, const float* v, double* value, float* out, int threads) const {
   const Kernels& kernels = active_kernels();
   const int64_t blocks = images_ * blocks_;
-  const Floats sums = allocate_floats(blocks * sum_size());
+  const Folding folding(op_, rows_, blocks_);
+  const Floats sums = allocate_floats(blocks * folding.sum_size());
   std::vector<double> values(value ? blocks : 0);
   const Scratch scratch(*this, blocks, threads, v ? 1 : 0);
   parallel_for(blocks, 1, threads, [&](int worker, int64_t index, int64_t) {
     const int64_t n = index / blocks_, begin = index % blocks_ * rows_;
     const PriorRows io{potentials_of(n), x + n * image_size(), v ? v + n * image_size() : nullptr,
-                       sums.get() + index * sum_size(), value ? values.data() + index : nullptr};
+                       sums.get() + index * folding.sum_size(), value ? values.data() + index : nullptr};
     kernels.prior_rows(op_, scratch[worker], io, begin, std::min(begin + rows_, positions()));
   });
-  fold(sums.get(), out, threads);
+  parallel_for(images_ * op_.height, 16, threads, [&](int, int64_t first, int64_t last) {
+    std::vector<float> line(op_.sum_line);
+    for (int64_t row = first; row < last; ++row) {
+      const int64_t n = row / op_.height, y = row % op_.height;
+      for (int64_t channel = 0; channel < op_.channels; ++channel) {
+        float* to = out + n * image_size() + (channel * op_.height + y) * op_.width;
+        std::fill(to, to + op_.width, 0.0f);
+        folding.add_row(sums.get() + n * blocks_ * folding.sum_size(), channel, y, line.data(), to);
+      }
+    }
+  });
   for (int64_t n = 0; value && n < images_; ++n) {
     value[n] = 0.0;
     for (int64_t block = n * blocks_; block < (n + 1) * blocks_; ++block) value[n] += values[block];
@@ -126,13 +120,13 @@ void ExplicitPrior::run(const float* x, const float* v, double* value, float* ou
 }
 
 int64_t ExplicitPrior::partial_size() const {
-  return op_.frame.units * (op_.frame.columns + group_columns_) + 3 * groups_ * sum_lanes;
+  return op_.units * (op_.columns + group_columns_) + 3 * groups_ * sum_lanes;
 }
 
 PriorPartial ExplicitPrior::partial_at(float* memory) const {
   const int64_t numbers = groups_ * sum_lanes;
-  float* energies = memory + op_.frame.units * op_.frame.columns;
-  float* slope = energies + op_.frame.units * group_columns_;
+  float* energies = memory + op_.units * op_.columns;
+  float* slope = energies + op_.units * group_columns_;
   return {memory, energies, slope, slope + numbers, slope + 2 * numbers, group_columns_};
 }
 
@@ -164,7 +158,7 @@ void ExplicitPrior::add_up(const float* partials,  // [sets, chunks, partial_siz
                            const PriorGradients& io,
                            int threads) const {
   const Kernels& kernels = active_kernels();
-  const Frame& frame = op_.frame;
+  const Frame& frame = op_;
   const int64_t sets = parameters_.sets, size = partial_size(), numbers = groups_ * sum_lanes;
   const int64_t taps = frame.channels * frame.kernel * frame.kernel;
   const int64_t atoms_size = frame.units * frame.columns, energies_size = frame.units * group_columns_;
@@ -191,40 +185,6 @@ void ExplicitPrior::add_up(const float* partials,  // [sets, chunks, partial_siz
   }
   for (int64_t i = 0; i < frame.units * taps; ++i)
     io.atoms[i] = static_cast<float>(atoms[i / taps * frame.columns + i % taps]);
-}
-
-// out = E^T of the sum of the blocks: a row of the image gets all rows of the continued one that repeat it.
-void ExplicitPrior::fold(const float* sums,
-                         float* out,  // [images, channels, height, width]
-                         int threads) const {
-  const Frame& frame = op_.frame;
-  const int64_t margin = frame.kernel - 1, rows = frame.height + 2 * margin;
-  std::vector<std::vector<int64_t>> copies(frame.height);
-  for (int64_t row = 0; row < rows; ++row) copies[op_.rows[row]].push_back(row);
-  parallel_for(images_ * frame.height, 16, threads, [&](int, int64_t first, int64_t last) {
-    std::vector<float> line(frame.sum_line);
-    for (int64_t index = first; index < last; ++index) {
-      const int64_t n = index / frame.height, y = index % frame.height;
-      for (int64_t channel = 0; channel < frame.channels; ++channel) {
-        std::fill(line.begin(), line.end(), 0.0f);
-        for (const int64_t row : copies[y]) {
-          const int64_t last_block = std::min(row / rows_, blocks_ - 1);
-          for (int64_t block = std::max<int64_t>(0, row - margin) / rows_; block <= last_block; ++block) {
-            const int64_t inside = row - block * rows_;
-            if (inside >= rows_ + margin) continue;
-            const float* from = sums + (n * blocks_ + block) * sum_size() +
-                                (inside * frame.channels + channel) * frame.sum_line;
-            for (int64_t i = 0; i < frame.sum_line; ++i) line[i] += from[i];
-          }
-        }
-        float* to = out + n * image_size() + (channel * frame.height + y) * frame.width;
-        std::copy(line.begin() + margin, line.begin() + margin + frame.width, to);
-        for (int64_t i = 0; i < margin; ++i) to[op_.columns[i]] += line[i];
-        for (int64_t i = margin + frame.width; i < frame.width + 2 * margin; ++i)
-          to[op_.columns[i]] += line[i];
-      }
-    }
-  });
 }
 
 }  // namespace lpn

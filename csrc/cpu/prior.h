@@ -37,13 +37,8 @@ struct PriorGradients {
 
 class ExplicitPrior {
  public:
-  // rows, columns: [height or width + 2 kernel - 2], indices into x; weights: [height or width + kernel - 1]
-  ExplicitPrior(const PriorShape& shape,
-                const PriorParameters& parameters,
-                const int64_t* rows,
-                const int64_t* columns,
-                const float* row_weights,
-                const float* column_weights);
+  // Of `mirror` the weights of columns need no zeros at the end.
+  ExplicitPrior(const PriorShape& shape, const PriorParameters& parameters, const Mirror& mirror);
 
   ExplicitPrior(const ExplicitPrior&) = delete;  // op_ points into weights_
   ExplicitPrior& operator=(const ExplicitPrior&) = delete;
@@ -70,16 +65,12 @@ class ExplicitPrior {
   // Potentials of the n-th image.
   GroupPotentials potentials_of(int64_t n) const;
 
-  int64_t image_size() const { return op_.frame.channels * op_.frame.height * op_.frame.width; }
-  int64_t positions() const { return op_.frame.height + op_.frame.kernel - 1; }  // along a column
-  int64_t sum_size() const {
-    return (rows_ + op_.frame.kernel - 1) * op_.frame.channels * op_.frame.sum_line;
-  }
-  void fold(const float* sums, float* out, int threads) const;
+  int64_t image_size() const { return op_.channels * op_.height * op_.width; }
+  int64_t positions() const { return op_.height + op_.kernel - 1; }  // along a column
 
-  PatchFrame op_{};
+  Frame op_{};
   PriorParameters parameters_;
-  std::vector<float> weights_;  // along columns, with zeros behind
+  std::vector<float> weights_;  // of positions, those along columns with zeros behind
   int64_t images_, groups_, group_columns_;
   int64_t rows_;    // rows of positions that go together
   int64_t blocks_;  // per image

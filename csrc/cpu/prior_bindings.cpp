@@ -36,10 +36,11 @@ ExplicitPrior prior_of(const PriorShape& shape,
       required<const float>(atoms, "atoms", 1), required<const float>(energies, "energies", 1),
       required<const float>(slope, "slope", 1), required<const float>(near, "near", 1),
       required<const float>(far, "far", 1),     sets};
-  return ExplicitPrior(shape, parameters, required<const int64_t>(rows, "rows", 1),
-                       required<const int64_t>(columns, "columns", 1),
-                       required<const float>(row_weights, "row_weights", 1),
-                       required<const float>(column_weights, "column_weights", 1));
+  const Mirror mirror{required<const int64_t>(rows, "rows", 1),
+                      required<const int64_t>(columns, "columns", 1),
+                      required<const float>(row_weights, "row_weights", 1),
+                      required<const float>(column_weights, "column_weights", 1)};
+  return ExplicitPrior(shape, parameters, mirror);
 }
 
 void explicit_prior(Address x,

@@ -20,18 +20,7 @@ struct GroupPotentials {
   int64_t groups;
 };
 
-// Patches of an image that is continued by mirrored pixels, k - 1 on every side. Of `frame`, `filters` are
-// the atoms, `line` is what a row of the continued image takes, with whole vectors behind, and `sum_line` its
-// whole vectors.
-struct PatchFrame {
-  Frame frame;
-  const int64_t* rows;          // [height + 2 k - 2]   row of the image that is repeated
-  const int64_t* columns;       // [width + 2 k - 2]
-  const float* row_weights;     // [height + k - 1]     of the positions of patches, 1 / k^2 included
-  const float* column_weights;  // [width + k - 1 in whole vectors], zeros at the end
-};
-
-// Scratch of one worker.
+// Scratch of one worker. Of the Frame `filters` are the atoms, and weights of rows include 1 / k^2.
 struct PriorScratch {
   float* lines;    // [rows + kernel - 1, channels, line]   the continued image
   float* v_lines;  // as lines, of v

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .parameters import unpack
+from .patches import Patches
 from .spec import Spec
 
 # torch's softplus returns u itself above beta u > threshold. exp(-40) = 4e-18 is below float64's eps.
@@ -21,13 +22,19 @@ def potential(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None = N
     axes = tuple(range(1, x.dim()))
     psi = 0.5 * spec.alpha * (x * x).sum(axes)  # [N]
     z: Tensor | None = None
+    weights_at, at = x.new_ones(()), x  # w_p, and the image as the skips read it
+    if spec.is_mirrored:
+        height, width = x.shape[2:]
+        patches = Patches(height, width, spec.stages[0].skip_kernel, x)
+        weights_at, at = patches.weights, patches.extended(x)
     for stage, weights in zip(spec.stages, p.stages, strict=True):
         u = x.new_zeros(())  # [N, H_l, ..]
         if weights.core is not None and z is not None:
             u = u + _apply(spec, z, weights.core, stage.stride, stage.padding)
         if weights.skip is not None:
-            resized = _published_resize(x, stage.resize)
-            u = u + _apply(spec, resized, weights.skip, stage.skip_stride, stage.skip_padding)
+            resized = _published_resize(at, stage.resize)
+            padding = 0 if spec.is_mirrored else stage.skip_padding
+            u = u + _apply(spec, resized, weights.skip, stage.skip_stride, padding)
         if weights.bias is not None:
             u = u + _per_channel(weights.bias[None], x.dim())
         if weights.noise is not None:
@@ -39,7 +46,7 @@ def potential(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None = N
         else:
             z = u * u if z is None and spec.square_first else F.softplus(u, spec.beta, SOFTPLUS_THRESHOLD)
         if weights.head is not None:
-            psi = psi + (z * _per_channel(weights.head[None], x.dim())).sum(axes)
+            psi = psi + (z * weights_at * _per_channel(weights.head[None], x.dim())).sum(axes)
         if weights.head_squared is not None:
             psi = psi + (z * z * _per_channel(weights.head_squared[None], x.dim())).sum(axes)
     if p.linear is not None:

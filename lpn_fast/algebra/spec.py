@@ -14,6 +14,10 @@ With `square_first` the first stage is z_1 = u_1^2, u_1 = A_1 D_1 x: it reads x 
 The units of a last stage that is `competing` share one output per pixel, z = 1/beta log sum_j exp(beta u_j): convex
 and increasing in every u_j, and of any sign, which no stage after it could take. Its head w_L is one number.
 
+With the `border` "mirror" an image is continued by mirrored pixels in the place of zeros, and the pixels of every z
+count in psi with the weights w_p of algebra/patches.py. Networks that `gates_pixels` have the choice: their stages
+after the first look at one pixel each, so that psi is a sum over patches, which w_p >= 0 leaves convex.
+
 With `noise_units` the equations above hold for x measured in units of the noise, which is
 
     psi_sigma(x) = sigma^2 psi(x / sigma; phi(sigma)),    f_sigma(x) = sigma f(x / sigma; phi(sigma)),
@@ -30,6 +34,7 @@ import math
 from dataclasses import dataclass
 
 HEADS = ("linear", "squared")
+BORDERS = ("zero", "mirror")
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class Spec(_Encoded):
     square_first: bool = False  # z_1 = u_1^2 without bias, in place of softplus(u_1)
     image_size: tuple[int, ...] | None = None  # the only (H, W), or (D, H, W), the network accepts; None = any
     ndim: int = 2  # axes of space (conv): 2 for images, 3 for volumes
+    border: str = "zero"  # how an image goes on beyond its border: by zeros or mirrored
 
     def __post_init__(self):
         _check(self)
@@ -92,6 +98,20 @@ class Spec(_Encoded):
     def axes(self) -> tuple[str, ...]:
         """Names of the axes of space: () for a dense network, else ("H", "W") or ("D", "H", "W")."""
         return () if self.is_dense else ("D", "H", "W")[-self.ndim :]
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether images go on mirrored beyond their borders."""
+        return self.border == "mirror"
+
+    @property
+    def gates_pixels(self) -> bool:
+        """Whether this is a squared first stage over all patches of an image, under gates of single pixels."""
+        if len(self.axes) != 2 or not self.square_first or self.linear or self.constant or self.quadratic:
+            return False
+        first, *gates = self.stages
+        whole = first.skip_stride == 1 and first.resize == 1 and first.skip_padding == first.skip_kernel - 1
+        return whole and all(_is_gate(stage) for stage in gates) and "linear" in self.stages[-1].heads
 
     def stage_sizes(self, *image: int) -> list[tuple[int, ...]]:
         """(H_l, W_l) or (D_l, H_l, W_l) of every z_l for an input of so many pixels per axis (conv only)."""
@@ -117,10 +137,11 @@ class Spec(_Encoded):
 
 
 def to_dict(spec: Spec) -> dict:
-    """Plain JSON-ready dictionary of a spec; without `ndim` for images, as it was before there were volumes."""
+    """Plain JSON-ready dictionary of a spec, without what is as it was before there was a choice: `ndim`, `border`."""
     data = dataclasses.asdict(spec)
-    if spec.ndim == 2:
-        del data["ndim"]
+    for name, before in (("ndim", 2), ("border", "zero")):
+        if data[name] == before:
+            del data[name]
     return data
 
 
@@ -153,6 +174,11 @@ def ceil_div(a: int, b: int) -> int:
 def conv_length(length: int, kernel: int, stride: int, padding: int) -> int:
     """Output length of a strided, zero-padded correlation."""
     return (length + 2 * padding - kernel) // stride + 1
+
+
+def _is_gate(stage: Stage) -> bool:
+    reading = stage.kernel, stage.stride, stage.padding, stage.skip_kernel
+    return reading == (1, 1, 0, 0) and stage.bias and "squared" not in stage.heads
 
 
 def _refuse_unknown(data: dict, cls: type, what: str) -> None:
@@ -221,3 +247,17 @@ def _check(spec: Spec) -> None:
         f"got bias={first.bias}, heads={first.heads}",
     )
     need(any(stage.heads for stage in spec.stages), "no stage has a head, so psi would not depend on the stages")
+    need(spec.border in BORDERS, f"border must be one of {BORDERS}, got {spec.border!r}")
+    need(
+        not spec.is_mirrored or spec.gates_pixels,
+        "border 'mirror' requires a frame of images under gates of single pixels (side 1, stride 1), "
+        f"got {_in_words(spec)}",
+    )
+
+
+def _in_words(spec: Spec) -> str:
+    if spec.is_dense or spec.ndim == 3:
+        return "a dense network" if spec.is_dense else "one of volumes"
+    return (
+        f"gates of {[(stage.kernel, stage.stride) for stage in spec.stages[1:]]}" if spec.square_first else "no frame"
+    )

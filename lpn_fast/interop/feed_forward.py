@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from .. import atomic
 from ..algebra.parameters import unpack
+from ..algebra.patches import Patches
+from ..algebra.spec import Stage
 from ..networks import LPN
 
 SUFFIXES = (".pt2", ".onnx")
@@ -65,7 +67,8 @@ class FeedForward(nn.Module):
         if spec.noise_units:
             unit = sigma.reshape(-1, *(1,) * (x.dim() - 1))  # [N, 1, ...]
             x = x / unit
-        inputs = self._resized(x)
+        patches = Patches(x.shape[2], x.shape[3], spec.stages[0].skip_kernel, x) if spec.is_mirrored else None
+        inputs = self._resized(x) if patches is None else {1: patches.extended(x)}
         z, slopes = [None] * len(spec.stages), {}
         for l, stage in enumerate(spec.stages):
             u = 0
@@ -73,7 +76,7 @@ class FeedForward(nn.Module):
             if core is not None:
                 u = u + self._apply(z[l - 1], core, stage.stride, stage.padding)
             if skip is not None:
-                u = u + self._apply(inputs[stage.resize], skip, stage.skip_stride, stage.skip_padding)
+                u = u + self._apply(inputs[stage.resize], skip, stage.skip_stride, self._skip_padding(stage))
             if self._of("bias", l) is not None:
                 u = u + _channels(self._of("bias", l)[None], x)
             if self._of("noise", l) is not None:
@@ -84,8 +87,8 @@ class FeedForward(nn.Module):
                 z[l], slopes[l] = u * u, 2 * u
             else:
                 z[l] = _softplus(u, spec.beta)
-        f = self._transposed(x, inputs, z, slopes)
-        psi = self._potential(x, z) if self.with_potential else None
+        f = self._transposed(x, inputs, z, slopes, patches)
+        psi = self._potential(x, z, patches) if self.with_potential else None
         if unit is not None:
             f, psi = unit * f, None if psi is None else sigma * sigma * psi
         return (f, psi) if self.with_potential else f
@@ -103,6 +106,9 @@ class FeedForward(nn.Module):
     def _resized(self, x: Tensor) -> dict[int, Tensor]:
         """D_r x for every factor in use."""
         return {factor: _resized(x, factor) for factor in dict.fromkeys(s.resize for s in self.spec.stages)}
+
+    def _skip_padding(self, stage: Stage) -> int:
+        return 0 if self.spec.is_mirrored else stage.skip_padding
 
     def _apply(self, z: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
         return z @ weight.T if self.spec.is_dense else _correlation(weight)(z, weight, None, stride, padding)
@@ -122,7 +128,14 @@ class FeedForward(nn.Module):
         full = F.pad(full, (0, stride) * len(size))
         return full[(..., *(slice(padding, padding + n) for n in size))]
 
-    def _transposed(self, x: Tensor, inputs: dict[int, Tensor], z: list[Tensor], slopes: dict[int, Tensor]) -> Tensor:
+    def _transposed(
+        self,
+        x: Tensor,
+        inputs: dict[int, Tensor],
+        z: list[Tensor],
+        slopes: dict[int, Tensor],
+        patches: Patches | None,
+    ) -> Tensor:
         """f; `slopes` has those dz/du that z does not tell, by stage."""
         spec = self.spec
         f = spec.alpha * x
@@ -140,8 +153,9 @@ class FeedForward(nn.Module):
                 continue  # a stage that psi does not reach
             e = a * (slopes[l] if l in slopes else 1 - torch.exp(-spec.beta * z[l]))
             if self._of("skip", l) is not None:
-                source = inputs[stage.resize]
-                image = self._adjoint(e, self._of("skip", l), source, stage.skip_stride, stage.skip_padding)
+                source, e = inputs[stage.resize], e if patches is None else e * patches.weights
+                image = self._adjoint(e, self._of("skip", l), source, stage.skip_stride, self._skip_padding(stage))
+                image = image if patches is None else patches.folded(image)
                 sums[stage.resize] = sums[stage.resize] + image if stage.resize in sums else image
             a = self._adjoint(e, self._of("core", l), z[l - 1], stage.stride, stage.padding) if l else None
         for factor, image in sums.items():
@@ -153,12 +167,13 @@ class FeedForward(nn.Module):
             f = f + self._adjoint(self._apply(x, self.quadratic, 1, padding), self.quadratic, x, 1, padding)
         return f
 
-    def _potential(self, x: Tensor, z: list[Tensor]) -> Tensor:
+    def _potential(self, x: Tensor, z: list[Tensor], patches: Patches | None) -> Tensor:
         axes = tuple(range(1, x.dim()))
         psi = 0.5 * self.spec.alpha * (x * x).sum(axes)
         for l in range(len(z)):
             if self._of("head", l) is not None:
-                psi = psi + (z[l] * _channels(self._of("head", l)[None], x)).sum(axes)
+                counted = z[l] if patches is None else z[l] * patches.weights
+                psi = psi + (counted * _channels(self._of("head", l)[None], x)).sum(axes)
             if self._of("head_squared", l) is not None:
                 psi = psi + (z[l] * z[l] * _channels(self._of("head_squared", l)[None], x)).sum(axes)
         if self.linear is not None:

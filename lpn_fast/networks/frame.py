@@ -27,6 +27,7 @@ R is coercive, and no solver whose objective falls can run away (networks/gain.p
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ SECOND = 0.3  # share of a gate's effect that waits for the gate after it
 @register(
     "frame",
     "a learned frame whose coefficients are gated by energies nearby; R is coercive",
-    {"kernel": "skip_kernel", "gates": "gates", "beta": "beta", "alpha": "alpha"},
+    {"kernel": "skip_kernel", "gates": "gates", "beta": "beta", "alpha": "alpha", "border": "border"},
     noise="always",
     own_start=True,
 )
@@ -72,6 +73,9 @@ class FrameLPN(LPN):
         Strong convexity alpha/2 |x|^2.
     sigma_conditional : True or tuple of float
         Knots of the noise level between which thresholds, in units of the noise, may vary; every call takes `sigma`.
+    border : "zero" or "mirror"
+        How images go on beyond their border, where every gate is of a single pixel: by zeros, as they do for all other
+        gates, or mirrored, which costs no accuracy there (docs/concepts.md).
 
     Examples
     --------
@@ -89,6 +93,7 @@ class FrameLPN(LPN):
         beta: float = 1.0,
         alpha: float = 1e-4,
         sigma_conditional: bool | tuple[float, ...] = True,
+        border: str = "zero",
     ):
         check_side("kernel", kernel, 2, 15)
         check_reads_noise(sigma_conditional)
@@ -99,7 +104,7 @@ class FrameLPN(LPN):
                 raise ValueError(
                     f"a gate must be (odd side up to 9, stride 1 or 2, positive width), got {(side, stride, width)}"
                 )
-        super().__init__(_spec(channels, kernel, tuple(gates), beta, alpha, noise_knots(sigma_conditional)))
+        super().__init__(_spec(channels, kernel, tuple(gates), beta, alpha, noise_knots(sigma_conditional), border))
         self._gated_cosines()
         self.project_()
 
@@ -110,7 +115,8 @@ class FrameLPN(LPN):
             return False
         gates = tuple((stage.kernel, stage.stride, stage.width) for stage in spec.stages[1:])
         first = spec.stages[0]
-        return spec == _spec(spec.channels, first.skip_kernel, gates, spec.beta, spec.alpha, spec.noise_levels)
+        form = _spec(spec.channels, first.skip_kernel, gates, spec.beta, spec.alpha, spec.noise_levels, "zero")
+        return replace(spec, border="zero") == form
 
     @property
     def _kernel(self) -> int:
@@ -198,14 +204,16 @@ class FrameLPN(LPN):
         return quadratic_heads(self) - self.stages[0].head.detach()
 
 
-def _spec(channels: int, kernel: int, gates: tuple, beta: float, alpha: float, levels: tuple[float, ...]) -> Spec:
+def _spec(
+    channels: int, kernel: int, gates: tuple, beta: float, alpha: float, levels: tuple[float, ...], border: str
+) -> Spec:
     # filters that overlap the image by one pixel count: then the frame is as tight at the borders as inside
     padding, filters = kernel - 1, channels * kernel**2
     stages = [Stage(filters, skip_kernel=kernel, skip_padding=padding, bias=False, heads=("linear",))]
     for side, stride, width in gates:
         stages.append(Stage(width, side, stride, side // 2, skip_kernel=0, heads=("linear",)))
     levels = {"noise_levels": levels, "noise_units": True}
-    return Spec("conv", channels, tuple(stages), beta, alpha, square_first=True, **levels)
+    return Spec("conv", channels, tuple(stages), beta, alpha, square_first=True, border=border, **levels)
 
 
 @torch.no_grad()

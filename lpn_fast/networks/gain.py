@@ -5,8 +5,10 @@ alpha, K and the squared head of the first stage, whose Hessian is at most 2 g_j
 
     gain = sup_omega  sum_j 2 g_j |A_j(omega)|^2 + sum_m |K_m(omega)|^2 + alpha        (A_j, K_m transfer functions)
 
-of a squared first stage the same with q_j of `quadratic_heads` for g_j. With gain < 1, psi(x) <= gain/2 |x|^2 +
-O(|x|), hence
+of a squared first stage the same with q_j of `quadratic_heads` for g_j. Where images go on mirrored psi is a sum over
+patches that see every pixel at most k^2 times (algebra/patches.py), and the sup is k^2 times the largest eigenvalue of
+sum_j 2 q_j a_j a_j^T on patches: for the tight frames of networks/frame.py the same number. With gain < 1,
+psi(x) <= gain/2 |x|^2 + O(|x|), hence
 
     R(x) = psi*(x) - 1/2 |x|^2 >= (1/gain - 1)/2 |x|^2 - O(|x|):
 
@@ -166,6 +168,8 @@ def transfer_bound(spec: Spec, kernels: Tensor) -> float:
     """Upper bound on |A|^2 for a matrix [H, C], or for the correlation with kernels [H, C, k, ..] at any image size."""
     if spec.is_dense:
         return torch.linalg.matrix_norm(kernels, 2).item() ** 2
+    if spec.is_mirrored:
+        return (kernels.shape[-1] * torch.linalg.matrix_norm(kernels.flatten(1), 2).item()) ** 2
     degree = kernels.shape[-1] - 1
     # between samples a trigonometric polynomial of this degree exceeds its samples at most by this, per axis
     margin = 1 / math.cos(math.pi * degree / GRID[spec.ndim]) ** spec.ndim

@@ -6,7 +6,10 @@ psi is convex whatever values the parameters hold, because non-negative weights 
 packed for evaluation (ops/packing.py). Nothing is stored for autograd unless a gradient is required.
 """
 
+import copy
+import dataclasses
 import warnings
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +107,28 @@ class LPN(Summarised):
     def has_form_of(spec: Spec) -> bool:
         """Whether networks of this class have such a spec; checkpoints ask before they make one."""
         return True
+
+    def with_border(self, border: str) -> Self:
+        """A copy with the same weights that continues images by zeros, "zero", or mirrored, "mirror".
+
+        It is an exact prox with the same bound on its gain. For frames under gates of single pixels: `FrameLPN` with
+        such gates, `MixtureLPN`.
+
+        Raises
+        ------
+        ValueError
+            Another border, or another architecture.
+
+        Examples
+        --------
+        >>> import lpn_fast as lf
+        >>> lf.pretrained("natural-gray").with_border("mirror").extra_repr()
+        'conv, channels=1, widths=[49, 96], beta=1, alpha=0.0001, border=mirror'
+        """
+        spec = dataclasses.replace(self.spec, border=border)
+        model = copy.deepcopy(self)
+        model.spec = spec
+        return model
 
     def stores_activations(self, x: Tensor) -> bool:
         """Whether an evaluation on x, as `forward` takes it, writes activations to memory.
@@ -368,7 +393,8 @@ class LPN(Summarised):
         spec = self.spec
         widths = [stage.width for stage in spec.stages]
         kind = "conv of volumes" if spec.ndim == 3 else spec.kind
-        return f"{kind}, channels={spec.channels}, widths={widths}, beta={spec.beta:g}, alpha={spec.alpha:g}"
+        border = f", border={spec.border}" if spec.is_mirrored else ""
+        return f"{kind}, channels={spec.channels}, widths={widths}, beta={spec.beta:g}, alpha={spec.alpha:g}{border}"
 
 
 def _place(name: str) -> tuple[int, str]:

@@ -49,7 +49,7 @@ LOG_SCALES = {"core": 10.0, "bias": 10.0, "noise": 10.0, "head": 3.0}  # sizes o
 @register(
     "mixture",
     "experts, as of a mixture of Gaussians, compete for the coefficients of a learned frame; R is coercive",
-    {"kernel": "skip_kernel", "experts": "hidden", "alpha": "alpha"},
+    {"kernel": "skip_kernel", "experts": "hidden", "alpha": "alpha", "border": "border"},
     noise="always",
     own_start=True,
 )
@@ -68,6 +68,8 @@ class MixtureLPN(LPN):
         Strong convexity alpha/2 |x|^2.
     sigma_conditional : True or tuple of float
         Knots of the noise level between which the experts' weights may vary; every call takes `sigma`.
+    border : "zero" or "mirror"
+        How images go on beyond their border, as for FrameLPN.
 
     Examples
     --------
@@ -84,12 +86,13 @@ class MixtureLPN(LPN):
         experts: int = 96,
         alpha: float = 1e-4,
         sigma_conditional: bool | tuple[float, ...] = True,
+        border: str = "zero",
     ):
         check_side("kernel", kernel, 2, 15)
         if experts < 2:
             raise ValueError(f"experts must be at least 2, got {experts}")
         check_reads_noise(sigma_conditional)
-        super().__init__(_spec(channels, kernel, experts, alpha, noise_knots(sigma_conditional)))
+        super().__init__(_spec(channels, kernel, experts, alpha, noise_knots(sigma_conditional), border))
         self._draw()
         self.project_()
 
@@ -99,7 +102,8 @@ class MixtureLPN(LPN):
         if spec.is_dense or not spec.noise_units or len(spec.stages) != 2:
             return False
         first, last = spec.stages
-        return spec == _spec(spec.channels, first.skip_kernel, last.width, spec.alpha, spec.noise_levels)
+        form = _spec(spec.channels, first.skip_kernel, last.width, spec.alpha, spec.noise_levels, spec.border)
+        return spec == form
 
     @property
     def _budget(self) -> float:
@@ -173,13 +177,13 @@ class MixtureLPN(LPN):
         return scales | {f"stages.1.{name}": scale for name, scale in LOG_SCALES.items()}
 
 
-def _spec(channels: int, kernel: int, experts: int, alpha: float, levels: tuple[float, ...]) -> Spec:
+def _spec(channels: int, kernel: int, experts: int, alpha: float, levels: tuple[float, ...], border: str) -> Spec:
     first = Stage(
         channels * kernel**2, skip_kernel=kernel, skip_padding=kernel - 1, bias=False, heads=("linear",)
     )  # the padding of FrameLPN
     last = Stage(experts, kernel=1, skip_kernel=0, heads=("linear",), competing=True)
     levels = {"noise_levels": levels, "noise_units": True}
-    return Spec("conv", channels, (first, last), 1.0, alpha, square_first=True, **levels)
+    return Spec("conv", channels, (first, last), 1.0, alpha, square_first=True, border=border, **levels)
 
 
 def _spectra(frequencies: Tensor) -> Tensor:

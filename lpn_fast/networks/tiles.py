@@ -2,8 +2,9 @@
 
 A unit sees pixels within `extent` of each other, so f at a pixel depends on x within that distance and no further. The
 axis is cut at p_1 < p_2 < ..; f between two cuts is read from a tile that reaches a halo h >= extent beyond them. Cuts
-and halo are multiples of the network's whole stride, so that a tile's units are the image's. At the border of the
-image tiles end where it ends. psi is a sum over units, and units whose view the end of a tile cuts off are wrong there:
+and halo are multiples of the network's whole stride, so that a tile's units are the image's. At the border of the image
+tiles end where it ends, and the network continues a tile there as it does the image. psi is a sum over units, and units
+whose view the end of a tile cuts off are wrong there:
 
     psi(x) = sum_k psi(tile_k) - sum_k psi(overlap_k),      overlap_k = p_k - h .. p_k + h,     along one axis,
 

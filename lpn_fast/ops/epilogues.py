@@ -175,6 +175,25 @@ class CompetingEpilogues:
         return _shares(u, self.beta).mul_(_wide(du)).sum(1, keepdim=True)
 
 
+class WeightedEpilogues:
+    """The steps of stages with linear heads whose pixels count in psi with weights [h, w]: head w_p w at pixel p."""
+
+    def __init__(self, own, weights: Tensor):
+        self._own, self._weights = own, weights
+        self.softplus, self.tangent, self.adjoint = own.softplus, own.tangent, own.adjoint  # no heads in these
+        self.z_of, self.e_of, self.dz_of = own.z_of, own.e_of, own.dz_of
+
+    def slope_mul(self, a: Tensor | None, z: Tensor, w: Tensor | None, g: None, beta: float) -> Tensor:
+        if a is None:
+            return self._own.slope_mul(None, z, w, None, beta).mul_(self._weights)
+        if w is not None:
+            a = _wide(a) + per_channel(w, a) * self._weights
+        return self._own.slope_mul(a, z, None, None, beta)
+
+    def heads(self, z: Tensor, w: Tensor, g: None, dtype: torch.dtype) -> Tensor:  # [N]
+        return pixel_sum(self.z_of(z).to(dtype) * self._weights, dtype) @ w
+
+
 def _biased(u: Tensor, rest: Tensor | None, b: Tensor | None) -> Tensor:
     """u + rest + b, in u's memory where that is wide."""
     u = _wide(u)

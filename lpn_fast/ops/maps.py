@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..algebra.parameters import Parameters
+from ..algebra.patches import Patches
 from ..algebra.resize import resize, resize_adjoint
 from ..algebra.spec import Spec, ceil_div
 from . import patches
@@ -100,6 +101,7 @@ class ConvMaps(_Maps):
         self.weights = parameters.stages
         self.storage = storage
         self.image = tuple(x.shape[2:])  # (H, W)
+        self.mirrored = Patches(*x.shape[2:], spec.stages[0].skip_kernel, x) if spec.is_mirrored else None
         self.cores = [_channels_last(_cast(w.core, storage)) for w in parameters.stages]
         self.skips = [_channels_last(w.skip) for w in parameters.stages]
         self.K = _channels_last(parameters.quadratic)
@@ -119,6 +121,8 @@ class ConvMaps(_Maps):
     def skip_inputs(self, x: Tensor) -> list[Tensor | None]:
         """What the skip of each stage reads: D_l x, in the form `_skip_input` gives it."""
         images, known, inputs = {}, {}, []
+        if self.mirrored is not None:
+            x = self.mirrored.extended(x)
         for l, stage in enumerate(self.spec.stages):
             if not stage.skip_kernel:
                 inputs.append(None)
@@ -134,7 +138,11 @@ class ConvMaps(_Maps):
     def _skip_form(self, l: int) -> tuple:
         """What the form of stage l's input depends on, besides the factor of D_l."""
         stage = self.spec.stages[l]
-        return (stage.skip_kernel, stage.skip_stride, stage.skip_padding) if self._patched(l) else ()
+        return (stage.skip_kernel, stage.skip_stride, self._skip_padding(l)) if self._patched(l) else ()
+
+    def _skip_padding(self, l: int) -> int:
+        """Zeros around what the skip of stage l reads."""
+        return self.spec.stages[l].skip_padding if self.mirrored is None else 0
 
     def _skip_input(self, l: int, image: Tensor) -> Tensor:
         """An image as the skip of stage l reads it: as patches where that is a matrix product."""
@@ -149,7 +157,7 @@ class ConvMaps(_Maps):
             if self._patched(l):
                 products.append(patches.apply(x_l, self.skips[l], self.sizes[l]))
             else:
-                skip = correlation(x_l, self.skips[l], stage.skip_stride, stage.skip_padding)
+                skip = correlation(x_l, self.skips[l], stage.skip_stride, self._skip_padding(l))
                 products.append(_channels_last(skip))
         return products[0], products[1] if len(products) == 2 else None
 
@@ -182,7 +190,8 @@ class ConvMaps(_Maps):
         pairs = [(e.to(skip.dtype), x) for e, x in pairs]
         if self._patched(l):
             return _sum([patches.gradient(e, x) for e, x in pairs])
-        return _sum([_correlation_gradient(e, x, skip, stage.skip_stride, stage.skip_padding) for e, x in pairs])
+        padding = self._skip_padding(l)
+        return _sum([_correlation_gradient(e, x, skip, stage.skip_stride, padding) for e, x in pairs])
 
     def _skip_adjoint(self, l: int, e: Tensor) -> tuple[int, Tensor] | None:
         """(factor of D_l, A_l^T e_l), or None without a skip."""
@@ -190,11 +199,15 @@ class ConvMaps(_Maps):
         if skip is None:
             return None
         e = e.to(skip.dtype)
-        size = self.resized(stage.resize)
+        size, padding = self.resized(stage.resize), self._skip_padding(l)
+        if self.mirrored is not None:
+            size = tuple(n + 2 * stage.skip_padding for n in size)
         if self._patched(l):
-            return stage.resize, patches.adjoint(e, skip, size, stage.skip_stride, stage.skip_padding)
-        x_l = e.new_empty(e.shape[0], self.spec.channels, *size)
-        return stage.resize, correlation_adjoint(e, x_l, skip, stage.skip_stride, stage.skip_padding)
+            image = patches.adjoint(e, skip, size, stage.skip_stride, padding)
+        else:
+            x_l = e.new_empty(e.shape[0], self.spec.channels, *size)
+            image = correlation_adjoint(e, x_l, skip, stage.skip_stride, padding)
+        return stage.resize, image if self.mirrored is None else self.mirrored.folded(image)
 
     def resized(self, factor: int) -> tuple[int, ...]:
         """(h, w) of D_r x."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..algebra.noise import noise_features
 from ..algebra.parameters import layout
+from ..algebra.patches import Patches
 from ..algebra.spec import Spec
 
 
@@ -49,9 +50,13 @@ class PlainPotential(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """psi(x), (N,)."""
-        z, psi = None, 0.0
+        z, psi, at, patches = None, 0.0, x, None
+        if self.spec.is_mirrored:
+            height, width = x.shape[2:]
+            patches = Patches(height, width, self.spec.stages[0].skip_kernel, x)
+            at = patches.extended(x)
         for index, stage in enumerate(self.spec.stages):
-            parts = [self._skip(index, x)] if stage.skip_kernel or self.spec.is_dense else []
+            parts = [self._skip(index, at)] if stage.skip_kernel or self.spec.is_dense else []
             parts += [self._core(index, z)] if index else []
             u = sum(parts[1:], start=parts[0])
             if stage.competing:
@@ -62,6 +67,7 @@ class PlainPotential(nn.Module):
                 head = self._of(index, name)
                 if head is not None:
                     powered = z if power == 1 else z * z
+                    powered = powered if patches is None else powered * patches.weights
                     psi = psi + (powered @ head if self.spec.is_dense else powered.sum((2, 3)) @ head)
         if self.spec.linear:
             psi = psi + (x if self.spec.is_dense else x.sum((2, 3))) @ self.linear
@@ -90,7 +96,7 @@ class PlainPotential(nn.Module):
             return F.linear(x, weight, bias)
         if stage.resize > 1:
             x = F.interpolate(x, scale_factor=1 / stage.resize, mode="bilinear", align_corners=False)
-        return F.conv2d(x, weight, bias, stage.skip_stride, stage.skip_padding)
+        return F.conv2d(x, weight, bias, stage.skip_stride, 0 if self.spec.is_mirrored else stage.skip_padding)
 
     def _core(self, index: int, z: Tensor) -> Tensor:
         weight, stage = self._of(index, "core"), self.spec.stages[index]

@@ -13,7 +13,8 @@ e_l = d psi / d u_l, dz_l the derivative of z_l along v, delta_l the derivative 
 and one transposed sweep give f; one tangent and one adjoint sweep more give H v, which is symmetric, so
 that the vjp, the jvp and the hvp of f are one operation. A first stage z = u^2 has s = 2 u, which z does not tell:
 it keeps u, e_1/u and du in the places of z, e and dz; its epilogues (ops/epilogues.py) turn them back, as those of
-a last stage whose units compete do. Only z, e and dz
+a last stage whose units compete do. With a mirrored border the pixels of z count in psi with weights w_p: heads are
+w_p w_l there, which e, delta and the gradients of all but the heads carry by themselves. Only z, e and dz
 are ever stored, and e only where a second-order sweep will need it: A_l^T e_l is added up on the way down. With F the
 operations of the value sweep: prox 2F, H v 2F with (z, e) at hand, all gradients 6F.
 """
@@ -25,7 +26,15 @@ from torch import Tensor
 
 from ..algebra.parameters import Slot, layout, parameter_count, unpack
 from ..algebra.spec import Spec
-from .epilogues import CompetingEpilogues, SquareEpilogues, formed, per_channel, pixel_sum, squared
+from .epilogues import (
+    CompetingEpilogues,
+    SquareEpilogues,
+    WeightedEpilogues,
+    formed,
+    per_channel,
+    pixel_sum,
+    squared,
+)
 from .maps import maps_for
 
 
@@ -74,6 +83,9 @@ class Sweeps:
             self.epilogues[0] = SquareEpilogues()
         if spec.stages[-1].competing:
             self.epilogues[-1] = CompetingEpilogues(spec.beta)
+        self.pixel_weights = self.maps.mirrored.weights if spec.is_mirrored else None  # w_p, [h, w]
+        if self.pixel_weights is not None:
+            self.epilogues = [WeightedEpilogues(each, self.pixel_weights) for each in self.epilogues]
         self.x_l = self.maps.skip_inputs(x)
 
     def value_prox(self, with_value: bool, keep: bool) -> tuple[Tensor | None, Tensor, Tape | None]:
@@ -246,10 +258,14 @@ class Sweeps:
         z, result = formed(self._z(l, tape), dtype), 0  # the two heads
         if dz is not None:
             dz_l = formed(self._dz(l, tape, dz), dtype)
-            result = pixel_sum(dz_l if name == "head" else 2 * z.to(dtype) * dz_l, dtype).sum(0)
+            result = self._counted(dz_l if name == "head" else 2 * z.to(dtype) * dz_l).sum(0)
         if p is not None:
-            result = result + p @ pixel_sum(z if name == "head" else squared(z, dtype), dtype)
+            result = result + p @ self._counted(z if name == "head" else squared(z, dtype))
         return result
+
+    def _counted(self, t: Tensor) -> Tensor:
+        """[N, H_l] as the pixels of t, [N, H_l, h, w], count in psi."""
+        return pixel_sum(t if self.pixel_weights is None else t * self.pixel_weights, self.x.dtype)
 
     def _outer_gradient(self, name: str, p: Tensor | None, v: Tensor | None) -> Tensor:
         dtype = self.x.dtype

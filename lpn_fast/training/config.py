@@ -29,6 +29,7 @@ import typing
 from dataclasses import MISSING, Field, dataclass, field
 from pathlib import Path
 
+from ..algebra.spec import BORDERS
 from ..contract import did_you_mean
 from ..data.augment import SYMMETRIES, Augment
 from ..data.readers import WINDOWS
@@ -155,6 +156,9 @@ class ModelConfig:
     )
     beta: float | None = option("sharpness of the softplus (default: see families below)", None)
     alpha: float | None = option("strong convexity alpha/2 |x|^2 (default: see families below)", None)
+    border: str | None = option(
+        "frames under gates of single pixels: how images go on (default: see families below)", None, choices=BORDERS
+    )
     initialise: str | None = option("start of the weights (default: what suits the family)", None, choices=STARTS)
     start: str | None = option("go on from a shipped model or a file of one", None, metavar="MODEL")
 

@@ -66,6 +66,10 @@ def build_model(config: TrainingConfig) -> LPN:
     table, channels = config.model, config.data.channels
     family = FAMILIES[table.family]
     model = family.build(table, channels, config.sigma) if table.start is None else shipped_or_loaded(table.start)
+    if table.start is not None and table.border is not None:
+        if not isinstance(model, LPN):
+            raise ValueError(f"model.border is for networks, explicit priors are always mirrored: {table.start}")
+        model = model.with_border(table.border)
     if model.spec.is_dense:
         raise ValueError(f"model must be a network of images, got one of vectors: {table.start or table.family}")
     if model.spec.ndim != 2:

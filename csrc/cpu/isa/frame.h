@@ -20,9 +20,12 @@ namespace lpn {
 namespace {
 
 // The gates of a tile upwards; of the last stage e instead of z and s.
-template <bool with_value>
-void gates_upwards(
-    const Mlp& gates, const MlpBlock& block, const SoftplusRates& rates, int64_t count, FrameValue& value) {
+template <bool with_value, bool mirrored>
+void gates_upwards(const Mlp& gates,
+                   const MlpBlock& block,
+                   const SoftplusRates& rates,
+                   int64_t count,
+                   FrameValue<mirrored>& value) {
   const float* below = block.x;
   for (int64_t l = 0; l < gates.stage_count; ++l) {
     const MlpStage& stage = gates.stages[l];
@@ -54,11 +57,17 @@ void gates_upwards(
 }
 
 // e_1 of a tile in the place of c; c: [units, line], of its first pixel.
-void gates_downwards(const Frame& op, const Mlp& gates, const MlpBlock& block, float* c, int64_t count) {
+template <bool mirrored>
+void gates_downwards(
+    const Frame& op, const Mlp& gates, const MlpBlock& block, float* c, int64_t count, RowWeights weights) {
   const auto finish = [&](int64_t unit, int64_t lane, auto sum) {
     float* at = c + unit * op.line + lane;
     const auto above = gates.linear ? sum + gates.linear[unit] : sum;
-    store(at, load(sum, at) * (above + above));
+    const auto e = load(sum, at) * (above + above);
+    if constexpr (mirrored)
+      store(at, weights.times(e, lane));
+    else
+      store(at, e);
   };
   if (!gates.stage_count) return product(block.terms, 0, op.units, count, finish);
   for (int64_t l = gates.stage_count - 1; l >= 0; --l) {
@@ -76,27 +85,29 @@ void gates_downwards(const Frame& op, const Mlp& gates, const MlpBlock& block, f
   }
 }
 
-template <bool with_value>
+template <bool with_value, bool mirrored>
 void prox_rows(
     const Frame& op, const FrameScratch& scratch, const FrameProx& io, int64_t begin, int64_t end) {
   const Mlp& gates = *io.gates;
   const MlpBlock& block = *scratch.gates;
   const SoftplusRates rates(gates.beta);
-  FrameValue value(gates, rates, scratch.sums);
-  pad_rows(op, io.x, scratch.lines, begin, end);
+  FrameValue<mirrored> value(gates, rates, scratch.sums);
+  float* first = scratch.c + (mirrored ? op.kernel - 1 : 0);
+  continue_rows(op, io.x, scratch.lines, begin, end);
   clear_sums(op, io.sum, end - begin);
   for_each_tile(
       op, end - begin,
       [&](int64_t row, int64_t at, int64_t count, int64_t pixels) {
-        if (with_value) value.start(count, pixels);
+        const RowWeights weights = weights_of(op, begin + row, at);
+        if (with_value) value.start(count, pixels, weights);
         coefficients(op, scratch.terms, scratch.lines + row * op.channels * op.line + at, count,
                      [&](int64_t unit, int64_t lane, auto c) {
-                       store(scratch.c + unit * op.line + at + lane, c);
+                       store(first + unit * op.line + at + lane, c);
                        store(block.x + unit * block_rows + lane, c * c);
                      });
         if (with_value) value.add(gates.linear, block.x, op.units);
         gates_upwards<with_value>(gates, block, rates, count, value);
-        gates_downwards(op, gates, block, scratch.c + at, count);
+        gates_downwards<mirrored>(op, gates, block, first + at, count, weights);
       },
       [&](int64_t row) {
         add_adjoint(op, scratch.terms, scratch.c, io.sum + row * op.channels * op.sum_line);
@@ -104,14 +115,18 @@ void prox_rows(
   if (!with_value) return;
   const int64_t last = op.height < end ? op.height : end;  // the rows of the image that are this block's
   for (int64_t i = (op.kernel - 1) * op.channels; i < (last - begin + op.kernel - 1) * op.channels; ++i)
-    value.add_squares(scratch.lines + i * op.line, op.line, 0.5f * op.alpha);
+    value.add_squares(scratch.lines + i * op.line + (mirrored ? op.kernel - 1 : 0),
+                      mirrored ? op.width : op.line, 0.5f * op.alpha);
   *io.psi = value.total();
 }
 
 void frame_prox(
     const Frame& op, const FrameScratch& scratch, const FrameProx& io, int64_t begin, int64_t end) {
-  return io.psi ? prox_rows<true>(op, scratch, io, begin, end)
-                : prox_rows<false>(op, scratch, io, begin, end);
+  if (op.mirror.rows)
+    return io.psi ? prox_rows<true, true>(op, scratch, io, begin, end)
+                  : prox_rows<false, true>(op, scratch, io, begin, end);
+  return io.psi ? prox_rows<true, false>(op, scratch, io, begin, end)
+                : prox_rows<false, false>(op, scratch, io, begin, end);
 }
 
 }  // namespace

@@ -22,20 +22,31 @@ constexpr int adjoint_units = 7, adjoint_vectors = 3;
 constexpr int adjoint_units = tile_units, adjoint_vectors = row_vectors;
 #endif
 
-// Rows `begin` to `end` + kernel - 2 of x with kernel - 1 zeros on every side.
-inline void pad_rows(const Frame& op,
-                     const float* x,  // [channels, height, width]
-                     float* lines,    // [end - begin + kernel - 1, channels, line]
-                     int64_t begin,
-                     int64_t end) {
-  const int64_t margin = op.kernel - 1;
+// Rows `begin` to `end` + kernel - 2 of x with kernel - 1 pixels more on every side: zeros, or mirrored.
+inline void continue_rows(const Frame& op,
+                          const float* x,  // [channels, height, width]
+                          float* lines,    // [end - begin + kernel - 1, channels, line]
+                          int64_t begin,
+                          int64_t end) {
+  const int64_t margin = op.kernel - 1, width = op.width;
+  if (const Mirror& mirror = op.mirror; mirror.rows) {
+    for (int64_t row = begin; row < end + margin; ++row)
+      for (int64_t channel = 0; channel < op.channels; ++channel, lines += op.line) {
+        const float* from = x + (channel * op.height + mirror.rows[row]) * width;
+        for (int64_t i = 0; i < margin; ++i) lines[i] = from[mirror.columns[i]];
+        for (int64_t i = 0; i < width; ++i) lines[margin + i] = from[i];
+        for (int64_t i = margin + width; i < width + 2 * margin; ++i) lines[i] = from[mirror.columns[i]];
+        for (int64_t i = width + 2 * margin; i < op.line; ++i) lines[i] = 0.0f;
+      }
+    return;
+  }
   for (int64_t row = begin; row < end + margin; ++row) {
     const int64_t from = row - margin;
     for (int64_t channel = 0; channel < op.channels; ++channel, lines += op.line) {
       for (int64_t i = 0; i < op.line; ++i) lines[i] = 0.0f;
       if (from < 0 || from >= op.height) continue;
-      const float* line = x + (channel * op.height + from) * op.width;
-      for (int64_t i = 0; i < op.width; ++i) lines[margin + i] = line[i];
+      const float* line = x + (channel * op.height + from) * width;
+      for (int64_t i = 0; i < width; ++i) lines[margin + i] = line[i];
     }
   }
 }
@@ -125,6 +136,23 @@ inline void for_each_tile(const Frame& op, int64_t rows, Body body, After after)
     }
     after(row);
   }
+}
+
+// How often the pixels of a tile count: weights of its columns, 1, 1/2 or 0, times that of its row.
+struct RowWeights {
+  const float* columns;  // [count]
+  float row;
+
+  Vec times(Vec t, int64_t lane) const { return t * (load(columns + lane) * row); }
+  template <int count>
+  Group<count> times(const Group<count>& t, int64_t lane) const {
+    return t * (load(t, columns + lane) * row);
+  }
+};
+
+inline RowWeights weights_of(const Frame& op, int64_t row, int64_t at) {
+  return op.mirror.rows ? RowWeights{op.mirror.column_weights + at, op.mirror.row_weights[row]}
+                        : RowWeights{};
 }
 
 inline void clear_sums(const Frame& op, float* sum, int64_t rows) {

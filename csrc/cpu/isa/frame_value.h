@@ -5,12 +5,15 @@
 //
 //   sum_p log1p(E_p) = log1p(D),   1 + D = prod_p (1 + E_p),   D <- D + E (1 + D),         E = exp(-beta |u|)
 //
-// where D keeps all digits of small E. Sums over pixels are float64.
+// where D keeps all digits of small E. Sums over pixels are float64. With a mirrored border pixels have
+// weights: of columns one or, of a product of their own, one half; of rows anything, the same for all that is
+// in a product.
 
 #pragma once
 
 #include "../frame_kernels.h"
 #include "activation.h"
+#include "frame_maps.h"
 
 namespace lpn {
 namespace {
@@ -46,6 +49,7 @@ __attribute__((always_inline)) inline Slopes<count> slopes(const Group<count>& u
   return result;
 }
 
+template <bool mirrored>
 class FrameValue {
  public:
   FrameValue(const Mlp& gates, const SoftplusRates& rates, float* sums)
@@ -57,10 +61,14 @@ class FrameValue {
   }
 
   // Begins a tile of so many lanes, of which the first `pixels` count.
-  void start(int64_t count, int64_t pixels) {
-    if (factors_ + count / lanes > most_factors) add_gates();
+  void start(int64_t count, int64_t pixels, RowWeights weights) {
+    const bool another = mirrored && weights.row != weights_.row;
+    if (another || factors_ + count / lanes > most_factors) add_gates();
     factors_ += count / lanes;
     pixels_ = pixels;
+    weights_ = weights;
+    alike_ = true;
+    for (int64_t i = 0; mirrored && i < count; ++i) alike_ = alike_ && weights.columns[i] == 1.0f;
   }
 
   // heads . z of the tile; z: [units, block_rows]
@@ -72,24 +80,37 @@ class FrameValue {
       for (; i + chains <= units; i += chains)
         for (int k = 0; k < chains; ++k) sum[k] += heads[i + k] * load(z + (i + k) * block_rows + lane);
       for (; i < units; ++i) sum[0] += heads[i] * load(z + i * block_rows + lane);
-      total_ += wide(first_of((sum[0] + sum[1]) + (sum[2] + sum[3]), pixels_ - lane));
+      const Vec all = first_of((sum[0] + sum[1]) + (sum[2] + sum[3]), pixels_ - lane);
+      total_ += wide(mirrored ? weights_.times(all, lane) : all);
     }
   }
 
-  // weight |x|^2 of a row; x: [count], whole vectors
+  // weight |x|^2 of a row; x: [count]
   void add_squares(const float* x, int64_t count, float weight) {
     Vec sum{};
-    for (int64_t i = 0; i < count; i += lanes) sum += load(x + i) * load(x + i);
+    for (int64_t i = 0; i < count; i += lanes) {
+      const Vec part = first_of(load(x + i), count - i);
+      sum += part * part;
+    }
     total_ += wide(weight * sum);
   }
 
   // softplus(u) of one gate of the last stage, taken apart.
   template <int count>
   void add_gate(int64_t unit, int64_t lane, const Group<count>& u, const Group<count>& decayed) {
-    float* at = sums_ + unit * 2 * column_multiple;
+    float* at = sums_ + unit * value_parts * column_multiple;
     Vec linear = load(at), d = load(at + column_multiple);
     const int64_t left = pixels_ - lane;
-    if (left >= count * lanes) {
+    if (!alike_) {
+      Vec half = load(at + 2 * column_multiple);
+      for (int i = 0; i < count; ++i) {
+        const Vec weight = load(weights_.columns + lane + i * lanes), e = decayed.part[i];
+        linear += weight * larger_of(0.0f, u.part[i]);
+        d = (weight == 1.0f ? e : Vec{}) * (d + 1.0f) + d;
+        half = (weight == 0.5f ? e : Vec{}) * (half + 1.0f) + half;
+      }
+      store(at + 2 * column_multiple, half);
+    } else if (left >= count * lanes) {
       for (int i = 0; i < count; ++i) {
         linear += larger_of(0.0f, u.part[i]);
         d = decayed.part[i] * (d + 1.0f) + d;
@@ -119,14 +140,18 @@ class FrameValue {
   static WideVec wide(Vec x) { return __builtin_convertvector(x, WideVec); }
 
   void clear() {
-    for (int64_t i = 0; last_ && i < last_->width * 2 * column_multiple; i += lanes) store(sums_ + i, Vec{});
+    for (int64_t i = 0; last_ && i < last_->width * value_parts * column_multiple; i += lanes)
+      store(sums_ + i, Vec{});
     factors_ = 0;
   }
 
   void add_gates() {
     for (int64_t unit = 0; last_ && unit < last_->width; ++unit) {
-      const float* at = sums_ + unit * 2 * column_multiple;
-      const Vec sum = load(at) + log1p_of_product(load(at + column_multiple), gates_.beta, rates_);
+      const float* at = sums_ + unit * value_parts * column_multiple;
+      Vec sum = load(at) + log1p_of_product(load(at + column_multiple), gates_.beta, rates_);
+      if (mirrored)
+        sum = weights_.row *
+              (sum + 0.5f * log1p_of_product(load(at + 2 * column_multiple), gates_.beta, rates_));
       total_ += wide(last_->head[unit] * sum);
     }
     clear();
@@ -135,9 +160,11 @@ class FrameValue {
   const Mlp& gates_;
   const SoftplusRates& rates_;
   const MlpStage* last_;
-  float* sums_;  // [gates of the last stage, 2, column_multiple]   sums of max(u, 0), and D
+  float* sums_;  // [gates of the last stage, value_parts, column_multiple]   max(u, 0), D, D of the halves
   int64_t factors_ = 0;
   int64_t pixels_ = 0;
+  RowWeights weights_{};
+  bool alike_ = true;  // whether the pixels of the tile have the weight of their row
   WideVec total_{};
 };
 

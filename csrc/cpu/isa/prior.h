@@ -37,34 +37,16 @@ inline Vec reciprocal_root(Vec x) {
 #endif
 }
 
-// Rows `begin` to `end` + kernel - 2 of E x.
-inline void continued_rows(const PatchFrame& op,
-                           const float* x,  // [channels, height, width]
-                           float* lines,    // [end - begin + kernel - 1, channels, line]
-                           int64_t begin,
-                           int64_t end) {
-  const Frame& frame = op.frame;
-  const int64_t margin = frame.kernel - 1, width = frame.width;
-  for (int64_t row = begin; row < end + margin; ++row)
-    for (int64_t channel = 0; channel < frame.channels; ++channel, lines += frame.line) {
-      const float* from = x + (channel * frame.height + op.rows[row]) * width;
-      for (int64_t i = 0; i < margin; ++i) lines[i] = from[op.columns[i]];
-      for (int64_t i = 0; i < width; ++i) lines[margin + i] = from[i];
-      for (int64_t i = margin + width; i < width + 2 * margin; ++i) lines[i] = from[op.columns[i]];
-      for (int64_t i = width + 2 * margin; i < frame.line; ++i) lines[i] = 0.0f;
-    }
-}
-
 // Gates of a tile, their third-order parts of Hessian products, and the tile's part of R.
 template <bool with_value, bool has_tangent>
-inline void prior_gates(const PatchFrame& op,
+inline void prior_gates(const Frame& op,
                         const PriorScratch& scratch,
                         const GroupPotentials& pot,
                         int64_t count,
                         const float* weights,  // [count]
                         float row_weight,
                         double* value) {
-  Term term{pot.energies, op.frame.units, 1, scratch.energy, block_rows, op.frame.units};
+  Term term{pot.energies, op.units, 1, scratch.energy, block_rows, op.units};
   Vec totals[block_rows / lanes] = {};
   product(&term, 1, pot.groups, count, [&](int64_t group, int64_t lane, auto u) {
     const float slope = pot.slope[group], far = pot.far[group], bend = far * far;
@@ -90,63 +72,60 @@ inline void prior_gates(const PatchFrame& op,
 
 template <bool with_value, bool has_tangent>
 void prior_rows_of(
-    const PatchFrame& op, const PriorScratch& scratch, const PriorRows& io, int64_t begin, int64_t end) {
-  const Frame& frame = op.frame;
+    const Frame& op, const PriorScratch& scratch, const PriorRows& io, int64_t begin, int64_t end) {
   const GroupPotentials& pot = io.potentials;
-  const int64_t margin = frame.kernel - 1;
+  const int64_t margin = op.kernel - 1;
   double value = 0.0;
-  continued_rows(op, io.x, scratch.lines, begin, end);
-  if constexpr (has_tangent) continued_rows(op, io.v, scratch.v_lines, begin, end);
-  clear_sums(frame, io.sum, end - begin);
+  continue_rows(op, io.x, scratch.lines, begin, end);
+  if constexpr (has_tangent) continue_rows(op, io.v, scratch.v_lines, begin, end);
+  clear_sums(op, io.sum, end - begin);
   float* result = has_tangent ? scratch.dc : scratch.c;
   for_each_tile(
-      frame, end - begin,
+      op, end - begin,
       [&](int64_t row, int64_t at, int64_t count, int64_t) {
-        const int64_t below = row * frame.channels * frame.line + at;
-        const float* weights = op.column_weights + at;
-        const float row_weight = op.row_weights[begin + row];
+        const int64_t below = row * op.channels * op.line + at;
+        const float* weights = op.mirror.column_weights + at;
+        const float row_weight = op.mirror.row_weights[begin + row];
         float* c = scratch.c + margin + at;
         float* dc = scratch.dc + margin + at;
-        coefficients(frame, scratch.terms, scratch.lines + below, count,
+        coefficients(op, scratch.terms, scratch.lines + below, count,
                      [&](int64_t unit, int64_t lane, auto sum) {
-                       store(c + unit * frame.line + lane, sum);
+                       store(c + unit * op.line + lane, sum);
                        store(scratch.energy + unit * block_rows + lane, sum * sum);
                      });
         if constexpr (has_tangent)
-          coefficients(frame, scratch.terms, scratch.v_lines + below, count,
+          coefficients(op, scratch.terms, scratch.v_lines + below, count,
                        [&](int64_t unit, int64_t lane, auto sum) {
-                         const auto own = load(sum, c + unit * frame.line + lane);
-                         store(dc + unit * frame.line + lane, sum);
+                         const auto own = load(sum, c + unit * op.line + lane);
+                         store(dc + unit * op.line + lane, sum);
                          store(scratch.cross + unit * block_rows + lane, own * sum);
                        });
         prior_gates<with_value, has_tangent>(op, scratch, pot, count, weights, row_weight, &value);
-        const Term back{pot.energies, 1, frame.units, scratch.gates, block_rows, pot.groups};
-        product(&back, 1, frame.units, count, [&](int64_t unit, int64_t lane, auto sum) {
-          float* to = (has_tangent ? dc : c) + unit * frame.line + lane;
+        const Term back{pot.energies, 1, op.units, scratch.gates, block_rows, pot.groups};
+        product(&back, 1, op.units, count, [&](int64_t unit, int64_t lane, auto sum) {
+          float* to = (has_tangent ? dc : c) + unit * op.line + lane;
           store(to, load(sum, to) * sum * (load(sum, weights + lane) * row_weight));
         });
         if constexpr (has_tangent) {
-          const Term up{pot.energies, frame.units, 1, scratch.cross, block_rows, frame.units};
+          const Term up{pot.energies, op.units, 1, scratch.cross, block_rows, op.units};
           product(&up, 1, pot.groups, count, [&](int64_t group, int64_t lane, auto sum) {
             float* third = scratch.third + group * block_rows + lane;
             store(third, load(sum, third) * sum);
           });
-          const Term down{pot.energies, 1, frame.units, scratch.third, block_rows, pot.groups};
-          product(&down, 1, frame.units, count, [&](int64_t unit, int64_t lane, auto sum) {
-            float* to = dc + unit * frame.line + lane;
-            const auto own = load(sum, c + unit * frame.line + lane);
+          const Term down{pot.energies, 1, op.units, scratch.third, block_rows, pot.groups};
+          product(&down, 1, op.units, count, [&](int64_t unit, int64_t lane, auto sum) {
+            float* to = dc + unit * op.line + lane;
+            const auto own = load(sum, c + unit * op.line + lane);
             store(to, load(sum, to) - own * sum * (load(sum, weights + lane) * row_weight));
           });
         }
       },
-      [&](int64_t row) {
-        add_adjoint(frame, scratch.terms, result, io.sum + row * frame.channels * frame.sum_line);
-      });
+      [&](int64_t row) { add_adjoint(op, scratch.terms, result, io.sum + row * op.channels * op.sum_line); });
   if constexpr (with_value) *io.value = value;
 }
 
 void prior_rows(
-    const PatchFrame& op, const PriorScratch& scratch, const PriorRows& io, int64_t begin, int64_t end) {
+    const Frame& op, const PriorScratch& scratch, const PriorRows& io, int64_t begin, int64_t end) {
   if (io.v) return prior_rows_of<false, true>(op, scratch, io, begin, end);
   return io.value ? prior_rows_of<true, false>(op, scratch, io, begin, end)
                   : prior_rows_of<false, false>(op, scratch, io, begin, end);

@@ -33,14 +33,14 @@ inline void add_lanes(float* to, const Group<count>& a) {  // to: [sum_lanes]
 
 // w g and g' t of a tile, or w g/2, and the gradients of the numbers of a group.
 template <bool has_tangent>
-inline void gates_and_gradients(const PatchFrame& op,
+inline void gates_and_gradients(const Frame& op,
                                 const PriorScratch& scratch,
                                 const GroupPotentials& pot,
                                 const PriorPartial& partial,
                                 int64_t count,
                                 const float* weights,  // [count]
                                 float row_weight) {
-  const int64_t atoms = op.frame.units;
+  const int64_t atoms = op.units;
   if constexpr (has_tangent) {
     const Term up{pot.energies, atoms, 1, scratch.cross, block_rows, atoms};
     product(&up, 1, pot.groups, count, [&](int64_t group, int64_t lane, auto sum) {
@@ -79,7 +79,7 @@ inline void gates_and_gradients(const PatchFrame& op,
 
 // dU of a tile. Groups along lanes: of those there are mostly whole vectors, of atoms hardly ever.
 template <bool has_tangent>
-inline void energies_gradient(const PatchFrame& op,
+inline void energies_gradient(const Frame& op,
                               const PriorScratch& scratch,
                               int64_t groups,
                               const PriorPartial& partial,
@@ -93,28 +93,25 @@ inline void energies_gradient(const PatchFrame& op,
     transpose(scratch.third, block_rows, third, columns, groups, count);
     terms[1] = {scratch.energy, block_rows, 1, third, columns, count};
   }
-  product(terms, has_tangent ? 2 : 1, op.frame.units, columns, [&](int64_t atom, int64_t first, auto part) {
+  product(terms, has_tangent ? 2 : 1, op.units, columns, [&](int64_t atom, int64_t first, auto part) {
     float* to = partial.energies + atom * columns + first;
     store(to, load(part, to) + part);
   });
 }
 
 template <bool has_tangent>
-void gradient_rows_of(const PatchFrame& op,
-                      const PriorScratch& scratch,
-                      const PriorGradientRows& io,
-                      int64_t begin,
-                      int64_t end) {
-  const Frame& frame = op.frame;
+void gradient_rows_of(
+    const Frame& op, const PriorScratch& scratch, const PriorGradientRows& io, int64_t begin, int64_t end) {
+  const Frame& frame = op;
   const GroupPotentials& pot = io.potentials;
-  continued_rows(op, io.x, scratch.lines, begin, end);
-  if constexpr (has_tangent) continued_rows(op, io.v, scratch.v_lines, begin, end);
+  continue_rows(op, io.x, scratch.lines, begin, end);
+  if constexpr (has_tangent) continue_rows(op, io.v, scratch.v_lines, begin, end);
   for_each_tile(
       frame, end - begin,
       [&](int64_t row, int64_t at, int64_t count, int64_t) {
         const int64_t below = row * frame.channels * frame.line + at;
         const float row_weight =
-            has_tangent ? op.row_weights[begin + row] : op.row_weights[begin + row] * io.p;
+            has_tangent ? op.mirror.row_weights[begin + row] : op.mirror.row_weights[begin + row] * io.p;
         float* c = scratch.c;
         float* dc = scratch.dc;
         coefficients(frame, scratch.terms, scratch.lines + below, count,
@@ -129,7 +126,7 @@ void gradient_rows_of(const PatchFrame& op,
                          store(scratch.cross + unit * block_rows + lane,
                                load(sum, c + unit * frame.line + lane) * sum);
                        });
-        gates_and_gradients<has_tangent>(op, scratch, pot, io.partial, count, op.column_weights + at,
+        gates_and_gradients<has_tangent>(op, scratch, pot, io.partial, count, op.mirror.column_weights + at,
                                          row_weight);
         energies_gradient<has_tangent>(op, scratch, pot.groups, io.partial, count);
         if constexpr (has_tangent) {
@@ -157,11 +154,8 @@ void gradient_rows_of(const PatchFrame& op,
       [](int64_t) {});
 }
 
-void prior_gradient_rows(const PatchFrame& op,
-                         const PriorScratch& scratch,
-                         const PriorGradientRows& io,
-                         int64_t begin,
-                         int64_t end) {
+void prior_gradient_rows(
+    const Frame& op, const PriorScratch& scratch, const PriorGradientRows& io, int64_t begin, int64_t end) {
   return io.v ? gradient_rows_of<true>(op, scratch, io, begin, end)
               : gradient_rows_of<false>(op, scratch, io, begin, end);
 }

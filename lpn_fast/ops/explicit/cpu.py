@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .patches import Patches
+from ...algebra.patches import Patches
 
 if TYPE_CHECKING:
     from .level import Level

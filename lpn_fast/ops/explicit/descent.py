@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...algebra.patches import Patches
 from ...per_sample import broadcast, choose, dot, norm
 from . import potentials
-from .patches import Patches
 from .potentials import Potentials
 
 MEMORY = 8

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .patches import Patches
+from ...algebra.patches import Patches
 
 if TYPE_CHECKING:
     from .potentials import Potentials

@@ -4,7 +4,7 @@
 
 The networks of `FrameLPN` with the default gates, and those of `MixtureLPN`, where the last units compete (csrc's
 competing.h). Only images and gradients touch memory: what a derivative needs of the stages is computed anew, which is
-cheaper than storing it, so there is no tape. All tensors are float32.
+cheaper than storing it, so there is no tape. Borders are of zeros or mirrored. All tensors are float32.
 """
 
 import functools
@@ -14,21 +14,13 @@ import torch
 from torch import Tensor
 
 from ....algebra.parameters import StageParameters, layout, unpack
-from ....algebra.spec import Spec, Stage
+from ....algebra.patches import Patches
+from ....algebra.spec import Spec
 
 
 def supports(spec: Spec) -> bool:
     """Whether these kernels compute networks of `spec`."""
-    if len(spec.axes) != 2 or not spec.square_first or spec.linear or spec.constant or spec.quadratic:
-        return False
-    first, *gates = spec.stages
-    whole = first.skip_stride == 1 and first.resize == 1 and first.skip_padding == first.skip_kernel - 1
-    return whole and all(_is_gate(stage) for stage in gates) and "linear" in spec.stages[-1].heads
-
-
-def _is_gate(stage: Stage) -> bool:
-    reading = stage.kernel, stage.stride, stage.padding, stage.skip_kernel
-    return reading == (1, 1, 0, 0) and stage.bias and "squared" not in stage.heads
+    return spec.gates_pixels
 
 
 def value_prox(
@@ -39,7 +31,8 @@ def value_prox(
     biases = _biases(_gates(spec, packed), features)
     psi = torch.empty(len(x), dtype=torch.float64, device="cpu") if with_value else None
     f = torch.empty_like(x)
-    _problem(spec, x, packed, biases).value_prox(x.data_ptr(), _at(psi), f.data_ptr(), torch.get_num_threads())
+    problem, _kept = _problem(spec, x, packed, biases)
+    problem.value_prox(x.data_ptr(), _at(psi), f.data_ptr(), torch.get_num_threads())
     return None if psi is None else psi.to(x.dtype), f
 
 
@@ -71,7 +64,8 @@ def _vjp(spec, x, packed, features, p, v, gradient: Tensor | None) -> tuple[Tens
     biases = _biases(_gates(spec, packed), features)
     gx = torch.empty_like(x)
     bias_gradient = None if gradient is None else x.new_empty(len(x), biases.shape[1])
-    _problem(spec, x, packed, biases).vjp(
+    problem, _kept = _problem(spec, x, packed, biases)
+    problem.vjp(
         x.data_ptr(), _at(p), _at(v), gx.data_ptr(), _at(gradient), packed.numel(), _at(bias_gradient),
         torch.get_num_threads(),
     )  # fmt: skip
@@ -100,14 +94,24 @@ def _biases(gates: tuple[StageParameters, ...], features: Tensor | None) -> Tens
 
 
 def _problem(spec: Spec, x: Tensor, packed: Tensor, biases: Tensor):
-    """csrc's description of network and sizes; it reads P, table and biases where they lie."""
+    """(csrc's description of network and sizes, what must live as long); P, table and biases are read in place."""
     first = spec.stages[0]
     table, filters_at = _table(spec)
-    shared = len(biases) == 1
-    return _cpu().Frame(
+    shared, mirror = len(biases) == 1, _mirror(spec, *x.shape[2:])
+    problem = _cpu().Frame(
         packed.data_ptr(), table.data_ptr(), len(spec.stages) - 1, filters_at, biases.data_ptr(), shared, *x.shape,
-        first.width, first.skip_kernel, spec.stages[-1].competing, spec.beta, spec.alpha,
+        first.width, first.skip_kernel, spec.stages[-1].competing, spec.beta, spec.alpha, *map(_at, mirror),
     )  # fmt: skip
+    return problem, mirror
+
+
+@functools.lru_cache(maxsize=64)
+def _mirror(spec: Spec, height: int, width: int) -> tuple[Tensor | None, ...]:
+    """Rows, columns and their weights (algebra/patches.py), or None where the image goes on by zeros."""
+    if not spec.is_mirrored:
+        return (None,) * 4
+    patches = Patches(height, width, spec.stages[0].skip_kernel, torch.empty(0, device="cpu", dtype=torch.float32))
+    return patches.rows, patches.columns, patches.row_weights, patches.column_weights
 
 
 @functools.cache

@@ -37,6 +37,8 @@ class TritonBackend(SweepsBackend):
             return "dense networks are not covered, these kernels are convolutions"
         if spec.ndim == 3:
             return "volumes are not covered"
+        if spec.is_mirrored:
+            return "border 'mirror' is not covered"
         if spec.stages[-1].competing and not fused.covers(spec):
             return "of networks whose last units compete only frames under one stage of gates are covered"
         return device.refusal(x, precision)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...explicit.patches import Patches, folded
+from ....algebra.patches import Patches, folded
 from . import device
 from .device import launchers
 from .fused import MOST_SIDE, MOST_UNITS

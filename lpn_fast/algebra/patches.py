@@ -87,6 +87,9 @@ class Patches:
 
 
 def _mirrored(side: int, k: int) -> Tensor:
+    if side >= k - 1:  # nothing but slices, which exporters know where they leave the size open
+        index = torch.arange(side)
+        return torch.cat([index[: k - 1].flip(0), index, index[side - k + 1 :].flip(0)])
     index = torch.arange(1 - k, side + k - 1) % (2 * side)
     return torch.where(index < side, index, 2 * side - 1 - index)
 
@@ -116,17 +119,26 @@ def _unmirrored(extended: Tensor, axis: int, k: int) -> Tensor:
     return total
 
 
-@functools.cache
 def _weights(side: int, k: int) -> Tensor:
-    first = torch.arange(1 - k, side)
-    inside = (first >= 0) & (first + k <= side)
-    weights = torch.where(inside, 1.0, 0.5).double()
+    return _halved(side, k) if side >= k - 1 else _halved(side, k) / _excess(side, k)
+
+
+def _halved(side: int, k: int) -> Tensor:
+    if side < k:
+        return torch.full((side + k - 1,), 0.5, dtype=torch.float64)
+    crossing = torch.full((k - 1,), 0.5, dtype=torch.float64)
+    return torch.cat([crossing, torch.ones(side - k + 1, dtype=torch.float64), crossing])
+
+
+@functools.cache
+def _excess(side: int, k: int) -> float:
+    """How often a pixel of an axis is seen at most, with these weights, in units of k; at least 1."""
     seen = torch.zeros(side, dtype=torch.float64)
     for tap in range(k):
-        seen.index_add_(0, _mirrored(side, k)[tap : tap + side + k - 1], weights)
-    if side:
-        period = torch.zeros(2 * side, dtype=torch.float64).index_add_(0, first % (2 * side), weights)
-        pairs = period + period[(-k - torch.arange(2 * side)) % (2 * side)]
-        weights = weights / pairs.max().clamp(min=1)
-        seen = seen / pairs.max().clamp(min=1)
-    return weights / (seen.max() / k).clamp(min=1)
+        seen.index_add_(0, _mirrored(side, k)[tap : tap + side + k - 1], _halved(side, k))
+    if not side:
+        return 1.0
+    period = torch.zeros(2 * side, dtype=torch.float64)
+    period.index_add_(0, torch.arange(1 - k, side) % (2 * side), _halved(side, k))
+    pairs = period + period[(-k - torch.arange(2 * side)) % (2 * side)]  # of a position and its mirror image
+    return max(1.0, seen.max().item() / k, pairs.max().item())

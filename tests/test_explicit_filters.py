@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import lpn_fast as lf
+from lpn_fast.algebra.patches import Patches
 from lpn_fast.networks.explicit_filters import limit_, mirrored, peak
-from lpn_fast.ops.explicit.patches import Patches
 
 
 def drawn(channels=1, kernel=5, filters=12, groups=9, spread=0.3) -> lf.ExplicitLPN:

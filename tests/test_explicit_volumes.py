@@ -50,7 +50,7 @@ def test_r_is_what_its_definition_says(channels, size, k):
 
 @pytest.mark.parametrize(("size", "k"), [((6, 5, 4), 3), ((2, 3, 9), 3), ((1, 1, 1), 2), ((1, 4, 2), 4)])
 def test_patches_of_volumes_are_a_tight_frame_up_to_the_borders(size, k, monkeypatch):
-    monkeypatch.setattr("lpn_fast.ops.explicit.patches.POSITIONS", 100)
+    monkeypatch.setattr("lpn_fast.algebra.patches.POSITIONS", 100)
     patches, x = Patches(size, k, SIGMA), images(2, 2, *size)
     extended, back = patches.extended(x), torch.zeros(2, 2, *(side + 2 * k - 2 for side in size)).double()
     seen = torch.zeros(2, dtype=torch.float64)

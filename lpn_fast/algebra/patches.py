@@ -79,7 +79,8 @@ class Patches:
         places = [side - self.k + 1 for side in part.shape[2:]]
         taps = patches.view(*part.shape[:2], self.pixels, *places)
         for tap, first in enumerate(itertools.product(range(self.k), repeat=len(places))):
-            part[(..., *(slice(i, i + n) for i, n in zip(first, places, strict=True)))] += taps[:, :, tap]
+            under = [slice(i, i + n) for i, n in zip(first, places, strict=True)]
+            part[(slice(None), slice(None), *under)] += taps[:, :, tap]
 
     def weights_of(self, block: slice) -> Tensor:
         """w_p of the positions of a block, (P,)."""

@@ -3,7 +3,7 @@
     sum_p w_p sum_j (h_j . patch_p(E x))^2 <= k^2 |x|^2   for all x,   if   S(omega) = 1/k^2 sum_j h_j^ h_j^*  <= I
 
 for all frequencies omega; S is C x C. On a plane the left-hand side, with every w_p one, is the mean of <x^, S x^>. The
-continuation of ops/explicit/patches.py repeats an image in its mirror images. Since the filters are their own mirror
+continuation of algebra/patches.py repeats an image in its mirror images. Since the filters are their own mirror
 images, patches that cross a border come twice in a period of it, the others four times, as their weights are to one
 another: the sum over an image is a quarter of that over a period.
 

@@ -45,7 +45,7 @@ def value_prox(
 def _value_prox(spec: Spec, x, packed, features, with_value: bool) -> tuple[Tensor | None, Tensor]:
     first, *gates = unpack(spec, packed).stages
     k, competing = first.skip.shape[-1], spec.stages[-1].competing
-    patches = Patches(*x.shape[2:], k, x) if spec.is_mirrored else None
+    patches = Patches(x.shape[2:], k, x) if spec.is_mirrored else None
     padding, at = (k - 1, x) if patches is None else (0, patches.extended(x))
     weights = None if patches is None else patches.weights.flatten()  # [positions]
     psi = (0.5 * spec.alpha) * x.square().sum((1, 2, 3)) if with_value else None

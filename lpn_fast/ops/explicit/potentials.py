@@ -25,7 +25,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...algebra.patches import Patches
 from . import kernels
 from .coarse import Tilings, means, means_adjoint
 

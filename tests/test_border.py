@@ -57,7 +57,10 @@ def weights_of(side, k):
     pixels = np.pad(np.arange(side), k - 1, mode="symmetric")
     weights = np.array([1.0 if 0 <= p <= side - k else 0.5 for p in range(1 - k, side)])
     seen = sum(w * np.bincount(pixels[at : at + k], minlength=side) for at, w in enumerate(weights))
-    return weights / max(1.0, seen.max() / k)
+    period = [p % (2 * side) for p in range(1 - k, side)]
+    count = np.bincount(period, weights, minlength=2 * side)
+    twice = [count[p] + count[(-k - p) % (2 * side)] for p in range(2 * side)]  # a position and its mirror image
+    return weights / max(1.0, seen.max() / k, *twice)
 
 
 def potential_by_patches(spec, x, packed, features):

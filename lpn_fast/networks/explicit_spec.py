@@ -48,6 +48,7 @@ class ExplicitSpec:
     is_dense = False
     image_size = None
     noise_units = True
+    is_mirrored = True
 
     @property
     def axes(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ NO_RESULT = {  # versions, settings and definitions
     "README.md": {"2310.14344", "3.11", "3.14", "2.11", "0.01", "0.02", "0.1", "0.2", "0.3", "1.6", "2.0"},
 }
 NO_RESULT_ANYWHERE = {"0.01", "0.05", "0.1", "0.5", "2310.14344", "3.11"}
-ARITHMETIC = re.compile(r"^\*\*The following figures are arithmetic.*?(?=^The torch backend)", re.M | re.S)
+ARITHMETIC = re.compile(r"^\*\*The following figures are arithmetic.*?(?=^### )", re.M | re.S)
 HIDDEN = re.compile(r"^```.*?^```$|`[^`\n]*`|^ {4}[^\n]*$|https?://\S+", re.M | re.S)
 FIGURE = re.compile(r"(?<![\w./])(\d[\d,]*\.\d+)(?![\w.]*\d)|(?<![\w./,])(\d[\d,]*)(?= (?:dB|ms|MB|GB|images/s)\b)")
 

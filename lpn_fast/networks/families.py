@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 
+from ..algebra.spec import BORDERS as BORDERS  # for configurations
 from ..algebra.spec import Spec, Stage
 from .lpn import LPN
 from .registry import register

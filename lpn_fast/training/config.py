@@ -29,11 +29,11 @@ import typing
 from dataclasses import MISSING, Field, dataclass, field
 from pathlib import Path
 
-from ..algebra.spec import BORDERS
 from ..contract import did_you_mean
 from ..data.augment import SYMMETRIES, Augment
 from ..data.readers import WINDOWS
 from ..data.synthetic import KINDS
+from ..networks.families import BORDERS
 from ..networks.initialise import STARTS
 from ..networks.registry import trainable
 from ..ops.precision import PRECISIONS

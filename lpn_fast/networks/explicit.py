@@ -151,8 +151,7 @@ class ExplicitLPN(Summarised):
 
     def of_level(self, prefix: str) -> tuple[Tensor, ...]:
         """Atoms (n, C, k, k), shares, far, bends, tails of a level."""
-        seeds = getattr(self, "seeds", None) if not prefix else None
-        atoms = getattr(self, prefix + "atoms") if seeds is None else mirrored(seeds)
+        atoms = mirrored(self.seeds) if self.spec.filters else getattr(self, prefix + "atoms")
         return atoms, *(getattr(self, prefix + name) for name in ("shares", "far", "bends", "tails"))
 
     # ---- what solvers and others look up

@@ -60,9 +60,9 @@ def gradients(
     x = x.contiguous()
     tensors, geometry = _contiguous(pot), _geometry(Patches(x.shape[2:], k, x))
     total = tuple(torch.zeros_like(t) for t in tensors)
-    for v_or_none, scale_or_none in ((v, None), (None, scale)):  # one kernel each
-        given = [None if t is None else t.to(x).contiguous() for t in (v_or_none, scale_or_none)]
-        if given == [None, None]:
+    for given in ((v, None), (None, scale)):  # one kernel each
+        given = [None if t is None else t.to(x).contiguous() for t in given]
+        if all(t is None for t in given):
             continue
         found = [torch.empty_like(t) for t in tensors]
         _cpu.explicit_prior_gradient(

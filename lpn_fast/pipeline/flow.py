@@ -113,91 +113,6 @@ def ticking(bar: tqdm, seconds: float = TICK) -> Iterator[None]:
             thread.join()
 
 
-class Solvers:
-    """Runs calls side by side in `count` threads, each of which has one of torch's threads: itself.
-
-    A core that solves a batch of its own waits for no other core, neither at the end of every loop of a network nor
-    while reading and writing have one of them. With count 1 the caller runs every call, with all of torch's threads.
-    The error of a call is raised by a later `submit`, by `alone` or by the end of `with`.
-
-    Attributes
-    ----------
-    stopped : threading.Event
-        Set once the `with` ends in an error: long calls should end soon.
-
-    Examples
-    --------
-    >>> done = []
-    >>> with Solvers(2) as solvers:
-    ...     for number in range(3):
-    ...         solvers.submit(done.append, number)
-    ...     solvers.alone(done.append, 3)
-    >>> sorted(done[:3]), done[3]
-    ([0, 1, 2], 3)
-    """
-
-    def __init__(self, count: int):
-        self.count, self.stopped = count, threading.Event()
-        self._pool: ThreadPoolExecutor | None = None
-        self._running: set[Future] = set()
-
-    def __enter__(self) -> "Solvers":
-        if self.count == 1:
-            return self
-        self._threads, turn, all_here = torch.get_num_threads(), threading.Lock(), threading.Barrier(self.count)
-        torch.set_num_threads(1)  # for this thread and those started later
-
-        def begin() -> None:
-            with turn:
-                torch.set_num_threads(1)
-            all_here.wait()
-
-        self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="lpn_fast solve", initializer=begin)
-        wait([self._pool.submit(int) for _ in range(self.count)])  # settled before any of them works
-        return self
-
-    def submit(self, function: Callable, *arguments) -> None:
-        """Run function(*arguments) in a thread that is free; waits while one call more than threads is at hand."""
-        if self._pool is None:
-            function(*arguments)
-            return
-        while len(self._running) > self.count:
-            self._take(wait(self._running, return_when=FIRST_COMPLETED).done)
-        self._running.add(self._pool.submit(function, *arguments))
-
-    def alone(self, function: Callable, *arguments) -> None:
-        """Run function(*arguments) in the caller with all of torch's threads, once the calls before it have ended."""
-        if self._pool is None:
-            function(*arguments)
-            return
-        self._take(wait(self._running).done)
-        torch.set_num_threads(self._threads)
-        try:
-            function(*arguments)
-        finally:
-            torch.set_num_threads(1)
-
-    def _take(self, ended: set[Future]) -> None:
-        self._running -= ended
-        for call in ended:
-            call.result()
-
-    def __exit__(self, kind, error, traceback) -> None:
-        if self._pool is None:
-            return
-        done = False
-        try:
-            if error is None:
-                while self._running:
-                    self._take(wait(self._running, return_when=FIRST_COMPLETED).done)
-                done = True
-        finally:
-            if not done:
-                self.stopped.set()
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(self._threads)
-
-
 class Background:
     """Runs calls one after another in a thread; an error is raised by a later `submit` or by the end of `with`.
 
@@ -215,22 +130,101 @@ class Background:
 
     def __init__(self, ahead: int = 1):
         self._ahead, self._lock = ahead, threading.Lock()
-        self._running: deque[Future] = deque()
+        self._running: set[Future] = set()
 
     def __enter__(self) -> "Background":
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="lpn_fast write")
         return self
 
     def submit(self, function: Callable, *arguments) -> None:
-        """Run function(*arguments) after the calls before it."""
+        """Run function(*arguments) after the calls before it, or beside them where there are several threads."""
         with self._lock:
-            while self._running and (len(self._running) >= self._ahead or self._running[0].done()):
-                self._running.popleft().result()
-            self._running.append(self._pool.submit(function, *arguments))
+            self._settle(self._ahead - 1)
+            self._running.add(self._pool.submit(function, *arguments))
+
+    def _settle(self, most: int = 0) -> None:
+        """Wait until no more than `most` calls are unfinished; the error of one that has ended is raised."""
+        timeout: float | None = 0.0
+        while timeout == 0 or len(self._running) > most:
+            ended, self._running = wait(self._running, timeout, FIRST_COMPLETED)
+            timeout = None
+            for call in ended:
+                call.result()
 
     def __exit__(self, kind, error, traceback) -> None:
         try:
-            while error is None and self._running:
-                self._running.popleft().result()
+            if error is None:
+                self._settle()
         finally:
             self._pool.shutdown(wait=True)
+
+
+class Solvers(Background):
+    """Runs calls side by side in `count` threads, each of which has one of torch's threads: itself.
+
+    A core that solves a batch of its own waits for no other core, neither at the end of every loop of a network nor
+    while reading and writing have one of them. With count 1 the caller runs every call, with all of torch's threads.
+    If the `with` ends in an error, what has not begun never does.
+
+    Attributes
+    ----------
+    stopped : threading.Event
+        Set when the `with` ends: calls that still run, since it ended in an error, should end soon.
+
+    Examples
+    --------
+    >>> done = []
+    >>> with Solvers(2) as solvers:
+    ...     for number in range(3):
+    ...         solvers.submit(done.append, number)
+    ...     solvers.alone(done.append, 3)
+    >>> sorted(done[:3]), done[3]
+    ([0, 1, 2], 3)
+    """
+
+    def __init__(self, count: int):
+        super().__init__(ahead=count + 1)  # one more than threads is at hand
+        self.count, self.stopped = count, threading.Event()
+
+    def __enter__(self) -> "Solvers":
+        self._threads = torch.get_num_threads()
+        if self.count == 1:
+            return self
+        turn, all_here = threading.Lock(), threading.Barrier(self.count)
+        torch.set_num_threads(1)  # for this thread and those started later
+
+        def begin() -> None:
+            with turn:
+                torch.set_num_threads(1)
+            all_here.wait()
+
+        self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="lpn_fast solve", initializer=begin)
+        wait([self._pool.submit(int) for _ in range(self.count)])  # settled before any of them works
+        return self
+
+    def submit(self, function: Callable, *arguments) -> None:
+        if self.count == 1:
+            function(*arguments)
+        else:
+            super().submit(function, *arguments)
+
+    def alone(self, function: Callable, *arguments) -> None:
+        """Run function(*arguments) in the caller with all of torch's threads, once the calls before it have ended."""
+        self._settle()
+        own = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            function(*arguments)
+        finally:
+            torch.set_num_threads(own)
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if self.count == 1:
+            return
+        try:
+            if error is None:
+                self._settle()
+        finally:
+            self.stopped.set()
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(self._threads)

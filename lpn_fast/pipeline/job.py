@@ -225,8 +225,7 @@ def solve_all(run: Run, sources: list[Source], batch_pixels: int) -> None:
 
 def content_of(task: Task, simulate: bool, intensities: Range | None) -> Content:
     """What counts of containers: measurements that are no images, or images of a type that says what 0 and 1 are."""
-    arrays = None if simulate else getattr(task.problem, "arrays", None)
-    return arrays or Images(any_type=intensities is not None)
+    return (None if simulate else task.problem.arrays) or Images(any_type=intensities is not None)
 
 
 def check_places(sources: list[Source], out: Path, simulate: bool) -> None:

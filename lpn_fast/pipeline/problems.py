@@ -24,6 +24,7 @@ from ..physics import (
     MRI,
     Blur,
     CompressedSensing,
+    Denoising,
     Downsampling,
     Inpainting,
     LinearOperator,
@@ -32,8 +33,8 @@ from ..physics import (
 )
 from ..solvers.noise import GAUSSIAN_MEDIAN, haar_level
 from .noise import MOST_TILES, noise_levels
-from .tasks import PROBE_SIDE
 
+PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model and sigma fit together
 OUTER = 0.35  # cycles per pixel: from there on the frequencies of a picture are little beside noise
 
 
@@ -114,6 +115,9 @@ class Problem:
 
     def __str__(self) -> str:
         return str(self.physics)
+
+
+IMAGES = Problem("images", Denoising(), {})  # which are measured themselves
 
 
 def blur(physics: Blur) -> Problem:

@@ -24,7 +24,7 @@ from ..solvers import Conditions
 from .job import Summary
 from .manifest import NAME as MANIFEST
 from .manifest import ItemResult
-from .problems import Problem
+from .problems import IMAGES, Problem
 from .run import DEGRADED_FOLDER
 from .tasks import Task
 
@@ -89,7 +89,7 @@ def write_report(
     done = [result for result in results if result.status == "done"]
     failed = [result for result in results if result.status != "done"]
     settings = results[0].settings if results else task.settings()
-    operator, name = _operator_picture(task.problem), settings.get("task", "")
+    operator, name = _operator_picture(task.problem.physics), settings.get("task", "")
     title = f"{len(done):,} image{'s' * (len(done) != 1)} {DONE.get(settings.get('physics', name), name)}"
     chosen, which = _chosen(done)
     return pages.write(
@@ -121,7 +121,7 @@ def _facts(done: list[ItemResult], failed: list[ItemResult], settings: dict, tas
     used = Counter(result.model or model for result in done)
     each = ", ".join(f"{name} ({count:,} images)" for name, count in used.most_common())
     facts["Model"] = next(iter(used)) if len(used) == 1 else each
-    facts["Operator"] = "" if task.problem is None else str(task.problem)
+    facts["Operator"] = "" if task.problem is IMAGES else str(task.problem)
     if settings.get("task") == "denoise":
         facts["Solver"] = "one evaluation of the network"
     elif "solver" in settings:
@@ -178,7 +178,7 @@ def _chosen(done: list[ItemResult]) -> tuple[list[ItemResult], str]:
 
 
 def _cards(
-    chosen: list[ItemResult], summary: Summary, page: Path, problem, intensities: Range | None
+    chosen: list[ItemResult], summary: Summary, page: Path, problem: Problem, intensities: Range | None
 ) -> Iterable[dict]:
     """One at a time: a page may show many."""
     sources = {source.item: source for source in summary.sources}
@@ -223,9 +223,8 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _operator_picture(problem: Problem | None) -> tuple[str, Tensor] | None:
+def _operator_picture(physics: LinearOperator) -> tuple[str, Tensor] | None:
     """A caption and the picture (1, H, W) of kernel, mask or directions; None where there is none."""
-    physics = None if problem is None else problem.physics
     if isinstance(physics, Blur | Downsampling):
         kernel = physics.kernel if isinstance(physics, Blur) else physics.blur.kernel
         kernel = kernel.reshape(-1, *kernel.shape[-2:])[:1]
@@ -243,7 +242,7 @@ def _operator_picture(problem: Problem | None) -> tuple[str, Tensor] | None:
 
 
 def _pictures_of(
-    result: ItemResult, source: Source, out: Path, problem: Problem | None, intensities: Range | None
+    result: ItemResult, source: Source, out: Path, problem: Problem, intensities: Range | None
 ) -> Pictures:
     """What there is to see of an image that is done; all but "measured" show the same place."""
     if result.value is not None:  # scored: nothing was made
@@ -254,19 +253,19 @@ def _pictures_of(
     after = _image(kept, intensities)
     simulated = bool(result.settings.get("simulate"))
     path = source.result(out / DEGRADED_FOLDER) if simulated else source.path
-    if problem is not None and problem.arrays is not None:
+    if problem.arrays is not None:
         path = path.with_name(f"{path.name}.npy") if simulated else path
         pictures: Pictures = {"measured": (_measurement(source, path, problem, simulated, intensities), path)}
         pictures["result"] = after, kept.path
     else:
         y = _image(_file(path) if simulated else source, intensities)
-        if problem is not None and y is not None and after is not None:  # no more than lies over the result
+        if y is not None and after is not None:  # no more than lies over the result
             cropped = problem.cropped(y, tuple(after.shape[-2:]))
             y = y if cropped is None else cropped
         pictures = {"before": (y, path), "after": (after, kept.path)}
     if simulated:
         truth = _image(source, intensities)
-        pictures["truth"] = truth if truth is None or problem is None else problem.framed(truth), source.path
+        pictures["truth"] = None if truth is None else problem.framed(truth), source.path
     return pictures
 
 

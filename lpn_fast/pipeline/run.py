@@ -154,7 +154,7 @@ def _read(run: Run, source: Source) -> LoadedImage | tuple[Source, str]:
     """An image, or why it cannot be used."""
     problem = run.task.problem
     try:
-        if problem is not None and problem.arrays is not None and not run.simulate:
+        if problem.arrays is not None and not run.simulate:
             array, digest = source.read_array()
             measured, truth = problem.measured(array, run.intensities), None
             kind, notes = problem.kind, ()
@@ -164,7 +164,7 @@ def _read(run: Run, source: Source) -> LoadedImage | tuple[Source, str]:
             truth = image.pixels if run.simulate else None
             measured = run.task.degrade(truth, _generator(run.seed, source)) if run.simulate else image.pixels
             kind, encoding, notes = kind_of(image), image.encoding, image.notes
-            if kind == "gray" and problem is not None:
+            if kind == "gray":
                 kind = problem.kind
         kind = run.networks.suiting(kind)
         noise = run.task.noise_of([measured])[0] if run.task.estimates_noise else None
@@ -252,7 +252,7 @@ def _result(
     noise: float | None,
 ) -> ItemResult:
     channels, height, width = (loaded.measured if image is None else image).shape
-    found: dict = {}
+    problem, found = run.task.problem, {}
     if solution.objective is not None:
         objective = solution.objective[:, own].sum(dim=1)  # (iterations,)
         found |= {"objective_first": float(objective[0]), "objective_last": float(objective[-1])}
@@ -266,9 +266,7 @@ def _result(
     if solution.sigma is not None:
         found["sigma"] = float(solution.sigma[own][0])  # planes of one image have one level
     if loaded.truth is not None:
-        truth, before, problem = loaded.truth, loaded.measured, run.task.problem
-        if problem is not None:
-            truth, before = problem.framed(truth), problem.cropped(before, image.shape[-2:])
+        truth, before = problem.framed(loaded.truth), problem.cropped(loaded.measured, image.shape[-2:])
         if before is not None:
             found["psnr_before"], found["ssim_before"] = _quality(before, truth)
         found["psnr"], found["ssim"] = _quality(image, truth)
@@ -296,7 +294,7 @@ def _result(
 def _keep_degraded(run: Run, loaded: LoadedImage) -> str | None:
     """Write the simulated measurement, or say why that cannot be."""
     path = loaded.source.result(run.out / DEGRADED_FOLDER)
-    if run.task.problem is None or run.task.problem.arrays is None:
+    if run.task.problem.arrays is None:
         data = encode(loaded.measured, loaded.encoding)
     else:
         path, data = path.with_name(f"{path.name}.npy"), to_npy(loaded.measured.numpy())

@@ -18,9 +18,9 @@ from .. import solvers
 from ..networks import LPN, InTiles
 from ..per_sample import norm
 from ..prior import Verdict, prior
-from .noise import FEW_TILES, MOST_TILES, noise_levels
+from .noise import FEW_TILES, MOST_TILES
+from .problems import IMAGES, PROBE_SIDE, Problem
 
-PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model and sigma fit together
 PROBE_NOISE = 0.1
 LEVEL_TOLERANCE = 0.1  # relative distance of the noise from the level that a one-level network knows
 
@@ -40,7 +40,7 @@ class Task:
     iterations: Any = 1  # at most, for the progress bar
     expected_noise: Any = None  # what was said of it
     networks: Any = MappingProxyType({})  # shipped ones that replace the usual ones of a kind of image
-    problem: Any = None  # what was measured, where that is not the image itself
+    problem: Problem = IMAGES  # what was measured
     sigma: Any = None  # told to the network
 
     def __post_init__(self):
@@ -54,8 +54,7 @@ class Task:
 
     def noise_of(self, measured: list[Tensor]) -> list[float | None]:
         """The noise that each measurement (C, ...) shows, where it can be told."""
-        levels = noise_levels if self.problem is None else self.problem.noise_of
-        return levels(measured, MOST_TILES if self.estimates_noise else FEW_TILES)
+        return self.problem.noise_of(measured, MOST_TILES if self.estimates_noise else FEW_TILES)
 
     def settings(self) -> dict:
         """What decides the result besides the measurement and the network, JSON-ready."""
@@ -69,7 +68,7 @@ class Task:
         """The measurement of a known image (C, H, W), with noise; ValueError where it is not said how much."""
         if self.expected_noise is None:
             raise ValueError("the noise must be given to simulate measurements")
-        y = truth if self.problem is None else self.problem.measurement(truth)
+        y = self.problem.measurement(truth)
         return y + self.expected_noise * torch.randn(y.shape, generator=generator, dtype=y.dtype)
 
     def solve(

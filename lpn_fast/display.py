@@ -1,9 +1,9 @@
-"""Tables and pictures for notebooks, without a dependency; plots by matplotlib, which is the extra [plot]."""
+"""Tables and pictures for terminals and notebooks; plots by matplotlib, which is the extra [plot]."""
 
 import base64
 import html
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from PIL import Image
@@ -19,6 +19,16 @@ def table(title: str, rows: Iterable[tuple[str, ...]]) -> str:
         "<tr>" + "".join(f'<td style="text-align:left">{_text(c)}</td>' for c in row) + "</tr>" for row in rows
     )
     return f"<b>{_text(title)}</b><table>{body}</table>"
+
+
+def aligned(lines: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> str:
+    """Text: lines of cells in columns, which stand to the left, or where said to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = [*right, *[False] * (len(widths) - len(right))]
+    return "\n".join(
+        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, sides, strict=True)).rstrip()
+        for line in lines
+    )
 
 
 def pictures(images: Iterable[tuple[str, Tensor]]) -> str:

@@ -5,6 +5,8 @@ import io
 import statistics
 from collections.abc import Sequence
 
+from .. import display
+
 Cell = str | float | None
 FORMULA_MARKS = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets run when a cell begins with it
 Rows = Sequence[Sequence[Cell]]
@@ -30,26 +32,13 @@ def table(header: Sequence[str], rows: Rows, mean_of: tuple[int, int] | None = N
         rows = [*rows, ["mean", *[""] * (first - 1), *means, *[""] * (len(header) - last)]]
     lines = [list(header), *([_cell(name, v) for name, v in zip(header, row, strict=True)] for row in rows)]
     numeric = [any(isinstance(row[i], float) for row in rows) for i in range(len(header))]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    return display.aligned(lines, numeric)
 
 
 def csv_text(header: Sequence[str], rows: Rows) -> str:
     """The same as CSV, with unknown values empty and numbers in full.
 
     Text is quoted, and one that a spreadsheet would take for a formula begins with `./`, which leaves a path the same.
-
-    Examples
-    --------
-    >>> print(csv_text(("image", "value"), [("=1+1.png", 0.5)]), end="")
-    "image","value"
-    "./=1+1.png",0.5
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)

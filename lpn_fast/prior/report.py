@@ -77,10 +77,4 @@ class Report:
         return display.table(self._verdict(), [HEADER, *self._rows()])
 
     def __repr__(self) -> str:
-        rows = self._rows()
-        widths = [max(len(row[i]) for row in (HEADER, *rows)) for i in range(4)]
-        lines = [
-            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]).rstrip()
-            for row in (HEADER, *rows)
-        ]
-        return "\n".join([*lines, self._verdict()])
+        return f"{display.aligned([HEADER, *self._rows()])}\n{self._verdict()}"

@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .. import display
 from .problem import InverseProblem
 
 # Relative rise that cancellation between data term and prior can leave of an objective that stayed where it was.
@@ -126,10 +127,7 @@ class Conditions:
     def __repr__(self) -> str:
         lines = [(self.theorem, "required", "actual", "holds")]
         lines += [(row.name, row.required, row.actual, row.verdict) for row in self.rows]
-        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
+        return display.aligned(lines)
 
 
 def gradient_conditions(problem: InverseProblem, step_size: float | Tensor, theorem: str = "PGD") -> Conditions:

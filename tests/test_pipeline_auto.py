@@ -11,7 +11,7 @@ import lpn_fast as lf
 from lpn_fast import cli
 from lpn_fast.data.synthetic import synthetic_images
 from lpn_fast.pipeline import Denoise, Score, read_image, reconstruct
-from lpn_fast.pipeline.noise import noise_levels
+from lpn_fast.pipeline.problems import noise_levels
 from lpn_fast.solvers import estimate_noise
 
 SIDE = 48

@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 import lpn_fast as lf
 from lpn_fast.io.sources import Source, find_sources
 from lpn_fast.pipeline import Denoise, UnreadableImage, find_images, read_image, reconstruct, write_image
-from lpn_fast.pipeline.noise import noise_levels
+from lpn_fast.pipeline.problems import noise_levels
 
 SIDE = 12
 SIGMA = 0.05

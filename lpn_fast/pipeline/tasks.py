@@ -18,8 +18,7 @@ from .. import solvers
 from ..networks import LPN, InTiles
 from ..per_sample import norm
 from ..prior import Verdict, prior
-from .noise import FEW_TILES, MOST_TILES
-from .problems import IMAGES, PROBE_SIDE, Problem
+from .problems import FEW_TILES, IMAGES, MOST_TILES, PROBE_SIDE, Problem
 
 PROBE_NOISE = 0.1
 LEVEL_TOLERANCE = 0.1  # relative distance of the noise from the level that a one-level network knows

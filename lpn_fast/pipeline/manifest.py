@@ -28,7 +28,6 @@ from .. import atomic
 NAME = "manifest.jsonl"
 LINE_START = b'{"item": "'  # how every line starts, by the order of the fields
 PATIENCE = 1.0  # seconds
-TAIL = 2**16  # bytes that are looked at for the end of the last line
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class ItemResult:
     misfit : float or None
         |A x - y| over what the noise makes of it, the largest of the colour planes; near 1 where all fits.
     noise_estimate : float or None
-        Of the measurement, from itself (pipeline/noise.py).
+        Of the measurement, from itself (pipeline/problems.py).
     sigma : float or None
         Noise level that the network was told, by which it may differ from image to image.
     model : str or None
@@ -200,12 +199,6 @@ def open_manifest(
 
     `read` finds what was recorded before, `results` of the manifest; None is `read_results`. A ValueError says that
     another job is writing there, or that a file is no manifest.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with open_manifest(Path(tempfile.mkdtemp())) as manifest:
-    ...     manifest.append(ItemResult("a.png", "failed", "a.png", "", {}, "", error="it is empty"))
     """
     share = share or Share()
     path = folder / manifest_name(share.rank)
@@ -220,7 +213,7 @@ def open_manifest(
                     with _locked(other, folder, patience=PATIENCE):  # others may be looking as well
                         pass
             results = (read or read_results)(folder)
-            os.ftruncate(descriptor, _size(path))  # not before all of it was found to be a manifest
+            os.ftruncate(descriptor, sum(map(len, lines_of(path))))  # not before all of it was found to be a manifest
             yield Manifest(path, descriptor, results)
     finally:
         os.close(descriptor)
@@ -253,12 +246,14 @@ def read_results(folder: Path) -> dict[str, ItemResult]:
 
 def lines_of(path: Path) -> Iterator[bytes]:
     """The complete lines of a manifest, one after the other; ValueError if what follows is not the beginning of one."""
-    left = _size(path)
     with open(path, "rb") as file:
-        while left:
-            line = file.readline()
-            left -= len(line)
-            yield line
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line
+            elif line[: len(LINE_START)] == LINE_START[: len(line)]:
+                return  # also where another process is writing it: the rest would look like a line
+            else:
+                raise ValueError(f"{path} is no manifest: it ends in {line[:40]!r}; rename it or choose another folder")
 
 
 def results_in(path: Path, lines: Iterable[bytes], settings: dict[str, dict]) -> Iterator[ItemResult]:
@@ -296,21 +291,6 @@ def manifests(folder: Path) -> list[Path]:
     """Those of a folder."""
     stem, suffix = NAME.split(".")
     return [path for path in sorted(folder.glob(f"{stem}*.{suffix}")) if number_of(path.name) is not None]
-
-
-def _size(path: Path) -> int:
-    """Bytes of the complete lines of a manifest; ValueError if what follows them is not the beginning of one."""
-    end = path.stat().st_size
-    with open(path, "rb") as file:
-        tail, start = b"", end
-        while b"\n" not in tail and start:
-            start = max(0, end - max(TAIL, 2 * len(tail)))
-            file.seek(start)
-            tail = file.read(end - start)
-    rest = tail[tail.rfind(b"\n") + 1 :]
-    if rest[: len(LINE_START)] != LINE_START[: len(rest)]:
-        raise ValueError(f"{path} is no manifest: it ends in {rest[:40]!r}; rename it or choose another folder")
-    return end - len(rest)
 
 
 def _locked(lock: Path, folder: Path, patience: float = 0.0) -> AcquireReturnProxy:

@@ -6,7 +6,9 @@ last, no batch axis, another type, a device that is not there, a name misspelt.
 
 import difflib
 import functools
+import importlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,6 +121,14 @@ def _missing(device: str) -> str:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         return str(error).splitlines()[0]
     return ""
+
+
+def needed(module: str, extra: str, what: str) -> Any:
+    """The module of an optional package; a ValueError says what needs it, and how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f'{what} needs {module}: pip install "lpn-fast[{extra}]"') from error
 
 
 def shape_text(expected: tuple) -> str:

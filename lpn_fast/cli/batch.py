@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import jobs, pipeline
+from ..contract import check_device
 from ..jobs.places import is_url
 from ..networks import LPN
 from ..pages import check_target
@@ -34,13 +35,8 @@ def add_job(parser: argparse.ArgumentParser, out: str, purpose: str, model: str 
     add("-o", "--out", required=True, metavar=out, help=purpose)
     add("-r", "--recursive", action="store_true", help="look into subfolders; results keep the folders' structure")
     options.add_model(parser, model)
-    add(
-        "--intensities",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="what becomes 0 and 1 of the numbers in the files (default: by their type; of CT -1024 3071)",
-    )
+    intensities = "what becomes 0 and 1 of the numbers in the files (default: by their type; of CT -1024 3071)"
+    add("--intensities", type=float, nargs=2, metavar=("LOW", "HIGH"), help=intensities)
     options.add_machine(parser)
     add("--report", type=Path, metavar="HTML", help="write a page with pictures, distributions and numbers")
     add("--batch-pixels", type=int, metavar="N", help="pixels per network evaluation (default: what fits into memory)")
@@ -71,7 +67,7 @@ def prepare(args) -> tuple[LPN | str, Share]:
         _check_beyond(args, share)
     if args.device == "cuda" and not share.is_only:
         args.device = f"cuda:{share.local_rank}"
-    options.checked_device(args.device)
+    check_device(args.device)
     return args.model if args.model == options.AUTO else options.load_model(args.model, args.device), share
 
 

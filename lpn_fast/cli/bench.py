@@ -16,8 +16,11 @@ examples:
 import argparse
 from pathlib import Path
 
+import torch
+
 from ..benchmark import results, roofline, suite
 from ..benchmark.results import Result, Row
+from ..contract import check_device
 from ..networks import LPN, paper_network
 from ..ops.precision import PRECISIONS
 from . import options
@@ -59,11 +62,11 @@ def run(args: argparse.Namespace) -> int:
     if min(args.batch) < 1 or not args.seconds > 0:
         raise ValueError(f"--batch and --seconds must be positive, got {args.batch}, {args.seconds:g}")
     options.set_threads(args.threads)
-    device = options.checked_device(args.device)
+    check_device(args.device)
     names, batches, sizes = args.model, args.batch, args.size
     if args.sweep:
         names = [*SWEEP, *(name for name in names if name not in SWEEP and name != options.DEFAULT_MODEL)]
-        batches, sizes = SWEEPS[device.type]
+        batches, sizes = SWEEPS[torch.device(args.device).type]
     models = {name: _model(name, args.device) for name in names}
     ops = tuple(WORK_NAMES[name] for name in args.work) if args.work else suite.OPS
     if args.sweep and not args.work:
@@ -94,7 +97,7 @@ def _size(text: str) -> tuple[int, ...]:
 
 def _model(name: str, device: str) -> LPN:
     if name in PAPER:
-        return paper_network(name).eval().to(options.checked_device(device))
+        return paper_network(name).eval().to(device)
     return options.load_model(name, device)
 
 

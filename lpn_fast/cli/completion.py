@@ -10,6 +10,8 @@ examples:
   lpn-fast completion fish > ~/.config/fish/completions/lpn-fast.fish
 """
 
+from ..contract import needed
+
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -19,12 +21,9 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     """Print the script; the exit code."""
-    try:
-        import shtab
-    except ImportError as error:
-        raise ValueError('completion needs shtab: pip install "lpn-fast[completion]"') from error
     from . import build_parser  # which imports this module
 
+    shtab = needed("shtab", "completion", "completion")
     parser = build_parser()
     (commands,) = parser._subparsers._group_actions  # argparse has no public list of commands, nor of their options
     for command in commands.choices.values():

@@ -19,12 +19,8 @@ from . import batch, options
 
 def add_arguments(parser) -> None:
     batch.add_images_out(parser)
-    parser.add_argument(
-        "--sigma",
-        type=options.number_or(options.AUTO, None),
-        metavar="S",
-        help="standard deviation of the noise, for images in [0, 1]; auto is what each image shows (default: auto)",
-    )
+    about = "standard deviation of the noise, for images in [0, 1]; auto is what each image shows (default: auto)"
+    parser.add_argument("--sigma", type=options.NUMBER_OR_AUTO, metavar="S", help=about)
 
 
 def run(args) -> int:

@@ -42,26 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     summaries = "; ".join(f"{name}: {operator.summary}" for name, operator in OPERATORS.items())
     add("--physics", choices=tuple(OPERATORS), default="blur", help=f"{summaries} (default: blur)")
-    add(
-        "--blur-sigma",
-        type=float,
-        metavar="S",
-        help="Gaussian blur, in pixels (default: 1.6; factor / 2 to downsample)",
-    )
-    add(
-        "--blur-size",
-        type=options.number_or("published", "published", int),
-        metavar="N",
-        help="pixels of a side of the Gaussian kernel, or published: cut off as in the paper's experiments "
-        "(default: 4 S to each side)",
-    )
+    size = "pixels of a side of the kernel, or published: as in the paper's experiments (default: 4 S to each side)"
+    add("--blur-sigma", type=float, metavar="S", help="of a Gaussian, in pixels (default: 1.6, or factor / 2)")
+    add("--blur-size", type=options.number_or("published", "published", int), metavar="N", help=size)
     add("--kernel", metavar="FILE", help=f"blur kernel (kh, kw): {OPERANDS}, whose values are made to sum to 1")
-    add("--boundary", choices=BOUNDARIES, help="how images go on beyond their borders (default: valid, "
-        "unknown, as in photographs; with --simulate circular)")  # fmt: skip
+    beyond = "how images go on beyond their borders (default: valid, as in photographs; with --simulate circular)"
+    add("--boundary", choices=BOUNDARIES, help=beyond)
     add("--mask", metavar="FILE", help=f"(H, W), above 0.5 where pixels or frequencies are known: {OPERANDS}")
     add("--factor", type=int, metavar="N", help="images are N times smaller")
-    add("--geometry", type=Path, metavar="TOML", help="size = [H, W]; angles = N, a list of radians, or degrees = "
-        "[...]; and, if need be, bins, extent, pixel (see lpn_fast.physics.ParallelBeamCT)")  # fmt: skip
+    scan = "size = [H, W]; angles = N, a list of radians, or degrees = [...]; if need be, bins, extent, pixel"
+    add("--geometry", type=Path, metavar="TOML", help=f"{scan} (see lpn_fast.physics.ParallelBeamCT)")
     add("--coils", metavar="FILE", help="sensitivities (coils, H, W), complex: .npy, .npz or .h5")
     add("--centred", action="store_true", default=None, help="frequency zero is in the middle, not at [0, 0]")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="pixels of the images")

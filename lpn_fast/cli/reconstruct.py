@@ -34,21 +34,11 @@ def add_arguments(parser) -> None:
     batch.add_images_out(parser)
     operators.add_arguments(parser)
     add = parser.add_argument
-    add(
-        "--noise",
-        type=options.number_or(options.AUTO, None),
-        metavar="S",
-        help="standard deviation, in the units of the measurements, images in [0, 1]; auto is what each of them shows "
-        "(default: auto; with --simulate 0.03)",
-    )
+    noise = "standard deviation, in the units of the measurements; auto is what each shows (--simulate: 0.03)"
+    add("--noise", type=options.NUMBER_OR_AUTO, metavar="S", help=noise)
     add("--solver", choices=tuple(SOLVERS), help="(default: chosen; pgd if one of the next three is given)")
     add("--iterations", type=int, metavar="N", help="at most (default: 100)")
-    add(
-        "--sigma",
-        type=float,
-        metavar="S",
-        help="level of the network's prior, larger is smoother (default: the MAP choice, by noise and step)",
-    )
+    add("--sigma", type=float, metavar="S", help="level of the prior, larger is smoother (default: the MAP choice)")
     add("--strict", action="store_true", help="refuse to run outside the convergence theorem")
 
 
@@ -61,14 +51,8 @@ def run(args) -> int:
     problem, noise = operators.problem_of(args), args.noise
     if args.intensities is not None and noise is not None and problem.arrays is not None:
         noise /= args.intensities[1] - args.intensities[0]
-    task = pipeline.Reconstruct(
-        problem,
-        noise=noise,
-        solver=args.solver,
-        iterations=args.iterations,
-        sigma=args.sigma,
-        strict=args.strict,
-    )
+    chosen = {name: getattr(args, name) for name in ("solver", "iterations", "sigma", "strict")}
+    task = pipeline.Reconstruct(problem, noise, **chosen)
     model, share = batch.prepare(args)
     conditions = None
     if task.solver is not None:

@@ -23,9 +23,8 @@ from . import options
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     parser.add_argument("--device", default="cuda", help="cuda or cuda:N (default: cuda)")
-    parser.add_argument(
-        "--precision", nargs="+", choices=PRECISIONS, default=["fp32", "fp16"], help="(default: fp32 fp16)"
-    )
+    checked = ["fp32", "fp16"]
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=checked, help="(default: fp32 fp16)")
     parser.set_defaults(when_interrupted="what was checked is kept")
 
 

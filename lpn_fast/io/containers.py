@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import atomic
+from ..contract import needed
 from . import formats, tiff
 from .content import IMAGES, Content, Images, Listing, Member
 from .image import RANGELESS, Stored, check_size, from_array, reading, version_of
@@ -216,11 +217,7 @@ def _pack_idx(source: Path, parts: Parts, out: Path) -> None:
 
 
 def _h5(path: Path, mode: str = "r"):
-    try:
-        import h5py
-    except ImportError as error:
-        raise ValueError('reading HDF5 needs h5py: pip install "lpn-fast[hdf5]"') from error
-    return h5py.File(path, mode)
+    return needed("h5py", "hdf5", "reading HDF5").File(path, mode)
 
 
 def _checked(dataset):

@@ -18,6 +18,7 @@ import math
 
 import numpy as np
 
+from ..contract import needed
 from .image import Encoding, Stored, check_size
 
 HOUNSFIELD = (-1024.0, 3071.0)
@@ -107,10 +108,7 @@ def write(stored: np.ndarray, encoding: Encoding) -> bytes:
 
 def _read(data: bytes):
     """The dataset; files without preamble are read as well."""
-    try:
-        import pydicom
-    except ImportError as error:
-        raise ValueError('reading DICOM needs pydicom: pip install "lpn-fast[ct]"') from error
+    pydicom = needed("pydicom", "ct", "reading DICOM")
     dataset = pydicom.dcmread(io.BytesIO(data), force=True)
     if "Rows" not in dataset and "SOPClassUID" not in dataset:
         raise ValueError("it is no DICOM file, or a damaged one: nothing in it says what it is")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .. import atomic
+from ..contract import needed
 from ..io import formats
 from ..io.sources import Source
 
@@ -181,10 +182,7 @@ def file_system(url: str) -> tuple:
 
     Listings are not kept: another process may have written since, and a million entries take a gigabyte.
     """
-    try:
-        import fsspec
-    except ImportError as error:
-        raise ValueError(f'{url} needs fsspec: pip install "lpn-fast[remote]"') from error
+    fsspec = needed("fsspec", "remote", url)
     try:
         fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:  # the store's own package is missing

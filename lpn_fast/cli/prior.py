@@ -18,20 +18,8 @@ from ..pipeline.manifest import read_results
 from . import batch
 from .tables import csv_text
 
-# heading: the field of a result
-COLUMNS = {
-    "image": "source",  # as it was named
-    "value": "value",
-    "residual": "residual",
-    "converged": "converged",
-    "verdict": "verdict",
-    "iterations": "iterations",
-    "width": "width",
-    "height": "height",
-    "channels": "channels",
-    "source_sha256": "source_sha256",
-    "settings": "digest",
-}
+SAME = ("value", "residual", "converged", "verdict", "iterations", "width", "height", "channels", "source_sha256")
+COLUMNS = {"image": "source", **{name: name for name in SAME}, "settings": "digest"}  # heading: field of a result
 # The job's memory is the manifest in a folder beside the file; the file is written from it at the end, as a whole.
 JOB = ".job"  # added to the file's name: the folder of the job's manifest
 

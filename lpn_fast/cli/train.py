@@ -25,16 +25,7 @@ import torch
 from ..networks import LPN
 from ..networks.registry import FAMILIES, trainable
 from ..prior import verify
-from ..training.config import (
-    TABLES,
-    DataConfig,
-    ModelConfig,
-    choices_of,
-    flag_of,
-    from_dict,
-    merge,
-    read_config,
-)
+from ..training.config import TABLES, DataConfig, ModelConfig, choices_of, flag_of, from_dict, merge, read_config
 from ..training.denoiser import write_result
 from ..training.distributed import current_group, join, launched_by_torchrun, leave
 from ..training.run import build_crops, train

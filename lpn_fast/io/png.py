@@ -30,11 +30,6 @@ def encode(
     """The bytes of a PNG file of an array (H, W) or (H, W, 3), uint8 or uint16.
 
     `exif` has tags with or without the mark that precedes them in JPEG, `dpi` pixels per inch across and down.
-
-    Examples
-    --------
-    >>> encode(np.zeros((2, 3), np.uint8))[:4]
-    b'\\x89PNG'
     """
     height, width = stored.shape[:2]
     depth, kind = 8 * stored.itemsize, GRAY if stored.ndim == 2 else COLOUR

@@ -107,10 +107,7 @@ class Source:
 
 
 def find_sources(
-    patterns: Patterns,
-    recursive: bool = False,
-    out: Path | None = None,
-    content: Content = IMAGES,
+    patterns: Patterns, recursive: bool = False, out: Path | None = None, content: Content = IMAGES
 ) -> tuple[list[Source], list[UnreadableImage], Found]:
     """(images in the files that `find_images` finds, containers that could not be listed, what was found at all).
 

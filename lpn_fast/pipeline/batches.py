@@ -45,12 +45,6 @@ def solvers_for(model: LPN, images: int, batch_pixels: int) -> int:
 
     One, which has all threads, on a GPU, where memory does not suffice for more, and for a few images, the last of
     which would keep one core busy while the others have nothing left to do.
-
-    Examples
-    --------
-    >>> import lpn_fast as lf
-    >>> solvers_for(lf.ConvLPN(1, hidden=8), images=1, batch_pixels=BATCH_PIXELS)
-    1
     """
     threads = torch.get_num_threads()
     if _is_on_gpu(model) or images < IMAGES_PER_SOLVER * threads:
@@ -82,13 +76,7 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def to_samples(image: Tensor, channels: int) -> Tensor:
-    """The image (C, H, W) as a batch: (C, 1, H, W) for a network of one channel, else (1, C, H, W).
-
-    Examples
-    --------
-    >>> to_samples(torch.rand(3, 4, 5), channels=1).shape
-    torch.Size([3, 1, 4, 5])
-    """
+    """The image (C, H, W) as a batch: (C, 1, H, W) for a network of one channel, else (1, C, H, W)."""
     if channels == 1:
         return image[:, None]
     if len(image) != channels:
@@ -106,12 +94,6 @@ def bucketed(
 
     The samples of a job are (n, c, h, w); those of one list have equal (c, h, w) and are of one kind, with no more than
     `batch_pixels` values n c h w in all: a job that exceeds it alone travels alone.
-
-    Examples
-    --------
-    >>> jobs = [torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 3, 3), torch.zeros(3, 1, 2, 2)]
-    >>> [len(batch) for batch in bucketed(jobs, samples_of=lambda job: job, batch_pixels=16)]
-    [2, 1]
     """
     buckets: dict[Hashable, list[Job]] = {}
     waiting: dict[Hashable, int] = {}  # pixels per bucket

@@ -45,11 +45,6 @@ def in_order(
 
     Nor is one begun if the results that wait, and those to come, would weigh more than `most` together; those to come
     are taken to weigh what the last one did. One item at a time is begun whatever it weighs.
-
-    Examples
-    --------
-    >>> list(in_order(abs, [-1, 2, -3], workers=2, ahead=2))
-    [1, 2, 3]
     """
     waiting: deque[Future] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="lpn_fast read")
@@ -76,13 +71,7 @@ def in_order(
 
 
 def ahead_of_time(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
-    """The items, taken from their iterator by a thread at most `ahead` early.
-
-    Examples
-    --------
-    >>> list(ahead_of_time(iter("abc")))
-    ['a', 'b', 'c']
-    """
+    """The items, taken from their iterator by a thread at most `ahead` early."""
     iterator, end = iter(items), object()
     taken = in_order(lambda _: next(iterator, end), itertools.repeat(None), workers=1, ahead=ahead)
     try:
@@ -118,14 +107,6 @@ class Background:
 
     At most `ahead` calls are unfinished, else `submit` waits; any thread may submit. Whatever was submitted
     is finished before the `with` ends, even if that ends in an error: results that are computed are not thrown away.
-
-    Examples
-    --------
-    >>> done = []
-    >>> with Background() as background:
-    ...     background.submit(done.append, 1)
-    >>> done
-    [1]
     """
 
     def __init__(self, ahead: int = 1):
@@ -170,16 +151,6 @@ class Solvers(Background):
     ----------
     stopped : threading.Event
         Set when the `with` ends: calls that still run, since it ended in an error, should end soon.
-
-    Examples
-    --------
-    >>> done = []
-    >>> with Solvers(2) as solvers:
-    ...     for number in range(3):
-    ...         solvers.submit(done.append, number)
-    ...     solvers.alone(done.append, 3)
-    >>> sorted(done[:3]), done[3]
-    ([0, 1, 2], 3)
     """
 
     def __init__(self, count: int):

@@ -18,11 +18,6 @@ class Networks:
 
     "auto" loads, onto the device, one for colour, for gray images and for CT slices, or `instead` what a task prefers
     for a kind: of two names, the first is for the pilot and the second for the descent.
-
-    Examples
-    --------
-    >>> Networks("auto").names
-    {'gray': 'natural-gray-mixture', 'colour': 'natural-color-mixture', 'CT': 'ct'}
     """
 
     def __init__(

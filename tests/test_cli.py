@@ -122,7 +122,7 @@ def test_failed_images_are_listed_with_exit_code_1(call, place):
         (("--mask", "a.png"), ("--mask has no effect with --physics blur",)),
         (("--physics", "inpaint"), ("--physics inpaint needs --mask",)),
         (("--kernel", "absent.npy"), ("no kernel file absent.npy",)),
-        (("--device", "toaster"), ("--device", "toaster")),
+        (("--device", "toaster"), ("device", "toaster")),
     ],
 )
 def test_wrong_options_are_told_in_one_line(call, place, options, words):

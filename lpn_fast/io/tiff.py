@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import PIL.TiffImagePlugin
 
+from . import pictures
 from .image import Encoding, Stored, check_size, one_line, version_of
-from .pictures import KEPT, NATIVE, WITH_ALPHA, converted
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2  # PhotometricInterpretation
 FOR_PILLOW = (3, 5, 6, 8)  # palette, inks, YCbCr, Lab
@@ -55,12 +54,10 @@ def read(source: bytes | Path, index: int | None = None) -> Stored:
 
 def write(stored: np.ndarray, encoding: Encoding) -> bytes:
     """The bytes of a file of (C, H, W)."""
-    buffer, kept = io.BytesIO(), dict(encoding.kept)
-    if "photometric" in kept:
-        _tifffile().imwrite(buffer, _laid_out(stored, kept), metadata=None, **kept)
-    else:
-        planes = stored[0] if stored.shape[0] == 1 else stored.transpose(1, 2, 0)
-        PIL.Image.fromarray(np.ascontiguousarray(planes)).save(buffer, "TIFF", **kept)
+    if "photometric" not in encoding.kept:
+        return pictures.write(stored, encoding, "TIFF")
+    buffer = io.BytesIO()
+    _tifffile().imwrite(buffer, _laid_out(stored, encoding.kept), metadata=None, **encoding.kept)
     return buffer.getvalue()
 
 
@@ -213,12 +210,7 @@ def _by_pillow(source: bytes | Path, index: int, page) -> Stored:
         if page is None:
             file_size = len(source) if isinstance(source, bytes) else source.stat().st_size
             check_size(math.prod(picture.size) * len(picture.getbands()) * max(1, max(bits) // 8), file_size)
-        notes = ["alpha channel dropped"] if picture.mode in WITH_ALPHA else []
-        kept = {name: picture.info[name] for name in KEPT if picture.info.get(name)}
-        picture.load()
-        values = np.asarray(picture if picture.mode in NATIVE else converted(picture, kept, notes))
-    values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
-    return Stored(values, Encoding(".tif", values.dtype.name, kept=kept), tuple(notes))
+        return pictures.decoded(picture, ".tif", pictures.kept_of(picture), [])
 
 
 def _laid_out(stored: np.ndarray, kept: dict) -> np.ndarray:

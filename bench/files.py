@@ -23,7 +23,7 @@ import numpy as np
 from lpn_fast.data import find_items
 from lpn_fast.data.readers import Reader
 from lpn_fast.io import UnreadableImage, containers, read_image, write_image
-from lpn_fast.io.content import Images
+from lpn_fast.io.containers import Images
 from lpn_fast.io.sources import Source, find_sources
 
 from .files_commands import TASKS, through_commands

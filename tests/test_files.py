@@ -18,7 +18,7 @@ from PIL.JpegImagePlugin import get_sampling
 
 from lpn_fast.data import find_items
 from lpn_fast.io import Encoding, members, read_image, write_image
-from lpn_fast.io.content import Images
+from lpn_fast.io.containers import Images
 from lpn_fast.io.formats import to_npy
 from lpn_fast.io.sources import Source, find_sources
 

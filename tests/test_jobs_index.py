@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lpn_fast.io.content import IMAGES
+from lpn_fast.io.containers import IMAGES
 from lpn_fast.io.finding import find
 from lpn_fast.io.sources import Source, find_sources
 from lpn_fast.jobs import inputs

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from lpn_fast import jobs
-from lpn_fast.io.content import IMAGES
+from lpn_fast.io.containers import IMAGES
 from lpn_fast.io.formats import decode, to_npy
 from lpn_fast.jobs import inputs, ledger, places, stages
 from lpn_fast.jobs.engine import Tally, _collect

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import pipeline
 from ..io import containers
-from ..io.content import Arrays
+from ..io.containers import Arrays
 from ..io.sources import Source
 from ..physics import Blur, CompressedSensing, Downsampling, ParallelBeamCT, gaussian_kernel
 from ..physics.blur import BOUNDARIES

@@ -23,7 +23,7 @@ examples:
 """
 
 from .. import pipeline
-from ..pipeline.networks import Networks
+from ..pipeline.batches import Networks
 from ..pipeline.restoring import SOLVERS
 from . import batch, operators, options
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..io import Range, UnreadableImage, containers
-from ..io.content import Images
+from ..io.containers import Images
 from ..io.formats import DICOM
 from ..io.sources import Source, find_sources
 

@@ -1,7 +1,6 @@
 """Image files in, image files out: one table of formats, for training and for jobs."""
 
-from .containers import is_container, members
-from .content import Member
+from .containers import Member, is_container, members
 from .formats import FORMATS, decode, decode_stored, encode, read_image, write_image
 from .image import Encoding, Image, Range, Stored, UnreadableImage
 

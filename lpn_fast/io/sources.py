@@ -2,6 +2,8 @@
 
 import functools
 import hashlib
+import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 
 from .. import atomic
 from . import containers, formats
-from .content import IMAGES, Content, Member
+from .containers import IMAGES, Content, Member
 from .finding import Found, Patterns, find
 from .image import Encoding, Image, Range, Stored, UnreadableImage, reading, version_of
 
@@ -142,10 +144,18 @@ def put_together(sources: Iterable[Source], out: Path) -> tuple[str, ...]:
         if not target.exists() and all(part.exists() for _, part in parts):
             containers.pack(container.path, parts, target)
         if target.exists() and folder.is_dir():
-            containers.remove_parts(folder)
+            _remove(folder)
         elif not target.exists():
             incomplete.append(container.item)
     return tuple(incomplete)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of parts so that it is whole or gone: a kill in between must not leave some of them."""
+    gone = atomic.beside(folder, ".", ".gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    os.replace(folder, gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 @functools.lru_cache(maxsize=64)

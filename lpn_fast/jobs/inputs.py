@@ -9,7 +9,7 @@ from pathlib import Path
 import PIL.Image
 
 from ..io import Image, Member, Range, UnreadableImage, containers, formats
-from ..io.content import Content
+from ..io.containers import Content
 from ..io.finding import LIST_MARK, SOURCE_SUFFIXES, Found, each
 from ..io.sources import Source
 from .index import Index

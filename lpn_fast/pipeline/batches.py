@@ -1,4 +1,4 @@
-"""Which images share a network evaluation.
+"""Which network an image gets, and which images share an evaluation of it.
 
 A network of one channel takes a colour image plane by plane. The planes become samples of the batch, and
 because the prior of the image is then the sum of the priors of its planes, this is the exact prox
@@ -9,6 +9,8 @@ Images of one size travel together up to a budget of pixels; images of other siz
 bucket. Samples do not see each other, so the grouping changes results by rounding at most.
 """
 
+import hashlib
+import itertools
 import math
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -17,7 +19,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..networks import LPN
+from ..io import Image
+from ..networks import LPN, pretrained
+from ..restoration import Choice
+
+AUTO = "auto"
+SHIPPED = {"gray": "natural-gray-mixture", "colour": "natural-color-mixture", "CT": "ct"}  # denoisers, by the image
 
 # Activations of a 64-channel network take about 1.6 kB per pixel; one 512 x 512 plane keeps them near 400 MB.
 BATCH_PIXELS = 512 * 512
@@ -29,6 +36,71 @@ MEMORY_SHARE = 0.25  # fraction of free memory: solvers keep a few images beside
 KEPT = 4  # tensors of a stage's size that an evaluation holds at once, at most: u, z, e and a copy
 
 Job = TypeVar("Job")
+
+
+class Networks:
+    """The network of every image of a job: the one that is given, or shipped ones for kinds of images.
+
+    "auto" loads, onto the device, one for colour, for gray images and for CT slices, or `instead` what a task prefers
+    for a kind: of two names, the first is for the pilot and the second for the descent.
+    """
+
+    def __init__(
+        self, given: LPN | str, device: str | torch.device = "cpu", instead: dict[str, tuple[str, ...]] | None = None
+    ):
+        self.names: dict[str, str] = {}
+        if given == AUTO:
+            names = {kind: (name,) for kind, name in SHIPPED.items()} | (instead or {})
+            self.names = {kind: " + ".join(both) for kind, both in names.items()}
+            self._models = {kind: [pretrained(name, device) for name in both] for kind, both in names.items()}
+        elif not isinstance(given, LPN):
+            raise TypeError(f'model must be "{AUTO}" or an LPN, got {given!r}')
+        elif len(given.spec.axes) != 2:
+            kind = "vectors" if given.spec.is_dense else "volumes; call it, or a solver, on tensors"
+            raise ValueError(f"model must be a network of images, got one of {kind}")
+        else:
+            self._models = {"": [given]}
+
+    def suiting(self, kind: str) -> str:
+        """The kind of network for a kind of image."""
+        return kind if self.names else ""
+
+    def __getitem__(self, kind: str) -> LPN:
+        return self._models[kind][0]
+
+    def chosen(self, kind: str) -> LPN | Choice:
+        """What a task solves with."""
+        models = self._models[kind]
+        return models[0] if len(models) == 1 else Choice(*models, f"models {self.names[kind]}")
+
+    @property
+    def all(self) -> list[LPN]:
+        return list(itertools.chain(*self._models.values()))
+
+    @property
+    def widest(self) -> LPN:
+        """The one whose evaluations take most memory per pixel."""
+        return max(self.all, key=lambda model: sum(stage.width for stage in model.spec.stages))
+
+    @property
+    def fingerprint(self) -> str | dict[str, str]:
+        """Digest of each, for the settings of a job."""
+        digests = {kind: "+".join(map(_fingerprint, models)) for kind, models in self._models.items()}
+        return digests if self.names else digests[""]
+
+
+def kind_of(image: Image) -> str:
+    """What distinguishes images of different networks."""
+    if len(image.pixels) == 3:
+        return "colour"
+    return "CT" if image.encoding.kept.get("modality") == "CT" else "gray"
+
+
+def _fingerprint(model: LPN) -> str:
+    """Digest of architecture and weights as they act, the same wherever a model was loaded from."""
+    with torch.no_grad():
+        weights = model.packed().cpu().numpy().tobytes()
+    return hashlib.sha256(model.spec.encoded.encode() + weights).hexdigest()[:16]
 
 
 def batch_pixels_for(model: LPN) -> int:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..io import Range
-from ..io.content import Arrays
+from ..io.containers import Arrays
 from ..physics import (
     MRI,
     Blur,

@@ -25,10 +25,9 @@ from ..io.image import LARGEST_PLAUSIBLE, one_line
 from ..io.sources import Source
 from ..solvers.alarms import FAR
 from ..solvers.noise import SMALLEST_SIDE
-from .batches import to_samples
+from .batches import Networks, kind_of, to_samples
 from .flow import Background, Solvers, in_order
 from .manifest import ItemResult, Manifest
-from .networks import Networks, kind_of
 from .tasks import Restoration, Task, gravest
 from .transfer import Transfer
 

@@ -4,7 +4,6 @@ Denoising is the case A = 1 of reconstruction (restoring.py): one evaluation f(y
 Scores are the task that makes no images.
 """
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -183,13 +182,6 @@ def in_tiles(model: LPN, y: Tensor, on_share: Callable[[float], None] | None) ->
         return InTiles(model, TILE_SIDE, on_share)
     except (TypeError, ValueError):  # a prox that is a solve, or stages that do not keep step with the image
         return model
-
-
-def fingerprint(model: LPN) -> str:
-    """Digest of architecture and weights as they act, the same wherever a model was loaded from."""
-    with torch.no_grad():
-        weights = model.packed().cpu().numpy().tobytes()
-    return hashlib.sha256(model.spec.encoded.encode() + weights).hexdigest()[:16]
 
 
 def blank_image(model: LPN, size: tuple[int, int] = (PROBE_SIDE, PROBE_SIDE)) -> Tensor:  # (1, channels, H, W)

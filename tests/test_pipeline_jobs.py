@@ -539,7 +539,7 @@ def test_a_lost_device_ends_the_job_instead_of_failing_every_image(tmp_path, mod
     def break_down(self, y, model, *rest, **options):
         raise RuntimeError("device-side error")
 
-    monkeypatch.setattr("lpn_fast.pipeline.transfer.Transfer.check_alive", lost)
+    monkeypatch.setattr("lpn_fast.pipeline.flow.Transfer.check_alive", lost)
     monkeypatch.setattr(Denoise, "conditions", lambda *_: None)
     monkeypatch.setattr(Denoise, "solve", break_down)
     with pytest.raises(RuntimeError, match="does not answer"):

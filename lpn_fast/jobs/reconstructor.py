@@ -23,12 +23,11 @@ from ..io import Range, formats
 from ..io.image import one_line
 from ..networks import LPN, shipped_or_loaded
 from ..pipeline.batches import AUTO, Networks, batch_pixels_for, solvers_for
-from ..pipeline.flow import Background, Solvers, settle_thread_pool
+from ..pipeline.flow import Background, Solvers, Transfer, settle_thread_pool
 from ..pipeline.job import check_numbers, settings_of, solve_all
 from ..pipeline.manifest import ItemResult, digest_of
 from ..pipeline.run import Run, outcomes
 from ..pipeline.tasks import Task
-from ..pipeline.transfer import Transfer
 from .rows import Cell
 
 IMAGE_COLUMNS = ("bytes", "content", "image")  # of Ray's and Spark's readers of files, and of arrays

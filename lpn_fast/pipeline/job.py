@@ -23,12 +23,11 @@ from ..io.finding import Patterns, identity
 from ..io.sources import Source, find_sources, put_together
 from ..networks import LPN
 from .batches import Networks, batch_pixels_for, bucketed, solvers_for
-from .flow import Background, Solvers, ahead_of_time, settle_thread_pool, ticking
+from .flow import Background, Solvers, Transfer, ahead_of_time, settle_thread_pool, ticking
 from .manifest import NAME as MANIFEST_NAME
 from .manifest import ItemResult, Share, differences, digest_of, lock_of, open_manifest, read_results
 from .run import DEGRADED_FOLDER, Run, solve, usable
 from .tasks import Task
-from .transfer import Transfer
 
 BAR = "{l_bar}{bar}| {n:.1f}/{total} [{elapsed}, {remaining} left, {rate_fmt}]"
 

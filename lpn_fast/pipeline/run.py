@@ -26,10 +26,9 @@ from ..io.sources import Source
 from ..solvers.alarms import FAR
 from ..solvers.noise import SMALLEST_SIDE
 from .batches import Networks, kind_of, to_samples
-from .flow import Background, Solvers, in_order
+from .flow import Background, Solvers, Transfer, in_order
 from .manifest import ItemResult, Manifest
 from .tasks import Restoration, Task, gravest
-from .transfer import Transfer
 
 DEGRADED_FOLDER = "degraded"  # inside the output folder
 READERS = 2  # threads; decoding a photograph takes some 10 ms, so two keep up with any network here

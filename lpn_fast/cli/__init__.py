@@ -34,23 +34,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return its exit code.
-
-    Parameters
-    ----------
-    argv : list of str, optional
-        Arguments without the program's name; None takes those of the process.
-
-    Returns
-    -------
-    int
-
-    Examples
-    --------
-    >>> main(["--version"])  # doctest: +ELLIPSIS
-    lpn-fast ...
-    0
-    """
+    """Run a command and return its exit code; `argv` has no program's name, None takes that of the process."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # names of files need not be of the terminal's alphabet
             stream.reconfigure(errors="backslashreplace")
@@ -82,11 +66,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     """Of all commands, or of one, which takes a fraction of the time."""
-    parser = OneLineParser(
-        prog="lpn-fast",
-        description="Learned proximal networks: exact proximal operators of learned priors.",
-        epilog="lpn-fast COMMAND --help shows examples.",
-    )
+    about = "Learned proximal networks: exact proximal operators of learned priors."
+    parser = OneLineParser("lpn-fast", description=about, epilog="lpn-fast COMMAND --help shows examples.")
     parser.add_argument("--version", action="version", version=f"lpn-fast {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
     for name, module in COMMANDS.items():

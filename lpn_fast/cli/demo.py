@@ -108,15 +108,9 @@ def _deblurring(truth: Tensor) -> Case:
 
         return np.stack([wiener(plane, blur.kernel.numpy(), weight) for plane in y])
 
-    return Case(
-        "A photograph, deblurred",
-        f"Gaussian blur of {BLUR} pixels, noise of {BLUR_NOISE}.",
-        f"lf.physics.Blur.gaussian({BLUR})",
-        truth,
-        blur,
-        BLUR_NOISE,
-        {"Wiener filter": (wiener, (0.003, 0.01, 0.03, 0.1))},
-    )
+    about = f"Gaussian blur of {BLUR} pixels, noise of {BLUR_NOISE}."
+    others = {"Wiener filter": (wiener, (0.003, 0.01, 0.03, 0.1))}
+    return Case("A photograph, deblurred", about, f"lf.physics.Blur.gaussian({BLUR})", truth, blur, BLUR_NOISE, others)
 
 
 def _inpainting(truth: Tensor) -> Case:
@@ -128,15 +122,9 @@ def _inpainting(truth: Tensor) -> Case:
 
         return inpaint_biharmonic(y, operator.mask.numpy() == 0, channel_axis=0)
 
-    return Case(
-        "A photograph with half of its pixels missing",
-        f"Noise of {SEEN_NOISE} on those that are there.",
-        f"lf.physics.Inpainting.random({side}, seen={SEEN})",
-        truth,
-        operator,
-        SEEN_NOISE,
-        {"biharmonic": (biharmonic, NO_WEIGHT)},
-    )
+    title, about = "A photograph with half of its pixels missing", f"Noise of {SEEN_NOISE} on those that are there."
+    code, others = f"lf.physics.Inpainting.random({side}, seen={SEEN})", {"biharmonic": (biharmonic, NO_WEIGHT)}
+    return Case(title, about, code, truth, operator, SEEN_NOISE, others)
 
 
 def _tomography(what: str, truth: Tensor) -> Case:
@@ -161,19 +149,11 @@ def _tomography(what: str, truth: Tensor) -> Case:
 
         return denoise_tv_chambolle(fbp(y, weight)[0], weight=weight)[None]
 
-    return Case(
-        f"Sparse-view CT of {what}",
-        f"{angles} views of {bins} rays, noise of {RAY_NOISE} on line integrals of up to {most:.0f}.",
-        f"lf.physics.ParallelBeamCT({side}, {angles}, {bins}, extent={bins / 2:g})",
-        truth,
-        scan,
-        RAY_NOISE,
-        {
-            "FBP": (fbp, NO_WEIGHT),
-            "SART": (sart, NO_WEIGHT),
-            "FBP and total variation": (smoothed, (0.03, 0.05, 0.1, 0.2)),
-        },
-    )
+    about = f"{angles} views of {bins} rays, noise of {RAY_NOISE} on line integrals of up to {most:.0f}."
+    code = f"lf.physics.ParallelBeamCT({side}, {angles}, {bins}, extent={bins / 2:g})"
+    others = {"FBP": (fbp, NO_WEIGHT), "SART": (sart, NO_WEIGHT)}
+    others |= {"FBP and total variation": (smoothed, (0.03, 0.05, 0.1, 0.2))}
+    return Case(f"Sparse-view CT of {what}", about, code, truth, scan, RAY_NOISE, others)
 
 
 @dataclass(frozen=True)
@@ -187,13 +167,10 @@ class Answer:
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument(
-        "-o", "--out", type=Path, default=Path("demo_output"), metavar="DIR", help="(default: %(default)s)"
-    )
-    parser.add_argument("--quick", action="store_true", help="smaller images")
-    parser.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1, as many as scikit-image uses)"
-    )
+    add, out = parser.add_argument, Path("demo_output")
+    add("-o", "--out", type=Path, default=out, metavar="DIR", help="(default: %(default)s)")
+    add("--quick", action="store_true", help="smaller images")
+    add("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1, as many as scikit-image uses)")
     parser.set_defaults(when_interrupted="nothing was written")
 
 

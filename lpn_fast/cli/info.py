@@ -42,9 +42,8 @@ def run(args) -> int:
     cpu, reason = _compiled("_cpu")
     setting = "" if admission.checks_are_on() else "; LPN_FAST_TUNE=off, so first calls check nothing"
     _print("versions", versions)
-    _print(
-        "compiled CPU module", [f"instruction set {cpu.isa()}, available {', '.join(cpu.isas())}" if cpu else reason]
-    )
+    instructions = f"instruction set {cpu.isa()}, available {', '.join(cpu.isas())}" if cpu else reason
+    _print("compiled CPU module", [instructions])
     _print("CUDA module", _cuda_module())
     kept = [*(admission.kept() or ["none"]), f"kept in {admission.folder()}{setting}"]
     _print("GPU kernels checked on this machine", kept)

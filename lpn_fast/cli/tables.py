@@ -16,14 +16,6 @@ def table(header: Sequence[str], rows: Rows, mean_of: tuple[int, int] | None = N
     """Aligned columns, text to the left and numbers to the right; None is what is not known.
 
     The means of columns mean_of[0] .. mean_of[1] - 1 over what is known make a last row.
-
-    Examples
-    --------
-    >>> print(table(("image", "PSNR"), [("a.png", 20.0), ("b.png", 30.0)], mean_of=(1, 2)))
-    image   PSNR
-    a.png  20.00
-    b.png  30.00
-    mean   25.00
     """
     if mean_of is not None and len(rows) > 1:
         first, last = mean_of

@@ -72,9 +72,8 @@ def run(args: argparse.Namespace) -> int:
         if config.verify:
             sample = _sample(config.data, model)
             low, high = config.sigma if isinstance(config.sigma, tuple) else (config.sigma, config.sigma)
-            report = verify(
-                model, sample.to(config.device), (low * high) ** 0.5 if model.is_noise_conditional else None
-            )
+            level = (low * high) ** 0.5 if model.is_noise_conditional else None
+            report = verify(model, sample.to(config.device), level)
             holds = report.all_hold
             model.card["verified"] = "every property" if holds else f"NOT: {', '.join(p.name for p in report.failed)}"
             print(report)

@@ -89,11 +89,11 @@ class Networks:
         return digests if self.names else digests[""]
 
 
-def kind_of(image: Image) -> str:
-    """What distinguishes images of different networks."""
+def kind_of(image: Image, other: str) -> str:
+    """What distinguishes images of different networks: colour, CT, and `other` ones."""
     if len(image.pixels) == 3:
         return "colour"
-    return "CT" if image.encoding.kept.get("modality") == "CT" else "gray"
+    return "CT" if image.encoding.kept.get("modality") == "CT" else other
 
 
 def _fingerprint(model: LPN) -> str:

@@ -50,22 +50,15 @@ class Share:
 
     @classmethod
     def from_environment(cls) -> "Share":
-        """What torchrun says, or the only process.
-
-        Raises
-        ------
-        ValueError
-            RANK without WORLD_SIZE, or either is no number.
-        """
+        """What torchrun says, or the only process; ValueError for RANK without WORLD_SIZE, or what is no number."""
         given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ}
         if not given:
             return cls()
-        if len(given) == 1:
-            raise ValueError(f"RANK and WORLD_SIZE must be set together, got {given}")
         try:
             return cls(int(given["RANK"]), int(given["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0)))
-        except ValueError as error:
-            raise ValueError(f"RANK and WORLD_SIZE must be numbers, 0 <= RANK < WORLD_SIZE, got {given}") from error
+        except (KeyError, ValueError) as error:
+            wanted = "set together and must be numbers, 0 <= RANK < WORLD_SIZE"
+            raise ValueError(f"RANK and WORLD_SIZE must be {wanted}, got {given}") from error
 
     @property
     def is_only(self) -> bool:

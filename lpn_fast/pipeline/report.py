@@ -33,27 +33,19 @@ MOST_ROWS = 2000  # of the table
 
 SPOKES_SIDE = 97  # pixels of the picture of a scan's directions
 Pictures = dict[str, tuple[Tensor | None, Path]]  # by what they are: (C, H, W) or None if not to be shown, and where
-COLUMNS = (  # heading, field of ItemResult, digits
-    ("PSNR before", "psnr_before", 2),
-    ("SSIM before", "ssim_before", 4),
-    ("PSNR", "psnr", 2),
-    ("SSIM", "ssim", 4),
-    ("prior", "value", 3),
-    ("noise estimate", "noise_estimate", 4),
-    ("sigma", "sigma", 4),
-    ("misfit", "misfit", 2),
-    ("objective", "objective_last", 3),
-    ("residual", "residual", 6),
-    ("iterations", "iterations", 0),
-    ("seconds", "seconds", 3),
-)
-PLOTS = (  # heading, field
-    ("PSNR in dB", "psnr"),
-    ("estimated noise", "noise_estimate"),
-    ("misfit over noise", "misfit"),
-    ("value of the prior", "value"),
-    ("objective", "objective_last"),
-    ("seconds", "seconds"),
+COLUMNS = (  # heading, field of ItemResult, digits, heading of its distribution, if that is shown
+    ("PSNR before", "psnr_before", 2, ""),
+    ("SSIM before", "ssim_before", 4, ""),
+    ("PSNR", "psnr", 2, "PSNR in dB"),
+    ("SSIM", "ssim", 4, ""),
+    ("prior", "value", 3, "value of the prior"),
+    ("noise estimate", "noise_estimate", 4, "estimated noise"),
+    ("sigma", "sigma", 4, ""),
+    ("misfit", "misfit", 2, "misfit over noise"),
+    ("objective", "objective_last", 3, "objective"),
+    ("residual", "residual", 6, ""),
+    ("iterations", "iterations", 0, ""),
+    ("seconds", "seconds", 3, "seconds"),
 )
 DONE = {  # by task, or by its operator: what was done to so many images
     "denoise": "denoised",
@@ -155,7 +147,8 @@ def _plots(done: list[ItemResult], task: Task) -> list[pages.Histogram]:
     marks = {"noise_estimate": (given, f"given, {given}"), "misfit": (1.0, "what noise alone makes, 1")}
     found = (
         pages.histogram(heading, [getattr(result, field) for result in done], *marks.get(field, ()))
-        for heading, field in PLOTS
+        for _, field, _, heading in COLUMNS
+        if heading
     )
     return [plot for plot in found if plot is not None]
 
@@ -209,9 +202,9 @@ def _cards(
 def _numbers(results: Sequence[ItemResult]) -> dict:
     """Heading, rows and means of the columns in which anything is known."""
     known = {column: values for column in COLUMNS if (values := _known(results, column[1]))}
-    rows = [[r.item, *(_number(getattr(r, name), digits) for _, name, digits in known)] for r in results[:MOST_ROWS]]
-    means = ["mean", *(_number(statistics.fmean(values), digits) for (_, _, digits), values in known.items())]
-    header = ["image", *(heading for heading, _, _ in known)]
+    rows = [[r.item, *(_number(getattr(r, name), digits) for _, name, digits, _ in known)] for r in results[:MOST_ROWS]]
+    means = ["mean", *(_number(statistics.fmean(values), column[2]) for column, values in known.items())]
+    header = ["image", *(column[0] for column in known)]
     return {"header": header, "numbers": rows, "means": means if len(results) > 1 else None}
 
 

@@ -124,16 +124,9 @@ class Reconstruct(Task):
             result = self._run(y, model, noise, self.iterations, callback)
             x = self.problem.framed(result.x)
         sigma = result.settings.sigma
-        return Restoration(
-            self.problem.image(x),
-            result.objective,
-            result.residual[-1],
-            result.iterations,
-            result.converged,
-            result.broken,
-            sigma=None if sigma is None else torch.as_tensor(sigma).to(result.residual).expand(len(y)),
-            misfit=result.misfit,
-        )
+        told = None if sigma is None else torch.as_tensor(sigma).to(result.residual).expand(len(y))
+        found = result.objective, result.residual[-1], result.iterations, result.converged, result.broken
+        return Restoration(self.problem.image(x), *found, sigma=told, misfit=result.misfit)
 
     def _run(self, y: Tensor, model: LPN, noise: float | Tensor | None, max_iter: int, callback):
         options = {"sigma": self.sigma, "tol": self.tol, "strict": self.strict}

@@ -81,10 +81,13 @@ class Run:
         with self.bar_lock:
             self.bar.update(images)
 
+    def line(self, source: Source, status: str, source_sha256: str, **found) -> ItemResult:
+        """The line of an image, with what was found."""
+        return ItemResult(source.item, status, str(source), source_sha256, self.settings, self.digest, **found)
+
     def failure(self, source: Source, reason: str) -> ItemResult:
         """The line of an image that could not be used."""
-        about = source.item, "failed", str(source), source.sha256() or ""
-        return ItemResult(*about, self.settings, self.digest, reason)
+        return self.line(source, "failed", source.sha256() or "", error=reason)
 
     def refuse(self, source: Source, reason: str) -> None:
         """What becomes of an image that cannot be used."""
@@ -161,13 +164,10 @@ def _read(run: Run, source: Source) -> LoadedImage | tuple[Source, str]:
             image, digest = source.read(run.intensities)
             truth = image.pixels if run.simulate else None
             measured = run.task.degrade(truth, _generator(run.seed, source)) if run.simulate else image.pixels
-            kind, encoding, notes = kind_of(image), image.encoding, image.notes
-            if kind == "gray":
-                kind = problem.kind
+            kind, encoding, notes = kind_of(image, problem.kind), image.encoding, image.notes
         kind = run.networks.suiting(kind)
-        noise = run.task.noise_of([measured])[0] if run.task.estimates_noise else None
-        samples = to_samples(measured, run.networks[kind].spec.channels)
-        if run.task.estimates_noise and noise is None:
+        samples, noise = to_samples(measured, run.networks[kind].spec.channels), None
+        if run.task.estimates_noise and (noise := run.task.noise_of([measured])[0]) is None:
             raise ValueError(
                 f"its noise cannot be estimated from {' x '.join(map(str, measured.shape[1:]))} values; give the noise "
                 f"level (images with sides of at least {SMALLEST_SIDE} pixels show it)"
@@ -237,18 +237,12 @@ def outcomes(
         if reason is not None:
             yield loaded, run.failure(loaded.source, reason), None
         else:
-            yield loaded, _result(run, loaded, solution, own, image, seconds, noise), data
+            found = _found(run, loaded, solution, own, image) | {"noise_estimate": noise, "seconds": round(seconds, 4)}
+            yield loaded, run.line(loaded.source, "done", loaded.source_sha256, **found), data
 
 
-def _result(
-    run: Run,
-    loaded: LoadedImage,
-    solution: Restoration,
-    own: slice,
-    image: Tensor | None,
-    seconds: float,
-    noise: float | None,
-) -> ItemResult:
+def _found(run: Run, loaded: LoadedImage, solution: Restoration, own: slice, image: Tensor | None) -> dict:
+    """What a line says of an image that is done."""
     channels, height, width = (loaded.measured if image is None else image).shape
     problem, found = run.task.problem, {}
     if solution.objective is not None:
@@ -268,25 +262,10 @@ def _result(
         if before is not None:
             found["psnr_before"], found["ssim_before"] = _quality(before, truth)
         found["psnr"], found["ssim"] = _quality(image, truth)
-    return ItemResult(
-        item=loaded.source.item,
-        status="done",
-        source=str(loaded.source),
-        source_sha256=loaded.source_sha256,
-        settings=run.settings,
-        digest=run.digest,
-        height=height,
-        width=width,
-        channels=channels,
-        residual=float(solution.residual[own].max()),
-        iterations=int(solution.iterations[own].max()),
-        converged=bool(solution.converged[own].all()),
-        seconds=round(seconds, 4),
-        noise_estimate=noise,
-        model=run.networks.names.get(loaded.kind),
-        notes=notes,
-        **found,
-    )
+    residual, iterations = float(solution.residual[own].max()), int(solution.iterations[own].max())
+    found |= {"residual": residual, "iterations": iterations, "converged": bool(solution.converged[own].all())}
+    found |= {"height": height, "width": width, "channels": channels, "notes": notes}
+    return found | {"model": run.networks.names.get(loaded.kind)}
 
 
 def _keep_degraded(run: Run, loaded: LoadedImage) -> str | None:

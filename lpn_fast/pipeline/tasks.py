@@ -242,17 +242,10 @@ class Score(Task):
         self, y: Tensor, model: LPN, noise: Tensor | None = None, on_iteration: OnIteration | None = None
     ) -> Restoration:
         result = self._prior(y, model, self.max_iter)
-        verdict = result.inversion.verdict
-        return Restoration(
-            x=None,
-            objective=None,
-            residual=result.residual,
-            iterations=result.inversion.iterations,
-            converged=result.converged,
-            broken=(verdict == Verdict.INVALID) | ~result.value.isfinite(),
-            value=result.value,
-            verdict=verdict,
-        )
+        verdict, iterations = result.inversion.verdict, result.inversion.iterations
+        broken = (verdict == Verdict.INVALID) | ~result.value.isfinite()
+        found = result.residual, iterations, result.converged, broken
+        return Restoration(None, None, *found, value=result.value, verdict=verdict)
 
     @torch.no_grad()
     def _prior(self, x: Tensor, model: LPN, max_iter: int | None):

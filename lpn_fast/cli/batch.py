@@ -105,7 +105,7 @@ def run(args, task: Task, model: LPN | str, share: Share, heading: str, conditio
         print(heading if conditions is None else f"{heading}\n\n{conditions}", end="\n\n", flush=True)
     if not is_beyond(args):
         told = {"simulate": args.simulate, "seed": args.seed or 0}
-        return exit_code(work(args, task, model, share, args.out, conditions, **told), share)
+        return exit_code(work(args, task, model, share, args.out, conditions, **told))
     threads = args.threads or (1 if args.engine else None)
     engine = jobs.OnRay(args.address, args.workers, args.device, threads) if args.engine else None
     where = {"engine": engine, "threads": threads}
@@ -143,10 +143,9 @@ def _shared(args) -> dict:
     return {name: getattr(args, name) for name in names} | {"progress": True}
 
 
-def exit_code(summary: Summary, share: Share) -> int:
-    """1 if an image failed."""
-    failed = any(result.status != "done" for result in summary.everything or ())
-    return 1 if failed or (share.is_only and summary.failed) else 0
+def exit_code(summary: Summary) -> int:
+    """1 if an image failed, of whichever process, and no other process is still at work."""
+    return int(any(result.status != "done" for result in summary.everything or ()))
 
 
 def _print(tally: jobs.Tally, out: str | Path, levels: Sequence[float] = (), whose: str = "") -> None:

@@ -39,12 +39,10 @@ def run(args) -> int:
         raise ValueError(f"--sigma must be positive and finite, got {args.sigma:g}")
     config = published_config(args.family) if args.config is None else read_config(args.config)
     model = from_reference(args.checkpoint, config)
-    model.card = {"converted_from": args.checkpoint.name, "config": config}
-    model.card |= {} if args.sigma is None else {"sigma": args.sigma}
-    model.card |= {} if args.note is None else {"note": args.note}
+    said = {"converted_from": args.checkpoint.name, "config": config, "sigma": args.sigma, "note": args.note}
+    model.card = {name: value for name, value in said.items() if value is not None}
     save(model, args.out)
     numbers = sum(parameter.numel() for parameter in model.parameters())
-    print(
-        f"{args.out}: {config['model']}, {numbers} numbers; lpn-fast verify {args.out} tests that it is an exact prox"
-    )
+    advice = f"lpn-fast verify {args.out} tests that it is an exact prox"
+    print(f"{args.out}: {config['model']}, {numbers} numbers; {advice}")
     return 0

@@ -51,11 +51,11 @@ def set_threads(threads: int | None) -> None:
 
 
 def load_model(name_or_path: str, device: str = "cpu") -> LPN:
-    """A shipped model by name, or one from a file; ValueError for neither, or a device that is not there."""
+    """A shipped model by name, or one from a file; FileNotFoundError for neither."""
     if name_or_path in list_pretrained() or Path(name_or_path).is_file():
         return shipped_or_loaded(name_or_path, device)
     shipped = ", ".join(list_pretrained()) or "none"
-    raise ValueError(f"--model must be a shipped model ({shipped}) or an existing file, got {name_or_path!r}")
+    raise FileNotFoundError(f"--model must be a shipped model ({shipped}) or an existing file, got {name_or_path!r}")
 
 
 def describe_level(model: LPN, sigma: float | None) -> str:

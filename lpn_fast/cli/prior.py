@@ -53,7 +53,7 @@ def run(args) -> int:
     done = [result for result in results.values() if result.status == "done"]
     rows = [[getattr(result, field) for field in COLUMNS.values()] for result in done]
     atomic.write(table, csv_text(COLUMNS, rows).encode(errors="backslashreplace"))
-    return batch.exit_code(summary, share)
+    return batch.exit_code(summary)
 
 
 def _check_table(table: Path, job: Path) -> None:

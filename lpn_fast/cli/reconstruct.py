@@ -24,7 +24,7 @@ examples:
 
 from .. import pipeline
 from ..pipeline.batches import Networks
-from ..pipeline.restoring import SOLVERS
+from ..pipeline.tasks import SOLVERS
 from . import batch, operators, options
 
 SIMULATED_NOISE = 0.03

@@ -10,13 +10,12 @@ examples:
 """
 
 import json
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .. import pipeline
-from ..networks import LPN, list_pretrained
+from ..networks import LPN
 from ..pipeline.batches import to_samples
 from ..prior import Property, Report, verify
 from . import options
@@ -37,8 +36,6 @@ def add_arguments(parser) -> None:
 def run(args) -> int:
     """Print the report; 0 if every property holds, else 1."""
     options.set_threads(args.threads)
-    if args.checkpoint not in list_pretrained() and not Path(args.checkpoint).is_file():
-        options.load_model(args.checkpoint)  # raises, and says what there is
     try:
         model = options.load_model(args.checkpoint)
     except ValueError as error:  # negative or infinite weights above all: refused before they can be used

@@ -4,8 +4,7 @@ from ..io import Encoding, Image, UnreadableImage, read_image, write_image
 from ..io.finding import find_images
 from .job import Summary, reconstruct
 from .manifest import ItemResult, Share
-from .restoring import Reconstruct
-from .tasks import Denoise, Restoration, Score
+from .tasks import Denoise, Reconstruct, Restoration, Score
 
 __all__ = [
     "Denoise",

@@ -169,19 +169,20 @@ def bucketed(
     """
     buckets: dict[Hashable, list[Job]] = {}
     waiting: dict[Hashable, int] = {}  # pixels per bucket
+
+    def taken(size: Hashable) -> list[Job]:
+        waiting.pop(size)
+        return buckets.pop(size)
+
     for job in jobs:
         samples = samples_of(job)
         size, pixels = (samples.shape[1:], kind_of(job)), samples.numel()
-        if waiting.get(size, 0) + pixels > batch_pixels and size in buckets:
-            waiting.pop(size)
-            yield buckets.pop(size)
+        if size in buckets and waiting[size] + pixels > batch_pixels:
+            yield taken(size)
         buckets.setdefault(size, []).append(job)
         waiting[size] = waiting.get(size, 0) + pixels
         if waiting[size] >= batch_pixels:
-            waiting.pop(size)
-            yield buckets.pop(size)
+            yield taken(size)
         elif sum(waiting.values()) > WAITING_BATCHES * batch_pixels:
-            fullest = max(waiting, key=waiting.get)
-            waiting.pop(fullest)
-            yield buckets.pop(fullest)
+            yield taken(max(waiting, key=waiting.get))
     yield from buckets.values()

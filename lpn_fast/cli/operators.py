@@ -1,10 +1,10 @@
 """The operators of `lpn-fast reconstruct`: their options, and the files that masks, kernels and geometry are in."""
 
 import argparse
+import inspect
 import math
 import tomllib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,20 +27,11 @@ GEOMETRY_KEYS = {"size", "angles", "degrees", "bins", "extent", "pixel"}
 HALF = 0.5  # a mask's values above it are seen
 
 
-@dataclass(frozen=True)
-class Operator:
-    """How an operator comes from options."""
-
-    summary: str
-    options: tuple[str, ...]  # that it knows
-    make: Callable[[argparse.Namespace], Problem]
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which operator, and everything that one of them needs."""
     group = parser.add_argument_group("operator")
     add = group.add_argument
-    summaries = "; ".join(f"{name}: {operator.summary}" for name, operator in OPERATORS.items())
+    summaries = "; ".join(f"{name}: {make.__doc__}" for name, make in OPERATORS.items())
     add("--physics", choices=tuple(OPERATORS), default="blur", help=f"{summaries} (default: blur)")
     size = "pixels of a side of the kernel, or published: as in the paper's experiments (default: 4 S to each side)"
     add("--blur-sigma", type=float, metavar="S", help="of a Gaussian, in pixels (default: 1.6, or factor / 2)")
@@ -62,94 +53,105 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def problem_of(args: argparse.Namespace) -> Problem:
     """The problem that the options state; an error for one that is missing or has no effect, or for a bad file."""
-    operator = OPERATORS[args.physics]
-    every = {option for known in OPERATORS.values() for option in known.options}
-    idle = sorted(option for option in every if getattr(args, option) is not None and option not in operator.options)
-    if idle:
+    takes, every = _options(OPERATORS[args.physics]), set().union(*map(_options, OPERATORS.values()))
+    given = {name: getattr(args, name) for name in every if getattr(args, name) is not None}
+    if idle := sorted(given.keys() - takes.keys()):
         raise ValueError(f"{_flag(idle[0])} has no effect with --physics {args.physics}")
-    return operator.make(args)
+    for name, option in takes.items():
+        if option.default is option.empty and name not in given:
+            raise ValueError(f"--physics {args.physics} needs {_flag(name)}")
+    if args.simulate and args.physics == "blur":
+        given = {"boundary": "circular"} | given
+    return OPERATORS[args.physics](**given)
 
 
-def _blur(args) -> Problem:
-    return problems.blur(Blur(_kernel(args, BLUR_SIGMA), args.boundary or ("circular" if args.simulate else "valid")))
+def _options(make: Callable[..., Problem]) -> Mapping[str, inspect.Parameter]:
+    """Those of an operator, by the function that makes it of them."""
+    return inspect.signature(make).parameters
 
 
-def _downsample(args) -> Problem:
-    factor = _needed(args, "factor")
-    if args.kernel is None and args.blur_sigma is None and args.blur_size is None:
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")
+
+
+def blur(kernel=None, blur_sigma=None, blur_size=None, boundary="valid") -> Problem:
+    """a kernel"""
+    return problems.blur(Blur(_kernel(kernel, blur_sigma, blur_size, BLUR_SIGMA), boundary))
+
+
+def inpaint(mask) -> Problem:
+    """pixels are missing"""
+    return problems.inpaint(_mask(mask))
+
+
+def downsample(factor, kernel=None, blur_sigma=None, blur_size=None) -> Problem:
+    """images are small"""
+    if kernel is None and blur_sigma is None and blur_size is None:
         return problems.downsample(Downsampling.gaussian(factor))
-    return problems.downsample(Downsampling(factor, _kernel(args, factor / 2)))
+    return problems.downsample(Downsampling(factor, _kernel(kernel, blur_sigma, blur_size, factor / 2)))
 
 
-def _kernel(args, default: float) -> Tensor:
-    if args.kernel is None:
-        return gaussian_kernel(default if args.blur_sigma is None else args.blur_sigma, args.blur_size)
-    for option in ("blur_sigma", "blur_size"):
-        if getattr(args, option) is not None:
-            raise ValueError(f"--kernel and {_flag(option)} are two blurs; give one of them")
-    kernel = read_operand("--kernel", args.kernel, 2).double()
-    is_picture = Path(args.kernel.partition("::")[0]).suffix.lower() not in (".npy", *containers.CONTAINER_SUFFIXES)
-    return kernel / kernel.sum() if is_picture else kernel
-
-
-def _mask(args) -> Tensor:
-    return (read_operand("--mask", _needed(args, "mask"), 2) > HALF).double()
-
-
-def _ct(args) -> Problem:
-    path = _needed(args, "geometry")
+def ct(geometry: Path) -> Problem:
+    """sinograms (angles, bins) of parallel beams"""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(geometry.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"--geometry must be a TOML file, {path} is none: {error}") from error
+        raise ValueError(f"--geometry must be a TOML file, {geometry} is none: {error}") from error
     if unknown := sorted(table.keys() - GEOMETRY_KEYS):
-        raise ValueError(f"--geometry may hold {', '.join(sorted(GEOMETRY_KEYS))}, {path} has {unknown[0]}")
+        raise ValueError(f"--geometry may hold {', '.join(sorted(GEOMETRY_KEYS))}, {geometry} has {unknown[0]}")
     if "size" not in table or ("angles" in table) == ("degrees" in table):
         has = ", ".join(table) or "nothing"
-        raise ValueError(f"--geometry must hold size, and angles or degrees, {path} has {has}")
+        raise ValueError(f"--geometry must hold size, and angles or degrees, {geometry} has {has}")
     if "degrees" in table:
         table["angles"] = [math.radians(value) for value in table.pop("degrees")]
     size = table.pop("size")
     return problems.ct(ParallelBeamCT(size if isinstance(size, int) else tuple(size), **table))
 
 
-def _mri(args) -> Problem:
-    coils = None if args.coils is None else read_operand("--coils", args.coils, 3)
-    return problems.mri(_mask(args), coils, bool(args.centred))
+def mri(mask, coils=None, centred=False) -> Problem:
+    """k-space (H, W) or (coils, H, W)"""
+    return problems.mri(_mask(mask), None if coils is None else read_operand("--coils", coils, 3), centred)
 
 
-def _cs(args) -> Problem:
-    options = {"ratio": args.ratio, "seed": args.operator_seed}
-    given = {name: value for name, value in options.items() if value is not None}
-    return problems.cs(CompressedSensing(tuple(_needed(args, "size")), **given))
+def cs(size, ratio=1 / 16, operator_seed=0) -> Problem:
+    """compressed sensing, vectors"""
+    return problems.cs(CompressedSensing(tuple(size), ratio, seed=operator_seed))
 
 
-def _matrix(args) -> Problem:
-    path, size = _needed(args, "operator"), tuple(_needed(args, "size"))
-    if not path.is_file():
-        raise FileNotFoundError(f"--operator names no file, {path}")
+def matrix(operator: Path, size) -> Problem:
+    """vectors y = M x"""
+    if not operator.is_file():
+        raise FileNotFoundError(f"--operator names no file, {operator}")
     try:
-        if path.suffix.lower() == ".npz":
+        if operator.suffix.lower() == ".npz":
             from scipy import sparse
 
-            return problems.matrix(sparse.load_npz(path), size)
-        return problems.matrix(np.load(path, allow_pickle=False), size)
+            return problems.matrix(sparse.load_npz(operator), tuple(size))
+        return problems.matrix(np.load(operator, allow_pickle=False), tuple(size))
     except ImportError as error:
         raise ValueError("--operator needs scipy to read a sparse matrix: pip install scipy") from error
     except (OSError, ValueError, EOFError, KeyError) as error:
         wanted = "a matrix (.npz of scipy.sparse, or .npy)"
-        raise ValueError(f"--operator must be {wanted} that fits --size, {path} is none: {error}") from error
+        raise ValueError(f"--operator must be {wanted} that fits --size, {operator} is none: {error}") from error
 
 
-OPERATORS = {
-    "blur": Operator("a kernel", ("blur_sigma", "blur_size", "kernel", "boundary"), _blur),
-    "inpaint": Operator("pixels are missing", ("mask",), lambda args: problems.inpaint(_mask(args))),
-    "downsample": Operator("images are small", ("factor", "blur_sigma", "blur_size", "kernel"), _downsample),
-    "ct": Operator("sinograms (angles, bins) of parallel beams", ("geometry",), _ct),
-    "mri": Operator("k-space (H, W) or (coils, H, W)", ("mask", "coils", "centred"), _mri),
-    "cs": Operator("compressed sensing, vectors", ("size", "ratio", "operator_seed"), _cs),
-    "matrix": Operator("vectors y = M x", ("operator", "size"), _matrix),
-}
+OPERATORS = {make.__name__: make for make in (blur, inpaint, downsample, ct, mri, cs, matrix)}
+
+
+def _kernel(file: str | None, sigma: float | None, size: int | str | None, default: float) -> Tensor:
+    """That of a file, or a Gaussian one."""
+    if file is None:
+        return gaussian_kernel(default if sigma is None else sigma, size)
+    for option, value in (("--blur-sigma", sigma), ("--blur-size", size)):
+        if value is not None:
+            raise ValueError(f"--kernel and {option} are two blurs; give one of them")
+    kernel = read_operand("--kernel", file, 2)
+    is_picture = Path(file.partition("::")[0]).suffix.lower() not in (".npy", *containers.CONTAINER_SUFFIXES)
+    return kernel / kernel.sum() if is_picture else kernel
+
+
+def _mask(file: str) -> Tensor:
+    return (read_operand("--mask", file, 2) > HALF).double()
 
 
 def read_operand(option: str, name: str, dims: int) -> Tensor:
@@ -179,14 +181,3 @@ def read_operand(option: str, name: str, dims: int) -> Tensor:
     if array.ndim != dims:
         raise ValueError(f"{option} must have {dims} axes, got shape {array.shape} in {path}")
     return torch.from_numpy(array.astype(np.complex128 if array.dtype.kind == "c" else np.float64))
-
-
-def _needed(args, option: str):
-    value = getattr(args, option)
-    if value is None:
-        raise ValueError(f"--physics {args.physics} needs {_flag(option)}")
-    return value
-
-
-def _flag(option: str) -> str:
-    return "--" + option.replace("_", "-")

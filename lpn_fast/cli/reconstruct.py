@@ -54,14 +54,10 @@ def run(args) -> int:
     chosen = {name: getattr(args, name) for name in ("solver", "iterations", "sigma", "strict")}
     task = pipeline.Reconstruct(problem, noise, **chosen)
     model, share = batch.prepare(args)
-    conditions = None
-    if task.solver is not None:
-        suiting = Networks(model, args.device, task.networks)
-        conditions = task.conditions(suiting[suiting.suiting(problem.kind)])
+    network = None if task.solver is None else Networks(model, args.device, task.networks)[problem.kind]
+    conditions = None if network is None else task.conditions(network)
     seen = "the noise that each measurement shows" if args.noise is None else f"noise {args.noise:g}"
-    by = "a solver and a model that suit" if args.solver is None else args.solver
-    if args.solver is not None or args.model != options.AUTO:
-        by += f" with {'a model that suits' if args.model == options.AUTO else args.model}"
+    by = f"{args.solver or 'a solver that suits'}, {'a model that suits' if model == options.AUTO else args.model}"
     if model != options.AUTO and not model.is_noise_conditional:
         by += f" at {options.describe_level(model, None)}"
     return batch.run(args, task, model, share, f"{problem}, {seen}; {by}", conditions)

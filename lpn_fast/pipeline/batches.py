@@ -66,7 +66,7 @@ class Networks:
         return kind if self.names else ""
 
     def __getitem__(self, kind: str) -> LPN:
-        return self._models[kind][0]
+        return self._models[self.suiting(kind)][0]
 
     def chosen(self, kind: str) -> LPN | Choice:
         """What a task solves with."""

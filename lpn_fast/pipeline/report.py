@@ -30,6 +30,7 @@ from .tasks import Task
 
 MOST_PICTURES, MOST_LARGE = 48, 12  # images, and those of them whose pictures are large
 MOST_ROWS = 2000  # of the table
+ORDERS = {"psnr": "from the lowest PSNR to the highest", "value": "from the most likely to the least"}
 
 SPOKES_SIDE = 97  # pixels of the picture of a scan's directions
 Pictures = dict[str, tuple[Tensor | None, Path]]  # by what they are: (C, H, W) or None if not to be shown, and where
@@ -158,10 +159,7 @@ def _chosen(done: list[ItemResult]) -> tuple[list[ItemResult], str]:
     if len(done) <= MOST_PICTURES:
         return done, ""
     order = "evenly spread over the job"
-    for field, words in (
-        ("psnr", "from the lowest PSNR to the highest"),
-        ("value", "from the most likely to the least"),
-    ):
+    for field, words in ORDERS.items():
         if all(getattr(result, field) is not None for result in done):
             done, order = sorted(done, key=lambda result: getattr(result, field)), words
             break
@@ -219,7 +217,7 @@ def _number(value: float | None, digits: int) -> str:
 def _operator_picture(physics: LinearOperator) -> tuple[str, Tensor] | None:
     """A caption and the picture (1, H, W) of kernel, mask or directions; None where there is none."""
     if isinstance(physics, Blur | Downsampling):
-        kernel = physics.kernel if isinstance(physics, Blur) else physics.blur.kernel
+        kernel = (physics if isinstance(physics, Blur) else physics.blur).kernel
         kernel = kernel.reshape(-1, *kernel.shape[-2:])[:1]
         return f"blur kernel, {kernel.shape[2]} x {kernel.shape[1]} pixels", kernel / kernel.max()
     if isinstance(physics, Inpainting | MRI):
@@ -266,9 +264,8 @@ def _spokes(angles: tuple[float, ...]) -> Tensor:  # (1, SPOKES_SIDE, SPOKES_SID
     """A projection knows the frequencies on a line through zero, at its angle."""
     half = SPOKES_SIDE // 2
     v, u = torch.meshgrid(-torch.arange(-half, half + 1.0), torch.arange(-half, half + 1.0), indexing="ij")
-    seen = torch.zeros(SPOKES_SIDE, SPOKES_SIDE)
-    for angle in angles:
-        seen = seen.maximum(1 - (v * math.cos(angle) - u * math.sin(angle)).abs())
+    each = torch.tensor(angles)[:, None, None]
+    seen = (1 - (v * each.cos() - u * each.sin()).abs()).amax(0)
     return (seen * (u.square() + v.square() <= half**2)).clamp_min(0)[None]
 
 

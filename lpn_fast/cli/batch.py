@@ -180,7 +180,6 @@ def _warn_of_noise(said: float | None, shown: list[float]) -> None:
 def _quality_table(finished: tuple[ItemResult, ...]) -> str:
     results = sorted(finished, key=lambda result: result.item)
     header = ("image", "size", "PSNR before", "SSIM before", "PSNR", "SSIM", "seconds")
-    rows = [
-        (r.item, f"{r.width} x {r.height}", r.psnr_before, r.ssim_before, r.psnr, r.ssim, r.seconds) for r in results
-    ]
+    fields = ("psnr_before", "ssim_before", "psnr", "ssim", "seconds")
+    rows = [(r.item, f"{r.width} x {r.height}", *(getattr(r, name) for name in fields)) for r in results]
     return table(header, rows, mean_of=(2, 6))

@@ -39,10 +39,8 @@ TITLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_machine(parser)
     add = parser.add_argument
-    models = (
-        f"shipped models, files of lpn_fast.save, or published networks: {', '.join(PAPER)} (default: natural-gray)"
-    )
-    add("--model", nargs="+", metavar="NAME_OR_PATH", default=[options.DEFAULT_MODEL], help=models)
+    names = f"shipped models, files of lpn_fast.save, published networks: {', '.join(PAPER)} (default: natural-gray)"
+    add("--model", nargs="+", metavar="NAME_OR_PATH", default=[options.DEFAULT_MODEL], help=names)
     add("--work", nargs="+", choices=list(WORK_NAMES), help="(default: all)")
     add("--batch", type=int, nargs="+", metavar="N", default=[4], help="(default: 4)")
     add("--size", type=_size, nargs="+", metavar="N or HxW", help="of volumes DxHxW (default: 128, of volumes 32)")

@@ -33,8 +33,6 @@ def run(args) -> int:
     """Do it; the exit code."""
     if args.out.exists():
         raise ValueError(f"--out must name a new file, {args.out} is there already")
-    if not args.checkpoint.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {args.checkpoint}")
     if args.sigma is not None and not 0 < args.sigma < float("inf"):
         raise ValueError(f"--sigma must be positive and finite, got {args.sigma:g}")
     config = published_config(args.family) if args.config is None else read_config(args.config)

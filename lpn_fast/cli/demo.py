@@ -8,11 +8,13 @@ examples:
   lpn-fast demo -o pictures --quick          smaller images
 """
 
+import importlib
 import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,21 +77,19 @@ def cases(side: int) -> tuple[list[Case], list[str]]:
     return found if compared else [replace(case, alternatives={}) for case in found], missing
 
 
-def _photographs(side: int) -> tuple[Tensor, Tensor]:
-    import skimage.data
+def skimage(part: str) -> Any:
+    """A part of scikit-image, which need not be installed before it is asked for."""
+    return importlib.import_module(f"skimage.{part}")
 
-    portrait, cup = (
-        torch.from_numpy(stored[row - side // 2 :, column - side // 2 :][:side, :side].copy()).movedim(-1, 0).float()
-        / 255
-        for stored, row, column in ((skimage.data.astronaut(), 128, 238), (skimage.data.coffee(), 188, 328))
-    )
-    return portrait, cup
+
+def _photographs(side: int) -> list[Tensor]:
+    places = ((skimage("data").astronaut(), 128, 238), (skimage("data").coffee(), 188, 328))
+    parts = [stored[row - side // 2 :, column - side // 2 :][:side, :side] for stored, row, column in places]
+    return [torch.from_numpy(part.copy()).movedim(-1, 0).float() / 255 for part in parts]
 
 
 def _phantom(side: int) -> Tensor:
-    import skimage.data
-
-    stored = torch.from_numpy(skimage.data.shepp_logan_phantom()).float()
+    stored = torch.from_numpy(skimage("data").shepp_logan_phantom()).float()
     return F.interpolate(stored[None, None], (side, side), mode="area")[0]
 
 
@@ -104,9 +104,7 @@ def _deblurring(truth: Tensor) -> Case:
     blur = physics.Blur.gaussian(BLUR)
 
     def wiener(y: np.ndarray, weight: float) -> np.ndarray:
-        from skimage.restoration import wiener
-
-        return np.stack([wiener(plane, blur.kernel.numpy(), weight) for plane in y])
+        return np.stack([skimage("restoration").wiener(plane, blur.kernel.numpy(), weight) for plane in y])
 
     about = f"Gaussian blur of {BLUR} pixels, noise of {BLUR_NOISE}."
     others = {"Wiener filter": (wiener, (0.003, 0.01, 0.03, 0.1))}
@@ -118,9 +116,7 @@ def _inpainting(truth: Tensor) -> Case:
     operator = physics.Inpainting.random(side, seen=SEEN)
 
     def biharmonic(y: np.ndarray, weight: float) -> np.ndarray:
-        from skimage.restoration import inpaint_biharmonic
-
-        return inpaint_biharmonic(y, operator.mask.numpy() == 0, channel_axis=0)
+        return skimage("restoration").inpaint_biharmonic(y, operator.mask.numpy() == 0, channel_axis=0)
 
     title, about = "A photograph with half of its pixels missing", f"Noise of {SEEN_NOISE} on those that are there."
     code, others = f"lf.physics.Inpainting.random({side}, seen={SEEN})", {"biharmonic": (biharmonic, NO_WEIGHT)}
@@ -135,19 +131,13 @@ def _tomography(what: str, truth: Tensor) -> Case:
     most = float(scan.A(truth[None]).max())
 
     def fbp(y: np.ndarray, weight: float) -> np.ndarray:
-        from skimage.transform import iradon
-
-        return iradon(y[0].T, theta=degrees, circle=False, output_size=side)[None]
+        return skimage("transform").iradon(y[0].T, theta=degrees, circle=False, output_size=side)[None]
 
     def sart(y: np.ndarray, weight: float) -> np.ndarray:
-        from skimage.transform import iradon_sart
-
-        return iradon_sart(y[0].T, theta=degrees)[None, rim : rim + side, rim : rim + side]
+        return skimage("transform").iradon_sart(y[0].T, theta=degrees)[None, rim : rim + side, rim : rim + side]
 
     def smoothed(y: np.ndarray, weight: float) -> np.ndarray:
-        from skimage.restoration import denoise_tv_chambolle
-
-        return denoise_tv_chambolle(fbp(y, weight)[0], weight=weight)[None]
+        return skimage("restoration").denoise_tv_chambolle(fbp(y, weight)[0], weight=weight)[None]
 
     about = f"{angles} views of {bins} rays, noise of {RAY_NOISE} on line integrals of up to {most:.0f}."
     code = f"lf.physics.ParallelBeamCT({side}, {angles}, {bins}, extent={bins / 2:g})"

@@ -163,10 +163,8 @@ class ImageCrops:
             crop = int(heights[0])
             if not ((heights == crop) & (widths == crop)).all():
                 raise ValueError("crop must be given: the images are not squares of one size")
-        elif int(store.sizes.min()) < crop:
-            raise ValueError(
-                f"crop must fit into every image, the smallest side is {int(store.sizes.min())}, got {crop}"
-            )
+        elif (smallest := int(store.sizes.min())) < crop:
+            raise ValueError(f"crop must fit into every image, the smallest side is {smallest}, got {crop}")
         self.store, self.crop, self.augment = store, crop, augment
         self._places = symmetry_table(crop)  # [8, crop^2]
 

@@ -19,7 +19,6 @@ import numpy as np
 
 from ..io import Range, UnreadableImage, containers
 from ..io.containers import Images
-from ..io.formats import DICOM
 from ..io.sources import Source, find_sources
 
 # what becomes [0, 1] of DICOM values: as jobs have it, the slice's own range, or Hounsfield units, clipped
@@ -29,6 +28,7 @@ WINDOWS: dict[str, Range | str | None] = {
     "lung": (-1350.0, 150.0),
     "soft-tissue": (-160.0, 240.0),
 }
+DICOM = ".dcm"  # names the format
 PREFERRED = ("x_train", "data")  # among several arrays
 LUMA = np.array([19595, 38470, 7471], np.uint32)  # 0.299, 0.587, 0.114 in units of 2^-16: ITU-R 601
 
@@ -56,16 +56,16 @@ class Reader:
 
     def check_options(self) -> None:
         """ValueError for a window or intensities that no file asked for."""
-        if self.window is not None and DICOM.suffix not in self.seen:
+        if self.window is not None and DICOM not in self.seen:
             raise ValueError(f"window is for DICOM files, got {self.window} and none of them; give intensities")
-        if self.intensities is not None and self.seen == {DICOM.suffix}:
+        if self.intensities is not None and self.seen == {DICOM}:
             raise ValueError(f"intensities are not for DICOM, got {self.intensities}; give window")
 
     def __call__(self, source: Source) -> np.ndarray:
         """The sample (C, H, W) in a file or a member of one; UnreadableImage says what is wrong with it."""
         stored = source.stored()
         self.seen.add(stored.encoding.suffix)
-        is_dicom = stored.encoding.suffix == DICOM.suffix
+        is_dicom = stored.encoding.suffix == DICOM
         window = self.window if is_dicom else None
         given = window if is_dicom else self.intensities
         stored = stored.within(None if given == "own" else given)
@@ -99,10 +99,6 @@ class Item:
     name: str
     source: Source | UnreadableImage
 
-    @property
-    def stem(self) -> str:
-        return Path(self.name.rpartition(":")[2] or self.name).stem
-
     def read(self, reader: Callable[[Source], np.ndarray]) -> np.ndarray:  # (C, H, W)
         if isinstance(self.source, UnreadableImage):
             raise self.source
@@ -134,7 +130,7 @@ def find_items(sources: list[str | Path], exclude: list[str] | None = None, recu
         for path, group in itertools.groupby(found, key=lambda source: source.path):
             items += _in_file(path, list(group))
     banned = set(exclude or ())
-    items = [item for item in items if item.stem not in banned]
+    items = [item for item in items if Path(item.name.rpartition(":")[2] or item.name).stem not in banned]
     if not items:
         raise ValueError(f"no images are left of {list(map(str, sources))}, all are excluded")
     return items

@@ -19,6 +19,7 @@ from . import containers, formats
 SOURCE_SUFFIXES = (*formats.BY_SUFFIX, *containers.CONTAINER_SUFFIXES)
 LIST_MARK = "@"  # before the name of a text file that lists images, one per line
 Patterns = str | Path | Iterable[str | Path]
+Placed = tuple[Path, Path]  # a file, and the place of its result
 
 
 @dataclass
@@ -97,10 +98,8 @@ def find(patterns: Patterns, recursive: bool = False, besides: Path | None = Non
     return found
 
 
-def each(
-    patterns: Iterable[str | Path], recursive: bool, besides: Path | None, found: Found
-) -> Iterator[tuple[Path, Path]]:
-    """(file, place of its result), one after the other, some of them maybe twice; `found` counts what is passed over.
+def each(patterns: Iterable[str | Path], recursive: bool, besides: Path | None, found: Found) -> Iterator[Placed]:
+    """One after the other, some of them maybe twice; `found` counts what is passed over.
 
     No more is held than the names in one folder.
     """
@@ -119,8 +118,7 @@ def each(
             yield from _matches(Path(line), recursive, besides, found)
 
 
-def _matches(pattern: Path, recursive: bool, besides: Path | None, found: Found) -> Iterator[tuple[Path, Path]]:
-    """(file, place of its result)."""
+def _matches(pattern: Path, recursive: bool, besides: Path | None, found: Found) -> Iterator[Placed]:
     if pattern.is_file():
         yield pattern, Path(pattern.name)
         return

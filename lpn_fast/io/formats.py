@@ -38,10 +38,6 @@ class Format:
     read: Callable[[bytes], Stored]  # whatever it raises concerns this file only
     write: Callable[[np.ndarray, Encoding], bytes]  # of (C, H, W) or (H, W) as stored
 
-    @property
-    def suffix(self) -> str:
-        return self.suffixes[0]
-
 
 def _picture(plugin: str, begins: Callable[[bytes], bool], *suffixes: str) -> Format:
     read = functools.partial(pictures.read, suffix=suffixes[0], plugin=plugin)
@@ -121,7 +117,7 @@ def decode_stored(data: bytes, path: Path, intensities: Range | None = None) -> 
             raise ValueError("cannot identify an image in it: damaged, or of another format")
         stored = row.read(data).within(intensities)
         if path.suffix.lower() in BY_SUFFIX and path.suffix.lower() not in row.suffixes:
-            stored = replace(stored, notes=(*stored.notes, f"is {row.suffix} by its content"))
+            stored = replace(stored, notes=(*stored.notes, f"is {row.suffixes[0]} by its content"))
         return stored
 
 

@@ -140,7 +140,6 @@ def _j2k_range(data: bytes, mode: str) -> tuple[float, float] | None:
     start = data.find(J2K_SIZES) + len(J2K_SIZES) + 38
     bits, signed = (data[start] & 0x7F) + 1, data[start] >> 7
     if signed or bits > 16 or (bits > 8 and mode != "I;16"):
-        raise ValueError(
-            f"it holds {'signed ' * signed}{bits}-bit {mode}, which Pillow cuts; convert it to .npy or TIFF"
-        )
+        kind = f"{'signed ' * signed}{bits}-bit {mode}"
+        raise ValueError(f"it holds {kind}, which Pillow cuts; convert it to .npy or TIFF")
     return (0.0, float((2**bits - 1) << (16 - bits))) if 8 < bits < 16 else None

@@ -131,19 +131,16 @@ def _read(tif, source: bytes | Path, index: int | None) -> Stored:
     _check(page, size)
     if _needs_pillow(page):
         return _by_pillow(source, series.pages[index].index if len(series.pages) == total else 0, page)
+    shape = total, *series.shape[len(leading) :]
     if series.dataoffset is not None and isinstance(source, Path):
-        dtype = page.dtype.newbyteorder(tif.byteorder)
-        whole = np.memmap(source, dtype, "r", series.dataoffset, (total, *series.shape[len(leading) :]))
-        values = whole[index]
+        values = np.memmap(source, page.dtype.newbyteorder(tif.byteorder), "r", series.dataoffset, shape)[index]
     elif len(series.pages) == total:
         one = series.pages[index]
         if any(offset + length > size for offset, length in zip(one.dataoffsets, one.databytecounts, strict=True)):
             raise ValueError("it is truncated: its data begin or end behind its end")
         values = one.asarray(maxworkers=1)
     else:
-        values = _whole(source, None if isinstance(source, bytes) else version_of(source)).reshape(
-            total, *series.shape[len(leading) :]
-        )[index]
+        values = _whole(source, None if isinstance(source, bytes) else version_of(source)).reshape(shape)[index]
     if values.ndim > 2 and page.planarconfig != SEPARATE:
         values = np.moveaxis(values, -1, 0)
     values = values[None] if values.ndim == 2 else values

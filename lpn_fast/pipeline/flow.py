@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -215,8 +215,7 @@ class Transfer:
     def __init__(self, own: Tensor):
         self.device, self.dtype = own.device, own.dtype
         self._is_cuda = own.device.type == "cuda"
-        self._up = torch.cuda.Stream(own.device) if self._is_cuda else None
-        self._down = torch.cuda.Stream(own.device) if self._is_cuda else None
+        self._up, self._down = (torch.cuda.Stream(own.device) if self._is_cuda else None for _ in range(2))
 
     def upload(self, samples: list[Tensor]) -> tuple[Tensor, object]:
         """([(n_i, c, h, w)] as one batch (sum n_i, c, h, w) on the device, what to wait for); any thread."""
@@ -245,15 +244,13 @@ class Transfer:
             return solution
         with torch.cuda.stream(self._down):
             self._down.wait_event(event)
-            known = {f.name: getattr(solution, f.name) for f in fields(solution)}
-            on_cpu = {name: t.to("cpu", non_blocking=True) for name, t in known.items() if t is not None}
+            known = {name: t for name, t in vars(solution).items() if t is not None}
+            on_cpu = {name: t.to("cpu", non_blocking=True) for name, t in known.items()}
         self._down.synchronize()
         return replace(solution, **on_cpu)
 
     def check_alive(self) -> None:
         """Raise a RuntimeError if the device does not answer: no further image can be done then."""
-        if not self._is_cuda:
-            return
         try:
             torch.zeros(1, device=self.device).item()
         except RuntimeError as error:

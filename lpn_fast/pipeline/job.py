@@ -25,7 +25,7 @@ from ..networks import LPN
 from .batches import Networks, batch_pixels_for, bucketed, solvers_for
 from .flow import Background, Solvers, Transfer, ahead_of_time, settle_thread_pool, ticking
 from .manifest import NAME as MANIFEST_NAME
-from .manifest import ItemResult, Share, differences, digest_of, lock_of, open_manifest, read_results
+from .manifest import ItemResult, Results, Share, differences, digest_of, lock_of, open_manifest, read_results
 from .run import DEGRADED_FOLDER, Run, solve, usable
 from .tasks import Task
 
@@ -259,9 +259,7 @@ class InFolder:
         return str(self.out)
 
 
-def finished(
-    sources: list[Source], results: dict[str, ItemResult], settings: dict, makes_images: bool, there: InFolder
-) -> dict[str, ItemResult]:
+def finished(sources: list[Source], results: Results, settings: dict, makes_images: bool, there: InFolder) -> Results:
     """Results that are there and are what this job would make.
 
     A file that is none of these is not overwritten: an error says what it is. A number is not worth that, its line

@@ -164,10 +164,13 @@ class ItemResult:
             raise ValueError(str(error)) from error
 
 
+Results = dict[str, ItemResult]  # by item
+
+
 class Manifest:
     """The results recorded in a folder, open for more; `open_manifest` makes one. Threads may share it."""
 
-    def __init__(self, path: Path, descriptor: int, results: dict[str, ItemResult]):
+    def __init__(self, path: Path, descriptor: int, results: Results):
         self.path, self.results = path, results
         self._descriptor = descriptor
         self._lock = threading.Lock()
@@ -186,7 +189,7 @@ class Manifest:
 
 @contextlib.contextmanager
 def open_manifest(
-    folder: Path, share: Share | None = None, read: Callable[[Path], dict[str, ItemResult]] | None = None
+    folder: Path, share: Share | None = None, read: Callable[[Path], Results] | None = None
 ) -> Iterator[Manifest]:
     """The manifest of a folder, which exists, for this process; locked against a second job while open.
 
@@ -222,12 +225,12 @@ def lock_of(path: Path) -> Path:
     return atomic.beside(path, ".", ".lock")
 
 
-def read_results(folder: Path) -> dict[str, ItemResult]:
+def read_results(folder: Path) -> Results:
     """The last word on every item in the manifests of a folder; one that any process finished counts as done.
 
     A ValueError names a file that is no manifest.
     """
-    results: dict[str, ItemResult] = {}
+    results: Results = {}
     settings: dict[str, dict] = {}
     for path in manifests(folder):
         for item, result in {result.item: result for result in results_in(path, lines_of(path), settings)}.items():

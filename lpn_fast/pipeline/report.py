@@ -180,9 +180,8 @@ def _cards(
         shown = _pictures_of(result, source, summary.out, problem, intensities)
         known = {name: x for name, (x, _) in shown.items() if x is not None}
         pair = [name for name in known if name != "measured"]  # to be laid over each other
-        pictures = [
-            pages.picture(name, x, len(pair) > 1 and name in pair, position >= MOST_LARGE) for name, x in known.items()
-        ]
+        pair = pair if len(pair) > 1 else []
+        pictures = [pages.picture(name, x, name in pair, position >= MOST_LARGE) for name, x in known.items()]
         before = "" if result.psnr_before is None else f"{result.psnr_before:.2f} to "
         gain = "" if result.psnr is None else f", {before}{result.psnr:.2f} dB"
         gain += "" if result.value is None else f", prior {result.value:.4g}"

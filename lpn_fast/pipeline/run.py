@@ -52,6 +52,7 @@ class LoadedImage:
     notes: tuple[str, ...]
 
 
+Outcome = tuple[LoadedImage, ItemResult, bytes | None]  # an image, its line, the bytes of its file if it has one
 Ready = tuple[Path | None, Path | None, ItemResult]  # temporary and final name of a result, if it is a file; its line
 
 
@@ -177,11 +178,7 @@ def _read(run: Run, source: Source) -> LoadedImage | tuple[Source, str]:
     return LoadedImage(source, digest, encoding, truth, measured, samples, kind, noise, notes)
 
 
-def solve(
-    run: Run,
-    batch: list[LoadedImage],
-    y: Tensor,  # (sum n, c, H', W'), on the device
-) -> None:
+def solve(run: Run, batch: list[LoadedImage], y: Tensor) -> None:  # y (sum n, c, H', W'), on the device
     """Solve a batch and have it written; if it fails as a whole, one by one to find who is to blame."""
     shown, started = 0.0, time.monotonic()  # shown: images of this batch, on the progress bar
 
@@ -217,10 +214,8 @@ def solve(
     show(len(batch))
 
 
-def outcomes(
-    run: Run, batch: list[LoadedImage], solution: Restoration, seconds: float
-) -> Iterator[tuple[LoadedImage, ItemResult, bytes | None]]:
-    """(image, its line, the bytes of its file if it has one) of a solved batch, in order; `solution` on the CPU."""
+def outcomes(run: Run, batch: list[LoadedImage], solution: Restoration, seconds: float) -> Iterator[Outcome]:
+    """Those of a solved batch, in order; `solution` on the CPU."""
     start = 0
     given = not run.task.estimates_noise  # then the estimates are only compared with it
     levels = run.task.noise_of([loaded.measured for loaded in batch]) if given else [loaded.noise for loaded in batch]
@@ -303,10 +298,7 @@ def _divergence(solution: Restoration, own: slice, image: Tensor | None) -> str 
     return None
 
 
-def _quality(
-    image: Tensor,  # (C, H, W)
-    truth: Tensor,  # (C, H, W)
-) -> tuple[float, float | None]:
+def _quality(image: Tensor, truth: Tensor) -> tuple[float, float | None]:  # of (C, H, W)
     """PSNR and SSIM after clipping to [0, 1]; SSIM is None for images smaller than its window."""
     pair = image[None].clamp(0, 1), truth[None].clamp(0, 1)
     side = min(truth.shape[-2:])

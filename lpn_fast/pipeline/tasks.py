@@ -35,7 +35,8 @@ GRAVITY = (Verdict.CONVERGED, Verdict.ITERATIONS, Verdict.STALLED, Verdict.OUTSI
 MOST_AT_ONCE = 2**20  # pixels of an image, beyond which it is evaluated in tiles, and numbers taken together
 TILE_SIDE = 512
 
-OnIteration = Callable[[float], None]  # called with the number of iterations done, or a part of one
+Progress = Callable[[float], None] | None  # called with the number of iterations done, or a part of one
+Model = LPN | Choice  # a network, or one for the pilot and one for the descent
 
 
 class Task:
@@ -77,9 +78,7 @@ class Task:
         y = self.problem.measurement(truth)
         return y + self.expected_noise * torch.randn(y.shape, generator=generator, dtype=y.dtype)
 
-    def solve(
-        self, y: Tensor, model: Any, noise: Tensor | None = None, on_iteration: OnIteration | None = None
-    ) -> "Restoration":
+    def solve(self, y: Tensor, model: Any, noise: Tensor | None = None, on_iteration: Progress = None) -> "Restoration":
         """Results for the samples y (N, c, ...), with an LPN, or a Choice of two where the task asks for them."""
         raise NotImplementedError
 
@@ -162,9 +161,7 @@ class Denoise(Task):
         self.solve(blank, model, torch.full((1,), PROBE_NOISE).to(blank))
 
     @torch.no_grad()
-    def solve(
-        self, y: Tensor, model: LPN, noise: Tensor | None = None, on_iteration: OnIteration | None = None
-    ) -> Restoration:
+    def solve(self, y: Tensor, model: LPN, noise: Tensor | None = None, on_iteration: Progress = None) -> Restoration:
         """Denoised samples y, (N, c, h, w), with noise (N,) where that is estimated; minimises 1/2 |x - y|^2 + R(x).
 
         The minimum, the Moreau envelope of R, is 1/2 |y|^2 - psi(y). Nothing of the size of y is made besides x.
@@ -286,9 +283,7 @@ class Reconstruct(Task):
             warnings.simplefilter("ignore", RuntimeWarning)  # a blank image comes back as it started
             return self._run(y, model, noise, max_iter=1, callback=None).conditions
 
-    def solve(
-        self, y: Tensor, model: LPN | Choice, noise: Tensor | None = None, on_iteration: OnIteration | None = None
-    ) -> Restoration:
+    def solve(self, y: Tensor, model: Model, noise: Tensor | None = None, on_iteration: Progress = None) -> Restoration:
         noise = self.noise if noise is None else noise
         if self.solver is None:
             result = reconstruct(y, self.problem.physics, model, noise=noise, progress=on_iteration or False)
@@ -351,14 +346,11 @@ class Score(Task):
         """None: the certificate of a value is its residual; ValueError for options that `prior` refuses."""
         levels = model.spec.noise_levels
         if levels and self.sigma is None:
-            raise ValueError(
-                f"sigma must be given, this model has a prior for each level from {levels[0]:g} to {levels[-1]:g}"
-            )
+            low, high = levels[0], levels[-1]
+            raise ValueError(f"sigma must be given, this model has a prior for each level from {low:g} to {high:g}")
         self._prior(blank_image(model), model, max_iter=1)
 
-    def solve(
-        self, y: Tensor, model: LPN, noise: Tensor | None = None, on_iteration: OnIteration | None = None
-    ) -> Restoration:
+    def solve(self, y: Tensor, model: LPN, noise: Tensor | None = None, on_iteration: Progress = None) -> Restoration:
         result = self._prior(y, model, self.max_iter)
         verdict, iterations = result.inversion.verdict, result.inversion.iterations
         broken = (verdict == Verdict.INVALID) | ~result.value.isfinite()

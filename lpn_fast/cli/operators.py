@@ -1,4 +1,6 @@
-"""The operators of `lpn-fast reconstruct`: their options, and the files that masks, kernels and geometry are in."""
+"""The operators of `lpn-fast reconstruct`: functions of the options that they take, with their summaries in --help, and
+the files that masks, kernels and geometry are in.
+"""
 
 import argparse
 import inspect

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..contract import check_name
+
 SYMMETRIES = ("all", "mirror", "none")
 
 
@@ -41,8 +43,7 @@ class Augment:
     contrast: float = 1.0
 
     def __post_init__(self):
-        if self.symmetries not in SYMMETRIES:
-            raise ValueError(f"symmetries must be one of {SYMMETRIES}, got {self.symmetries!r}")
+        check_name("symmetries", self.symmetries, SYMMETRIES)
         if not 0 <= self.degrees <= 180:
             raise ValueError(f"degrees must lie in [0, 180], got {self.degrees}")
         if not 0 <= self.probability <= 1:

@@ -11,6 +11,7 @@ import math
 import numpy as np
 import torch
 
+from ..contract import check_name
 from .augment import Augment
 from .images import ImageCrops, ImageStore
 
@@ -48,8 +49,7 @@ def synthetic_images(kind: str, count: int, side: int, channels: int = 1, seed: 
     >>> synthetic_images("ellipses", count=2, side=32).shape
     (2, 1, 32, 32)
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+    check_name("kind", kind, KINDS)
     if count < 1 or side < 8:
         raise ValueError(f"count must be at least 1 and side at least 8, got {count} and {side}")
     if channels not in (1, 3):

@@ -99,8 +99,7 @@ def write(stored: np.ndarray, encoding: Encoding) -> bytes:
     earlier = str(dataset.get("DerivationDescription", ""))
     dataset.DerivationDescription = f"{earlier}; {DERIVATION}" if earlier else DERIVATION
     for name in ("SmallestImagePixelValue", "LargestImagePixelValue"):
-        if name in dataset:
-            del dataset[name]
+        dataset.pop(name, None)
     buffer = io.BytesIO()
     dataset.save_as(buffer, enforce_file_format=True, implicit_vr=False, little_endian=is_little)
     return buffer.getvalue()

@@ -34,11 +34,12 @@ def add_arguments(parser) -> None:
     batch.add_images_out(parser)
     operators.add_arguments(parser)
     add = parser.add_argument
-    noise = "standard deviation, in the units of the measurements; auto is what each shows (--simulate: 0.03)"
+    noise = "standard deviation, images in [0, 1] (default: auto, what each measurement shows; 0.03 with --simulate)"
     add("--noise", type=options.NUMBER_OR_AUTO, metavar="S", help=noise)
     add("--solver", choices=tuple(SOLVERS), help="(default: chosen; pgd if one of the next three is given)")
     add("--iterations", type=int, metavar="N", help="at most (default: 100)")
-    add("--sigma", type=float, metavar="S", help="level of the prior, larger is smoother (default: the MAP choice)")
+    sigma = "level of the network's prior, larger is smoother (default: the MAP choice, by noise and step)"
+    add("--sigma", type=float, metavar="S", help=sigma)
     add("--strict", action="store_true", help="refuse to run outside the convergence theorem")
 
 

@@ -28,13 +28,13 @@ RESUME = "finished images are kept, the same command goes on where this one stop
 FORMATS = "png, jpg, tif and stacks, bmp, webp, jp2, pgm, npy, dcm; npz, zip, h5"
 
 
-def add_job(parser: argparse.ArgumentParser, out: str, purpose: str, model: str = options.AUTO) -> None:
+def add_job(parser: argparse.ArgumentParser, out: str, purpose: str) -> None:
     """Images in, results out, model and machine."""
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGES", help=f"files, folders, patterns, @list.txt: {FORMATS}")
     add("-o", "--out", required=True, metavar=out, help=purpose)
     add("-r", "--recursive", action="store_true", help="look into subfolders; results keep the folders' structure")
-    options.add_model(parser, model)
+    options.add_model(parser, options.AUTO)
     intensities = "what becomes 0 and 1 of the numbers in the files (default: by their type; of CT -1024 3071)"
     add("--intensities", type=float, nargs=2, metavar=("LOW", "HIGH"), help=intensities)
     options.add_machine(parser)
@@ -43,9 +43,9 @@ def add_job(parser: argparse.ArgumentParser, out: str, purpose: str, model: str 
     parser.set_defaults(when_interrupted=RESUME)
 
 
-def add_images_out(parser: argparse.ArgumentParser, model: str = options.AUTO) -> None:
+def add_images_out(parser: argparse.ArgumentParser) -> None:
     """The arguments of `add_job` and those of jobs that make images."""
-    add_job(parser, "DIR", "for results and manifest.jsonl", model)
+    add_job(parser, "DIR", "for results and manifest.jsonl")
     add = parser.add_argument
     add("--simulate", action="store_true", help="IMAGES are truths: degrade them first, then print PSNR and SSIM")
     add("--seed", type=int, metavar="N", help="of that noise (default: 0)")

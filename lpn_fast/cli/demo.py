@@ -198,9 +198,7 @@ def solve(case: Case) -> tuple[Tensor, list[Answer]]:
     plain = y[0].double().numpy()
     answers = []
     for name, (method, weights) in case.alternatives.items():
-        found = [
-            _answer(name, case.truth, lambda m=method, w=w: torch.from_numpy(m(plain, w)).float()) for w in weights
-        ]
+        found = [_answer(name, case.truth, method, plain, weight) for weight in weights]
         answers.append(max(found, key=lambda answer: answer.psnr))
     return y[0], [*answers, _answer(OURS, case.truth, lambda: reconstruct(y, case.physics, noise=case.noise).x[0])]
 
@@ -210,9 +208,9 @@ def rows(case: Case, answers: list[Answer]) -> list[tuple]:
     return [(case.title, answer.name, answer.psnr, answer.seconds) for answer in answers]
 
 
-def _answer(name: str, truth: Tensor, compute) -> Answer:
+def _answer(name: str, truth: Tensor, compute: Callable, *arguments) -> Answer:
     started = time.process_time()  # what other programs do to the machine does not matter
-    x = compute()
+    x = torch.as_tensor(compute(*arguments)).float()
     seconds = time.process_time() - started
     return Answer(name, x, float(metrics.psnr(x[None].clamp(0, 1), truth[None])), seconds)
 

@@ -131,11 +131,10 @@ def _is_on_gpu(model: LPN) -> bool:
 def _affordable_pixels(model: LPN) -> int:
     """How many pixels of the input the evaluations of a network can take in the memory that is free."""
     own, spec = next(model.parameters()), model.spec
-    side = 64  # pixels; any size shows how many units there are per pixel
-    sizes = [(1, 1)] * len(spec.stages) if spec.is_dense else spec.stage_sizes(*(spec.image_size or (side, side)))
-    pixels = spec.channels * (1 if spec.is_dense else math.prod(spec.image_size or (side, side)))
-    units = sum(stage.width * math.prod(size) for stage, size in zip(spec.stages, sizes, strict=True))
-    return max(1, int(MEMORY_SHARE * _free_bytes(own.device) / (KEPT * own.element_size() * units / pixels)))
+    image = spec.image_size or (64, 64)  # pixels; any size shows how many units there are per pixel
+    stages = zip(spec.stages, spec.stage_sizes(*image), strict=True)
+    units = sum(stage.width * math.prod(size) for stage, size in stages) / (spec.channels * math.prod(image))
+    return max(1, int(MEMORY_SHARE * _free_bytes(own.device) / (KEPT * own.element_size() * units)))
 
 
 def _free_bytes(device: torch.device) -> int:

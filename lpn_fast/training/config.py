@@ -37,6 +37,7 @@ from ..networks.families import BORDERS
 from ..networks.initialise import STARTS
 from ..networks.registry import trainable
 from ..ops.precision import PRECISIONS
+from .problems import TASKS
 from .schedule import GAMMA_MIN, Phase, published_phases
 
 
@@ -227,7 +228,12 @@ class TrainingConfig:
     margin: int = option("pixels at the sides of a crop that the loss leaves out", 0, metavar="M")
     precision: str = option("of the steps, behind an accuracy gate", "fp32", choices=PRECISIONS)
     expansion_weight: float = option("price on |f(u + d) - f(u)| > |d|", 0.0, metavar="W")
-    task: str = option("deblur: train the minimisers that the solvers find", "denoise", choices=("denoise", "deblur"))
+    task: str = option(
+        "deblur: train the minimisers that the solvers find; reconstruct: those of deblurring, inpainting, masked "
+        "frequencies and denoising, in turns",
+        "denoise",
+        choices=tuple(TASKS),
+    )
     validate_every: int = option("steps between validations", 500, metavar="STEPS")
     checkpoint_seconds: float = option("between resume files", 60.0, metavar="SECONDS")
     device: str = option("cpu or cuda", "cpu")

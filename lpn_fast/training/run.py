@@ -11,7 +11,7 @@ from ..networks.registry import FAMILIES
 from .config import DataConfig, TrainingConfig
 from .denoiser import train_denoiser
 from .distributed import current_group
-from .equilibrium import Deblurring
+from .problems import TASKS
 
 SYNTHETIC_POOL = 64
 SYNTHETIC_SIDE = 256
@@ -52,7 +52,7 @@ def train(config: TrainingConfig, progress: bool = True) -> LPN:
         model.to(config.device),
         crops,
         config.schedule.phases(entries),
-        problems=Deblurring() if config.task == "deblur" else None,
+        problems=TASKS[config.task](),
         validation=build_validation(config.data, model),
         **{name: getattr(config, name) for name in OF_TRAINER},
         data_description=describe(config.data, len(crops)),

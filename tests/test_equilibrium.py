@@ -136,21 +136,37 @@ def test_minimisers_of_other_operators_are_stationary(kind, explicit, monkeypatc
     noise = sigma.view(-1, 1, 1, 1) * torch.randn(x.shape, generator=torch.Generator().manual_seed(6)).double()
     seen = {}
 
-    def kept(model, physics, measured, start, *rest):
-        seen.update(physics=physics, measured=measured, start=start)
-        return equilibrium(model, physics, measured, start, *rest, tol=1e-10)
+    def kept(model, physics, measured, start, sigma, *rest):
+        seen.update(physics=physics, measured=measured, start=start, sigma=sigma)
+        return equilibrium(model, physics, measured, start, sigma, *rest, tol=1e-10)
 
     monkeypatch.setattr("lpn_fast.training.problems.equilibrium", kept)
-    problems = Problems((kind,), Deblurring(iterations=3000, inner=4))
+    problems = Problems((kind,), 1.0, Deblurring(iterations=3000, inner=4))
     out, truth = problems(model, x, noise, sigma, torch.Generator().manual_seed(7))
-    physics, out = seen["physics"], out.detach()
+    physics, told, out = seen["physics"], seen["sigma"], out.detach()
     assert torch.equal(truth, x) and (seen["start"] - x).norm() < 0.5 * x.norm()
     u = out - STEP * physics.A_adjoint(physics.A(out) - seen["measured"])
-    moved = model.grad_prior(out, sigma) + out - u if explicit else model(u, sigma) - out
+    moved = model.grad_prior(out, told) + out - u if explicit else model(u, told) - out
     assert moved.norm() < 1e-5 * out.norm()
     assert physics.norm() <= 1
     again, _ = problems(model, x, noise, sigma, torch.Generator().manual_seed(7))
     assert torch.equal(again.detach(), out)
+
+
+def test_minimisers_are_told_half_of_their_noise_and_never_less_than_the_lowest_level(monkeypatch):
+    x, sigma = smooth(2, torch.Generator().manual_seed(5), side=64), torch.tensor([0.015, 0.1])
+    noise = sigma.view(-1, 1, 1, 1) * torch.randn(x.shape, generator=torch.Generator().manual_seed(6))
+    model, seen = lf.ExplicitLPN(1, 3, 6, sigma_conditional=(0.01, 0.1)), {}
+
+    def told(model, physics, measured, start, level, *rest):
+        left, size = (t.flatten(1).norm(dim=1).float() for t in (measured - physics.A(x), physics.mask))
+        seen.update(level=level, left=left / size)
+        return start
+
+    monkeypatch.setattr("lpn_fast.training.problems.equilibrium", told)
+    Problems(("inpaint",))(model, x, noise, sigma, torch.Generator().manual_seed(7))
+    assert torch.allclose(seen["level"], torch.tensor([0.01, 0.05]))
+    assert torch.allclose(seen["left"], 2 * seen["level"] / STEP**0.5, rtol=0.1)
 
 
 def test_measurements_have_the_noise_of_their_level_where_they_are_seen():
@@ -176,6 +192,8 @@ def test_kinds_take_turns_and_unknown_ones_are_refused(monkeypatch):
         Problems(("denoise", "ct"))
     with pytest.raises(ValueError, match="got none"):
         Problems(())
+    with pytest.raises(ValueError, match="trust must be positive, got 0"):
+        Problems(trust=0)
 
 
 @pytest.mark.parametrize(

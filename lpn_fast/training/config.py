@@ -161,7 +161,11 @@ class ModelConfig:
         "frames under gates of single pixels: how images go on (default: see families below)", None, choices=BORDERS
     )
     initialise: str | None = option("start of the weights (default: what suits the family)", None, choices=STARTS)
-    start: str | None = option("go on from a shipped model or a file of one", None, metavar="MODEL")
+    start: str | None = option(
+        "go on from a shipped model, a file of one, or the resume file of a run with the same options of the model",
+        None,
+        metavar="MODEL",
+    )
 
     def __post_init__(self):
         _check_choices(self, "model.")

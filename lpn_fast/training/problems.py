@@ -15,12 +15,14 @@ from torch import Tensor
 
 from ..per_sample import broadcast
 from ..physics import MRI, Blur, Inpainting, gaussian_kernel, shake_kernel
+from ..solvers.continuation import TRUST
 from .equilibrium import STEP, equilibrium
 
 SIDES = (5, 15)  # smallest and largest kernel, odd numbers of pixels
 RIM = SIDES[1] // 2  # border of a crop, left out of its image for what the blur spreads
 SMALLEST = 2 * SIDES[1] - 1  # crop: its image is as large as a kernel
 KINDS = ("denoise", "deblur", "inpaint", "fourier")
+DRAWN = ("denoise", "denoise", "denoise", "deblur", "inpaint", "fourier")
 SEEN = (0.2, 0.8)  # share of the pixels of `inpaint`
 ACCELERATION, CENTRE = (2.0, 5.0), 0.08  # of `fourier`
 
@@ -103,24 +105,30 @@ class Problems:
     ----------
     kinds : sequence of str
         Some of "denoise", "deblur", "inpaint", "fourier"; a kind that is named twice comes twice as often.
+    trust : float
+        Square of the noise in measurements over the one that the network is told. A denoiser, f, removes all of the
+        noise, as a posterior mean does; with a quarter of that prior's weight, 4, minimisers are better
+        (solvers/continuation.py), so that one prior can be both. Only for networks that know noise levels.
     deblurring : Deblurring, optional
         The problems of "deblur", and the numbers of iterations of all.
 
     Raises
     ------
     ValueError
-        An unknown kind, or none.
+        An unknown kind, or none; a trust that is not positive.
     """
 
-    def __init__(self, kinds: tuple[str, ...] = KINDS, deblurring: Deblurring | None = None):
+    def __init__(self, kinds: tuple[str, ...] = DRAWN, trust: float = TRUST, deblurring: Deblurring | None = None):
         unknown = sorted(set(kinds) - set(KINDS))
         if unknown or not kinds:
             raise ValueError(f"kinds must be some of {', '.join(KINDS)}, got {', '.join(unknown) or 'none'}")
-        self.kinds = tuple(kinds)
+        if not 0 < trust < float("inf"):
+            raise ValueError(f"trust must be positive, got {trust}")
+        self.kinds, self.trust = tuple(kinds), trust
         self.deblurring = Deblurring() if deblurring is None else deblurring
 
     def __repr__(self) -> str:
-        return f"Problems({', '.join(self.kinds)}; {self.deblurring})"
+        return f"Problems(kinds={self.kinds}, trust={self.trust}, deblurring={self.deblurring})"
 
     def __call__(
         self,
@@ -134,6 +142,9 @@ class Problems:
         kind = self.kinds[int(torch.randint(len(self.kinds), (), generator=generator))]
         if kind == "denoise":
             return model(x + noise, sigma), x
+        if sigma is not None:  # what is left of the level, and not below the model's lowest
+            told = (sigma / self.trust**0.5).clamp(min=min(model.spec.noise_levels))
+            noise, sigma = broadcast(self.trust**0.5 * told / sigma, noise) * noise, told
         if kind == "deblur":
             return self.deblurring(model, x, noise, sigma, generator)
         draw = _masked if kind == "inpaint" else _fourier

@@ -12,6 +12,7 @@ from .config import DataConfig, TrainingConfig
 from .denoiser import train_denoiser
 from .distributed import current_group
 from .problems import TASKS
+from .state import is_resume_file, take_weights_
 
 SYNTHETIC_POOL = 64
 SYNTHETIC_SIDE = 256
@@ -65,7 +66,12 @@ def build_model(config: TrainingConfig) -> LPN:
     """The network, freshly drawn from torch's generator, or the one to go on from."""
     table, channels = config.model, config.data.channels
     family = FAMILIES[table.family]
-    model = family.build(table, channels, config.sigma) if table.start is None else shipped_or_loaded(table.start)
+    interrupted = table.start is not None and is_resume_file(Path(table.start))
+    own = table.start is None or interrupted
+    model = family.build(table, channels, config.sigma) if own else shipped_or_loaded(table.start)
+    if interrupted:
+        take_weights_(model, Path(table.start))
+        model.project_()
     if table.start is not None and table.border is not None:
         if not isinstance(model, LPN):
             raise ValueError(f"model.border is for networks, explicit priors are always mirrored: {table.start}")

@@ -12,13 +12,14 @@ such problems (blurs). An operator with A^T A = c I leaves nothing to continue, 
 cannot: gradient descent begins at the start.
 
 The weight of the prior is a quarter of that of MAP for networks that are denoisers, and about MAP's for those trained
-through minimisers. Where measurements are pictures of the image, more may be better, as for smooth images behind a
+through minimisers. Descents on R itself have MAP's where A keeps a part of an orthonormal transform, so that what is
+measured has the noise which f removes, and an eighth where A attenuates and its inverse makes noise louder. Where measurements are pictures of the image, more may be better, as for smooth images behind a
 mild blur, and the measurements decide. With noise n of the level of theirs, y + a n and y - n / a are independent of
 each other, so that what is reconstructed from the one can be judged by the other (the coupled bootstrap of Oliveira,
 Lei, Tibshirani), for every sample by itself.
 
-Where A misses much of the image, the minimiser is a worse picture than the pilot's, towards which the objective goes
-on to fall in steps that cannot be seen (`python -m bench.reconstruction`): these are not made.
+Where A misses much of the image, the minimiser of other networks is a worse picture than the pilot's, towards which
+the objective goes on to fall in steps that cannot be seen (`python -m bench.reconstruction`): these are not made.
 """
 
 import warnings
@@ -41,9 +42,12 @@ from .solvers.problem import InverseProblem, checked_problem, positive, relative
 DESCENT_ITERATIONS = 200
 VISIBLE = 2e-3  # relative change of an iteration: a quarter of a gray level of 255 in a picture of mean square 1/16
 SETTLED = 1e-3  # the same for what was trained through minimisers, which are better than what leads to them
+MINIMISED = 1e-4  # the same for descents on R itself: minimisers are better than all that leads to them
 ISOMETRY = 1e-4  # |A^T A v - c v| / |A^T A v| of a random v
 FAINT = 2.0  # noise levels of the model over the noise, from where the prior is weakened
 WEIGHTS = (1 / TRUST, 2**0.5 / TRUST, 2 / TRUST)  # weights of the prior over that of MAP, where measurements can choose
+GRADIENT_WEIGHTS = (0.125, 0.25, 0.5)  # the same for R itself; the first where measurements cannot choose
+FULL = 1.0  # and this where what is measured has the noise that a denoiser removes: masks, frequencies
 MINIMISER_WEIGHTS = (0.5, 0.8, 1.2, 1.8)  # the same for networks that were trained through minimisers
 SPLIT = 0.5  # a: noise added to what is reconstructed, over that of y
 CLOSER = 2.0  # an estimate of the noise this much above what a reconstruction leaves of y took signal for noise
@@ -73,6 +77,11 @@ class Choice:
     def through_minimisers(self) -> bool:
         """Whether the descent has a network of its own, trained through the minimisers of such problems alone."""
         return self.descent is not self.pilot and not self.by_gradient
+
+    @property
+    def apart(self) -> bool:
+        """Whether the weight of the prior is that of the descent alone, and the pilot's its own."""
+        return self.by_gradient or self.through_minimisers
 
 
 def reconstruct(
@@ -181,7 +190,7 @@ def _solved(
     progress: bool | Callable[[int], object] = False,
 ) -> tuple[Pilot, Reconstruction, str]:
     """Pilot, descent, and what the descent is."""
-    trust = TRUST if weight is None or choice.through_minimisers else 1 / weight
+    trust = TRUST if weight is None or choice.apart else 1 / weight
     pilot = follow_levels(problem, choice.pilot, level, progress, trust)
     result, note = _descended(problem, choice, level, weight, pilot, pilot.x, _descent(progress, pilot.iterations))
     return pilot, result, note
@@ -199,9 +208,10 @@ def _descended(
     """The descent from x0, and what it is."""
     y, physics, options = problem.y, problem.physics, options | {"x0": x0}
     if choice.by_gradient:
-        told = level * (TRUST**-0.5 if weight is None else weight.sqrt())
+        usual = FULL if highest_level(problem) == MISSING else GRADIENT_WEIGHTS[0]
+        told = level * (usual**0.5 if weight is None else weight.sqrt())
         note = "quasi-Newton descent with a prior that gives its gradient"
-        return gradient(y, physics, choice.descent, noise=told, **options | {"tol": SETTLED}), note
+        return gradient(y, physics, choice.descent, noise=told, **options | {"tol": MINIMISED}), note
     if choice.through_minimisers:
         told = (ASSUMED if weight is None else weight.sqrt()) * level
         note = "FISTA with a network that was trained through the minimisers of such problems"
@@ -239,9 +249,9 @@ def _weight(problem: InverseProblem, choice: Choice, level: Tensor) -> Tensor | 
     n = torch.where(reached, broadcast(level, y) * drawn, 0.0)
     split = replace(problem, y=y + SPLIT * n)
     louder, risks = level * (1 + SPLIT**2) ** 0.5, []
-    pilot = follow_levels(split, choice.pilot, louder) if choice.through_minimisers else None
+    pilot = follow_levels(split, choice.pilot, louder) if choice.apart else None
     x = split.x0 if pilot is None else pilot.x
-    weights = MINIMISER_WEIGHTS if choice.through_minimisers else WEIGHTS
+    weights = GRADIENT_WEIGHTS if choice.by_gradient else MINIMISER_WEIGHTS if choice.through_minimisers else WEIGHTS
     for weight in torch.tensor(weights, dtype=torch.float64, device=y.device):
         if pilot is None:
             x = _solved(split, choice, louder, weight.expand(len(y)))[1].x

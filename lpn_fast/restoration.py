@@ -13,10 +13,11 @@ cannot: gradient descent begins at the start.
 
 The weight of the prior is a quarter of that of MAP for networks that are denoisers, and about MAP's for those trained
 through minimisers. Descents on R itself have MAP's where A keeps a part of an orthonormal transform, so that what is
-measured has the noise which f removes, and an eighth where A attenuates and its inverse makes noise louder. Where measurements are pictures of the image, more may be better, as for smooth images behind a
-mild blur, and the measurements decide. With noise n of the level of theirs, y + a n and y - n / a are independent of
-each other, so that what is reconstructed from the one can be judged by the other (the coupled bootstrap of Oliveira,
-Lei, Tibshirani), for every sample by itself.
+measured has the noise which f removes, and an eighth where A attenuates and its inverse makes noise louder. Where
+measurements are pictures of the image, more may be better, as for smooth images behind a mild blur, and the
+measurements decide. With noise n of the level of theirs, y + a n and y - n / a are independent of each other, so that
+what is reconstructed from the one can be judged by the other (the coupled bootstrap of Oliveira, Lei, Tibshirani), for
+every sample by itself.
 
 Where A misses much of the image, the minimiser of other networks is a worse picture than the pilot's, towards which
 the objective goes on to fall in steps that cannot be seen (`python -m bench.reconstruction`): these are not made.

@@ -4,20 +4,23 @@
     pilot     a falling noise level, from the start towards the noise of y              (solvers/continuation.py)
     descent   on one fixed objective from there, inside its theorem, until an iteration cannot be seen
 
-The descent is half-quadratic splitting at the pilot's last level: its objective, h smoothed by a penalty plus the
-weighted prior, falls whatever the operator. FISTA minimises h + w R instead where the noise is below the least that
-the network knows, so that the prior has to be weakened, and where a shipped model was trained through the minimisers
-of such problems (blurs). An operator with A^T A = c I leaves nothing to continue, and a network of one noise level
+The descent goes down the gradient of h + w R where R itself was learned (`ExplicitLPN`), as for gray images. With other
+networks it is half-quadratic splitting at the pilot's last level: its objective, h smoothed by a penalty plus the
+weighted prior, falls whatever the operator. FISTA minimises h + w R instead where the noise is below the least that the
+network knows, so that the prior has to be weakened, and where a shipped model was trained through the minimisers of
+such problems (blurs). An operator with A^T A = c I leaves nothing to continue, and a network of one noise level
 cannot: gradient descent begins at the start.
 
 The weight of the prior is a quarter of that of MAP for networks that are denoisers, and about MAP's for those trained
-through minimisers. Where measurements are pictures of the image, more may be better, as for smooth images behind a
-mild blur, and the measurements decide. With noise n of the level of theirs, y + a n and y - n / a are independent of
-each other, so that what is reconstructed from the one can be judged by the other (the coupled bootstrap of Oliveira,
-Lei, Tibshirani), for every sample by itself.
+through minimisers. Descents on R itself have MAP's where A keeps a part of an orthonormal transform, so that what is
+measured has the noise which f removes, and an eighth where A attenuates and its inverse makes noise louder. Where
+measurements are pictures of the image, more may be better, as for smooth images behind a mild blur, and the
+measurements decide. With noise n of the level of theirs, y + a n and y - n / a are independent of each other, so that
+what is reconstructed from the one can be judged by the other (the coupled bootstrap of Oliveira, Lei, Tibshirani), for
+every sample by itself.
 
-Where A misses much of the image, the minimiser is a worse picture than the pilot's, towards which the objective goes
-on to fall in steps that cannot be seen (`python -m bench.reconstruction`): these are not made.
+Where A misses much of the image, the minimiser of other networks is a worse picture than the pilot's, towards which
+the objective goes on to fall in steps that cannot be seen (`python -m bench.reconstruction`): these are not made.
 """
 
 import warnings
@@ -28,21 +31,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .networks import LPN, pretrained
+from .networks import LPN, ExplicitLPN, pretrained
 from .per_sample import broadcast, dot, norm
 from .physics import Blur, LinearOperator, seen
 from .physics.noise import without_noise
-from .solvers import Reconstruction, Stage, alarms, estimate_noise, fista, hqs, pgd
+from .solvers import Reconstruction, Stage, alarms, estimate_noise, fista, gradient, hqs, pgd
 from .solvers.continuation import LEAST_NOISE, MISSING, TRUST, Pilot, follow_levels, highest_level, working_noise
 from .solvers.noise import haar_level, known_noise
 from .solvers.problem import InverseProblem, checked_problem, positive, relative_misfit
 
 DESCENT_ITERATIONS = 200
 VISIBLE = 2e-3  # relative change of an iteration: a quarter of a gray level of 255 in a picture of mean square 1/16
-SETTLED = 1e-3  # the same for networks that were trained through minimisers, which are better than what leads to them
+SETTLED = 1e-3  # the same for what was trained through minimisers, which are better than what leads to them
+MINIMISED = 1e-4  # the same for descents on R itself: minimisers are better than all that leads to them
 ISOMETRY = 1e-4  # |A^T A v - c v| / |A^T A v| of a random v
 FAINT = 2.0  # noise levels of the model over the noise, from where the prior is weakened
 WEIGHTS = (1 / TRUST, 2**0.5 / TRUST, 2 / TRUST)  # weights of the prior over that of MAP, where measurements can choose
+GRADIENT_WEIGHTS = (0.125, 0.25, 0.5)  # the same for R itself; the first where measurements cannot choose
+FULL = 1.0  # and this where what is measured has the noise that a denoiser removes: masks, frequencies
 MINIMISER_WEIGHTS = (0.5, 0.8, 1.2, 1.8)  # the same for networks that were trained through minimisers
 SPLIT = 0.5  # a: noise added to what is reconstructed, over that of y
 CLOSER = 2.0  # an estimate of the noise this much above what a reconstruction leaves of y took signal for noise
@@ -51,6 +57,7 @@ DOUBTFUL = 3.0  # factor between given and estimated noise
 LOCAL = 0.1  # part of a single pixel's measurement that may lie beyond a quarter of the sides around it
 TILES = 4  # a side: in the calmest of 16 parts an image shows its noise rather than its texture
 GRAY, COLOR = "natural-gray-mixture", "natural-color-mixture"
+EXPLICIT = {GRAY: "natural-gray-explicit"}  # R itself, trained through denoising, blurs, masks and frequencies
 BLUR = {GRAY: "natural-gray-deblur", COLOR: "natural-color-deblur"}  # trained through the minimisers of blurs
 
 
@@ -58,20 +65,30 @@ BLUR = {GRAY: "natural-gray-deblur", COLOR: "natural-color-deblur"}  # trained t
 class Choice:
     """Networks of the pilot and of the descent, and why these."""
 
-    pilot: LPN
-    descent: LPN
+    pilot: LPN | ExplicitLPN
+    descent: LPN | ExplicitLPN
     reason: str
 
     @property
+    def by_gradient(self) -> bool:
+        """Whether the descent has R and its gradient in one pass."""
+        return isinstance(self.descent, ExplicitLPN)
+
+    @property
     def through_minimisers(self) -> bool:
-        """Whether the descent has a network of its own, trained through the minimisers of such problems."""
-        return self.descent is not self.pilot
+        """Whether the descent has a network of its own, trained through the minimisers of such problems alone."""
+        return self.descent is not self.pilot and not self.by_gradient
+
+    @property
+    def apart(self) -> bool:
+        """Whether the weight of the prior is that of the descent alone, and the pilot's its own."""
+        return self.by_gradient or self.through_minimisers
 
 
 def reconstruct(
     y: Tensor,
     physics: LinearOperator,
-    model: LPN | Choice | str = "auto",
+    model: LPN | ExplicitLPN | Choice | str = "auto",
     *,
     noise: float | Tensor | None = None,
     weight: float | Tensor | None = None,
@@ -86,7 +103,7 @@ def reconstruct(
         Measurements; complex ones of operators that measure frequencies.
     physics : LinearOperator
         An operator of `lf.physics`, or any other linear one.
-    model : LPN or str
+    model : LPN, ExplicitLPN or str
         A network, or the name of a shipped one. "auto" takes a shipped one that suits operator and channels, and
         says which and why in the result's `stages`. A network of one channel is applied to every channel. A `Choice`
         has one for the pilot and one for the descent.
@@ -139,8 +156,9 @@ def reconstruct(
         if not conditional or _is_isometry(problem):
             why = "A^T A is a multiple of the identity" if conditional else "the model has a single noise level"
             told = level if weight is None else weight.sqrt() * level
-            result = pgd(y, physics, choice.pilot, noise=told, x0=problem.x0, **_descent(progress))
-            note = f"proximal gradient descent, {choice.reason}; no pilot: {why}"
+            solver = gradient if choice.by_gradient else pgd
+            result = solver(y, physics, choice.descent, noise=told, x0=problem.x0, **_descent(progress))
+            note = f"{'' if choice.by_gradient else 'proximal '}gradient descent, {choice.reason}; no pilot: {why}"
         else:
             if noise is None and known_noise(physics, y) is None and not _is_local(problem):
                 level = _closer_noise(problem, choice, level)
@@ -173,7 +191,7 @@ def _solved(
     progress: bool | Callable[[int], object] = False,
 ) -> tuple[Pilot, Reconstruction, str]:
     """Pilot, descent, and what the descent is."""
-    trust = TRUST if weight is None or choice.through_minimisers else 1 / weight
+    trust = TRUST if weight is None or choice.apart else 1 / weight
     pilot = follow_levels(problem, choice.pilot, level, progress, trust)
     result, note = _descended(problem, choice, level, weight, pilot, pilot.x, _descent(progress, pilot.iterations))
     return pilot, result, note
@@ -190,6 +208,11 @@ def _descended(
 ) -> tuple[Reconstruction, str]:
     """The descent from x0, and what it is."""
     y, physics, options = problem.y, problem.physics, options | {"x0": x0}
+    if choice.by_gradient:
+        usual = FULL if highest_level(problem) == MISSING else GRADIENT_WEIGHTS[0]
+        told = level * (usual**0.5 if weight is None else weight.sqrt())
+        note = "quasi-Newton descent with a prior that gives its gradient"
+        return gradient(y, physics, choice.descent, noise=told, **options | {"tol": MINIMISED}), note
     if choice.through_minimisers:
         told = (ASSUMED if weight is None else weight.sqrt()) * level
         note = "FISTA with a network that was trained through the minimisers of such problems"
@@ -227,9 +250,9 @@ def _weight(problem: InverseProblem, choice: Choice, level: Tensor) -> Tensor | 
     n = torch.where(reached, broadcast(level, y) * drawn, 0.0)
     split = replace(problem, y=y + SPLIT * n)
     louder, risks = level * (1 + SPLIT**2) ** 0.5, []
-    pilot = follow_levels(split, choice.pilot, louder) if choice.through_minimisers else None
+    pilot = follow_levels(split, choice.pilot, louder) if choice.apart else None
     x = split.x0 if pilot is None else pilot.x
-    weights = MINIMISER_WEIGHTS if choice.through_minimisers else WEIGHTS
+    weights = GRADIENT_WEIGHTS if choice.by_gradient else MINIMISER_WEIGHTS if choice.through_minimisers else WEIGHTS
     for weight in torch.tensor(weights, dtype=torch.float64, device=y.device):
         if pilot is None:
             x = _solved(split, choice, louder, weight.expand(len(y)))[1].x
@@ -251,12 +274,12 @@ def _closer_noise(problem: InverseProblem, choice: Choice, level: Tensor) -> Ten
     return torch.where(level > CLOSER * left, left, level)
 
 
-def _choice(problem: InverseProblem, model: LPN | Choice | str) -> Choice:
+def _choice(problem: InverseProblem, model: LPN | ExplicitLPN | Choice | str) -> Choice:
     """The networks, on the device and in the type of the measurements."""
     x = problem.x0
     if isinstance(model, Choice):
         return model
-    if isinstance(model, LPN):
+    if isinstance(model, LPN | ExplicitLPN):
         own = next(model.parameters())
         if own.dtype != x.dtype:
             raise TypeError(f"y must be {own.dtype} as the model is, got {x.dtype}; convert with y.to({own.dtype})")
@@ -279,6 +302,10 @@ def _choice(problem: InverseProblem, model: LPN | Choice | str) -> Choice:
     operator = without_noise(problem.physics)
     if isinstance(operator, Blur):
         return Choice(network, pretrained(BLUR[name], x.device).to(x.dtype), reason)
+    if name in EXPLICIT:
+        return Choice(
+            network, pretrained(EXPLICIT[name], x.device).to(x.dtype), f"{reason}, {EXPLICIT[name]} to descend"
+        )
     return Choice(network, network, reason)
 
 

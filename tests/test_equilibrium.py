@@ -5,8 +5,9 @@ import torch
 from training_cases import interrupted_at
 
 import lpn_fast as lf
-from lpn_fast.training import Deblurring, Phase, Trainer, from_dict
+from lpn_fast.training import Deblurring, Phase, Problems, Trainer, from_dict
 from lpn_fast.training.equilibrium import STEP, equilibrium
+from lpn_fast.training.problems import _fourier, _masked
 
 
 def frame(dtype=torch.float32):
@@ -112,6 +113,87 @@ def test_a_run_improves_minimisers_and_resumes_bit_for_bit(tmp_path):
     resumed = deblurring_trainer(tmp_path / "parts", 40)
     resumed.run()
     assert torch.equal(resumed.model.packed(), whole.model.packed())
+
+
+def test_denoising_among_problems_is_f_itself():
+    x, noise, sigma = (
+        smooth(2, torch.Generator().manual_seed(3)),
+        torch.full((2, 1, 32, 32), 0.1),
+        torch.full((2,), 0.1),
+    )
+    model = frame()
+    out, truth = Problems(("denoise",))(model, x, noise, sigma, torch.Generator())
+    assert torch.equal(out, model(x + noise, sigma)) and truth is x
+
+
+@pytest.mark.parametrize("kind", ["inpaint", "fourier"])
+@pytest.mark.parametrize("explicit", [False, True])
+def test_minimisers_of_other_operators_are_stationary(kind, explicit, monkeypatch):
+    torch.manual_seed(0)
+    model = (lf.ExplicitLPN(1, 3, 6, sigma_conditional=(0.1,)) if explicit else frame()).double()
+    x = smooth(3, torch.Generator().manual_seed(5), dtype=torch.float64)
+    sigma = torch.tensor([0.02, 0.05, 0.1], dtype=torch.float64)
+    noise = sigma.view(-1, 1, 1, 1) * torch.randn(x.shape, generator=torch.Generator().manual_seed(6)).double()
+    seen = {}
+
+    def kept(model, physics, measured, start, sigma, *rest):
+        seen.update(physics=physics, measured=measured, start=start, sigma=sigma)
+        return equilibrium(model, physics, measured, start, sigma, *rest, tol=1e-10)
+
+    monkeypatch.setattr("lpn_fast.training.problems.equilibrium", kept)
+    problems = Problems((kind,), 1.0, Deblurring(iterations=3000, inner=4))
+    out, truth = problems(model, x, noise, sigma, torch.Generator().manual_seed(7))
+    physics, told, out = seen["physics"], seen["sigma"], out.detach()
+    assert torch.equal(truth, x) and (seen["start"] - x).norm() < 0.5 * x.norm()
+    u = out - STEP * physics.A_adjoint(physics.A(out) - seen["measured"])
+    moved = model.grad_prior(out, told) + out - u if explicit else model(u, told) - out
+    assert moved.norm() < 1e-5 * out.norm()
+    assert physics.norm() <= 1
+    again, _ = problems(model, x, noise, sigma, torch.Generator().manual_seed(7))
+    assert torch.equal(again.detach(), out)
+
+
+def test_minimisers_are_told_half_of_their_noise_and_never_less_than_the_lowest_level(monkeypatch):
+    x, sigma = smooth(2, torch.Generator().manual_seed(5), side=64), torch.tensor([0.015, 0.1])
+    noise = sigma.view(-1, 1, 1, 1) * torch.randn(x.shape, generator=torch.Generator().manual_seed(6))
+    model, seen = lf.ExplicitLPN(1, 3, 6, sigma_conditional=(0.01, 0.1)), {}
+
+    def told(model, physics, measured, start, level, *rest):
+        left, size = (t.flatten(1).norm(dim=1).float() for t in (measured - physics.A(x), physics.mask))
+        seen.update(level=level, left=left / size)
+        return start
+
+    monkeypatch.setattr("lpn_fast.training.problems.equilibrium", told)
+    Problems(("inpaint",))(model, x, noise, sigma, torch.Generator().manual_seed(7))
+    assert torch.allclose(seen["level"], torch.tensor([0.01, 0.05]))
+    assert torch.allclose(seen["left"], 2 * seen["level"] / STEP**0.5, rtol=0.1)
+
+
+def test_measurements_have_the_noise_of_their_level_where_they_are_seen():
+    x = smooth(4, torch.Generator().manual_seed(5), side=64)
+    noise = 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(6))
+    for draw, low, high in ((_masked, 0.15, 0.85), (_fourier, 0.18, 0.52)):
+        physics, measured = draw(x, noise, torch.Generator().manual_seed(7))
+        mask = physics.mask if draw is _masked else physics.mask[:, None, None]
+        seen = (mask > 0).expand(measured.shape)
+        shares = seen.flatten(1).float().mean(1)
+        assert ((low < shares) & (shares < high)).all() and len(set(shares.tolist())) > 2
+        left = measured - physics.A(x)
+        assert (left[~seen] == 0).all() and 0.09 < float(left[seen].square().mean().sqrt()) < 0.11
+
+
+def test_kinds_take_turns_and_unknown_ones_are_refused(monkeypatch):
+    kinds, x = Problems(("denoise", "inpaint", "inpaint")), smooth(1, torch.Generator().manual_seed(5))
+    monkeypatch.setattr("lpn_fast.training.problems.equilibrium", lambda model, physics, *rest: "minimiser")
+    generator, model = torch.Generator().manual_seed(0), lambda y, sigma: "f"
+    drawn = [kinds(model, x, 0 * x, None, generator)[0] for _ in range(90)]
+    assert 40 < drawn.count("minimiser") < 80 and drawn.count("f") == 90 - drawn.count("minimiser")
+    with pytest.raises(ValueError, match="kinds must be some of denoise, deblur, inpaint, fourier, got ct"):
+        Problems(("denoise", "ct"))
+    with pytest.raises(ValueError, match="got none"):
+        Problems(())
+    with pytest.raises(ValueError, match="trust must be positive, got 0"):
+        Problems(trust=0)
 
 
 @pytest.mark.parametrize(

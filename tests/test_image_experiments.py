@@ -160,7 +160,14 @@ def test_ranking_tells_noise_from_clean_images(folder, tmp_path):
     assert main(["ranking", "--data", str(folder), "--count", "2", "--sigmas", "0.05", "--out", str(tmp_path)]) == 0
     rows = {row["damage"]: row for row in rows_of(tmp_path / "results.csv")}
     assert float(rows["noise 0.03"]["envelope at 0.05"]) == 1.0, "these pictures are smooth, noise is not"
-    assert set(rows) >= {"random phases", "blur 1.0"}
+    assert set(rows) >= {"random phases", "blur 1.0"} and "R at 0.05" not in rows["blur 1.0"]
+
+
+def test_an_explicit_prior_ranks_by_its_values_and_gradients_too(folder, tmp_path):
+    options = ["--model", "natural-gray-explicit", "--count", "2", "--sigmas", "0.05", "--out", str(tmp_path)]
+    assert main(["ranking", "--data", str(folder), *options]) == 0
+    noise = next(row for row in rows_of(tmp_path / "results.csv") if row["damage"] == "noise 0.03")
+    assert float(noise["R at 0.05"]) == float(noise["|grad R| at 0.05"]) == 1.0
 
 
 def test_area_under_the_curve_leaves_an_image_out_of_its_own_comparison():

@@ -47,6 +47,18 @@ def test_the_result_is_ahead_of_the_start_and_inside_its_theorem(name):
     assert torch.equal(descent.x, result.x) and result.conditions.all_hold and result.converged.all()
     assert float(result.objective.diff(dim=0).clamp_min(0).sum()) <= 1e-6 * float(result.objective.abs().max())
     assert "natural-gray-mixture" in pilot.note
+    assert ("natural-gray-explicit" in pilot.note) == ("quasi-Newton" in descent.note) == (name != "blur")
+
+
+def test_a_learned_prior_itself_is_a_model_to_reconstruct_with():
+    x, physics, y = measured("inpainting")
+    torch.manual_seed(0)
+    prior = lf.ExplicitLPN(1, kernel=4, groups=12)
+    result = lf.reconstruct(y, physics, prior, noise=0.02)
+    assert "quasi-Newton" in result.stages[-1].note and result.conditions.all_hold and result.converged.all()
+    assert psnr(result.x, x) > psnr(result.stages[0].x, x)
+    weak, strong = (lf.reconstruct(y, physics, prior, noise=0.02, weight=w) for w in (0.1, 3.0))
+    assert float(weak.misfit) < float(result.misfit) < float(strong.misfit), "the usual weight is one"
 
 
 @pytest.mark.parametrize("name", ["inpainting", "compressed sensing", "ct"])
@@ -72,6 +84,7 @@ def test_an_isometry_needs_no_pilot():
     x, noisy = blobs(SIDE, SIDE).float(), blobs(SIDE, SIDE).float() + 0.1 * randn(1, 1, SIDE, SIDE).float()
     result = lf.reconstruct(noisy, P.Denoising())
     assert [stage.name for stage in result.stages] == ["start", "descent"]
+    assert "natural-gray-explicit" in result.stages[1].note
     assert psnr(result.x, x) > psnr(noisy, x) + 6
 
 

@@ -171,6 +171,22 @@ def test_fine_tuning_goes_on_from_a_model_and_keeps_its_family(photographs, tmp_
     assert [p["loss"] for p in tuned.card["phases"]] == ["matching"] * 4
 
 
+def test_a_run_goes_on_from_the_averaged_weights_of_another_that_was_interrupted(tmp_path):
+    options = [
+        "train", "--synthetic", "dead-leaves", "--sigma", "0.1", "--family", "ridge", "--hidden", "4",
+        "--skip-kernel", "3", "--crop", "16", "--batch-size", "2", "--ema-decay", "0.5", "--no-verify",
+    ]  # fmt: skip
+    resume = str(tmp_path / "one" / "resume.safetensors")
+    assert cli.main([*options, "--out", str(tmp_path / "one"), "--steps", "5"]) == 0
+    with_average = lf.load(tmp_path / "one" / "model.safetensors")
+    assert cli.main([*options, "--out", str(tmp_path / "two"), "--steps", "1", "--start", resume]) == 0
+    went_on = lf.load(tmp_path / "two" / "model.safetensors")
+    assert 0 < (went_on.packed() - with_average.packed()).abs().max() <= 2.01e-3  # one step of Adam, and no start anew
+    base = {"sigma": 0.1, "out": "nowhere", "data": {"synthetic": "dead-leaves"}}
+    with pytest.raises(ValueError, match="model.start must be a run of the same network, .* is of another"):
+        build_model(from_dict(base | {"model": {"family": "ridge", "hidden": 6, "skip_kernel": 3, "start": resume}}))
+
+
 def test_networks_start_as_they_train_fastest_and_are_told_the_noise():
     base = {"sigma": 0.1, "out": "nowhere", "data": {"synthetic": "dead-leaves"}}
 

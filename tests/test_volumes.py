@@ -18,9 +18,8 @@ from lpn_fast.algebra import reference
 from lpn_fast.algebra.spec import Spec, Stage, from_dict, to_dict
 from lpn_fast.ops import registry
 from lpn_fast.ops.solve.lbfgs import WEIGHTS, _blurred
-from lpn_fast.training import Phase, Trainer
+from lpn_fast.training import Deblurring, Phase, Trainer
 from lpn_fast.training.denoiser import denoising_figures
-from lpn_fast.training.equilibrium import Deblurring
 
 
 def network(channels=1, dtype=torch.float64, **options) -> lf.ConvLPN:

@@ -3,10 +3,12 @@
     score(x) = min_y 1/2 |x - y|^2 + R(y) = 1/2 |x|^2 - psi(x)          per pixel, in units of sigma^2
 
 One evaluation of the network, no inversion. For an MMSE denoiser it is -sigma^2 log p(x) of the noise-blurred density
-up to a constant, so a higher score means a less likely image. The area under the curve (AUC) is the probability that a
-damaged image scores higher than another, clean one; one half is a coin, below one half damaged looks *more* likely,
-as smoother images do to every such score. Beside it what takes no learning: total variation, the energy of the
-Laplacian, and the size of the image as PNG.
+up to a constant, so a higher score means a less likely image. An explicit prior also scores by R itself and by the
+length of its gradient, of which typical images have little whatever their R: one pass each.
+
+The area under the curve (AUC) is the probability that a damaged image scores higher than another, clean one; one half
+is a coin, below one half damaged looks *more* likely, as smoother images do to every such score but the gradient.
+Beside it what takes no learning: total variation, the energy of the Laplacian, and the size of the image as PNG.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from torch import Tensor
 
 import lpn_fast as lf
 from bench.reconstruction import data
+from lpn_fast.per_sample import norm
 
 from .provenance import ROOT, where, write_csv
 
@@ -52,6 +55,11 @@ def run(args) -> int:
     x = getattr(data, args.images)(root, "validation", args.count, SIDE if args.images == "photographs" else 256)
     model = lf.networks.shipped_or_loaded(args.model)
     scores = {f"envelope at {sigma:g}": lambda t, sigma=sigma: envelope(model, t, sigma) for sigma in args.sigmas}
+    if callable(getattr(model, "prior_and_grad", None)):
+        for number, name in enumerate(("R", "|grad R|")):
+            scores |= {
+                f"{name} at {s:g}": lambda t, s=s, number=number: one_pass(model, t, s)[number] for s in args.sigmas
+            }
     scores |= {"total variation": variation, "Laplacian": laplacian, "PNG size": png_size}
     clean = {name: score(x) for name, score in scores.items()}
     rows = []
@@ -120,6 +128,13 @@ def envelope(model, x: Tensor, sigma: float) -> Tensor:
     level = sigma if model.is_noise_conditional else None
     values = [lf.moreau_envelope(model, part, sigma=level).value for part in x.split(4)]
     return torch.cat(values) / (sigma**2 * x[0].numel())
+
+
+def one_pass(model, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """R and |grad R| of an explicit prior, in units of the noise, per pixel and per root of a pixel."""
+    pairs = [model.prior_and_grad(part, sigma) for part in x.split(4)]
+    value, gradient = torch.cat([r for r, _ in pairs]), torch.cat([g for _, g in pairs])
+    return value / (sigma**2 * x[0].numel()), norm(gradient) / (sigma * x[0].numel() ** 0.5)
 
 
 def variation(x: Tensor) -> Tensor:

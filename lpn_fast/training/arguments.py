@@ -53,7 +53,7 @@ def settings(run: "Trainer") -> dict:
         "clip_norm": run.clip_norm,
         "ema_decay": None if run.average is None else run.average.decay,
         "precision": run.precision,
-        "task": None if run.problems is None else vars(run.problems),
+        "task": None if run.problems is None else repr(run.problems),
         "data": getattr(run.batches.sampler, "fingerprint", ""),
     }
     return json.loads(json.dumps(found))  # as it is read again

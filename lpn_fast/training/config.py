@@ -37,6 +37,7 @@ from ..networks.families import BORDERS
 from ..networks.initialise import STARTS
 from ..networks.registry import trainable
 from ..ops.precision import PRECISIONS
+from .problems import TASKS
 from .schedule import GAMMA_MIN, Phase, published_phases
 
 
@@ -160,7 +161,11 @@ class ModelConfig:
         "frames under gates of single pixels: how images go on (default: see families below)", None, choices=BORDERS
     )
     initialise: str | None = option("start of the weights (default: what suits the family)", None, choices=STARTS)
-    start: str | None = option("go on from a shipped model or a file of one", None, metavar="MODEL")
+    start: str | None = option(
+        "go on from a shipped model, a file of one, or the resume file of a run with the same options of the model",
+        None,
+        metavar="MODEL",
+    )
 
     def __post_init__(self):
         _check_choices(self, "model.")
@@ -227,7 +232,12 @@ class TrainingConfig:
     margin: int = option("pixels at the sides of a crop that the loss leaves out", 0, metavar="M")
     precision: str = option("of the steps, behind an accuracy gate", "fp32", choices=PRECISIONS)
     expansion_weight: float = option("price on |f(u + d) - f(u)| > |d|", 0.0, metavar="W")
-    task: str = option("deblur: train the minimisers that the solvers find", "denoise", choices=("denoise", "deblur"))
+    task: str = option(
+        "deblur: train the minimisers that the solvers find; reconstruct: those of deblurring, inpainting, masked "
+        "frequencies and denoising, in turns",
+        "denoise",
+        choices=tuple(TASKS),
+    )
     validate_every: int = option("steps between validations", 500, metavar="STEPS")
     checkpoint_seconds: float = option("between resume files", 60.0, metavar="SECONDS")
     device: str = option("cpu or cuda", "cpu")

@@ -67,7 +67,7 @@ def train_denoiser(
         "data": data_description,
         "phases": [asdict(phase) for phase in phases],
         "batch_size": batch_size,
-        "task": "denoise" if trainer.problems is None else f"deblur {vars(trainer.problems)}",
+        "task": "denoise" if trainer.problems is None else repr(trainer.problems),
         "seed": trainer.seed,
         "expansion_weight": trainer.expansion_weight,
         "asymptotic_gain": round(asymptotic_gain(model), 4),

@@ -1,4 +1,4 @@
-"""Training through the minimiser of deblurring problems: where a solver stops, not where a denoiser is asked once.
+"""Training through the minimiser of an inverse problem: where a solver stops, not where a denoiser is asked once.
 
     b = A x + noise,   x^ = argmin_z 1/2 |A z - b|^2 + R(z) / eta  by fista,   loss(x^, x)
 
@@ -13,12 +13,10 @@ needs none: the minimiser is where A^T (A x^ - b) + grad R(x^) / eta is zero, an
 
     (A^T A + Hess R / eta) q = v,         the parameters get the gradient of -<q, grad R(x^)> / eta.
 
-A is a blur with the boundary "full", the image without its crop's rim in zeros: such problems have borders as the
-published ones have, and hold more of an image than circular ones, whose left side would have to fit its right. Kernels
-are drawn per sample: Gaussians, cut off to squares of random side, or camera shakes. The noise has the standard
-deviation sigma / sqrt(eta) for which sigma is the choice of MAP (solvers/automatic.py). A denoiser's prior weighs too
-much there: it is the one of a posterior mean. A prior trained like this has the weight that the solvers choose by
-themselves, at the cost of f as a denoiser. f is an exact prox all along: only what it learns from differs.
+The noise of the measurements has the standard deviation sigma / sqrt(eta), for which sigma is the choice of MAP
+(solvers/automatic.py). A denoiser's prior weighs too much there: it is the one of a posterior mean. A prior trained
+like this has the weight that the solvers choose by themselves, at the cost of f as a denoiser. f is an exact prox all
+along: only what it learns from differs.
 """
 
 import torch
@@ -26,83 +24,11 @@ from torch import Tensor
 
 from ..networks import ExplicitLPN
 from ..per_sample import broadcast, dot
-from ..physics import Blur, gaussian_kernel, shake_kernel
 from ..solvers import fista, gradient
 
-STEP = 0.98  # eta; the blurs have norm one
-SIDES = (5, 15)  # smallest and largest kernel, odd numbers of pixels
-RIM = SIDES[1] // 2  # border of a crop, left out of its image for what the blur spreads
-SMALLEST = 2 * SIDES[1] - 1  # crop: its image is as large as a kernel
+STEP = 0.98  # eta; the operators have norm one
 WITHOUT_PROX = 4  # iterations of an explicit prior for one with a prox: solves that stop early train another minimiser
 FLAT = 1e-3  # curvature of the objective, relative to the strongest, below which a direction is left alone
-
-
-class Deblurring:
-    """Deblurring problems, solved to their minimiser, with derivatives.
-
-    Parameters
-    ----------
-    blur : (float, float)
-        Range of the standard deviation of the Gaussian blurs, in pixels.
-    shakes : float
-        Share of camera shakes among the kernels, in [0, 1].
-    iterations : int
-        Most iterations of the solver.
-    inner : int
-        Iterations of conjugate gradients.
-
-    Raises
-    ------
-    ValueError
-        A range that is not increasing and positive, a share outside [0, 1], or numbers below one.
-    """
-
-    def __init__(
-        self, blur: tuple[float, float] = (0.4, 3.0), shakes: float = 0.5, iterations: int = 50, inner: int = 12
-    ):
-        if not 0 < blur[0] <= blur[1]:
-            raise ValueError(f"blur must be an increasing pair of positive widths, got {blur}")
-        if not 0 <= shakes <= 1:
-            raise ValueError(f"shakes must lie in [0, 1], got {shakes}")
-        for name, value in (("iterations", iterations), ("inner", inner)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        self.blur, self.shakes, self.iterations, self.inner = tuple(blur), shakes, iterations, inner
-
-    def __call__(
-        self,
-        model,
-        x: Tensor,  # (N, C, H, W)
-        noise: Tensor,  # (N, C, H, W)
-        sigma: Tensor | None,  # (N,)
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor]:
-        """Minimisers x^ of problems whose truths are x without its rim, and these truths, (N, C, H - 14, W - 14) each.
-
-        `noise`, of standard deviation sigma, is that of the measurements. The minimisers are differentiable in the
-        parameters of `model`, an LPN; `generator`, on the CPU, draws the kernels. ValueError for crops below 29 pixels.
-        """
-        if min(x.shape[-2:]) < SMALLEST:
-            raise ValueError(f"crops must be at least {SMALLEST} x {SMALLEST} for deblurring, got {tuple(x.shape)}")
-        truth = _without_rim(x)
-        physics = Blur(torch.stack([self._kernel(generator) for _ in x]), boundary="full")
-        measured = physics.A(truth) + noise / STEP**0.5
-        start = _without_rim(measured)
-        return equilibrium(model, physics, measured, start, sigma, self.iterations, self.inner), truth
-
-    def _kernel(self, generator: torch.Generator) -> Tensor:
-        """A Gaussian cut off to a square, or a shake; zeros around it up to the largest side."""
-        shaken, place, width = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
-        side = SIDES[0] + 2 * int(place * (1 + (SIDES[1] - SIDES[0]) // 2))
-        low, high = self.blur
-        kernel = (
-            shake_kernel(side, generator) if shaken < self.shakes else gaussian_kernel(low + (high - low) * width, side)
-        )
-        return torch.nn.functional.pad(kernel, ((SIDES[1] - side) // 2,) * 4)
-
-
-def _without_rim(x: Tensor) -> Tensor:
-    return x[..., RIM:-RIM, RIM:-RIM]
 
 
 def equilibrium(

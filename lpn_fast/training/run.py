@@ -11,7 +11,8 @@ from ..networks.registry import FAMILIES
 from .config import DataConfig, TrainingConfig
 from .denoiser import train_denoiser
 from .distributed import current_group
-from .equilibrium import Deblurring
+from .problems import TASKS
+from .state import is_resume_file, take_weights_
 
 SYNTHETIC_POOL = 64
 SYNTHETIC_SIDE = 256
@@ -52,7 +53,7 @@ def train(config: TrainingConfig, progress: bool = True) -> LPN:
         model.to(config.device),
         crops,
         config.schedule.phases(entries),
-        problems=Deblurring() if config.task == "deblur" else None,
+        problems=TASKS[config.task](),
         validation=build_validation(config.data, model),
         **{name: getattr(config, name) for name in OF_TRAINER},
         data_description=describe(config.data, len(crops)),
@@ -65,7 +66,12 @@ def build_model(config: TrainingConfig) -> LPN:
     """The network, freshly drawn from torch's generator, or the one to go on from."""
     table, channels = config.model, config.data.channels
     family = FAMILIES[table.family]
-    model = family.build(table, channels, config.sigma) if table.start is None else shipped_or_loaded(table.start)
+    interrupted = table.start is not None and is_resume_file(Path(table.start))
+    own = table.start is None or interrupted
+    model = family.build(table, channels, config.sigma) if own else shipped_or_loaded(table.start)
+    if interrupted:
+        take_weights_(model, Path(table.start))
+        model.project_()
     if table.start is not None and table.border is not None:
         if not isinstance(model, LPN):
             raise ValueError(f"model.border is for networks, explicit priors are always mirrored: {table.start}")

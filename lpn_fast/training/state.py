@@ -72,6 +72,28 @@ def restore(
     return {n: torch.empty_like(p).copy_(average[n]) for n, p in model.named_parameters()} if average else {}
 
 
+def is_resume_file(path: Path) -> bool:
+    """Whether a file says that it is one; False for whatever else there may be, or nothing."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
+
+
+@torch.no_grad()
+def take_weights_(model: nn.Module, path: Path) -> None:
+    """Put the weights of an interrupted run, averaged ones where it has them, into a model of its kind."""
+    snapshot = read(path)
+    try:
+        model.load_state_dict(snapshot.part("model") | snapshot.part("average"))
+    except RuntimeError as error:
+        raise ValueError(
+            f"model.start must be a run of the same network, {path} is of another; repeat the options of the model "
+            f"that it was started with: {error}"
+        ) from error
+
+
 def write(path: Path, snapshot: Snapshot) -> None:
     """Write a snapshot; OSError if that fails, and what lay at `path` still lies there."""
     tensors = {name: t.cpu().contiguous() for name, t in snapshot.tensors.items()}

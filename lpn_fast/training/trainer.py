@@ -25,9 +25,9 @@ from .arguments import check, settings
 from .average import WeightAverage
 from .batches import NoisyBatches, Sampler
 from .distributed import current_group
-from .equilibrium import Deblurring
 from .expansion import expansion_penalty
 from .log import EARLY_SECONDS, WINDOW, Pace, RunLog
+from .problems import Deblurring, Problems
 from .schedule import Phase, locate
 
 GUARD = WINDOW  # steps between looks for NaN; a look waits for the device
@@ -70,7 +70,7 @@ class Trainer:
     expansion_weight : float
         Weight of the expansion penalty (training/expansion.py) on a quarter of every batch, its last samples
         of an image model. 0 switches it off.
-    problems : Deblurring, optional
+    problems : Deblurring or Problems, optional
         Compare the minimisers of such problems with the truth instead of f(x + noise); for image models.
     out : path, optional
         Folder for `resume.safetensors`, `log.csv`, `train.log` and at the end `model.safetensors`. If it holds a
@@ -117,7 +117,7 @@ class Trainer:
         noise: Callable[..., Tensor] = torch.randn,
         gamma_factor: Callable[[Tensor], Tensor] | None = None,
         expansion_weight: float = 0.0,
-        problems: Deblurring | None = None,
+        problems: Deblurring | Problems | None = None,
         out: str | Path | None = None,
         validate: Callable[[LPN], dict] | None = None,
         validate_every: int = 1000,

@@ -106,7 +106,14 @@ def gate(found, arch):
 
 
 # sm_80 and sm_90 above; those that hold most in registers, and what is fastest
-OTHERS = ("mixture 5x5x3 fp32 hvp", "frame 7x7x1 fp32 hvp", "mixture 7x7x1 fp16 value", "explicit 7x7x1 fp32 hvp")
+OTHERS = (
+    "mixture 5x5x3 fp32 hvp",
+    "frame 7x7x1 fp32 hvp",
+    "mixture 7x7x1 fp16 value",
+    "explicit 7x7x1 fp32 hvp",
+    "explicit 13x13x1 fp32 value",
+    "explicit 13x13x1 fp32 factors",
+)
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the compiler is off under the interpreter")

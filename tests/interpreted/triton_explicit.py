@@ -180,7 +180,7 @@ FAULTS = {
     "tiles that do not overlap": ("column = tile * STEP + m", "column = tile * BM + m"),
     "positions counted twice": ("alone = m >= KERNEL - 1", "alone = m >= 0"),
     "the potentials of the first sample": ("image.to(tl.int64) * own * GATES", "image.to(tl.int64) * 0"),
-    "groups that are not there": ("far + group, mask=g < GATES, other=1.0", "far + group, mask=g < GATES, other=0.0"),
+    "groups that are not there": ("far + g, mask=g < GATES, other=1.0", "far + g, mask=g < GATES, other=0.0"),
     "the potential without its tip": ("/ ((b + u) * inverse_near + tl.sqrt(b))", "/ ((b + u) * inverse_near)"),
     "Huber's function without its bend": ("(outer - u + e * e) / 2", "e * e / 2"),
     "a margin too few": ("wide, kernel - 1, 0.0", "wide, kernel - 2, 0.0"),

@@ -51,6 +51,15 @@ def test_an_explicit_priors_bytes_are_those_counted_by_hand_and_its_torch_backen
     assert {k.count for k in found["torch"]} == {64 * -(-518 // 7)}
 
 
+def test_free_filters_are_multiplied_by_all_taps_of_their_patches():
+    spec = lf.ExplicitLPN(1, kernel=13, groups=96, filters=80).spec
+    found = arithmetic.ways(spec, SHAPE, "fp32", 90)
+    assert sum(k.flop for k in found["compile"]) == 64 * 524 * 524 * 4 * 80 * (169 + 96)
+    blocks = 64 * 524 * -(-536 // 20)  # 20 pixels per block of 32 positions, margins included
+    taps = 256  # 13 rows of 16, in blocks of 64
+    assert sum(k.flop for k in found["triton"]) == blocks * 32 * 2 * 128 * 3 * (2 * taps + 2 * 96)
+
+
 def test_a_gradients_bytes_are_those_counted_by_hand_and_every_frame_has_its_rows():
     kernels = arithmetic.gradient_ways(SPEC, SHAPE, "fp16", 90)
     sums = 4 * 7 * 518 / 512  # of rows, per pixel, twice: of f and of H v

@@ -106,7 +106,14 @@ def gate(found, arch):
 
 
 # sm_80 and sm_90 above; those that hold most in registers, and what is fastest
-OTHERS = ("mixture 5x5x3 fp32 hvp", "frame 7x7x1 fp32 hvp", "mixture 7x7x1 fp16 value", "explicit 7x7x1 fp32 hvp")
+OTHERS = (
+    "mixture 5x5x3 fp32 hvp",
+    "frame 7x7x1 fp32 hvp",
+    "mixture 7x7x1 fp16 value",
+    "explicit 7x7x1 fp32 hvp",
+    "explicit 13x13x1 fp32 value",
+    "explicit 13x13x1 fp32 factors",
+)
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the compiler is off under the interpreter")
@@ -121,12 +128,14 @@ def test_the_kernel_of_a_whole_frame_compiles_without_spills_for_other_devices(n
 @pytest.mark.parametrize("shape", ahead.EXPLICIT_PRIORS)
 @pytest.mark.parametrize("what", ["value", "hvp"])
 def test_the_kernels_of_an_explicit_prior_compile_without_spills(shape, what, arch):
-    k, channels, _ = shape
+    k, channels, *_ = shape
     gate(ahead.fused_kernels(arch)[f"explicit {k}x{k}x{channels} fp32 {what}"](), arch)
 
 
 # those of gradients of the weights that came closest to a spill; the battery of a device compiles all of them
 OF_WEIGHTS = (
+    "explicit 13x13x1 fp32 factors",
+    "explicit 13x13x1 fp32 v",
     "explicit 7x7x1 fp32 factors",
     "explicit 5x5x3 fp32 v",
     "mixture 7x7x1 fp32 vjp",

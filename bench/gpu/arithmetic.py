@@ -1,6 +1,6 @@
 """Bytes, operations and expected time of one pass of every model that ships, by arithmetic: nothing is run.
 
-    python -m bench.gpu.arithmetic [--batch 64] [--size 512 512] [--work prox] [--markdown]
+    python -m bench.gpu.arithmetic [--batch 64] [--size 512 512] [--work prox] [--model FILE ...] [--markdown]
 
 A way to compute is a list of kernels, and a kernel takes as long as the slowest of its floating-point operations, its
 bytes and its special functions at the data sheet's rates, and 4 us at the least. Caches between kernels count for
@@ -25,6 +25,7 @@ time of the way. Numbers of a table like this one are expectations, to be replac
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
 import lpn_fast as lf
 from lpn_fast.algebra.patches import POSITIONS
@@ -118,7 +119,7 @@ def gradient_ways(spec, shape: tuple[int, int, int, int], precision: str, arch: 
     competing = not explicit_one and spec.stages[1].competing
     special = m if competing else 2 * m
     if explicit_one:
-        before, tile = [], explicit.default_tile(n, precision, arch, True)
+        before, tile = [], explicit.default_tile(n, k, precision, arch, True, True)
         of_gates = explicit_gradient.default_tile(n, precision)
     else:
         before, tile = _fused(spec, shape, precision, arch), frame.default_tile(n, precision, arch, True, True)
@@ -157,11 +158,11 @@ def models() -> list[tuple[str, lf.LPN]]:
     return [(name, lf.pretrained(name)) for name in lf.list_pretrained()]
 
 
-def table(batch: int, size: tuple[int, int], what: str = "prox") -> list[Row]:
-    """All rows of a pass or a gradient; models that share a description share theirs."""
+def table(batch: int, size: tuple[int, int], what: str = "prox", chosen: list | None = None) -> list[Row]:
+    """All rows of a pass or a gradient, of shipped or `chosen` (name, model); equal descriptions share theirs."""
     rows: list[Row] = []
     names: dict[Spec, list[str]] = {}
-    for name, model in models():
+    for name, model in models() if chosen is None else chosen:
         names.setdefault(model.spec, []).append(name)
     count = gradient_ways if what == "gradient" else ways
     for spec, named in names.items():
@@ -207,7 +208,7 @@ def _of_a_frame(spec: Spec, shape, precision: str, arch: int) -> dict[str, list[
 
 def _of_an_explicit_prior(spec, shape, arch: int) -> dict[str, list[Kernel]]:
     n, m, k = spec.atoms, spec.groups, spec.kernel
-    analyse, combine, special = 2 * n * n, 2 * n * m, 2 * m
+    analyse, combine, special = 2 * spec.channels * k * k * n, 2 * n * m, 2 * m
 
     def torch(step) -> list[Kernel]:
         root = step(passes_m=2, special=m)
@@ -225,7 +226,7 @@ def _of_an_explicit_prior(spec, shape, arch: int) -> dict[str, list[Kernel]]:
     blocks = shape[0] * -(-(shape[2] + k - 1) // rows)
     one = torch(_steps((1, shape[1], rows - k + 1, shape[3]), k, n, m, "fp32"))
     apiece = [Kernel(o.bytes, o.flop, o.rate, o.special, blocks) for o in one]
-    tile = explicit.default_tile(n, "fp32", arch)
+    tile = explicit.default_tile(n, k, "fp32", arch)
     kernels = _in_one_kernel(shape, k, n, m, "fp32", tile, special, margin=k - 1)
     return {"eager": torch(step), "compile": compiled, "torch": apiece, "triton": kernels}
 
@@ -288,11 +289,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("H", "W"))
     parser.add_argument("--work", choices=("prox", "gradient"), default="prox")
+    parser.add_argument("--model", nargs="+", metavar="FILE", help="instead of those that ship")
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args(arguments)
     titles = ("model", "device", "precision", "way", "GB", "TFLOP", "ms", "fraction")
     lines = [titles]
-    for row in table(args.batch, tuple(args.size), args.work):
+    chosen = args.model and [(Path(file).stem, lf.load(file)) for file in args.model]
+    for row in table(args.batch, tuple(args.size), args.work, chosen):
         numbers = f"{row.gigabytes:.1f}", f"{row.teraflop:.2f}", f"{row.milliseconds:.2f}", f"{row.fraction:.2f}"
         lines.append((row.model, row.device, row.precision, row.way, *numbers))
     for number, line in enumerate(lines):

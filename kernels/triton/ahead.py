@@ -57,7 +57,8 @@ PUBLISHED = Form()
 FRAMES = {(49, 96): Form(1, 1, 7, True), (75, 144): Form(1, 3, 5, True)}
 
 WHOLE_FRAMES = ((7, 1, 128, True), (7, 1, 96, False), (5, 3, 192, True), (5, 3, 144, False))  # k, C, gates, competing
-EXPLICIT_PRIORS = ((7, 1, 64), (5, 3, 96))  # k, C, groups
+# k, C, groups, free filters; 0: an orthonormal basis, as priors have it unless they are told otherwise
+EXPLICIT_PRIORS = ((13, 1, 96, 80), (7, 1, 64, 0), (5, 3, 96, 0))
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,10 @@ def fused_kernels(arch: int, precisions: tuple[str, ...] = ("fp32", "tf32", "fp1
     reports = dict.fromkeys(("gradient", "value", "hvp", "factors"), explicit_report)
     reports |= dict.fromkeys(("v", "scale"), explicit_gradient_report)
     for what, report in reports.items():  # which are solved in float32
-        for k, channels, groups in EXPLICIT_PRIORS:
+        for k, channels, groups, filters in EXPLICIT_PRIORS:
             name = f"explicit {k}x{k}x{channels} fp32 {what}"
-            found[name] = functools.partial(report, arch, "fp32", k, channels, groups, what)
+            count = filters or channels * k**2
+            found[name] = functools.partial(report, arch, "fp32", k, channels, groups, count, what)
     return found
 
 
@@ -180,16 +182,17 @@ def frame_gradient_report(
 
 
 def explicit_report(
-    arch: int, precision: str, kernel: int, channels: int, gates: int, what: str = "gradient"
+    arch: int, precision: str, kernel: int, channels: int, gates: int, count: int, what: str = "gradient"
 ) -> Report:
-    """Compile the kernel of an explicit prior for `arch`.
+    """Compile the kernel of an explicit prior of `count` atoms for `arch`.
 
     `what` is "gradient" of R, "value" (and gradient), "hvp", or what of these gradients in the atoms need, "factors".
     """
-    element, count, second = ELEMENT[TRITON_TYPE[precision]], channels * kernel**2, what in ("hvp", "factors")
-    tile = explicit.default_tile(count, precision, arch, second)
+    element, second = ELEMENT[TRITON_TYPE[precision]], what in ("hvp", "factors")
+    tile = explicit.default_tile(count, kernel, precision, arch, second, what == "factors")
     gain = frame.HALF_GAIN if precision == "fp16" else 1.0
     constants = frame.constants(channels, kernel, count, gates, precision, gain, tile) | {"x_w": 1, "v_w": 1}
+    constants["HOIST"] = explicit.hoists(count, kernel, arch, second)
     pointers = dict.fromkeys(("x", "slope", "near", "far", "row_weights", "column_weights"), "*fp32")
     pointers |= {"atoms": f"*{element}", "core": f"*{element}", "mirrored_rows": "*i32", "mirrored_columns": "*i32"}
     _optional({"rows": what != "factors", "value": what == "value", "v": second}, pointers, constants)
@@ -198,13 +201,13 @@ def explicit_report(
 
 
 def explicit_gradient_report(
-    arch: int, precision: str, kernel: int, channels: int, gates: int, what: str = "v"
+    arch: int, precision: str, kernel: int, channels: int, gates: int, count: int, what: str = "v"
 ) -> Report:
-    """Compile the kernel of an explicit prior's gradients in its groups for `arch`.
+    """Compile the kernel of an explicit prior's gradients in its groups, of `count` atoms, for `arch`.
 
     `what` is "v", of <v, grad R>, or "scale", of a sum of R.
     """
-    element, count = ELEMENT[TRITON_TYPE[precision]], channels * kernel**2
+    element = ELEMENT[TRITON_TYPE[precision]]
     tile = explicit_gradient.default_tile(count, precision)
     constants = positions.constants(channels, kernel, count, gates, precision, tile)
     names = ("of_core", "of_gates", "x", "slope", "near", "far", "row_weights", "column_weights")

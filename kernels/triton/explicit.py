@@ -39,6 +39,7 @@ def explicit_kernel(
     CHANNELS: tl.constexpr, KERNEL: tl.constexpr, SIDE: tl.constexpr, TAPS: tl.constexpr, BT: tl.constexpr,
     UNITS: tl.constexpr, UNITS_BLOCK: tl.constexpr, GATES: tl.constexpr, BG: tl.constexpr, BM: tl.constexpr,
     STORAGE: tl.constexpr, PRECISION: tl.constexpr, GAIN: tl.constexpr,
+    HOIST: tl.constexpr,  # whether what all groups share may be held in registers from before their loop
 ):  # fmt: skip
     STEP: tl.constexpr = BM - KERNEL + 1
     program, all_rows = tl.program_id(0), height + KERNEL - 1
@@ -49,7 +50,6 @@ def explicit_kernel(
     column = tile * STEP + m  # of the continued image
     q = column - (KERNEL - 1)  # position
     there = (q >= 0) & (q < width + KERNEL - 1)
-    weight = tl.load(row_weights + row) * tl.load(column_weights + q, mask=there, other=0.0)
 
     coefficients = tl.zeros((BM, UNITS_BLOCK), tl.float32)
     dc = coefficients
@@ -77,16 +77,16 @@ def explicit_kernel(
     second = tl.zeros((BM, UNITS_BLOCK), tl.float32)  # U^T (g3 U (c dc))
     total = tl.zeros((BM,), tl.float32)  # sum of P(u)
     potentials = image.to(tl.int64) * own * GATES
-    for g0 in tl.range(0, GATES, BG, num_stages=1):
+    core, slope, near, far = core + potentials * UNITS, slope + potentials, near + potentials, far + potentials
+    for g0 in tl.range(0, GATES, BG, num_stages=1, disable_licm=not HOIST):
         g = g0 + tl.arange(0, BG)
-        group = potentials + g
         u_tile = tl.load(
-            core + group[:, None] * UNITS + n[None, :], mask=(g < GATES)[:, None] & (n < UNITS)[None, :], other=0.0
+            core + g[:, None] * UNITS + n[None, :], mask=(g < GATES)[:, None] & (n < UNITS)[None, :], other=0.0
         )
         # ones where there is no group: its energies are 0, and g and P with them
-        a = tl.load(slope + group, mask=g < GATES, other=1.0)[None, :]
-        b = tl.load(near + group, mask=g < GATES, other=1.0)[None, :]
-        e = tl.load(far + group, mask=g < GATES, other=1.0)[None, :]
+        a = tl.load(slope + g, mask=g < GATES, other=1.0)[None, :]
+        b = tl.load(near + g, mask=g < GATES, other=1.0)[None, :]
+        e = tl.load(far + g, mask=g < GATES, other=1.0)[None, :]
         u = dot_wide(operand, tl.trans(u_tile), tl.zeros((BM, BG), tl.float32), STORAGE, PRECISION)
         u = u * (1 / (GAIN * core_scale))
         outer = tl.maximum(u, e * e)
@@ -101,6 +101,7 @@ def explicit_kernel(
             third -= tl.where(u > e * e, e * inverse_far * inverse_far * inverse_far, 0.0)
             du = dot_wide(tangent, tl.trans(u_tile), tl.zeros((BM, BG), tl.float32), STORAGE, PRECISION)
             second = dot_wide(third * du * (1 / (GAIN * core_scale)), u_tile, second, STORAGE, PRECISION)
+    weight = tl.load(row_weights + row) * tl.load(column_weights + q, mask=there, other=0.0)
     if v is None:
         product = coefficients * back
     else:
@@ -147,9 +148,10 @@ def sweep(
     batch, channels, height, width = x.shape
     units, gates = energies.shape[2], energies.shape[1]
     all_rows, wide, tall = height + kernel - 1, width + 2 * kernel - 2, height + 2 * kernel - 2
-    tile = default_tile(units, precision, arch, v is not None)
+    tile = default_tile(units, kernel, precision, arch, v is not None, kept is not None)
     core_scale, gain = (HALF_SCALE, HALF_GAIN) if precision == "fp16" else (1.0, 1.0)
     shape = constants(channels, kernel, units, gates, precision, gain, tile)
+    shape["HOIST"] = hoists(units, kernel, arch, v is not None)
     tiles = -(-wide // (shape["BM"] - kernel + 1))
     out = None if kept else torch.empty(batch, channels, tall, wide, dtype=torch.float32, device=x.device)
     value = torch.empty(batch, all_rows, tiles, dtype=torch.float32, device=x.device) if with_value else None
@@ -184,8 +186,25 @@ def sweep(
     return None if value is None else value.double().sum((1, 2)), out
 
 
-def default_tile(units: int, precision: str, arch: int, hessian: bool = False) -> tuple[int, int, int, int]:
-    """(BM, BT, BG, warps) that compile without spills; never timed."""
+def default_tile(
+    units: int, kernel: int, precision: str, arch: int, hessian: bool = False, keeps: bool = False
+) -> tuple[int, int, int, int]:
+    """(BM, BT, BG, warps) that compile without spills; never timed.
+
+    `keeps`: what gradients in the potentials need is stored, and not the sums of rows.
+    """
     if precision == "fp16":
         return (32, 32, 32, 4) if hessian else (64, 32, 32, 8)
-    return (32, 32, 16, 4) if units <= 64 else (16, 16, 16, 8 if hessian else 4)
+    if units <= 64:
+        return 32, 32, 16, 4
+    if kernel <= 8:
+        return 16, 16, 16, 8 if hessian else 4
+    # a tile of 16 positions would have few pixels to itself
+    if not hessian:
+        return 32, 64, 32, 8
+    return (32, 16, 16, 8) if arch == 90 or (keeps and arch == 80) else (16, 16, 16, 8)
+
+
+def hoists(units: int, kernel: int, arch: int, hessian: bool) -> bool:
+    """Whether the loop over groups leaves registers for what does not change in it."""
+    return not (hessian and units > 64 and kernel > 8 and arch == 90)

@@ -313,12 +313,13 @@ def sweep(
 
 def constants(channels: int, kernel: int, units: int, gates: int, precision: str, gain: float, tile) -> dict:
     """The compile-time arguments of `frame_kernel` but COMPETING, and of `explicit_kernel`."""
-    side = power_of_two(kernel)
-    taps = max(MIN_SIDE, power_of_two(kernel * channels) * side)
     positions, taps_block, block, _ = tile
+    side = power_of_two(kernel)
+    taps = kernel * channels * side
+    taps_block = min(max(MIN_SIDE, power_of_two(taps)), max(side, taps_block))
     return {
         "CHANNELS": channels, "KERNEL": kernel, "SIDE": side,
-        "TAPS": taps, "BT": min(taps, max(side, taps_block)), "UNITS": units,
+        "TAPS": -(-taps // taps_block) * taps_block, "BT": taps_block, "UNITS": units,
         "UNITS_BLOCK": max(MIN_SIDE, power_of_two(units)), "GATES": gates,
         "BG": min(block, max(MIN_SIDE, power_of_two(gates))), "BM": positions,
         "STORAGE": TRITON_TYPE[precision], "PRECISION": DOT_PRECISION[precision], "GAIN": gain,

@@ -71,9 +71,11 @@ def in_range(square, tangent, STORAGE: tl.constexpr, GAIN: tl.constexpr):
 def constants(channels: int, kernel: int, units: int, gates: int, precision: str, tile) -> dict:
     """The compile-time arguments of kernels that sum over positions; tile: (BM, BT, BG, warps)."""
     positions, taps_block, block, _ = tile
-    taps = max(MIN_SIDE, power_of_two(channels * kernel**2))
+    taps = channels * kernel**2
+    taps_block = min(max(MIN_SIDE, power_of_two(taps)), taps_block)
     return {
-        "CHANNELS": channels, "KERNEL": kernel, "TAPS": taps, "BT": min(taps, taps_block), "UNITS": units,
+        "CHANNELS": channels, "KERNEL": kernel, "TAPS": -(-taps // taps_block) * taps_block, "BT": taps_block,
+        "UNITS": units,
         "UNITS_BLOCK": max(MIN_SIDE, power_of_two(units)), "GATES": gates,
         "BG": min(block, max(MIN_SIDE, power_of_two(gates))), "BM": positions,
         "STORAGE": TRITON_TYPE[precision], "PRECISION": DOT_PRECISION[precision],

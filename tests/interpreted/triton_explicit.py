@@ -19,6 +19,7 @@ from lpn_fast.ops.explicit.level import Level
 
 TOLERANCE = {"fp32": (2e-6, 2e-6, 1e-5), "fp16": (1e-3, 1e-3, 2e-3)}  # R, grad R, H v; of rounded weights in fp16
 TILE = (16, 16, 16, 4)
+WIDE_TILE = (32, 64, 32, 8)
 CASES = {
     "gray": (Level(1, 3, 19), (2, 4, 19)),
     "colours": (Level(3, 2, 5), (3, 4, 13)),
@@ -26,14 +27,20 @@ CASES = {
     "two samples": (Level(2, 2, 5), (2, 4, 9)),
     "one pixel": (Level(2, 3, 7), (2, 1, 1)),
     "smaller than a patch": (Level(1, 5, 9), (1, 2, 20)),
+    "free filters, 13 x 13": (Level(1, 13, 33, filters=80), (1, 3, 11)),
 }
+
+
+def small_tile(units, *_):
+    """Atoms of wide patches are many."""
+    return WIDE_TILE if units > 64 else TILE
 
 
 @pytest.fixture(autouse=True)
 def small_tiles_and_nan(monkeypatch):
     """What a kernel does not write is NaN, and a small image has several tiles."""
     for module in (explicit, explicit_gradient):
-        monkeypatch.setattr(module, "default_tile", lambda *_: TILE)
+        monkeypatch.setattr(module, "default_tile", small_tile)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *shape, **how: empty(*shape, **how).fill_(float("nan")))
 
@@ -163,7 +170,7 @@ def test_the_check_on_a_device_finds_it_right_and_a_fault_in_it(monkeypatch, tmp
 
 def plant(monkeypatch, tmp_path, old, new, module=explicit):
     planted = mutant(module, old, new, tmp_path)
-    monkeypatch.setattr(planted, "default_tile", lambda *_: TILE)
+    monkeypatch.setattr(planted, "default_tile", small_tile)
     monkeypatch.setattr(launchers(), module.__name__.rsplit(".", 1)[-1], planted)
     monkeypatch.setattr(explicit_gradient, "explicit", launchers().explicit)
 
@@ -173,7 +180,7 @@ FAULTS = {
     "tiles that do not overlap": ("column = tile * STEP + m", "column = tile * BM + m"),
     "positions counted twice": ("alone = m >= KERNEL - 1", "alone = m >= 0"),
     "the potentials of the first sample": ("image.to(tl.int64) * own * GATES", "image.to(tl.int64) * 0"),
-    "groups that are not there": ("far + group, mask=g < GATES, other=1.0", "far + group, mask=g < GATES, other=0.0"),
+    "groups that are not there": ("far + g, mask=g < GATES, other=1.0", "far + g, mask=g < GATES, other=0.0"),
     "the potential without its tip": ("/ ((b + u) * inverse_near + tl.sqrt(b))", "/ ((b + u) * inverse_near)"),
     "Huber's function without its bend": ("(outer - u + e * e) / 2", "e * e / 2"),
     "a margin too few": ("wide, kernel - 1, 0.0", "wide, kernel - 2, 0.0"),
@@ -211,6 +218,13 @@ def test_a_planted_fault_is_seen(fault, tmp_path, monkeypatch):
     except Exception:
         return  # an access that the interpreter refuses
     assert not all(e < t for e, t in zip(found, TOLERANCE["fp32"], strict=True))
+
+
+def test_a_last_row_of_wide_patches_that_is_left_out_is_seen(tmp_path, monkeypatch):
+    plant(monkeypatch, tmp_path, "for t0 in tl.range(0, TAPS, BT", "for t0 in tl.range(0, TAPS - BT, BT")
+    made = trial("free filters, 13 x 13")
+    want = made.double().gradient(plain)[0]
+    assert not relative(made.gradient(backend)[0], want) < TOLERANCE["fp32"][1]
 
 
 def test_no_result_depends_on_which_program_comes_first(tmp_path, monkeypatch):

@@ -10,12 +10,13 @@ from torch import Tensor
 from ....algebra.patches import Patches, folded
 from . import device
 from .device import launchers
-from .fused import MOST_SIDE, MOST_UNITS
+from .fused import MOST_UNITS
 
 if TYPE_CHECKING:
     from ...explicit.level import Level
     from ...explicit.potentials import Potentials
 
+MOST_SIDE = 15  # a tile's positions must see more pixels than one patch
 name = "triton"
 must_be_checked = device.is_unproven
 

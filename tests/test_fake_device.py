@@ -96,6 +96,24 @@ def test_triton_launches_on_the_tensors_device_and_nothing_waits(launches, monke
         assert found >= {"assemble", "correlate", "gradient"} | ({"units"} if precision == "fp16" else set())
 
 
+def test_a_mirrored_border_is_sent_to_the_device_once(launches):
+    """Where pixels repeat and how positions count: by the first call for a size, so captured ones find it there."""
+    from lpn_fast.ops.backends.triton import TritonBackend
+
+    model, backend, shape = lf.MixtureLPN(1, kernel=3, experts=5, border="mirror"), TritonBackend(), (2, 1, 9, 10)
+    size = sum(p.numel() for p in model.parameters())
+    with torch.no_grad():
+        x, v, packed, p = (torch.empty(s, device=DEVICE) for s in (shape, shape, size, shape[0]))
+        call = model.spec, x, packed, torch.empty(shape[0], len(model.spec.noise_levels), device=DEVICE)
+        backend.evaluate(*call, True, True, "fp32")
+        with NoWaiting() as watched:
+            psi, f, tape = backend.evaluate(*call, True, True, "fp32")
+            hv = backend.hvp(*call, v, tape, "fp32")
+            gx, gP = backend.vjp(*call, p, v, tape, "fp32")
+        assert [t.shape for t in (psi, f, hv, gx, gP)] == [p.shape, x.shape, x.shape, x.shape, packed.shape]
+    assert watched.devices == {DEVICE} and {device for _, device in launches} == {DEVICE}
+
+
 def test_a_check_can_have_pointers_in_the_place_of_the_copy_engine(launches):
     from lpn_fast.ops.backends.triton import TritonBackend, device
 

@@ -256,7 +256,7 @@ def test_the_backend_keeps_no_tape():
 FAULTS = {
     "the tap of another column": ("(KERNEL - 1) - tl.minimum(tap % SIDE", "(KERNEL - 2) - tl.minimum(tap % SIDE"),
     "a row of taps off by one": ("h + (KERNEL - 1 - i)", "h + tl.minimum(KERNEL - i, KERNEL - 1)"),
-    "tiles that do not overlap": ("q = tile * STEP + m", "q = tile * BM + m"),
+    "tiles that do not overlap": ("column = tile * STEP + m", "column = tile * BM + m"),
     "pixels that no tile has": ("(m < STEP)[:, None] & (q < width)", "(m < STEP - 1)[:, None] & (q < width)"),
     "positions counted twice": ("((m < STEP) | (tile == tiles - 1))", "(m < BM)"),
     "the soft maximum's sum not faded": ("total = total * fading +", "total = total +"),

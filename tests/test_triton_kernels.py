@@ -106,7 +106,13 @@ def gate(found, arch):
 
 
 # sm_80 and sm_90 above; those that hold most in registers, and what is fastest
-OTHERS = ("mixture 5x5x3 fp32 hvp", "frame 7x7x1 fp32 hvp", "mixture 7x7x1 fp16 value", "explicit 7x7x1 fp32 hvp")
+OTHERS = (
+    "mixture 5x5x3 fp32 hvp",
+    "frame 7x7x1 fp32 hvp",
+    "mixture 7x7x1 fp16 value",
+    "explicit 7x7x1 fp32 hvp",
+    "mirrored mixture 7x7x1 tf32 scale",
+)
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the compiler is off under the interpreter")

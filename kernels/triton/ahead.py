@@ -189,7 +189,7 @@ def frame_gradient_report(
     `what` is "v", of <v, f>, or "scale", of a sum of psi.
     """
     element, count = ELEMENT[TRITON_TYPE[precision]], channels * kernel**2
-    tile = frame_gradient.default_tile(count, precision)
+    tile = frame_gradient.default_tile(count, precision, mirrored)
     constants = positions.constants(channels, kernel, count, gates, precision, tile)
     names = ("of_core", "of_gates", "of_head", "x", "bias", "gate_head")
     pointers = dict.fromkeys(names, "*fp32") | {"atoms": f"*{element}", "core": f"*{element}"}

@@ -358,14 +358,15 @@ def default_tile(
         return 32, 64 if arch >= 100 and units <= 64 and precision != "tf32" else 32, 32, 8
     if keeps and units > 64:
         return 16, 16, 16, 8
+    # the tables of mirrored pixels leave no registers for 32 taps at a time
+    if mirrored and precision == "tf32" and not keeps and (arch >= 100 or (hessian and arch < 90)):
+        return 32, 16, 32, 4
     # below 64 positions products are mma.sync's: others do not compile there
     if arch >= 100 and precision != "fp32":
         return 32, 32, 32, 4
     if hessian:
         if precision == "fp32" and units > 64:
             return 16, 16, 16, 4
-        if precision == "tf32" and mirrored and arch < 90:
-            return 32, 16, 32, 4
         return (64, 32, 32, 8) if precision != "fp32" and units <= 64 and arch == 90 else (32, 32, 32, 4)
     if precision != "fp32":
         return (128, 32, 32, 8) if units <= 64 else (64, 32, 32, 8)

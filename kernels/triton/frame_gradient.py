@@ -207,7 +207,7 @@ def _of_gates(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """dW [G, n], db of every image [N, G], dw [G], dh [n] or None, float64; from continued images."""
     gates, units = core.shape
-    tile = default_tile(units, precision)
+    tile = default_tile(units, precision, weights is not None)
     shape = constants(x.shape[1], filters.shape[-1], units, gates, precision, tile)
     core_scale, storage = HALF_SCALE if precision == "fp16" else 1.0, STORAGE.get(precision, torch.float32)
     blocks, tiles, parts, per_part = parts_of(x, shape, processors)
@@ -237,8 +237,8 @@ def _of_soft_maximum(shares: Tensor, with_tangent: bool, scale: Tensor | None, w
     return sum(parts[1:], parts[0])
 
 
-def default_tile(units: int, precision: str) -> tuple[int, int, int, int]:
+def default_tile(units: int, precision: str, mirrored: bool = False) -> tuple[int, int, int, int]:
     """(BM, BT, BG, warps) that compile without spills, for the units of the models that ship; never timed."""
     if units <= 64:
-        return 32, 32, 32, 8 if precision == "fp32" else 4
+        return 32, 16 if precision == "tf32" and mirrored else 32, 32, 8 if precision == "fp32" else 4
     return (16, 32, 32, 8) if precision == "fp32" else (32, 32, 32, 8)

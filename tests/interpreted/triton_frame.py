@@ -283,7 +283,7 @@ OF_WEIGHTS = {
     "the mean of du forgotten": ("(du - tl.load(shares + 2 * positions + at)[:, None])", "du"),
     "the same tiles in every part": ("first = part * tiles_per_part", "first = 0"),
     "x in the place of v in dA": ("(turned, at), (sent, meets)", "(turned, at), (sent, at)"),
-    "a gate's curvature": ("gate * (1 - slope) * du", "gate * slope * du"),
+    "a gate's curvature": ("(1 - slope if row_weights", "(slope if row_weights"),
     "the bias of the first image's noise": ("bias + image * bias_stride + g", "bias + g"),
 }
 OF_FILTERS = {

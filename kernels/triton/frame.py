@@ -359,8 +359,9 @@ def default_tile(
     if keeps and units > 64:
         return 16, 16, 16, 8
     # the tables of mirrored pixels leave no registers for 32 taps at a time
-    if mirrored and precision == "tf32" and not keeps and (arch >= 100 or (hessian and arch < 90)):
-        return 32, 16, 32, 4
+    if mirrored and not keeps and (arch >= 100 or (hessian and arch < 90 and precision == "tf32")):
+        if precision != "fp32":
+            return 32, 16, 32, 4
     # below 64 positions products are mma.sync's: others do not compile there
     if arch >= 100 and precision != "fp32":
         return 32, 32, 32, 4

@@ -240,5 +240,5 @@ def _of_soft_maximum(shares: Tensor, with_tangent: bool, scale: Tensor | None, w
 def default_tile(units: int, precision: str, mirrored: bool = False) -> tuple[int, int, int, int]:
     """(BM, BT, BG, warps) that compile without spills, for the units of the models that ship; never timed."""
     if units <= 64:
-        return 32, 16 if precision == "tf32" and mirrored else 32, 32, 8 if precision == "fp32" else 4
+        return 32, 32, 32, 8 if precision == "fp32" or mirrored else 4
     return (16, 32, 32, 8) if precision == "fp32" else (32, 32, 32, 8)

@@ -50,10 +50,11 @@ def contiguous(t: Tensor | None) -> Tensor | None:
 def mirrored_axis(side: int, k: int, where: torch.device, divisor: int = 1) -> tuple[Tensor, Tensor]:
     """Of an axis the pixels that a mirrored one repeats, (side + 2k - 2,) int32, and the weights of positions.
 
-    The weights (side + k - 1,) are over `divisor`.
+    The weights (side + k - 1,) are over `divisor`. From the host, which a capture refuses: what a captured kernel would
+    have written is not there for others before the graph runs.
     """
-    axis = Patches((side,), k, torch.empty(0, device=where))
-    return axis.sources[0].int(), axis.axis_weights[0] / divisor
+    axis = Patches((side,), k, torch.empty(0, device="cpu"))
+    return axis.sources[0].int().to(where), (axis.axis_weights[0] / divisor).to(where)
 
 
 def power_of_two(tensors: list[Tensor]) -> Tensor:

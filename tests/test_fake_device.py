@@ -15,6 +15,7 @@ from no_waiting import NoWaiting, moved
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lpn_fast as lf
+from lpn_fast.algebra.patches import Patches
 from lpn_fast.ops import registry
 from lpn_fast.ops.backends import cuda as cuda_backend
 
@@ -23,6 +24,7 @@ NETWORKS = {
     "conv": (lambda: lf.ConvLPN(1, hidden=256, sigma_conditional=True), (2, 1, 16, 24)),  # as in the launch table: TMA
     "frame": (lambda: lf.FrameLPN(1, kernel=3, gates=((1, 1, 5),)), (2, 1, 9, 10)),
     "mixture": (lambda: lf.MixtureLPN(1, kernel=3, experts=5), (2, 1, 9, 10)),
+    "mirrored": (lambda: lf.MixtureLPN(1, kernel=3, experts=5, border="mirror"), (2, 1, 9, 10)),
     "square": (lambda: square("conv"), (2, 2, 9, 10)),
     "mnist": (lambda: lf.paper_network("mnist"), (2, 1, 28, 28)),
 }  # fmt: skip
@@ -81,6 +83,8 @@ def test_triton_launches_on_the_tensors_device_and_nothing_waits(launches, monke
         x, v, packed, p = (torch.empty(s, device=DEVICE) for s in (shape, shape, size, shape[0]))
         features = torch.empty(shape[0], len(spec.noise_levels), device=DEVICE) if spec.noise_levels else None
         call = (spec, x, packed, features)
+        if spec.is_mirrored:  # the tables of a size come from the host once
+            backend.evaluate(*call, False, False, precision)
         with NoWaiting() as watched:
             psi, f, tape = backend.evaluate(*call, True, True, precision)
             backend.evaluate(*call, False, False, precision)
@@ -90,7 +94,7 @@ def test_triton_launches_on_the_tensors_device_and_nothing_waits(launches, monke
         assert watched.devices == {DEVICE}
     assert launches and {device for _, device in launches} == {DEVICE}
     found = {kernel for kernel, _ in launches}
-    if name in ("frame", "mixture"):
+    if name in ("frame", "mixture", "mirrored"):
         assert found == {"frame", "fold", "frame_gradient", "gradient"} and not tape
     else:
         assert found >= {"assemble", "correlate", "gradient"} | ({"units"} if precision == "fp16" else set())
@@ -128,6 +132,14 @@ def test_a_module_on_a_device_sends_it_nothing_and_does_not_wait(name, level):
             model(x, sigma)
             model.hvp(x, v, sigma)
     assert watched.devices == {DEVICE}
+
+
+def test_mirrored_patches_are_laid_out_where_the_image_is():
+    x = torch.empty(1, 1, 9, 10, device=DEVICE)
+    with NoWaiting() as watched:
+        patches = Patches(x.shape[2:], 4, x)
+        patches.folded(patches.extended(x))
+    assert watched.devices == {DEVICE} == {str(patches.weights.device)}
 
 
 def test_a_copy_to_a_device_and_a_wait_are_seen():

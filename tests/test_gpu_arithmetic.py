@@ -38,6 +38,21 @@ def test_no_way_is_faster_than_the_roofline_and_every_model_has_its_rows():
     assert known == set(lf.list_pretrained())
     assert {row.precision for row in rows} == set(arithmetic.PRECISIONS)
     assert len({row.device for row in rows}) == 3
+    by_model = {(row.model, row.device, row.precision): set() for row in rows}
+    for row in rows:
+        by_model[row.model, row.device, row.precision].add(row.way)
+    assert all(ways == {"eager", "compile", "torch", "triton"} for ways in by_model.values())
+
+
+def test_a_published_networks_bytes_are_those_counted_by_hand_and_small_images_wait_for_launches():
+    spec, shape = lf.pretrained("mnist").spec, (64, 1, 28, 28)
+    units = 64 * sum(s.width * h * w for s, (h, w) in zip(spec.stages, spec.stage_sizes(28, 28), strict=True))
+    found = arithmetic.ways(spec, shape, "tf32", 90)
+    moved = {way: sum(kernel.bytes for kernel in kernels) / (4 * units) for way, kernels in found.items()}
+    assert moved == pytest.approx({"eager": 16, "compile": 13, "torch": 22, "triton": 5}, rel=0.12)  # weights, images
+    device, stages = arithmetic.DEVICES[0], len(spec.stages)
+    microseconds = {way: 1e6 * sum(kernel.seconds(device) for kernel in kernels) for way, kernels in found.items()}
+    assert microseconds["eager"] == pytest.approx(8 * stages * arithmetic.LAUNCH_US)
 
 
 def test_an_explicit_priors_bytes_are_those_counted_by_hand_and_its_torch_backend_waits_for_launches():

@@ -17,6 +17,7 @@ from triton.compiler import ASTSource
 
 import lpn_fast as lf
 from lpn_fast.algebra import reference
+from lpn_fast.algebra.spec import BORDERS
 from lpn_fast.kernels.triton import (
     assemble,
     correlate,
@@ -99,10 +100,10 @@ def on_model(monkeypatch):
     return put
 
 
-def error(precision="fp32", hessian=False, size=(1, 3, 25)):
+def error(precision="fp32", hessian=False, size=(1, 3, 25), border="zero"):
     """Relative error of a small mixture's f, or H v."""
     torch.manual_seed(1)
-    spec = (model := lf.MixtureLPN(1, kernel=3, experts=19)).spec
+    spec = (model := lf.MixtureLPN(1, kernel=3, experts=19, border=border)).spec
     x, v = 4 * torch.randn(2, size[0], 1, *size[1:])
     features = torch.rand(size[0], len(spec.noise_levels))
     packed = model.packed().detach()
@@ -123,9 +124,15 @@ def test_its_hessian_products_are_right(on_model):
     assert error(hessian=True) < 1e-5
 
 
-def test_its_gradients_of_the_weights_are_right(on_model):
+def test_it_is_right_where_the_border_is_mirrored(on_model):
+    assert error(border="mirror") < 2e-6
+    assert error(border="mirror", hessian=True) < 1e-5
+
+
+@pytest.mark.parametrize("border", BORDERS)
+def test_its_gradients_of_the_weights_are_right(on_model, border):
     torch.manual_seed(1)
-    spec = (model := lf.MixtureLPN(1, kernel=3, experts=19)).spec
+    spec = (model := lf.MixtureLPN(1, kernel=3, experts=19, border=border)).spec
     x, v = 4 * torch.randn(2, 1, 1, 3, 14)
     features, packed = torch.rand(1, len(spec.noise_levels)), model.packed().detach()
     found = fused.vjp(spec, x, packed, features, None, v, "fp32")

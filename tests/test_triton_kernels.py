@@ -60,7 +60,7 @@ GATED = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["triton_kernels.py", "triton_frame.py", "triton_explicit.py"])
+@pytest.mark.parametrize("name", ["triton_kernels.py", "triton_frame.py", "triton_mirrored.py", "triton_explicit.py"])
 def test_every_kernel_under_the_interpreter_agrees_with_float64(name):
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
@@ -113,6 +113,7 @@ OTHERS = (
     "explicit 7x7x1 fp32 hvp",
     "explicit 13x13x1 fp32 value",
     "explicit 13x13x1 fp32 factors",
+    "mirrored mixture 7x7x1 tf32 scale",
 )
 
 
@@ -144,10 +145,20 @@ OF_WEIGHTS = (
 )
 
 
+# of mirrored borders those that hold most, and the one that spilled with the tile of the same frame with zeros around
+MIRRORED = (
+    "mirrored mixture 7x7x1 fp32 hvp",
+    "mirrored frame 7x7x1 tf32 hvp",
+    "mirrored mixture 5x5x3 fp16 value",
+    "mirrored mixture 7x7x1 fp32 vjp",
+    "mirrored frame 7x7x1 fp32 v",
+)
+
+
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the compiler is off under the interpreter")
 @pytest.mark.parametrize("arch", [80, 90])
-@pytest.mark.parametrize("name", OF_WEIGHTS)
-def test_the_kernels_of_gradients_of_the_weights_compile_without_spills(name, arch):
+@pytest.mark.parametrize("name", OF_WEIGHTS + MIRRORED)
+def test_the_kernels_of_gradients_of_the_weights_and_of_mirrored_borders_compile_without_spills(name, arch):
     gate(ahead.fused_kernels(arch)[name](), arch)
 
 

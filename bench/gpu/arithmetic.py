@@ -30,7 +30,7 @@ from pathlib import Path
 import lpn_fast as lf
 from lpn_fast.algebra.patches import POSITIONS
 from lpn_fast.algebra.spec import Spec
-from lpn_fast.benchmark.counters import work
+from lpn_fast.benchmark.counters import ACTIVATION_PASSES, work
 from lpn_fast.kernels.triton import explicit, explicit_gradient, frame, frame_gradient, positions
 from lpn_fast.ops.backends.triton import fused
 
@@ -56,6 +56,12 @@ DEVICES = (
     Device("RTX 4090", 1.01e12, 165e12, 82.6e12, 82.6e12, 16 * 128 * 2.52e9, 89),
 )
 PRECISIONS = ("fp32", "tf32", "fp16")
+# Of networks that go stage by stage: how often each unit is read or written in a pass, and launches per stage.
+#   eager     core 2, skip 1, bias 2, their sum 3, softplus 2; its derivative 3, adjoints of core 2 and skip 1
+#   compile   what is element by element at once: sum, bias and softplus 4 (u is kept for the way back)
+#   torch     in place, and the slope from z alone: rest 3, bias 2, softplus 2; slope 6, product 3
+#   triton    a product with its step: z written, read and read again, e written and read
+BY_STAGES = {"eager": (16, 8), "compile": (13, 6), "torch": (22, 11), "triton": (5, 2)}
 
 
 @dataclass(frozen=True)
@@ -88,21 +94,19 @@ class Row:
 
 
 def ways(spec, shape: tuple[int, int, int, int], precision: str, arch: int) -> dict[str, list[Kernel]]:
-    """The kernels of one pass, by way; those of networks that are no frames for our own ways alone."""
+    """The kernels of one pass, by way."""
     if spec.kind == "explicit":
         return _of_an_explicit_prior(spec, shape, arch)
     if fused.covers(spec):
         return _of_a_frame(spec, shape, precision, arch)
-    storage = 2 if precision == "fp16" else 4
-    stages = 2 * len(spec.stages)
     found = {}
-    for way, passes, width, times in (("torch", 14, 4, 1), ("triton", 5, storage, 3 if precision == "fp32" else 1)):
-        done = work(spec, "prox", shape, width)
-        moved = done.activation_bytes * passes / 5 + done.other_bytes
-        rate = precision if way == "triton" and precision != "fp32" else _product(precision)
-        rate = "tf32" if way == "triton" and precision == "fp32" else rate
-        each = Kernel(moved / stages, times * done.flop / stages, rate, done.special / stages)
-        found[way] = [each] * stages
+    for way, (passes, per_stage) in BY_STAGES.items():
+        own, launches = way == "triton", per_stage * len(spec.stages)
+        done = work(spec, "prox", shape, 2 if own and precision == "fp16" else 4)
+        moved = done.activation_bytes * passes / ACTIVATION_PASSES["prox"] + done.other_bytes
+        rate = "tf32" if own and precision == "fp32" else precision if own else _product(precision)
+        flop = done.flop * (3 if own and precision == "fp32" else 1)
+        found[way] = [Kernel(moved / launches, flop / launches, rate, done.special / launches)] * launches
     return found
 
 

@@ -135,7 +135,9 @@ def fused_kernels(arch: int, precisions: tuple[str, ...] = ("fp32", "tf32", "fp1
         for what, report in reports.items():
             for form in WHOLE_FRAMES:
                 name = f"{'mixture' if form[-1] else 'frame'} {form[0]}x{form[0]}x{form[1]} {precision} {what}"
-                found[name] = functools.partial(report, arch, precision, *form, what)
+                for mirrored in (False, True):
+                    shown = f"mirrored {name}" if mirrored else name
+                    found[shown] = functools.partial(report, arch, precision, *form, what, mirrored)
     reports = dict.fromkeys(("gradient", "value", "hvp", "factors"), explicit_report)
     reports |= dict.fromkeys(("v", "scale"), explicit_gradient_report)
     for what, report in reports.items():  # which are solved in float32
@@ -147,14 +149,21 @@ def fused_kernels(arch: int, precisions: tuple[str, ...] = ("fp32", "tf32", "fp1
 
 
 def frame_report(
-    arch: int, precision: str, kernel: int, channels: int, gates: int, competing: bool, what: str = "prox"
+    arch: int,
+    precision: str,
+    kernel: int,
+    channels: int,
+    gates: int,
+    competing: bool,
+    what: str = "prox",
+    mirrored: bool = False,
 ) -> Report:
     """Compile the kernel of a whole frame, of `channels` images and `kernel` x `kernel` atoms, for `arch`.
 
     `what` is "prox", "value", "hvp", or "vjp": that, with what gradients of the weights need.
     """
     element, count, second = ELEMENT[TRITON_TYPE[precision]], channels * kernel**2, what in ("hvp", "vjp")
-    tile = frame.default_tile(count, precision, arch, second, what == "vjp")
+    tile = frame.default_tile(count, precision, arch, second, what == "vjp", mirrored)
     gain = frame.HALF_GAIN if precision == "fp16" else 1.0
     constants = frame.constants(channels, kernel, count, gates, precision, gain, tile)
     constants |= {"COMPETING": competing, "x_w": 1, "v_w": 1}
@@ -162,22 +171,32 @@ def frame_report(
     pointers |= {"atoms": f"*{element}", "core": f"*{element}"}
     _optional({"psi": what == "value", "v": second, "shares": what == "vjp" and competing}, pointers, constants)
     _optional(dict.fromkeys(("sent", "turned"), what == "vjp"), pointers, constants, element)
+    _optional(dict.fromkeys(("mirrored_rows", "mirrored_columns"), mirrored), pointers, constants, "i32")
+    _optional(dict.fromkeys(("row_weights", "column_weights"), mirrored), pointers, constants)
     return _compiled(frame.frame_kernel, pointers, constants, arch, tile[-1], 1)
 
 
 def frame_gradient_report(
-    arch: int, precision: str, kernel: int, channels: int, gates: int, competing: bool, what: str = "v"
+    arch: int,
+    precision: str,
+    kernel: int,
+    channels: int,
+    gates: int,
+    competing: bool,
+    what: str = "v",
+    mirrored: bool = False,
 ) -> Report:
     """Compile the kernel of a whole frame's gradients in its gates for `arch`.
 
     `what` is "v", of <v, f>, or "scale", of a sum of psi.
     """
     element, count = ELEMENT[TRITON_TYPE[precision]], channels * kernel**2
-    tile = frame_gradient.default_tile(count, precision)
+    tile = frame_gradient.default_tile(count, precision, mirrored)
     constants = positions.constants(channels, kernel, count, gates, precision, tile)
     names = ("of_core", "of_gates", "of_head", "x", "bias", "gate_head")
     pointers = dict.fromkeys(names, "*fp32") | {"atoms": f"*{element}", "core": f"*{element}"}
     _optional({"v": what == "v", "scale": what == "scale", "shares": competing}, pointers, constants)
+    _optional(dict.fromkeys(("row_weights", "column_weights"), mirrored), pointers, constants)
     return _compiled(frame_gradient.frame_gradient_kernel, pointers, constants, arch, tile[-1], 1)
 
 

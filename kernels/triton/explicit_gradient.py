@@ -38,7 +38,7 @@ from . import explicit
 from .frame import HALF_SCALE
 from .gradient import gradient
 from .launch import Geometry, Key, config
-from .positions import analysed, constants, in_range, parts_of, place, table_of
+from .positions import analysed, constants, continued, in_range, parts_of, place, table_of
 from .tiles import device_of, dot_wide
 
 KEPT_BYTES = 1 << 28  # of e, and of delta: more images go in several launches
@@ -167,10 +167,7 @@ def gradients(
         explicit.sweep(
             part, direction, atoms, *potentials, kernel, mirrored, weights, precision, False, arch, (sent, turned)
         )
-        at, along = (
-            None if t is None else t.index_select(2, mirrored[0]).index_select(3, mirrored[1]).contiguous()
-            for t in (part, direction)
-        )
+        at, along = (None if t is None else continued(t, kernel, mirrored) for t in (part, direction))
         meets = along if s is None else s[:, None, None, None] * at  # what e does, in dA
         if s is not None and along is not None:
             meets = meets + along

@@ -6,7 +6,8 @@
     H v = the same of delta = 2 dc (W^T g + h) + 2 c W^T dg,   dc = A v,   du = W 2 c dc,   with p = softmax(beta u)
     dg  = w beta p (du - p . du),                         dg = w beta sigmoid' du
 
-Positions are (H + k - 1) x (W + k - 1), with zeros around the image. A program takes BM positions of one row, of which
+Positions are (H + k - 1) x (W + k - 1), with zeros around the image, or with mirrored pixels: what positions send back
+and their part of psi are then times w_p (algebra/patches.py). A program takes BM positions of one row, of which
 BM - k + 1 pixels get all that they need from it:
 
     patches [BM, taps] -> c [BM, n] -> BG gates at a time -> W^T g [BM, n] -> A^T e [BM, taps]
@@ -92,7 +93,7 @@ def store_sums(
 
 @triton.jit
 def frame_kernel(
-    rows,  # [KERNEL, N, CHANNELS, height + KERNEL - 1, width] float32
+    rows,  # [KERNEL, N, CHANNELS, height + KERNEL - 1, width] float32; width + 2 KERNEL - 2 with mirrored pixels
     sent, turned,  # [N, height + KERNEL - 1, width + KERNEL - 1, UNITS]: e and delta, or None
     shares,  # [N, 3, height + KERNEL - 1, width + KERNEL - 1] float32: of the soft maximum the largest beta u log2(e),
     # the sum of 2^(that - largest), and p . du; or None
@@ -105,6 +106,8 @@ def frame_kernel(
     head,  # [UNITS] float32, or None
     gate_head,  # [GATES], or [1] of gates that compete, float32
     gate_unit,  # [1] float32: power of two that brings the largest gate_head to [1, 2)
+    mirrored_rows, mirrored_columns,  # as load_patches has them, int32; None: zeros around the image
+    row_weights, column_weights,  # [height + KERNEL - 1], [width + KERNEL - 1] float32: w_p is their product; or None
     height, width, tiles, bias_stride, beta, core_scale,
     CHANNELS: tl.constexpr, KERNEL: tl.constexpr, SIDE: tl.constexpr, TAPS: tl.constexpr, BT: tl.constexpr,
     UNITS: tl.constexpr, UNITS_BLOCK: tl.constexpr, GATES: tl.constexpr, BG: tl.constexpr, BM: tl.constexpr,
@@ -117,19 +120,22 @@ def frame_kernel(
     image = program // (tiles * all_rows)
 
     m, n = tl.arange(0, BM), tl.arange(0, UNITS_BLOCK)
-    q = tile * STEP + m
+    column = tile * STEP + m  # of the sums, which go as far as the image that patches are taken of
+    q = column if mirrored_rows is None else column - (KERNEL - 1)  # position
     coefficients = tl.zeros((BM, UNITS_BLOCK), tl.float32)
     dc = coefficients
     for t0 in tl.range(0, TAPS, BT, num_stages=1):
         tap = t0 + tl.arange(0, BT)
         a_tile = tl.load(atoms + tap[:, None] * UNITS_BLOCK + n[None, :])
         patches = load_patches(
-            x, x_n, x_c, x_h, x_w, image, row, q, tap, height, width, None, None, CHANNELS, KERNEL, SIDE
+            x, x_n, x_c, x_h, x_w, image, row, q, tap, height, width, mirrored_rows, mirrored_columns,
+            CHANNELS, KERNEL, SIDE,
         )  # fmt: skip
         coefficients = dot_wide(patches, a_tile, coefficients, STORAGE, PRECISION)
         if v is not None:
             patches = load_patches(
-                v, v_n, v_c, v_h, v_w, image, row, q, tap, height, width, None, None, CHANNELS, KERNEL, SIDE
+                v, v_n, v_c, v_h, v_w, image, row, q, tap, height, width, mirrored_rows, mirrored_columns,
+                CHANNELS, KERNEL, SIDE,
             )  # fmt: skip
             dc = dot_wide(patches, a_tile, dc, STORAGE, PRECISION)
     z = coefficients * coefficients
@@ -196,13 +202,22 @@ def frame_kernel(
         back += direct
         if psi is not None:
             value += tl.sum(direct * z, 1)
+    if row_weights is not None:
+        there = (q >= 0) & (q < width + KERNEL - 1)
+        counts = tl.load(row_weights + row) * tl.load(column_weights + q, mask=there, other=0.0)
+        back, second, value = back * counts[:, None], second * counts[:, None], value * counts
 
     if v is None:
         e = (2 * coefficients * back).to(STORAGE)
     else:
         e = (2 * (dc * back + coefficients * second)).to(STORAGE)
     columns = width + KERNEL - 1
-    own = (q < columns) & ((m < STEP) | (tile == tiles - 1))  # the others are the next tile's
+    if mirrored_rows is None:
+        own = (q < columns) & ((m < STEP) | (tile == tiles - 1))  # the others are the next tile's
+        wide = width
+    else:
+        own = (q >= 0) & (q < columns) & (m >= KERNEL - 1)  # the others are the tile's before
+        wide = width + 2 * KERNEL - 2
     line = image.to(tl.int64) * all_rows + row
     if sent is not None:
         at = (line * columns + q)[:, None] * UNITS + n[None, :]
@@ -220,7 +235,7 @@ def frame_kernel(
             tl.store(shares + (line + 2 * all_rows) * columns + q, total_du / total, mask=own)
     images = tl.num_programs(0) // (tiles * all_rows)
     store_sums(
-        rows, e, atoms, image, images, row, all_rows, q, width,
+        rows, e, atoms, image, images, row, all_rows, column, wide,
         CHANNELS, KERNEL, SIDE, TAPS, BT, UNITS_BLOCK, BM, PRECISION,
     )  # fmt: skip
     if psi is not None:
@@ -271,16 +286,22 @@ def sweep(
     with_value: bool,
     arch: int = 0,  # as in the launch table
     kept: Sequence[Tensor | None] = (None, None, None),  # `sent`, `turned`, `shares`; written
+    border: Sequence[Tensor] | None = None,  # mirrored rows and columns, weights of rows and columns; None: zeros
 ) -> tuple[Tensor | None, Tensor]:
-    """(psi without alpha/2 |x|^2 (N,) or None, f (N, C, H, W), or H v where there is a v), on x's current stream."""
+    """(psi without alpha/2 |x|^2 (N,) or None, f (N, C, H, W), or H v where there is a v), on x's current stream.
+
+    With a mirrored border f, or H v, is without alpha, and that of the continued image: (N, C, H + 2k - 2, W + 2k - 2).
+    """
     batch, channels, height, width = x.shape
     units, gates, kernel = len(filters), len(core), filters.shape[-1]
-    f = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    beyond = 0 if border is None else kernel - 1
+    tall, wide = height + 2 * beyond, width + 2 * beyond
+    f = torch.empty(batch, channels, tall, wide, dtype=torch.float32, device=x.device)
     all_rows = height + kernel - 1
-    tile = default_tile(units, precision, arch, v is not None, kept[0] is not None)
+    tile = default_tile(units, precision, arch, v is not None, kept[0] is not None, border is not None)
     core_scale, gain = (HALF_SCALE, HALF_GAIN) if precision == "fp16" else (1.0, 1.0)
     shape = constants(channels, kernel, units, gates, precision, gain, tile) | {"COMPETING": competing}
-    tiles = -(-width // (shape["BM"] - kernel + 1))
+    tiles = -(-wide // (shape["BM"] - kernel + 1))
     psi = torch.empty(batch, all_rows, tiles, dtype=torch.float32, device=x.device) if with_value else None
     if not x.numel():
         return None if psi is None else psi.sum((1, 2)), f
@@ -289,23 +310,24 @@ def sweep(
     by_tap = filters.permute(2, 1, 3, 0).flatten(0, 1)  # [(i, c), j, n]
     atoms[: kernel * channels, :kernel, :units] = by_tap
     core = (core * core_scale).to(storage)
-    most = max(1, ROW_BYTES // (4 * kernel * channels * all_rows * width))
+    most = max(1, ROW_BYTES // (4 * kernel * channels * all_rows * wide))
     for first in range(0, batch, most):
         some = slice(first, first + most)
         part, direction = x[some], None if v is None else v[some]
         last = part if direction is None else direction
         factors = [None if t is None else t[some] for t in kept]
-        rows = torch.empty(kernel, len(part), channels, all_rows, width, dtype=torch.float32, device=x.device)
+        rows = torch.empty(kernel, len(part), channels, all_rows, wide, dtype=torch.float32, device=x.device)
+        added = (last, *last.stride()) if border is None else (None, 0, 0, 0, 0)
         with device_of(x):
             frame_kernel[(len(part) * all_rows * tiles,)](
                 rows, *factors, None if psi is None else psi[some], part, *part.stride(),
                 direction, *last.stride(), atoms, core,
-                bias if len(bias) == 1 else bias[some], head, gate_head, gate_unit,
+                bias if len(bias) == 1 else bias[some], head, gate_head, gate_unit, *(border or (None,) * 4),
                 height, width, tiles, 0 if len(bias) == 1 else gates, float(beta), float(core_scale),
                 **shape, num_warps=tile[-1], num_stages=1,
             )  # fmt: skip
-            fold_kernel[(len(part) * channels * -(-height * width // BLOCK),)](
-                f[some], rows, last, *last.stride(), len(part), height, width, 0, float(alpha),
+            fold_kernel[(len(part) * channels * -(-tall * wide // BLOCK),)](
+                f[some], rows, *added, len(part), tall, wide, beyond, float(alpha),
                 CHANNELS=channels, KERNEL=kernel, BLOCK=BLOCK,
             )  # fmt: skip
     return None if psi is None else psi.sum((1, 2)), f
@@ -327,7 +349,7 @@ def constants(channels: int, kernel: int, units: int, gates: int, precision: str
 
 
 def default_tile(
-    units: int, precision: str, arch: int, hessian: bool = False, keeps: bool = False
+    units: int, precision: str, arch: int, hessian: bool = False, keeps: bool = False, mirrored: bool = False
 ) -> tuple[int, int, int, int]:
     """(BM, BT, BG, warps) that compile without spills, for the units of the models that ship; never timed.
 
@@ -337,6 +359,10 @@ def default_tile(
         return 32, 64 if arch >= 100 and units <= 64 and precision != "tf32" else 32, 32, 8
     if keeps and units > 64:
         return 16, 16, 16, 8
+    # the tables of mirrored pixels leave no registers for 32 taps at a time
+    if mirrored and not keeps and (arch >= 100 or (hessian and arch < 90 and precision == "tf32")):
+        if precision != "fp32":
+            return 32, 16, 32, 4
     # below 64 positions products are mma.sync's: others do not compile there
     if arch >= 100 and precision != "fp32":
         return 32, 32, 32, 4

@@ -6,6 +6,8 @@ With c, z, u, g, dc, dz = 2 c dc, du and dg of frame.py, e what A^T is multiplie
     dW = g dz^T + G z^T,   db = G,   dh = dz + s z,     G = dg + s g
     dw = sigmoid(beta u) du + s softplus(u), or where the gates compete  p . du + s log sum exp(beta u) / beta
 
+all times w_p where the border is mirrored, which e and delta have in them.
+
 Of a gate, dW, db and dw need of the others the soft maximum alone, which frame.py's kernel leaves behind: a program
 has BG gates (positions.py) and computes all but the sums from x. Slots are added in order, in float64: the same bits
 every time, without atomics.
@@ -18,9 +20,9 @@ gradient.py; why, explicit_gradient.py says.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -30,7 +32,7 @@ from .activations import LOG2E, softplus
 from .frame import HALF_SCALE
 from .gradient import gradient
 from .launch import Geometry, Key, config
-from .positions import analysed, constants, in_range, parts_of, place, table_of
+from .positions import analysed, constants, continued, in_range, parts_of, place, table_of
 from .tiles import device_of, dot_wide
 
 STORAGE = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -42,7 +44,7 @@ def frame_gradient_kernel(
     of_core,  # [images, parts, GATES, UNITS] float32
     of_gates,  # [images, parts, 2, GATES] float32: of b and, where the gates do not compete, of w
     of_head,  # [images, parts, UNITS] float32, or None
-    x,  # [N, CHANNELS, tall, wide] float32, contiguous: the images with zeros around them
+    x,  # [N, CHANNELS, tall, wide] float32, contiguous: the images with zeros, or mirrored pixels, around them
     v,  # the same, or None
     scale,  # [N] float32, s, or None
     shares,  # [N, 3, positions] float32, as frame_kernel writes them; None where the gates do not compete
@@ -50,6 +52,7 @@ def frame_gradient_kernel(
     core,  # [GATES, UNITS]: W times core_scale
     bias,  # [N or 1, GATES] float32
     gate_head,  # [GATES], or [1] of gates that compete, float32
+    row_weights, column_weights,  # [tall - KERNEL + 1], [wide - KERNEL + 1] float32: w_p is their product; or None
     tall, wide, parts, tiles, tiles_per_part, bias_stride, beta, core_scale,
     CHANNELS: tl.constexpr, KERNEL: tl.constexpr, TAPS: tl.constexpr, BT: tl.constexpr, UNITS: tl.constexpr,
     UNITS_BLOCK: tl.constexpr, GATES: tl.constexpr, BG: tl.constexpr, BM: tl.constexpr,
@@ -76,7 +79,10 @@ def frame_gradient_kernel(
     first = part * tiles_per_part
     for tile in tl.range(first, tl.minimum(first + tiles_per_part, tiles), num_stages=1):
         row, q, there = place(tile, tall, wide, KERNEL, BM)
-        exists = tl.where(there, 1.0, 0.0)[:, None]
+        if row_weights is None:
+            exists = tl.where(there, 1.0, 0.0)[:, None]
+        else:
+            exists = tl.where(there, tl.load(row_weights + row) * tl.load(column_weights + q), 0.0)[:, None]
         c, dc = analysed(
             x, v, row * wide + q, tall, wide, atoms,
             CHANNELS, KERNEL, TAPS, BT, UNITS_BLOCK, BM, STORAGE, PRECISION,
@@ -88,7 +94,8 @@ def frame_gradient_kernel(
         positions = (tall - KERNEL + 1) * (wide - KERNEL + 1)
         at = image.to(tl.int64) * 3 * positions + row * (wide - KERNEL + 1) + q
         if shares is None:
-            slope = exists / (1 + tl.exp2(-u * (beta * LOG2E)))
+            odds = 1 + tl.exp2(-u * (beta * LOG2E))
+            slope = exists / odds
         else:
             largest, sums = tl.load(shares + at), tl.load(shares + positions + at)
             slope = tl.exp2(u * (beta * LOG2E) - largest[:, None]) * (exists / sums[:, None])
@@ -105,7 +112,7 @@ def frame_gradient_kernel(
             du = du * (1 / (GAIN * core_scale))
             if shares is None:
                 sum_weight += tl.sum(slope * du, 0)
-                of_square += beta * gate * (1 - slope) * du
+                of_square += beta * gate * (1 - slope if row_weights is None else 1 - 1 / odds) * du
             else:
                 of_square += beta * gate * (du - tl.load(shares + 2 * positions + at)[:, None])
             sum_head += tl.sum(2 * exists * c * dc, 0)
@@ -137,12 +144,17 @@ def gradients(
     precision: str,
     arch: int = 0,  # as in the launch table
     processors: int = 1,
+    border: Sequence[Tensor] | None = None,  # mirrored rows and columns, weights of rows and columns; None: zeros
 ) -> tuple[Tensor, list[Tensor]]:
-    """(gx, of A, W, b [N, G], w, and h where there is one) of the gradient of <v, f> + sum of s psi, on x's stream."""
-    batch, _, height, width = x.shape
-    units, channels, kernel, _ = filters.shape
+    """(gx, of A, W, b [N, G], w, and h where there is one) of the gradient of <v, f> + sum of s psi, on x's stream.
+
+    With a mirrored border gx is without alpha, and that of the continued image, as frame.sweep has f.
+    """
+    batch, channels, height, width = x.shape
+    units, kernel = len(filters), filters.shape[-1]
+    beyond = 0 if border is None else kernel - 1
     storage = STORAGE.get(precision, torch.float32)
-    gx = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    gx = torch.empty(batch, channels, height + 2 * beyond, width + 2 * beyond, dtype=torch.float32, device=x.device)
     of_bias = torch.zeros(batch, len(core), dtype=torch.float64, device=x.device)
     parameters = filters, core, gate_head, *([] if head is None else [head])
     found = [torch.zeros(t.shape, dtype=torch.float64, device=x.device) for t in parameters]
@@ -160,23 +172,24 @@ def gradients(
         shape = len(part), 3, *positions
         shares = torch.empty(shape, dtype=torch.float32, device=x.device) if competing else None
         sent, turned = (*factors, None)[:2]
-        product = _swept(part, direction, *rest, kept=(sent, turned, shares))
+        product = _swept(part, direction, *rest, kept=(sent, turned, shares), border=border)
         if s is None:
             gx[some] = product
         elif v is None:
             gx[some] = s * product
         else:
-            gx[some] = product + s * _swept(part, None, *rest)
-        at, along = (None if t is None else F.pad(t, (kernel - 1,) * 4).contiguous() for t in (part, direction))
+            gx[some] = product + s * _swept(part, None, *rest, border=border)
+        mirrored, weights = (None, None) if border is None else (border[:2], border[2:])
+        at, along = (None if t is None else continued(t, kernel, mirrored) for t in (part, direction))
         meets = along if s is None else s * at if along is None else along + s * at  # what e does, in dA
         pairs = [(sent, meets)] if turned is None else [(turned, at), (sent, meets)]
         tile = config(Key("gradient_image", channels * kernel**2, units, precision, arch))
         of_filters = gradient(pairs, Geometry(kernel), tile, precision, image=True, processors=processors)
         of_core, of_bias[some], of_weight, of_head = _of_gates(
-            at, along, s, shares, *network[:3], gate_head, beta, head is not None, precision, processors
+            at, along, s, shares, *network[:3], gate_head, weights, beta, head is not None, precision, processors
         )
         if shares is not None:
-            of_weight = _of_soft_maximum(shares, along is not None, s, beta)
+            of_weight = _of_soft_maximum(shares, along is not None, s, weights, beta)
         sums = of_filters.permute(3, 2, 0, 1), of_core, of_weight, of_head  # the first from [k, k, C, n]
         for total, one in zip(found, sums, strict=False):
             total += one
@@ -190,11 +203,11 @@ def _swept(x, v, network, *rest, **options) -> Tensor:
 
 
 def _of_gates(
-    x, v, scale, shares, filters, core, bias, gate_head, beta, with_head, precision, processors
+    x, v, scale, shares, filters, core, bias, gate_head, weights, beta, with_head, precision, processors
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """dW [G, n], db of every image [N, G], dw [G], dh [n] or None, float64; from images with zeros around them."""
+    """dW [G, n], db of every image [N, G], dw [G], dh [n] or None, float64; from continued images."""
     gates, units = core.shape
-    tile = default_tile(units, precision)
+    tile = default_tile(units, precision, weights is not None)
     shape = constants(x.shape[1], filters.shape[-1], units, gates, precision, tile)
     core_scale, storage = HALF_SCALE if precision == "fp16" else 1.0, STORAGE.get(precision, torch.float32)
     blocks, tiles, parts, per_part = parts_of(x, shape, processors)
@@ -204,8 +217,8 @@ def _of_gates(
     with device_of(x):
         frame_gradient_kernel[(len(x) * parts * blocks,)](
             *slots[:2], of_head, x, v, scale, shares, table_of(filters, shape, storage),
-            (core * core_scale).to(storage), bias, gate_head, *x.shape[2:], parts, tiles, per_part,
-            0 if len(bias) == 1 else gates, float(beta), float(core_scale),
+            (core * core_scale).to(storage), bias, gate_head, *(weights or (None, None)), *x.shape[2:],
+            parts, tiles, per_part, 0 if len(bias) == 1 else gates, float(beta), float(core_scale),
             **shape, num_warps=tile[-1], num_stages=1,
         )  # fmt: skip
     of_bias, of_weight = slots[1].sum(1, dtype=torch.float64).unbind(1)
@@ -213,19 +226,19 @@ def _of_gates(
     return slots[0].sum((0, 1), dtype=torch.float64), of_bias, of_weight.sum(0), of_head
 
 
-def _of_soft_maximum(shares: Tensor, with_tangent: bool, scale: Tensor | None, beta: float) -> Tensor:
+def _of_soft_maximum(shares: Tensor, with_tangent: bool, scale: Tensor | None, weights, beta: float) -> Tensor:
     """dw of gates that compete, float64: p . du + s log sum exp(beta u) / beta."""
-    parts = []
+    parts, counts = [], 1.0 if weights is None else weights[0][:, None] * weights[1]
     if with_tangent:
-        parts.append(shares[:, 2].sum(dtype=torch.float64))
+        parts.append((shares[:, 2] * counts).sum(dtype=torch.float64))
     if scale is not None:
-        energies = ((shares[:, 0] + shares[:, 1].log2()) * scale[:, 0]).sum(dtype=torch.float64)
+        energies = ((shares[:, 0] + shares[:, 1].log2()) * scale[:, 0] * counts).sum(dtype=torch.float64)
         parts.append(energies * (math.log(2) / beta))
     return sum(parts[1:], parts[0])
 
 
-def default_tile(units: int, precision: str) -> tuple[int, int, int, int]:
+def default_tile(units: int, precision: str, mirrored: bool = False) -> tuple[int, int, int, int]:
     """(BM, BT, BG, warps) that compile without spills, for the units of the models that ship; never timed."""
     if units <= 64:
-        return 32, 32, 32, 8 if precision == "fp32" else 4
+        return 32, 32, 32, 8 if precision == "fp32" or mirrored else 4
     return (16, 32, 32, 8) if precision == "fp32" else (32, 32, 32, 8)

@@ -8,6 +8,7 @@ programs share an image, a function of shapes and of the device alone.
 """
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -82,6 +83,13 @@ def constants(channels: int, kernel: int, units: int, gates: int, precision: str
         "SUMS": DOT_PRECISION["fp32" if precision == "fp32" else "tf32"],
         "GAIN": HALF_GAIN if precision == "fp16" else 1.0,
     }  # fmt: skip
+
+
+def continued(t: Tensor, kernel: int, mirrored: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Images (N, C, H, W) with k - 1 zeros around them, or with their mirrored rows and columns; contiguous."""
+    if mirrored is None:
+        return F.pad(t, (kernel - 1,) * 4).contiguous()
+    return t.index_select(2, mirrored[0]).index_select(3, mirrored[1]).contiguous()
 
 
 def table_of(filters: Tensor, shape: dict, storage: torch.dtype) -> Tensor:

@@ -39,8 +39,9 @@ class Patches:
 
     def __init__(self, size: Sequence[int], k: int, like: Tensor):
         self.k, self.pixels = k, k ** len(size)
-        self.sources = [_mirrored(side, k).to(like.device) for side in size]
-        self.axis_weights = [_weights(side, k).to(like) for side in size]
+        # made where x is: a copy from the host would wait, and could not be captured
+        self.sources = [_mirrored(side, k, like.device) for side in size]
+        self.axis_weights = [_weights(side, k, like.device).to(like.dtype) for side in size]
         self.weights = functools.reduce(lambda a, b: a[..., None] * b, self.axis_weights)
 
     def extended(self, x: Tensor) -> Tensor:
@@ -87,11 +88,11 @@ class Patches:
         return self.weights[block].flatten()
 
 
-def _mirrored(side: int, k: int) -> Tensor:
+def _mirrored(side: int, k: int, where: torch.device | str = "cpu") -> Tensor:
     if side >= k - 1:  # nothing but slices, which exporters know where they leave the size open
-        index = torch.arange(side)
+        index = torch.arange(side, device=where)
         return torch.cat([index[: k - 1].flip(0), index, index[side - k + 1 :].flip(0)])
-    index = torch.arange(1 - k, side + k - 1) % (2 * side)
+    index = torch.arange(1 - k, side + k - 1, device=where) % (2 * side)
     return torch.where(index < side, index, 2 * side - 1 - index)
 
 
@@ -120,15 +121,15 @@ def _unmirrored(extended: Tensor, axis: int, k: int) -> Tensor:
     return total
 
 
-def _weights(side: int, k: int) -> Tensor:
-    return _halved(side, k) if side >= k - 1 else _halved(side, k) / _excess(side, k)
+def _weights(side: int, k: int, where: torch.device | str = "cpu") -> Tensor:
+    return _halved(side, k, where) if side >= k - 1 else _halved(side, k, where) / _excess(side, k)
 
 
-def _halved(side: int, k: int) -> Tensor:
+def _halved(side: int, k: int, where: torch.device | str = "cpu") -> Tensor:
     if side < k:
-        return torch.full((side + k - 1,), 0.5, dtype=torch.float64)
-    crossing = torch.full((k - 1,), 0.5, dtype=torch.float64)
-    return torch.cat([crossing, torch.ones(side - k + 1, dtype=torch.float64), crossing])
+        return torch.full((side + k - 1,), 0.5, dtype=torch.float64, device=where)
+    crossing = torch.full((k - 1,), 0.5, dtype=torch.float64, device=where)
+    return torch.cat([crossing, torch.ones(side - k + 1, dtype=torch.float64, device=where), crossing])
 
 
 @functools.cache

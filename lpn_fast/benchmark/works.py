@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .. import solvers
 from ..algebra.parameters import layout
-from ..ops import plain_torch, registry
+from ..ops import device_check, plain_torch, registry
 from ..ops.explicit import kernels
 from ..ops.plain_torch import Compiled, Eager
 from ..ops.precision import PRECISIONS
@@ -33,6 +33,8 @@ from ..prior import invert
 from .counters import Work, work
 
 OPS = ("prox", "value", "gradient of R", "hvp", "step", "invert", "reconstruct")
+# The work by which "auto" chooses, where that is not the prox, or the gradient of R.
+ADMITTED_AS = {"value": device_check.VALUE, "hvp": device_check.HESSIAN, "step": device_check.TRAINING}
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "tf32": "tfloat32"}  # the word of results for it
 assert set(DTYPES) == set(PRECISIONS)
 LEARNING_RATE = 1e-4
@@ -142,8 +144,9 @@ class Setup:
         spec = self.model.spec
         with registry.use_backend(backend):
             if self.explicit:
-                return str(kernels.select(self.model.kernel_levels()[0], self.x).name)
-            return registry.select(spec, self.x, self.precision).name
+                work = ADMITTED_AS.get(self.op, device_check.GRADIENT_OF_R)
+                return str(kernels.select(self.model.kernel_levels()[0], self.x, work).name)
+            return registry.select(spec, self.x, self.precision, ADMITTED_AS.get(self.op, device_check.PROX)).name
 
     def _by_plain(self, plain: Eager | Compiled, x: Tensor, v: Tensor) -> Tensor:
         """A work but training and inversion, by plain torch."""

@@ -1,7 +1,9 @@
-"""Which kernels "auto" takes on a device: those that a check on that very device found right, and faster.
+"""Which kernels "auto" takes on a device: those that a check on that very device found right, for the works where they
+are faster.
 
 The first call for which a backend, a network, a precision and a device meet runs the check (ops/device_check.py), some
-seconds and once; `lpn-fast tune` does it ahead. The verdict is kept in a folder of the user, one file each:
+seconds and once; `lpn-fast tune` does it ahead. Speed decides work by work (prox, value, Hessian product, parameter
+gradients), what is right is decided once. The verdict is kept in a folder of the user, one file each:
 
     $LPN_FAST_CACHE, else $XDG_CACHE_HOME/lpn_fast, else ~/.cache/lpn_fast
 
@@ -33,9 +35,9 @@ from .tracing import is_eager
 if TYPE_CHECKING:
     from .registry import Backend
 
-# One work must gain this at least, and no other may lose as much: less is within the spread of two runs.
+# A work must gain this at least over torch, and not lose as much against torch.compile: less is the spread of two runs.
 LEAST_GAIN = 1.05
-FORMAT = 2
+FORMAT = 3
 _log = logging.getLogger("lpn_fast")
 _known: dict[tuple, "Verdict"] = {}  # in this process
 _lock = threading.RLock()
@@ -54,28 +56,43 @@ class Verdict:
 
     @property
     def wrong(self) -> str | None:
-        """Why the kernels must not run here; None: they are right."""
+        """Why the kernels must not run here, whatever the work; None: they are right.
+
+        All works share their loads, products and tiles. Where one of them came out wrong, a compiler or a device does
+        not do what the others count on, and that their own check did not meet it is luck.
+        """
         return self.findings.wrong
 
-    @property
-    def refusal(self) -> str | None:
-        """Why "auto" does not take them."""
+    def refusal(self, work: str) -> str | None:
+        """Why "auto" does not take them for `work`, one of those that were timed."""
         if self.wrong:
             return f"checked on this device and not used: {self.wrong}"
-        gains, compiled = self.findings.gains, self.findings.compiled
-        if not (max(gains.values()) >= LEAST_GAIN and min(gains.values()) >= 1 / LEAST_GAIN):
-            return f"right, but not faster than torch on this device ({_times(gains)} its speed)"
-        if compiled and min(compiled.values()) < 1 / LEAST_GAIN:
+        gain, compiled = self.findings.gains.get(work), self.findings.compiled.get(work)
+        if gain is None:
+            return f"right, but {work} was not timed on this device"
+        if gain < LEAST_GAIN:
+            return f"right, but not faster than torch on this device ({work} {gain:.2f} times its speed)"
+        if compiled is not None and compiled < 1 / LEAST_GAIN:
             plain = "torch.compile of the plain network"
-            return f"right, but slower than {plain} on this device ({_times(compiled)} its speed)"
+            return f"right, but slower than {plain} on this device ({work} {compiled:.2f} times its speed)"
         return None
 
     def __str__(self) -> str:
-        gains = f"{_times(self.findings.gains)} torch's speed"
-        compiled = self.findings.compiled
-        gains += f", {_times(compiled)} torch.compile's" if compiled else f" ({self.findings.not_compiled})"
         where = f"{self.where['device']}, {self.backend}, widths {self.stages}, {self.precision}"
-        return f"{where}: {self.refusal or f'admitted, error {self.findings.error:.0e}, {gains}'}"
+        if self.wrong:
+            return f"{where}: not used, {self.wrong}"
+        parts = [f"right, error {self.findings.error:.0e}"]
+        for title, admitted in (("admitted", True), ("not faster and left to others", False)):
+            works = [work for work in self.findings.gains if (self.refusal(work) is None) == admitted]
+            if works:
+                parts.append(f"{title}: {', '.join(map(self._speed, works))}")
+        reason = f" ({self.findings.not_compiled})" if self.findings.not_compiled else ""
+        return f"{where}: {'; '.join(parts)}{reason}"
+
+    def _speed(self, work: str) -> str:
+        compiled = self.findings.compiled.get(work)
+        beside = "" if compiled is None else f" and {compiled:.2f} times torch.compile's"
+        return f"{work} {self.findings.gains[work]:.2f} times torch's speed{beside}"
 
 
 def verdict(
@@ -131,12 +148,12 @@ def examine(
 
 
 def refusal(
-    backend: "Backend", plain: "Backend", spec: Spec, x: Tensor, precision: str, ask: bool = True
+    backend: "Backend", plain: "Backend", spec: Spec, x: Tensor, precision: str, work: str, ask: bool = True
 ) -> str | None:
     """Why "auto" passes `backend` over for calls like this one, or None."""
     found = verdict(backend, plain, spec, x, precision, ask)
     if found is not None:
-        return found.refusal
+        return found.refusal(work)
     name = where(x.device)["device"]
     return f"not checked on {name} yet: a first call outside of graphs does, or lpn-fast tune; force it with " + (
         f"LPN_FAST_BACKEND={backend.name}"
@@ -196,10 +213,6 @@ def _read(path: Path) -> Verdict | None:
         return Verdict(**(data | {"findings": Findings(**data["findings"])}))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # absent, cut off, or of another kind
         return None
-
-
-def _times(gains: dict[str, float]) -> str:
-    return ", ".join(f"{work} {gain:.2f} times" for work, gain in gains.items())
 
 
 def _digest(spec: Spec) -> str:

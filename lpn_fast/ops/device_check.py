@@ -3,10 +3,11 @@
     small and odd sizes   psi, f, H v and all gradients against the torch backend in float64
     a full size           the same bits twice; results against the torch backend in the same tensors' type, and against
                           other ways to launch the same kernels (pointers in the place of the copy engine)
-    time                  the prox, and a forward and backward pass, in turns with the torch backend and, where that is
-                          asked for, with torch.compile of the plain network
+    time                  of every work, in turns with the torch backend and, where that is asked for, with
+                          torch.compile of the plain network
 
-and the same of an explicit prior's R, its gradient, Hessian products and gradients in the potentials
+The works are the prox, the value with it, a Hessian product, and what training does, a forward and a backward pass;
+of an explicit prior the gradient of R, the value, Hessian products and gradients in the potentials
 (ops/explicit/level.py).
 
 Errors are relative, in the Euclidean norm; TOLERANCE holds those of first (psi, f) and second order. What the torch
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 TOLERANCE = {"fp32": (1e-5, 1e-5), "tf32": (1e-3, 4e-3), "fp16": (1e-3, 4e-3), "bf16": (6e-3, 2.5e-2)}
 FIRST_ORDER = ("psi", "f", "R", "grad R")
+PROX, GRADIENT_OF_R, VALUE = "prox", "gradient of R", "value"
+HESSIAN, TRAINING = "Hessian product", "parameter gradients"
+WORKS, EXPLICIT_WORKS = (PROX, VALUE, HESSIAN, TRAINING), (GRADIENT_OF_R, VALUE, HESSIAN, TRAINING)
 ROUNDS = 7
 Call = Callable[[], object]
 
@@ -162,14 +166,19 @@ class NetworkTrial:
         tape = backend.evaluate(*call, False, True, self.precision)[2]
         return backend.vjp(*call, p, self.v, tape, self.precision)
 
+    def hessian_product(self, backend: "Backend") -> tuple[Tensor]:
+        """(H v,)."""
+        return (backend.hvp(self.spec, self.x, self.packed, self.features, self.v, [], self.precision),)
+
     def everything(self, backend: "Backend") -> dict[str, Tensor]:
         f, psi = self.prox(backend, value=True)
-        hv = backend.hvp(self.spec, self.x, self.packed, self.features, self.v, [], self.precision)
+        (hv,) = self.hessian_product(backend)
         gx, gP = self.gradients(backend, self.p)
         return {"psi": psi, "f": f, "H v": hv, "the gradient in x": gx, "the gradient of the weights": gP}
 
     def works(self) -> dict[str, Callable[["Backend"], tuple[Tensor, ...]]]:
-        return {"prox": self.prox, "gradient": self.gradients}
+        value = functools.partial(self.prox, value=True)
+        return {PROX: self.prox, VALUE: value, HESSIAN: self.hessian_product, TRAINING: self.gradients}
 
     def compiled(self) -> dict[str, Call]:
         """With products in TF32 wherever ours are of fewer digits than float32: what c^2 needs of a 16-bit network."""
@@ -183,8 +192,10 @@ class NetworkTrial:
                 return work(*arguments)
 
         return {
-            "prox": functools.partial(call, network.prox, self.x),
-            "gradient": functools.partial(call, network.loss_gradients, self.x, self.v),
+            PROX: functools.partial(call, network.prox, self.x),
+            VALUE: functools.partial(call, network.value, self.x),
+            HESSIAN: functools.partial(call, network.hvp, self.x, self.v),
+            TRAINING: functools.partial(call, network.loss_gradients, self.x, self.v),
         }
 
 

@@ -1,8 +1,8 @@
 """Which backend runs.
 
 Every backend answers `supports(spec, x, precision)` with None or a reason. With "auto" the first that supports the
-call runs it; a backend chosen by name (`use_backend`, or the environment variable LPN_FAST_BACKEND) runs
-it or raises with its reason: there is no silent fallback.
+call, and was admitted for its work where it has to be, runs it; a backend chosen by name (`use_backend`, or the
+environment variable LPN_FAST_BACKEND) runs it or raises with its reason: there is no silent fallback.
 """
 
 import os
@@ -16,6 +16,7 @@ from ..algebra.spec import Spec
 from ..contract import check_name
 from ..kernels.triton.interpreter import interpreted
 from . import admission, device_check
+from .device_check import PROX, WORKS
 
 NAMES = ("auto", "torch", "cpu", "triton", "cuda")
 
@@ -99,15 +100,25 @@ def reasons(spec: Spec, x: Tensor, precision: str = "fp32") -> dict[str, str | N
     return {name: backend.supports(spec, x, precision) for name, backend in _backends.items()} | _absent
 
 
-def not_admitted(spec: Spec, x: Tensor, precision: str = "fp32") -> dict[str, str]:
-    """Per backend that supports the call: why "auto" prefers another one. Nothing is checked for it."""
+def not_admitted(spec: Spec, x: Tensor, precision: str = "fp32", work: str = PROX) -> dict[str, str]:
+    """Per backend that supports the call: why "auto" prefers another one for `work`. Nothing is checked for it."""
     found = {}
     for name in _to_be_admitted & _backends.keys():
         if _backends[name].supports(spec, x, precision) is None:
-            reason = refusal(_backends[name], _backends["torch"], spec, x, precision, ask=False)
+            reason = refusal(_backends[name], _backends["torch"], spec, x, precision, work, ask=False)
             if reason:
                 found[name] = reason
     return found
+
+
+def choices(
+    spec: Spec, x: Tensor, precision: str = "fp32"
+) -> tuple[dict[str, Backend], dict[str, dict[str, str | None]]]:
+    """Work -> the backend that runs it; name -> work -> why that one is not taken, or None."""
+    runs = {work: select(spec, x, precision, work) for work in WORKS}
+    slower = {work: not_admitted(spec, x, precision, work) for work in WORKS}
+    able = reasons(spec, x, precision)
+    return runs, {name: {work: reason or slower[work].get(name) for work in WORKS} for name, reason in able.items()}
 
 
 def examine(
@@ -124,8 +135,8 @@ def examine(
     return found
 
 
-def select(spec: Spec, x: Tensor, precision: str = "fp32") -> Backend:
-    """The backend that runs this call."""
+def select(spec: Spec, x: Tensor, precision: str = "fp32", work: str = PROX) -> Backend:
+    """The backend that runs this call; `work` is one of device_check.WORKS."""
     name = chosen()
     if name != "auto":
         if name in _absent:
@@ -139,7 +150,7 @@ def select(spec: Spec, x: Tensor, precision: str = "fp32") -> Backend:
     for name, backend in _backends.items():
         if backend.supports(spec, x, precision) is None:
             admit = name in _to_be_admitted
-            reason = refusal(backend, _backends["torch"], spec, x, precision) if admit else None
+            reason = refusal(backend, _backends["torch"], spec, x, precision, work) if admit else None
             if reason is None:
                 return backend
             refused[name] = reason
@@ -148,11 +159,11 @@ def select(spec: Spec, x: Tensor, precision: str = "fp32") -> Backend:
     raise RuntimeError(f"no backend runs this in precision {precision!r}: {reasons(spec, x, precision)}")
 
 
-def refusal(backend, plain, spec, x: Tensor, precision: str, ask: bool = True) -> str | None:
+def refusal(backend, plain, spec, x: Tensor, precision: str, work: str, ask: bool = True) -> str | None:
     """Why "auto" passes a backend over that has to be admitted: ops/admission.py, and never under the interpreter."""
     if interpreted():
         return f"runs under Triton's interpreter here; force it with LPN_FAST_BACKEND={backend.name}"
-    return admission.refusal(backend, plain, spec, x, precision, ask)
+    return admission.refusal(backend, plain, spec, x, precision, work, ask)
 
 
 def raise_if_unproven(backend, plain, spec, x: Tensor, precision: str) -> None:

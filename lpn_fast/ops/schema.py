@@ -26,6 +26,7 @@ from ..algebra.spec import Spec, decode
 from . import registry
 from .backends.cpu import frame
 from .backends.triton import fused
+from .device_check import HESSIAN, PROX, TRAINING, VALUE
 from .maps import channels_last
 from .precision import storage
 
@@ -46,18 +47,22 @@ _library.define(
 def _evaluate(x, packed, features, spec, precision, value, tape):
     spec = decode(spec)
     keep = tape and _has_tape(spec, x, precision)
-    psi, f, kept = registry.select(spec, x, precision).evaluate(spec, x, packed, features, value, keep, precision)
+    work = TRAINING if keep else VALUE if value else PROX
+    backend = registry.select(spec, x, precision, work)
+    psi, f, kept = backend.evaluate(spec, x, packed, features, value, keep, precision)
     return (x.new_empty(0) if psi is None else psi), f, kept
 
 
 def _hvp(x, packed, features, v, tape, spec, precision):
     spec = decode(spec)
-    return registry.select(spec, x, precision).hvp(spec, x, packed, features, v, tape, precision)
+    work = TRAINING if tape else HESSIAN  # a tape goes back to the backend that left it
+    return registry.select(spec, x, precision, work).hvp(spec, x, packed, features, v, tape, precision)
 
 
 def _vjp(x, packed, features, p, v, tape, spec, precision):
     spec = decode(spec)
-    return registry.select(spec, x, precision).vjp(spec, x, packed, features, p, v, tape, precision)
+    backend = registry.select(spec, x, precision, TRAINING)
+    return backend.vjp(spec, x, packed, features, p, v, tape, precision)
 
 
 def _apart(implementation):
@@ -107,7 +112,7 @@ def _has_tape(spec: Spec, x: Tensor, precision: str) -> bool:
 
 def _tape_like(spec: Spec, x: Tensor, precision: str) -> list[Tensor]:
     if spec.is_dense:
-        return registry.select(spec, x, precision).dense_tape(spec, x)
+        return registry.select(spec, x, precision, TRAINING).dense_tape(spec, x)
     like = {"dtype": storage(spec, precision, x.dtype), "device": x.device, "memory_format": channels_last(x.dim())}
     sizes = spec.stage_sizes(*x.shape[2:])
     tensors = [

@@ -256,7 +256,7 @@ def test_the_backend_keeps_no_tape():
 FAULTS = {
     "the tap of another column": ("(KERNEL - 1) - tl.minimum(tap % SIDE", "(KERNEL - 2) - tl.minimum(tap % SIDE"),
     "a row of taps off by one": ("h + (KERNEL - 1 - i)", "h + tl.minimum(KERNEL - i, KERNEL - 1)"),
-    "tiles that do not overlap": ("q = tile * STEP + m", "q = tile * BM + m"),
+    "tiles that do not overlap": ("column = tile * STEP + m", "column = tile * BM + m"),
     "pixels that no tile has": ("(m < STEP)[:, None] & (q < width)", "(m < STEP - 1)[:, None] & (q < width)"),
     "positions counted twice": ("((m < STEP) | (tile == tiles - 1))", "(m < BM)"),
     "the soft maximum's sum not faded": ("total = total * fading +", "total = total +"),
@@ -283,7 +283,7 @@ OF_WEIGHTS = {
     "the mean of du forgotten": ("(du - tl.load(shares + 2 * positions + at)[:, None])", "du"),
     "the same tiles in every part": ("first = part * tiles_per_part", "first = 0"),
     "x in the place of v in dA": ("(turned, at), (sent, meets)", "(turned, at), (sent, at)"),
-    "a gate's curvature": ("gate * (1 - slope) * du", "gate * slope * du"),
+    "a gate's curvature": ("(1 - slope if row_weights", "(slope if row_weights"),
     "the bias of the first image's noise": ("bias + image * bias_stride + g", "bias + g"),
 }
 OF_FILTERS = {

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import admission, registry
 from ..backends.triton import explicit as gpu
+from ..device_check import EXPLICIT_WORKS, GRADIENT_OF_R, HESSIAN, TRAINING, VALUE
 from . import cpu, plain
 from .level import Level, level_of
 
@@ -22,21 +23,22 @@ def run(pot: "Potentials", x: Tensor, v: Tensor | None, k: int, with_value: bool
 
     x, v (N, C, H, W), in units of the noise.
     """
-    return select(level_of(pot, x, k), x).run(pot, x, v, k, with_value)
+    work = HESSIAN if v is not None else VALUE if with_value else GRADIENT_OF_R
+    return select(level_of(pot, x, k), x, work).run(pot, x, v, k, with_value)
 
 
 def gradients(pot: "Potentials", x: Tensor, v: Tensor | None, scale: Tensor | None, k: int) -> tuple[Tensor, ...]:
     """The gradient of  sum over samples of <v, grad R(x)> + scale R(x)  in the tensors of this level; scale (N,)."""
-    return select(level_of(pot, x, k), x).gradients(pot, x, v, scale, k)
+    return select(level_of(pot, x, k), x, TRAINING).gradients(pot, x, v, scale, k)
 
 
-def select(level: Level, x: Tensor) -> Any:
-    """What runs such a call: by name, or the first that can and may."""
+def select(level: Level, x: Tensor, work: str = GRADIENT_OF_R) -> Any:
+    """What runs such a call, a work of EXPLICIT_WORKS: by name, or the first that can and may."""
     wanted = registry.chosen()
     if wanted == plain.name:
         return plain
     if wanted == "auto":
-        return next((kernel for kernel in KERNELS if not refused(kernel, level, x)), plain)
+        return next((kernel for kernel in KERNELS if not refused(kernel, level, x, work)), plain)
     for kernel in KERNELS:
         if kernel.name == wanted:
             reason = kernel.refusal(level, x)
@@ -47,22 +49,19 @@ def select(level: Level, x: Tensor) -> Any:
     raise RuntimeError(f"backend {wanted!r} was asked for but has no kernel of explicit priors")
 
 
-def refused(kernel: Any, level: Level, x: Tensor, ask: bool = True) -> str | None:
-    """Why "auto" does not take a kernel, or None."""
+def refused(kernel: Any, level: Level, x: Tensor, work: str, ask: bool = True) -> str | None:
+    """Why "auto" does not take a kernel for a work, or None."""
     reason = kernel.refusal(level, x)
     if reason or kernel.name not in TO_BE_ADMITTED:
         return reason
-    return registry.refusal(kernel, plain, level, x, "fp32", ask)
+    return registry.refusal(kernel, plain, level, x, "fp32", work, ask)
 
 
-def explain(level: Level, x: Tensor) -> list[str]:
-    """What runs such a call, and why the others do not, one line each."""
-    runs = select(level, x).name
-    lines = [f"{runs}: computes R, its gradient and Hessian products (chosen by {registry.chosen()!r})"]
-    for kernel in KERNELS:
-        if kernel.name != runs:
-            lines.append(f"{kernel.name}: {refused(kernel, level, x, ask=False) or 'could run it, others come first'}")
-    return lines
+def choices(level: Level, x: Tensor) -> tuple[dict[str, Any], dict[str, dict[str, str | None]]]:
+    """Work -> what runs it; name -> work -> why that one is not taken, or None."""
+    runs = {work: select(level, x, work) for work in EXPLICIT_WORKS}
+    reasons = {k.name: {work: refused(k, level, x, work, ask=False) for work in EXPLICIT_WORKS} for k in KERNELS}
+    return runs, reasons
 
 
 def examine(level: Level, device: torch.device, compiled: bool = True) -> dict[str, "admission.Verdict | str"]:

@@ -1,5 +1,6 @@
 """What kernels are chosen and admitted by: the shape of one level of an explicit prior, and a trial of it."""
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...algebra.spec import Stage
+from ..device_check import GRADIENT_OF_R, HESSIAN, TRAINING, VALUE
 
 if TYPE_CHECKING:
     from .potentials import Potentials
@@ -102,14 +104,16 @@ class Trial:
 
     def works(self) -> dict[str, Callable[[Any], tuple[Tensor, ...]]]:
         """What is timed; the first of its results is compared at full size."""
-        return {"gradient of R": self.gradient, "Hessian product": self.hessian_product, "gradient": self.in_potentials}
+        value = functools.partial(self.gradient, with_value=True)
+        hessian = self.hessian_product
+        return {GRADIENT_OF_R: self.gradient, VALUE: value, HESSIAN: hessian, TRAINING: self.in_potentials}
 
     def compiled(self) -> dict[str, Callable[[], object]]:
         """torch.compile of the gradient in plain code."""
         from . import plain
 
         gradient = torch.compile(plain.gradient, dynamic=False)
-        return {"gradient of R": lambda: gradient(self.potentials, self.x, self.k)}
+        return {GRADIENT_OF_R: lambda: gradient(self.potentials, self.x, self.k)}
 
     def everything(self, kernel: Any) -> dict[str, Tensor]:
         gradient, value = self.gradient(kernel, with_value=True)

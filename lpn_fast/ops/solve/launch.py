@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import registry
+from ..device_check import HESSIAN
 from .descent import EquationSolution
 from .equation import Equation
 
@@ -26,7 +27,7 @@ def in_one_launch(
     """Solutions by the backend's own solver; None where there is none for this call."""
     if method not in STANDS_IN_FOR or equation.features is not None:
         return None
-    backend: Any = registry.select(equation.spec, equation.z, "fp32")
+    backend: Any = registry.select(equation.spec, equation.z, "fp32", HESSIAN)  # most of a Newton step
     if not hasattr(backend, "solve") or not backend.has_room_to_solve(equation.spec, equation.z):
         return None
     fields = backend.solve(

@@ -16,7 +16,7 @@ is kept, in float32, and in half precision times a power of two that keeps u^2 i
 
 A frame under one stage of gates of single pixels, which all denoisers that ship are, needs none of that: one kernel
 computes its prox, potential and Hessian products from x (fused.py), another one and a product the gradients of its
-weights. Of wide ones in float32 these go by stages, or by torch where the gates compete.
+weights. Of wide ones in float32 these go by stages, or by torch where the gates compete or the border is mirrored.
 
 backend    what it supports and runs; registration
 epilogues  the element-wise steps, each handed to the product it follows

@@ -30,23 +30,22 @@ class TritonBackend(SweepsBackend):
     """Convolutional networks on CUDA tensors; on CPU tensors under Triton's interpreter (TRITON_INTERPRET=1)."""
 
     name = "triton"
-    _plain = TorchBackend()  # for gradients of the weights of wide mixtures in float32
+    _plain = TorchBackend()  # for gradients of the weights of wide mixtures, or mirrored frames, in float32
 
     def supports(self, spec: Spec, x: Tensor, precision: str) -> str | None:
         if spec.is_dense:
             return "dense networks are not covered, these kernels are convolutions"
         if spec.ndim == 3:
             return "volumes are not covered"
-        if spec.is_mirrored:
-            return "border 'mirror' is not covered"
-        if spec.stages[-1].competing and not fused.covers(spec):
-            return "of networks whose last units compete only frames under one stage of gates are covered"
+        if (spec.stages[-1].competing or spec.is_mirrored) and not fused.covers(spec):
+            which = "with border 'mirror'" if spec.is_mirrored else "whose last units compete"
+            return f"of networks {which} only frames under one stage of gates are covered"
         return device.refusal(x, precision)
 
     def evaluate(self, spec, x: Tensor, packed: Tensor, features, value: bool, tape: bool, precision: str):
         if fused.covers(spec) and not (tape and not fused.covers_gradients(spec, precision)):
             return *fused.value_prox(spec, x, packed, features, value, precision), []
-        if spec.stages[-1].competing:
+        if self._has_no_stages(spec):
             return self._plain.evaluate(spec, x, packed, features, value, tape, precision)
         return super().evaluate(spec, x, packed, features, value, tape, precision)
 
@@ -59,7 +58,7 @@ class TritonBackend(SweepsBackend):
         return device.is_unproven(x)
 
     def vjp(self, spec, x, packed, features, p: Tensor | None, v: Tensor | None, tape: list[Tensor], precision):
-        if spec.stages[-1].competing and not fused.covers_gradients(spec, precision):
+        if self._has_no_stages(spec) and not fused.covers_gradients(spec, precision):
             return self._plain.vjp(spec, x, packed, features, p, v, tape, precision)
         if precision != "fp16":
             return self._vjp(spec, x, packed, features, p, v, tape, precision)
@@ -92,7 +91,7 @@ class TritonBackend(SweepsBackend):
             lines.append("prox, potential, Hessian products: all stages in one kernel")
         if fused.covers_gradients(spec, precision):
             return [*lines, "gradients of the weights: those of gates in one kernel, of filters from two factors"]
-        if spec.stages[-1].competing:
+        if self._has_no_stages(spec):
             return [*lines, "gradients of the weights, and what they need kept: torch's operations"]
         for l in range(1, len(spec.stages)):
             chosen = {}
@@ -101,6 +100,11 @@ class TritonBackend(SweepsBackend):
                 chosen.setdefault(f"{'library' if library else 'ours'}, {why}", []).append(what)
             lines.append(f"stage {l}: " + "; ".join(f"{', '.join(names)}: {who}" for who, names in chosen.items()))
         return lines
+
+    @staticmethod
+    def _has_no_stages(spec: Spec) -> bool:
+        """Whether stages, one by one, are not these kernels'."""
+        return spec.stages[-1].competing or spec.is_mirrored
 
     def _sweeps(self, spec: Spec, x, packed, features, precision: str) -> Sweeps:
         maps_for = functools.partial(TritonMaps, precision=precision)

@@ -1,16 +1,16 @@
 """An explicit prior on a GPU: R and its derivatives by kernels/triton/explicit.py and explicit_gradient.py."""
 
-import functools
 import importlib.util
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ....algebra.patches import Patches, folded
+from ....algebra.patches import folded
 from . import device
 from .device import launchers
 from .fused import MOST_UNITS
+from .layouts import mirrored_axis
 
 if TYPE_CHECKING:
     from ...explicit.level import Level
@@ -56,9 +56,8 @@ def gradients(
     )
 
 
-@functools.lru_cache(maxsize=64)
 def _tables(height: int, width: int, k: int, where: torch.device) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Mirrored rows and columns, weights of the same, on the device: a solve needs them at every step."""
-    patches = Patches((height, width), k, torch.empty(0, device=where))
-    (rows, columns), (row_weights, column_weights) = patches.sources, patches.axis_weights
-    return (rows.int(), columns.int()), (row_weights / k**2, column_weights)
+    """Mirrored rows and columns; weights of the same, whose product is w_p / k^2."""
+    rows, row_weights = mirrored_axis(height, k, where, k**2)
+    columns, column_weights = mirrored_axis(width, k, where)
+    return (rows, columns), (row_weights, column_weights)

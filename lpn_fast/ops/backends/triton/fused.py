@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from ....algebra.parameters import unpack
+from ....algebra.patches import folded
 from ....algebra.spec import Spec
 from ..cpu import frame
 from . import device
 from .device import launchers
-from .layouts import power_of_two
+from .layouts import mirrored_axis, power_of_two
 
 MOST_UNITS, MOST_SIDE = 128, 8  # what a block's registers and rows were compiled for
 
@@ -34,6 +35,7 @@ def value_prox(
 ) -> tuple[Tensor | None, Tensor]:
     """(psi (N,) or None, f like x), for x (N, C, H, W) float32, P (P,), noise features (N, F) or None."""
     psi, f = _sweep(spec, x, None, packed, features, with_value, precision)
+    f = _within(spec, f, x)
     if psi is not None:
         psi = psi.add_(x.square().sum((1, 2, 3)), alpha=spec.alpha / 2)
     return psi, f
@@ -41,7 +43,7 @@ def value_prox(
 
 def hvp(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, v: Tensor, precision: str) -> Tensor:
     """H v, like x; v (N, C, H, W)."""
-    return _sweep(spec, x, v, packed, features, False, precision)[1]
+    return _within(spec, _sweep(spec, x, v, packed, features, False, precision)[1], v)
 
 
 def vjp(
@@ -55,8 +57,10 @@ def vjp(
 ) -> tuple[Tensor, Tensor]:
     """Gradient of sum p psi + <v, f> in x and P; p (N,), v (N, C, H, W), either may be None. Nothing is kept for it."""
     gx, parts = launchers().frame_gradient.gradients(
-        x, v, p, *_network(spec, packed, features), precision, *device.facts(x.device)
+        x, v, p, *_network(spec, packed, features), precision, *device.facts(x.device), _border(spec, x)
     )
+    terms = [t for t in (v, None if p is None else p.view(-1, 1, 1, 1) * x) if t is not None]
+    gx = _within(spec, gx, sum(terms[1:], terms[0]))
     of_filters, of_core, of_bias, of_weight, *of_head = parts
     gradient = torch.empty_like(packed, memory_format=torch.contiguous_format)
     first, gate = unpack(spec, gradient).stages
@@ -73,7 +77,25 @@ def vjp(
 
 def _sweep(spec: Spec, x, v, packed, features, with_value: bool, precision: str) -> tuple[Tensor | None, Tensor]:
     network = _network(spec, packed, features)
-    return launchers().frame.sweep(x, v, *network, precision, with_value, device.facts(x.device)[0])
+    arch = device.facts(x.device)[0]
+    return launchers().frame.sweep(x, v, *network, precision, with_value, arch, border=_border(spec, x))
+
+
+def _border(spec: Spec, x: Tensor) -> tuple[Tensor, ...] | None:
+    """Mirrored rows and columns of x, and the weights of positions along both; None where there are zeros."""
+    if not spec.is_mirrored:
+        return None
+    (rows, row_weights), (columns, column_weights) = (
+        mirrored_axis(side, spec.stages[0].skip_kernel, x.device) for side in x.shape[2:]
+    )
+    return rows, columns, row_weights, column_weights
+
+
+def _within(spec: Spec, result: Tensor, x: Tensor) -> Tensor:
+    """What a kernel gives of a continued image, in the image: its margins go to the pixels that they repeat."""
+    if not spec.is_mirrored:
+        return result
+    return folded(result, spec.stages[0].skip_kernel).add_(x, alpha=spec.alpha)
 
 
 def _network(spec: Spec, packed: Tensor, features: Tensor | None) -> tuple:

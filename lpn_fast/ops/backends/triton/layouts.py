@@ -1,8 +1,11 @@
-"""Memory as the kernels take it: NHWC views, weights in storage, operands that are products."""
+"""Memory as the kernels take it: NHWC views, weights in storage, operands that are products, mirrored borders."""
+
+import functools
 
 import torch
 from torch import Tensor
 
+from ....algebra.patches import Patches
 from ...epilogues import Product
 
 
@@ -41,6 +44,17 @@ def nchw(t: Tensor) -> Tensor:
 
 def contiguous(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous()
+
+
+@functools.cache  # for good: captured graphs read these
+def mirrored_axis(side: int, k: int, where: torch.device, divisor: int = 1) -> tuple[Tensor, Tensor]:
+    """Of an axis the pixels that a mirrored one repeats, (side + 2k - 2,) int32, and the weights of positions.
+
+    The weights (side + k - 1,) are over `divisor`. From the host, which a capture refuses: what a captured kernel would
+    have written is not there for others before the graph runs.
+    """
+    axis = Patches((side,), k, torch.empty(0, device="cpu"))
+    return axis.sources[0].int().to(where), (axis.axis_weights[0] / divisor).to(where)
 
 
 def power_of_two(tensors: list[Tensor]) -> Tensor:

@@ -56,7 +56,7 @@ def test_a_published_networks_bytes_are_those_counted_by_hand_and_small_images_w
 
 
 def test_an_explicit_priors_bytes_are_those_counted_by_hand_and_its_torch_backend_waits_for_launches():
-    spec = lf.pretrained("natural-gray-explicit").spec  # 49 coefficients of 7 x 7, 64 groups
+    spec = lf.ExplicitLPN(1, kernel=7, groups=64).spec  # 49 coefficients
     found = arithmetic.ways(spec, SHAPE, "fp32", 90)
     moved = {way: sum(k.count * k.bytes for k in kernels) for way, kernels in found.items()}
     assert moved["eager"] / POSITIONS == pytest.approx(4 * (11 * 49 + 17 * 64), rel=0.01)

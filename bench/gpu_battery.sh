@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that is measured on a CUDA device, in one command of at most nine minutes:
+# Everything that is measured on a CUDA device, in one command of at most fourteen minutes:
 #
 #   bench/gpu_battery.sh [FOLDER] [--only NAME,NAME] [--pack FILE.tgz] [--dry-run]      FOLDER: default bench/results
 #
@@ -7,10 +7,10 @@
 # (bench/gpu/__init__.py lists them) has a process and a time limit of its own: one that fails loses nothing else, and
 # what there is no time for is named. Without a device the parts that need none run, the others say so.
 #
-# --only takes parts and groups. The groups "checks" and "timings" take a command each, in this order, on one machine:
-# the second finds what the first built. "training" runs only where it is asked for. Every part can be run alone, also as
-# python -m bench.gpu.PART. LPN_FAST_BATTERY_SECONDS (540) is for all of a command, LPN_FAST_COMMIT names the sources
-# where there is no git.
+# --only takes parts and groups. Where a command may run for ten minutes at most, the groups "checks" and "timings" can
+# have one each, in this order, on one machine: the second finds what the first built. "training" runs only where it is
+# asked for. Every part can be run alone, also as python -m bench.gpu.PART. LPN_FAST_BATTERY_SECONDS (840) is for all of
+# a command, LPN_FAST_COMMIT names the sources where there is no git.
 #
 # FOLDER gets <device>_<part>.csv, choices.csv and table.csv (for kernels/triton/, after a look), logs/ and
 # summary.txt, written as the parts end; --pack keeps all of it in one archive too, renewed after each part. The summary
@@ -29,7 +29,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 python="${PYTHON:-python3}"
-limit="${LPN_FAST_BATTERY_SECONDS:-540}"
+limit="${LPN_FAST_BATTERY_SECONDS:-840}"
 mkdir -p "$out/logs" && out="$(realpath "$out")" || exit 2
 export PYTHONUNBUFFERED=1
 : >"$out/summary.txt"

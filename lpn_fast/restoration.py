@@ -57,7 +57,7 @@ DOUBTFUL = 3.0  # factor between given and estimated noise
 LOCAL = 0.1  # part of a single pixel's measurement that may lie beyond a quarter of the sides around it
 TILES = 4  # a side: in the calmest of 16 parts an image shows its noise rather than its texture
 GRAY, COLOR = "natural-gray-mixture", "natural-color-mixture"
-EXPLICIT = {GRAY: "natural-gray-explicit"}  # R itself, trained through denoising, blurs, masks and frequencies
+EXPLICIT = {GRAY: "natural-gray-explicit"}  # R itself, of photographs
 BLUR = {GRAY: "natural-gray-deblur", COLOR: "natural-color-deblur"}  # trained through the minimisers of blurs
 
 
@@ -156,8 +156,11 @@ def reconstruct(
         if not conditional or _is_isometry(problem):
             why = "A^T A is a multiple of the identity" if conditional else "the model has a single noise level"
             told = level if weight is None else weight.sqrt() * level
-            solver = gradient if choice.by_gradient else pgd
-            result = solver(y, physics, choice.descent, noise=told, x0=problem.x0, **_descent(progress))
+            options = _descent(progress) | {"x0": problem.x0}
+            if choice.by_gradient:
+                result = gradient(y, physics, choice.descent, noise=told, **options | {"tol": MINIMISED})
+            else:
+                result = pgd(y, physics, choice.pilot, noise=told, **options)
             note = f"{'' if choice.by_gradient else 'proximal '}gradient descent, {choice.reason}; no pilot: {why}"
         else:
             if noise is None and known_noise(physics, y) is None and not _is_local(problem):

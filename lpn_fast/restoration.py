@@ -371,5 +371,6 @@ def _tiles(images: Tensor) -> Tensor:  # (N, C, H, W) -> (TILES^2 N, C, H / TILE
 
 
 def _unfinished(result: Reconstruction) -> list[str]:
-    late = int((~result.converged & ~result.broken).sum())
+    """Images that still changed so that one can see it."""
+    late = int((~result.converged & ~result.broken & (result.residual[-1] > VISIBLE)).sum())
     return [f"{late} of {len(result.x)} images were still changing after {DESCENT_ITERATIONS} iterations"] * (late > 0)

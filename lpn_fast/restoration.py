@@ -13,7 +13,8 @@ cannot: gradient descent begins at the start.
 
 The weight of the prior is a quarter of that of MAP for networks that are denoisers, and about MAP's for those trained
 through minimisers. Descents on R itself have MAP's where A keeps a part of an orthonormal transform, so that what is
-measured has the noise which f removes, and an eighth where A attenuates and its inverse makes noise louder. Where
+measured has the noise which f removes, and an eighth where A attenuates and its inverse makes noise louder, up to a
+half where the noise lies below the lowest level that R knows, so that R is smoother than its weight says. Where
 measurements are pictures of the image, more may be better, as for smooth images behind a mild blur, and the
 measurements decide. With noise n of the level of theirs, y + a n and y - n / a are independent of each other, so that
 what is reconstructed from the one can be judged by the other (the coupled bootstrap of Oliveira, Lei, Tibshirani), for
@@ -36,6 +37,7 @@ from .per_sample import broadcast, dot, norm
 from .physics import Blur, LinearOperator, seen
 from .physics.noise import without_noise
 from .solvers import Reconstruction, Stage, alarms, estimate_noise, fista, gradient, hqs, pgd
+from .solvers.automatic import trained_levels
 from .solvers.continuation import LEAST_NOISE, MISSING, TRUST, Pilot, follow_levels, highest_level, working_noise
 from .solvers.noise import haar_level, known_noise
 from .solvers.problem import InverseProblem, checked_problem, positive, relative_misfit
@@ -212,8 +214,7 @@ def _descended(
     """The descent from x0, and what it is."""
     y, physics, options = problem.y, problem.physics, options | {"x0": x0}
     if choice.by_gradient:
-        usual = FULL if highest_level(problem) == MISSING else GRADIENT_WEIGHTS[0]
-        told = level * (usual**0.5 if weight is None else weight.sqrt())
+        told = level * (_usual_weight(problem, choice.descent, level) if weight is None else weight).sqrt()
         note = "quasi-Newton descent with a prior that gives its gradient"
         return gradient(y, physics, choice.descent, noise=told, **options | {"tol": MINIMISED}), note
     if choice.through_minimisers:
@@ -226,6 +227,15 @@ def _descended(
     rho = level.square() * pilot.penalty  # (N,)
     result = hqs(y, physics, choice.pilot, rho=rho, sigma=pilot.sigma, strength=1.0, noise=level, **options)
     return result, "half-quadratic splitting at the pilot's last noise level"
+
+
+def _usual_weight(problem: InverseProblem, model: ExplicitLPN, level: Tensor) -> Tensor:
+    """Weight of R itself over that of MAP, (N,), where the measurements cannot choose it."""
+    if highest_level(problem) == MISSING:
+        return torch.full_like(level, FULL)
+    low = min(trained_levels(model) or model.spec.noise_levels)
+    below = (low * problem.norm / level).clamp(min=1)  # how far the noise in the image lies below what R knows
+    return (GRADIENT_WEIGHTS[0] * below.square()).clamp(max=GRADIENT_WEIGHTS[-1])
 
 
 def _descent(progress: bool | Callable[[int], object] = False, pilot: Tensor | None = None) -> dict:

@@ -11,6 +11,8 @@ from test_starts import Foreign, blobs
 import lpn_fast as lf
 from lpn_fast import physics as P
 from lpn_fast.metrics import psnr
+from lpn_fast.restoration import _usual_weight
+from lpn_fast.solvers.problem import checked_problem
 
 GRAY = lf.pretrained("natural-gray")
 SIDE = 48
@@ -314,6 +316,32 @@ def test_a_weight_that_is_given_is_taken():
     assert kept[0] < kept[1] < kept[2]
     with pytest.raises(ValueError, match=r"weight must be positive, got 0"):
         lf.reconstruct(y, physics, GRAY, noise=0.02, weight=0)
+
+
+@pytest.mark.parametrize(
+    ("physics", "noise", "weight"),
+    [
+        (P.Inpainting.random(SIDE, seen=0.3), 0.05, 1.0),
+        (P.MRI.lines(SIDE, acceleration=4), 0.05, 0.5),  # real parts: neither a part of a transform, nor attenuated
+        (P.ParallelBeamCT(SIDE, 24, 72, extent=68.0), 2.0, 0.125),
+        (P.ParallelBeamCT(SIDE, 24, 72, extent=68.0), 0.05, 0.5),  # far below the lowest level of the network
+    ],
+)
+def test_a_learned_prior_weighs_by_what_the_operator_does_to_noise(physics, noise, weight):
+    y = physics.A(disc())
+    level = torch.full((1,), noise, dtype=torch.float64)
+    model = lf.pretrained("natural-gray-explicit")
+    assert float(_usual_weight(checked_problem(y, physics), model, level)) == weight
+
+
+def test_noisy_frequencies_are_not_fitted_to_their_noise():
+    x, physics = disc(), P.MRI.lines(SIDE, acceleration=4)
+    y = physics.A(x)
+    y = y + 0.05 * randn(*y.shape, seed=3).float() * (physics.mask > 0)
+    assert (
+        psnr(lf.reconstruct(y, physics, noise=0.05).x, x)
+        > psnr(lf.reconstruct(y, physics, GRAY, noise=0.05).x, x) - 0.5
+    )
 
 
 @pytest.mark.parametrize("views", [24, 60, 200])

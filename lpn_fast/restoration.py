@@ -12,13 +12,12 @@ such problems (blurs). An operator with A^T A = c I leaves nothing to continue, 
 cannot: gradient descent begins at the start.
 
 The weight of the prior is a quarter of that of MAP for networks that are denoisers, and about MAP's for those trained
-through minimisers. Descents on R itself have MAP's where A keeps a part of an orthonormal transform, so that what is
-measured has the noise which f removes, and an eighth where A attenuates and its inverse makes noise louder, up to a
-half where the noise lies below the lowest level that R knows, so that R is smoother than its weight says, and for
-operators that are neither. Where measurements are pictures of the image, more may be better, as for smooth images
-behind a mild blur, and the measurements decide. With noise n of the level of theirs, y + a n and y - n / a are
-independent of each other, so that what is reconstructed from the one can be judged by the other (the coupled bootstrap
-of Oliveira, Lei, Tibshirani), for every sample by itself.
+through minimisers. Descents on R itself have half of MAP's, and an eighth where A attenuates and its inverse makes
+noise louder; where the noise lies far below the lowest level that R knows, R is smoother than its weight says, and has
+all of it, or a half. Where measurements are pictures of the image, more may be better, as for smooth images behind a
+mild blur, and the measurements decide. With noise n of the level of theirs, y + a n and y - n / a are independent of
+each other, so that what is reconstructed from the one can be judged by the other (the coupled bootstrap of Oliveira,
+Lei, Tibshirani), for every sample by itself.
 
 Where A misses much of the image, the minimiser of other networks is a worse picture than the pilot's, towards which
 the objective goes on to fall in steps that cannot be seen (`python -m bench.reconstruction`): these are not made.
@@ -49,9 +48,11 @@ MINIMISED = 1e-4  # the same for descents on R itself: minimisers are better tha
 ISOMETRY = 1e-4  # |A^T A v - c v| / |A^T A v| of a random v
 FAINT = 2.0  # noise levels of the model over the noise, from where the prior is weakened
 WEIGHTS = (1 / TRUST, 2**0.5 / TRUST, 2 / TRUST)  # weights of the prior over that of MAP, where measurements can choose
-GRADIENT_WEIGHTS = (0.125, 0.25, 0.5)  # the same for R itself; the first where measurements cannot choose
-EVEN = 0.2  # typical gain over the largest, from where an operator does not count as one that attenuates
-FULL = 1.0  # and this where what is measured has the noise that a denoiser removes: masks, frequencies
+GRADIENT_WEIGHTS = (0.125, 0.25, 0.5)  # the same for R itself
+# Weights of R itself where measurements cannot choose: at noise that R knows, and far below that. Operators are even or
+# attenuate, which makes noise in the image louder: EVEN is their typical gain over the largest, from where they count
+# as even.
+EVEN, EVEN_WEIGHTS, ATTENUATED_WEIGHTS = 0.2, (0.5, 1.0), (0.125, 0.5)
 MINIMISER_WEIGHTS = (0.5, 0.8, 1.2, 1.8)  # the same for networks that were trained through minimisers
 SPLIT = 0.5  # a: noise added to what is reconstructed, over that of y
 CLOSER = 2.0  # an estimate of the noise this much above what a reconstruction leaves of y took signal for noise
@@ -232,15 +233,13 @@ def _descended(
 
 def _usual_weight(problem: InverseProblem, model: ExplicitLPN, level: Tensor) -> Tensor:
     """Weight of R itself over that of MAP, (N,), where the measurements cannot choose it."""
-    if highest_level(problem) == MISSING:
-        return torch.full_like(level, FULL)
     v = torch.randn(problem.x0.shape, generator=torch.Generator().manual_seed(0)).to(problem.x0)
     gain = norm(problem.physics.A(v)) / norm(v)  # typical of directions, where the norm is the largest
-    if bool((gain >= EVEN * problem.norm).all()):
-        return torch.full_like(level, GRADIENT_WEIGHTS[-1])
+    even = highest_level(problem) == MISSING or bool((gain >= EVEN * problem.norm).all())
+    least, most = EVEN_WEIGHTS if even else ATTENUATED_WEIGHTS
     low = min(trained_levels(model) or model.spec.noise_levels)
     below = (low * problem.norm / level).clamp(min=1)  # how far the noise in the image lies below what R knows
-    return (GRADIENT_WEIGHTS[0] * below.square()).clamp(max=GRADIENT_WEIGHTS[-1])
+    return (least * below.square()).clamp(max=most)
 
 
 def _descent(progress: bool | Callable[[int], object] = False, pilot: Tensor | None = None) -> dict:

@@ -321,7 +321,8 @@ def test_a_weight_that_is_given_is_taken():
 @pytest.mark.parametrize(
     ("physics", "noise", "weight"),
     [
-        (P.Inpainting.random(SIDE, seen=0.3), 0.05, 1.0),
+        (P.Inpainting.random(SIDE, seen=0.3), 0.05, 0.5),
+        (P.Inpainting.random(SIDE, seen=0.3), 0.005, 1.0),
         (P.MRI.lines(SIDE, acceleration=4), 0.05, 0.5),  # real parts: neither a part of a transform, nor attenuated
         (P.ParallelBeamCT(SIDE, 24, 72, extent=68.0), 2.0, 0.125),
         (P.ParallelBeamCT(SIDE, 24, 72, extent=68.0), 0.05, 0.5),  # far below the lowest level of the network

@@ -316,14 +316,12 @@ def _choice(problem: InverseProblem, model: LPN | ExplicitLPN | Choice | str) ->
         name, reason = GRAY, "for gray images" if x.shape[1] == 1 else f"for each of {x.shape[1]} channels"
     network = pretrained(name, x.device).to(x.dtype)
     reason = f"model {name} {reason}"
-    operator = without_noise(problem.physics)
-    if isinstance(operator, Blur):
+    if isinstance(without_noise(problem.physics), Blur):
         return Choice(network, pretrained(BLUR[name], x.device).to(x.dtype), reason)
-    if name in EXPLICIT:
-        return Choice(
-            network, pretrained(EXPLICIT[name], x.device).to(x.dtype), f"{reason}, {EXPLICIT[name]} to descend"
-        )
-    return Choice(network, network, reason)
+    if name not in EXPLICIT:
+        return Choice(network, network, reason)
+    own = EXPLICIT[name]
+    return Choice(network, pretrained(own, x.device).to(x.dtype), f"{reason}, {own} to descend")
 
 
 def _is_isometry(problem: InverseProblem) -> bool:

@@ -39,7 +39,7 @@ from .solvers import Reconstruction, Stage, alarms, estimate_noise, fista, gradi
 from .solvers.automatic import trained_levels
 from .solvers.continuation import LEAST_NOISE, MISSING, TRUST, Pilot, follow_levels, highest_level, working_noise
 from .solvers.noise import haar_level, known_noise
-from .solvers.problem import InverseProblem, checked_problem, positive, relative_misfit
+from .solvers.problem import InverseProblem, checked_problem, positive, random_like, relative_misfit
 
 DESCENT_ITERATIONS = 200
 VISIBLE = 2e-3  # relative change of an iteration: a quarter of a gray level of 255 in a picture of mean square 1/16
@@ -61,8 +61,9 @@ DOUBTFUL = 3.0  # factor between given and estimated noise
 LOCAL = 0.1  # part of a single pixel's measurement that may lie beyond a quarter of the sides around it
 TILES = 4  # a side: in the calmest of 16 parts an image shows its noise rather than its texture
 GRAY, COLOR = "natural-gray-mixture", "natural-color-mixture"
-EXPLICIT = {GRAY: "natural-gray-explicit"}  # R itself, of photographs
-BLUR = {GRAY: "natural-gray-deblur", COLOR: "natural-color-deblur"}  # trained through the minimisers of blurs
+# Networks of the descent, by that of the pilot: R itself, and those trained through the minimisers of blurs.
+EXPLICIT = {GRAY: "natural-gray-explicit"}
+BLUR = {GRAY: "natural-gray-deblur", COLOR: "natural-color-deblur"}
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def reconstruct(
     model: LPN | ExplicitLPN | Choice | str = "auto",
     *,
     noise: float | Tensor | None = None,
+    is_estimate: bool = False,
     weight: float | Tensor | None = None,
     x0: Tensor | None = None,
     progress: bool | Callable[[int], object] = False,
@@ -113,6 +115,9 @@ def reconstruct(
         has one for the pilot and one for the descent.
     noise : float or Tensor, shape (N,), optional
         Standard deviation of the noise in y. None asks the physics (`physics.with_noise`), else estimates it from y.
+    is_estimate : bool
+        That `noise` is an estimate from y, too. Estimates err upwards: where measurements are no pictures of the image,
+        a reconstruction that leaves far less of y lowers them.
     weight : float or Tensor, shape (N,), optional
         Weight of the prior over that of MAP for the noise level; more is smoother. None chooses.
     x0 : Tensor, shape (N, C, H, W), optional
@@ -152,7 +157,7 @@ def reconstruct(
         weight = torch.as_tensor(positive("weight", weight, y), dtype=torch.float64, device=y.device).expand(len(y))
     level = working_noise(problem, noise)
     choice = _choice(problem, model)
-    found = [] if noise is None else _doubts(problem, level)
+    found = [] if noise is None or is_estimate else _doubts(problem, level)
     stages = [_stage("start", problem, problem.x0, level, "the operator's own" if x0 is None else "given")]
     conditional = choice.pilot.is_noise_conditional
     with warnings.catch_warnings():
@@ -167,7 +172,8 @@ def reconstruct(
                 result = pgd(y, physics, choice.pilot, noise=told, **options)
             note = f"{'' if choice.by_gradient else 'proximal '}gradient descent, {choice.reason}; no pilot: {why}"
         else:
-            if noise is None and known_noise(physics, y) is None and not _is_local(problem):
+            estimated = known_noise(physics, y) is None if noise is None else is_estimate
+            if estimated and not _is_local(problem):
                 level = _closer_noise(problem, choice, level)
             chosen = _weight(problem, choice, level) if weight is None else weight
             pilot, result, note = _solved(problem, choice, level, chosen, progress)
@@ -233,7 +239,7 @@ def _descended(
 
 def _usual_weight(problem: InverseProblem, model: ExplicitLPN, level: Tensor) -> Tensor:
     """Weight of R itself over that of MAP, (N,), where the measurements cannot choose it."""
-    v = torch.randn(problem.x0.shape, generator=torch.Generator().manual_seed(0)).to(problem.x0)
+    v = random_like(problem.x0)
     gain = norm(problem.physics.A(v)) / norm(v)  # typical of directions, where the norm is the largest
     even = highest_level(problem) == MISSING or bool((gain >= EVEN * problem.norm).all())
     least, most = EVEN_WEIGHTS if even else ATTENUATED_WEIGHTS
@@ -263,8 +269,7 @@ def _weight(problem: InverseProblem, choice: Choice, level: Tensor) -> Tensor | 
     if not _is_local(problem) or highest_level(problem) == MISSING:
         return None
     y, reached = problem.y, seen(problem.physics, problem.y)
-    drawn = torch.randn(1, *y.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(y)
-    n = torch.where(reached, broadcast(level, y) * drawn, 0.0)
+    n = torch.where(reached, broadcast(level, y) * random_like(y), 0.0)
     split = replace(problem, y=y + SPLIT * n)
     louder, risks = level * (1 + SPLIT**2) ** 0.5, []
     pilot = follow_levels(split, choice.pilot, louder) if choice.apart else None
@@ -310,24 +315,23 @@ def _choice(problem: InverseProblem, model: LPN | ExplicitLPN | Choice | str) ->
         raise ValueError(
             f"model='auto' has networks for images (N, C, H, W), this operator's have shape {tuple(x.shape)}"
         )
-    if x.shape[1] == 3:
-        name, reason = COLOR, "for images of three channels"
-    else:
-        name, reason = GRAY, "for gray images" if x.shape[1] == 1 else f"for each of {x.shape[1]} channels"
-    network = pretrained(name, x.device).to(x.dtype)
-    reason = f"model {name} {reason}"
-    if isinstance(without_noise(problem.physics), Blur):
-        return Choice(network, pretrained(BLUR[name], x.device).to(x.dtype), reason)
-    if name not in EXPLICIT:
-        return Choice(network, network, reason)
-    own = EXPLICIT[name]
-    return Choice(network, pretrained(own, x.device).to(x.dtype), f"{reason}, {own} to descend")
+    names = shipped_for(problem.physics, x.shape[1])
+    networks = [pretrained(name, x.device).to(x.dtype) for name in names]
+    usual = {1: "for gray images", 3: "for images of three channels"}
+    reason = f"model {names[0]} {usual.get(x.shape[1], f'for each of {x.shape[1]} channels')}"
+    return Choice(networks[0], networks[-1], reason if len(names) == 1 else f"{reason}, {names[1]} to descend")
+
+
+def shipped_for(physics: LinearOperator, channels: int) -> tuple[str, ...]:
+    """Names of the shipped networks of pilot and descent, or of one for both, by operator and channels."""
+    name = COLOR if channels == 3 else GRAY
+    descent = (BLUR if isinstance(without_noise(physics), Blur) else EXPLICIT).get(name)
+    return (name,) if descent is None else (name, descent)
 
 
 def _is_isometry(problem: InverseProblem) -> bool:
     """Whether A^T A = c I, as a random image shows."""
-    generator = torch.Generator().manual_seed(0)
-    v = torch.randn(problem.x0.shape, generator=generator, dtype=torch.float64).to(problem.x0)
+    v = random_like(problem.x0)
     w = problem.physics.A_adjoint(problem.physics.A(v))
     c = float(dot(v, w).sum() / dot(v, v).sum())
     return bool((norm(w - c * v) <= ISOMETRY * norm(w)).all())

@@ -124,6 +124,24 @@ def test_with_nothing_to_choose_a_photograph_is_reconstructed_as_by_the_library(
     assert Pillow.open("pgd/a.png").size == (SIDE, SIDE)
 
 
+@pytest.mark.parametrize("noise", ["0.05", "auto"])
+def test_with_nothing_to_choose_measurements_are_reconstructed_as_by_the_library(place, noise):
+    """The same networks, the same descent, the same estimate of the noise: CT had lost a decibel by its own rule."""
+    x = smooth(count=2)
+    scan, lines = ParallelBeamCT(SIDE, 40, pixel=0.5), MRI.lines(SIDE, acceleration=2)
+    known = None if noise == "auto" else float(noise)
+    for physics, words in ((scan, ["ct", "--geometry", "scan.toml"]), (lines, ["mri", "--mask", "mask.npy"])):
+        y = noisy(physics.A(x), 0.05)
+        y = y * lines.mask.to(y) if physics is lines else y
+        np.save("mask.npy", lines.mask.numpy())
+        np.save("y.npy", torch.view_as_complex(y[:, 0].movedim(1, -1).contiguous()) if physics is lines else y[:, 0])
+        run("y.npy", "-o", words[0], "--noise", noise, "--physics", *words)
+        wanted = lf.reconstruct(y, physics, noise=known).x
+        assert np.abs(np.load(place / words[0] / "y.npy") - wanted[:, 0].numpy()).max() < 1e-3
+        used = {line.model for line in read_results(place / words[0]).values()}
+        assert used == {"natural-gray-mixture + natural-gray-explicit"}
+
+
 @pytest.mark.parametrize(("boundary", "side"), [(None, SIDE), ("valid", SIDE - 4), ("full", SIDE)])
 def test_simulated_photographs_are_compared_where_they_show_something(place, boundary, side):
     words = [] if boundary is None else ["--boundary", boundary]

@@ -77,6 +77,13 @@ def test_pixels_do_not_depend_on_the_batch(solver, model):
     assert np.array_equal(together, halves)
 
 
+def test_a_prox_that_is_a_solve_is_as_exact_in_a_batch_as_alone():
+    images = np.random.default_rng(1).random((5, 24, 24)).astype(np.float32)
+    alone, together = (Reconstructor(Denoise(), "natural-gray-explicit", batch_pixels=n) for n in (1, None))
+    found = together({"image": images})["image"]
+    assert np.abs(found - alone({"image": images})["image"]).max() < 1e-4
+
+
 def test_arrays_keep_type_and_shape_and_other_columns_travel_along(checkpoint):
     images = np.random.default_rng(2).integers(0, 256, (3, 16, 20), dtype=np.uint8)
     batch = Reconstructor(Denoise(0.1), checkpoint)({"image": images, "id": np.arange(3)})

@@ -1,6 +1,8 @@
 """What a job finds out by itself: how noisy an image is, and which network suits it."""
 
+import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,7 +177,24 @@ def test_scores_are_those_of_the_network_that_suits(folder, tmp_path):
         assert result.value == pytest.approx(lf.prior(lf.pretrained(result.model), x, sigma=0.1).value.item(), rel=1e-4)
 
 
+def test_jobs_take_a_network_that_is_the_prior_itself(folder, tmp_path, capsys):
+    noisy_picture(folder / "gray.png", 0.05, side=32)
+    noisy_picture(folder / "colour.png", 0.05, channels=3, side=32)
+    name = "natural-gray-explicit"
+    model = lf.pretrained(name)
+    assert cli.main(["denoise", str(folder), "-o", str(tmp_path / "out"), "--model", name, "--sigma", "0.05"]) == 0
+    options = ["-o", str(tmp_path / "r.csv"), "--model", name, "--sigma", "0.05"]
+    assert cli.main(["prior", str(folder), *options]) == 0
+    rows = csv.DictReader((tmp_path / "r.csv").read_text().splitlines())
+    values = {Path(row["image"]).name: float(row["value"]) for row in rows}
+    for file in folder.iterdir():
+        planes = read_image(file).pixels[:, None]
+        wanted = model(planes, sigma=0.05)[:, 0].detach()
+        assert float((read_image(tmp_path / "out" / file.name).pixels - wanted).abs().max()) <= 0.51 / 255
+        assert values[file.name] == pytest.approx(model.prior(planes, sigma=0.05).sum().item(), rel=1e-5)
+
+
 def test_a_word_that_is_no_network_is_refused(folder, tmp_path):
     noisy_picture(folder / "gray.png", 0.05)
-    with pytest.raises(TypeError, match="model must be \"auto\" or an LPN, got 'natural-gray'"):
+    with pytest.raises(TypeError, match="model must be \"auto\", an LPN or an ExplicitLPN, got 'natural-gray'"):
         reconstruct(folder, tmp_path / "out", task=Denoise(0.1), model="natural-gray")

@@ -127,7 +127,7 @@ def work(
         tally.add(result)
     tally.done, tally.earlier = len(summary.done), len(summary.skipped)
     tally.incomplete = summary.incomplete if summary.everything is not None else ()
-    levels = [result.sigma for result in finished if result.sigma is not None]
+    levels = [r.noise_estimate for r in finished if r.noise_estimate is not None] if task.estimates_noise else []
     _print(tally, args.out, levels, "" if share.is_only else f"process {share.rank} of {share.world}: ")
     _warn_of_noise(task.expected_noise, [r.noise_estimate for r in finished if r.noise_estimate])
     if args.report is not None and summary.everything is not None:

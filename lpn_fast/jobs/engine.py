@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..io import Range
 from ..io.sources import Source, put_together
-from ..networks import LPN
+from ..networks import LPN, ExplicitLPN
 from ..pipeline.flow import in_order
 from ..pipeline.job import BAR, content_of, finished
 from ..pipeline.manifest import ItemResult, digest_of
@@ -85,7 +85,7 @@ def reconstruct(
     out: str | Path,
     *,
     task: Task,
-    model: str | LPN,
+    model: str | LPN | ExplicitLPN,
     engine: Engine | None = None,
     recursive: bool = False,
     intensities: Range | None = None,

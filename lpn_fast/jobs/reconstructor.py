@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ..io import Range, formats
 from ..io.image import one_line
-from ..networks import LPN, shipped_or_loaded
+from ..networks import LPN, ExplicitLPN, shipped_or_loaded
 from ..pipeline.batches import AUTO, Networks, batch_pixels_for, solvers_for
 from ..pipeline.flow import Background, Solvers, Transfer, settle_thread_pool
 from ..pipeline.job import check_numbers, settings_of, solve_all
@@ -58,7 +58,7 @@ class Reconstructor:
     Parameters
     ----------
     task : Denoise, Reconstruct or Score
-    model : str or LPN
+    model : str, LPN or ExplicitLPN
         "auto", the name of a shipped model or the path of a saved one, which every worker must be able to read; or a
         network, which travels with the callable.
     column : str, optional
@@ -91,7 +91,7 @@ class Reconstructor:
     def __init__(
         self,
         task: Task,
-        model: str | Path | LPN = AUTO,
+        model: str | Path | LPN | ExplicitLPN = AUTO,
         *,
         column: str | None = None,
         names: str = "path",
@@ -186,7 +186,7 @@ class _Loaded:
         self.lock, self.task, self.intensities = threading.Lock(), told.task, told.intensities
         device = told.device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = told.model
-        if isinstance(model, LPN):
+        if isinstance(model, LPN | ExplicitLPN):
             model = model.to(device)
         elif model != AUTO:
             model = shipped_or_loaded(str(model), device)

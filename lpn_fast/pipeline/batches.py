@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from ..io import Image
-from ..networks import LPN, pretrained
+from ..networks import LPN, ExplicitLPN, pretrained
 from ..restoration import Choice
 
 AUTO = "auto"
 SHIPPED = {"gray": "natural-gray-mixture", "colour": "natural-color-mixture", "CT": "ct"}  # denoisers, by the image
+CHANNELS = {"gray": 1, "colour": 3, "CT": 1}
 
 # Activations of a 64-channel network take about 1.6 kB per pixel; one 512 x 512 plane keeps them near 400 MB.
 BATCH_PIXELS = 512 * 512
@@ -36,6 +37,7 @@ MEMORY_SHARE = 0.25  # fraction of free memory: solvers keep a few images beside
 KEPT = 4  # tensors of a stage's size that an evaluation holds at once, at most: u, z, e and a copy
 
 Job = TypeVar("Job")
+Network = LPN | ExplicitLPN
 
 
 class Networks:
@@ -46,15 +48,18 @@ class Networks:
     """
 
     def __init__(
-        self, given: LPN | str, device: str | torch.device = "cpu", instead: dict[str, tuple[str, ...]] | None = None
+        self,
+        given: Network | str,
+        device: str | torch.device = "cpu",
+        instead: dict[str, tuple[str, ...]] | None = None,
     ):
         self.names: dict[str, str] = {}
         if given == AUTO:
             names = {kind: (name,) for kind, name in SHIPPED.items()} | (instead or {})
             self.names = {kind: " + ".join(both) for kind, both in names.items()}
             self._models = {kind: [pretrained(name, device) for name in both] for kind, both in names.items()}
-        elif not isinstance(given, LPN):
-            raise TypeError(f'model must be "{AUTO}" or an LPN, got {given!r}')
+        elif not isinstance(given, LPN | ExplicitLPN):
+            raise TypeError(f'model must be "{AUTO}", an LPN or an ExplicitLPN, got {given!r}')
         elif len(given.spec.axes) != 2:
             kind = "vectors" if given.spec.is_dense else "volumes; call it, or a solver, on tensors"
             raise ValueError(f"model must be a network of images, got one of {kind}")
@@ -65,20 +70,20 @@ class Networks:
         """The kind of network for a kind of image."""
         return kind if self.names else ""
 
-    def __getitem__(self, kind: str) -> LPN:
+    def __getitem__(self, kind: str) -> Network:
         return self._models[self.suiting(kind)][0]
 
-    def chosen(self, kind: str) -> LPN | Choice:
+    def chosen(self, kind: str) -> Network | Choice:
         """What a task solves with."""
         models = self._models[kind]
         return models[0] if len(models) == 1 else Choice(*models, f"models {self.names[kind]}")
 
     @property
-    def all(self) -> list[LPN]:
+    def all(self) -> list[Network]:
         return list(itertools.chain(*self._models.values()))
 
     @property
-    def widest(self) -> LPN:
+    def widest(self) -> Network:
         """The one whose evaluations take most memory per pixel."""
         return max(self.all, key=lambda model: sum(stage.width for stage in model.spec.stages))
 
@@ -96,14 +101,14 @@ def kind_of(image: Image, other: str) -> str:
     return "CT" if image.encoding.kept.get("modality") == "CT" else other
 
 
-def _fingerprint(model: LPN) -> str:
+def _fingerprint(model: Network) -> str:
     """Digest of architecture and weights as they act, the same wherever a model was loaded from."""
     with torch.no_grad():
         weights = model.packed().cpu().numpy().tobytes()
     return hashlib.sha256(model.spec.encoded.encode() + weights).hexdigest()[:16]
 
 
-def batch_pixels_for(model: LPN) -> int:
+def batch_pixels_for(model: Network) -> int:
     """How many pixels of the input one evaluation of a network should take.
 
     On a CPU larger batches than BATCH_PIXELS do not run faster, so that is the most; on a GPU they do.
@@ -112,7 +117,7 @@ def batch_pixels_for(model: LPN) -> int:
     return affordable if _is_on_gpu(model) else min(BATCH_PIXELS, affordable)
 
 
-def solvers_for(model: LPN, images: int, batch_pixels: int) -> int:
+def solvers_for(model: Network, images: int, batch_pixels: int) -> int:
     """How many batches should be solved at once, each by one thread: on a CPU one per thread of torch's.
 
     One, which has all threads, on a GPU, where memory does not suffice for more, and for a few images, the last of
@@ -124,11 +129,11 @@ def solvers_for(model: LPN, images: int, batch_pixels: int) -> int:
     return max(1, min(threads, _affordable_pixels(model) // batch_pixels))
 
 
-def _is_on_gpu(model: LPN) -> bool:
+def _is_on_gpu(model: Network) -> bool:
     return next(model.parameters()).device.type == "cuda"
 
 
-def _affordable_pixels(model: LPN) -> int:
+def _affordable_pixels(model: Network) -> int:
     """How many pixels of the input the evaluations of a network can take in the memory that is free."""
     own, spec = next(model.parameters()), model.spec
     image = spec.image_size or (64, 64)  # pixels; any size shows how many units there are per pixel

@@ -21,7 +21,7 @@ from ..io import Range
 from ..io.containers import Content, Images
 from ..io.finding import Patterns, identity
 from ..io.sources import Source, find_sources, put_together
-from ..networks import LPN
+from ..networks import LPN, ExplicitLPN
 from .batches import Networks, batch_pixels_for, bucketed, solvers_for
 from .flow import Background, Solvers, Transfer, ahead_of_time, settle_thread_pool, ticking
 from .manifest import NAME as MANIFEST_NAME
@@ -71,7 +71,7 @@ def reconstruct(
     out: str | Path,
     *,
     task: Task,
-    model: LPN | str,
+    model: LPN | ExplicitLPN | str,
     recursive: bool = False,
     simulate: bool = False,
     seed: int = 0,
@@ -97,7 +97,7 @@ def reconstruct(
     out : path
         Folder for the results, made if need be.
     task : Denoise, Reconstruct or Score
-    model : LPN or "auto"
+    model : LPN, ExplicitLPN or "auto"
         For images in [0, 1]. One with a single channel takes colour images plane by plane. "auto" gives each image
         the shipped one for colour, gray, or CT.
     recursive : bool

@@ -31,13 +31,12 @@ from ..physics import (
     ParallelBeamCT,
     from_matrix,
 )
-from ..solvers.noise import GAUSSIAN_MEDIAN, SMALLEST_SIDE, TILE, haar_level
+from ..solvers.noise import SMALLEST_SIDE, TILE, haar_level, shown_level
 
 PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model and sigma fit together
 # 8,000 blocks: a standard error of 1.3 %; 32,000 pixels: torch starts no threads beside the solver's, from 32,768 on.
 MOST_TILES = 500
 FEW_TILES = 64  # a standard error of 4 %: enough to doubt a level that was given
-OUTER = 0.35  # cycles per pixel: from there on the frequencies of a picture are little beside noise
 
 
 @dataclass(frozen=True)
@@ -92,19 +91,11 @@ class Problem:
 
     def noise_of(self, measured: list[Tensor], most_tiles: int = MOST_TILES) -> list[float | None]:  # of (C, ...)
         """Standard deviation of the noise, from each measurement alone; None where it cannot be told."""
-        physics = self.physics
-        if isinstance(physics, Inpainting):
-            known = physics.mask.bool()
-            return [float(haar_level(y[None], known.to(y.device).expand(1, *y.shape))) or None for y in measured]
-        if isinstance(physics, MRI):
-            rows, columns = (torch.fft.fftfreq(n).abs() for n in physics.mask.shape)
-            outer = (torch.maximum(rows[:, None], columns[None]) >= OUTER) & (physics.mask != 0)
-            if not bool(outer.any()):
-                return [None for _ in measured]
-            return [float(y[..., outer].abs().median()) / GAUSSIAN_MEDIAN for y in measured]
-        if self.name == "matrix" or measured[0].dim() != 3:
-            return [None for _ in measured]
-        return noise_levels(measured, most_tiles)
+        is_masked = isinstance(self.physics, Inpainting)
+        if self.arrays is None and not is_masked:
+            return noise_levels(measured, most_tiles)
+        found = [shown_level(y[None], self.physics) for y in measured]
+        return [None if level is None or (is_masked and not level) else float(level) for level in found]
 
     def cropped(self, measured: Tensor, size: tuple[int, int]) -> Tensor | None:
         """The part of a measurement (C, H', W') that lies over the image, to compare the two, if there is one."""

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from .. import solvers
-from ..networks import LPN, InTiles
+from ..networks import LPN, ExplicitLPN, InTiles
 from ..per_sample import norm
-from ..physics import Blur
 from ..prior import Verdict, prior
-from ..restoration import BLUR, COLOR, GRAY, Choice, reconstruct
+from ..restoration import EXPLICIT, Choice, reconstruct, shipped_for
+from .batches import CHANNELS
 from .problems import FEW_TILES, IMAGES, MOST_TILES, PROBE_SIDE, Problem
 
 SOLVERS = {name: getattr(solvers, name) for name in ("pgd", "fista", "admm", "drs", "hqs", "gradient")}
@@ -36,7 +36,7 @@ MOST_AT_ONCE = 2**20  # pixels of an image, beyond which it is evaluated in tile
 TILE_SIDE = 512
 
 Progress = Callable[[float], None] | None  # called with the number of iterations done, or a part of one
-Model = LPN | Choice  # a network, or one for the pilot and one for the descent
+Model = LPN | ExplicitLPN | Choice  # a network, or one for the pilot and one for the descent
 
 
 class Task:
@@ -262,10 +262,12 @@ class Reconstruct(Task):
 
     @property
     def networks(self) -> dict[str, tuple[str, ...]]:
-        if not isinstance(self.problem.physics, Blur):
-            return {}
-        usual = {"gray": GRAY, "colour": COLOR}
-        return {kind: (name, BLUR[name]) if self.solver is None else (BLUR[name],) for kind, name in usual.items()}
+        """Those of `lpn_fast.reconstruct`, or the one of them that suits the solver."""
+        names = {kind: shipped_for(self.problem.physics, channels) for kind, channels in CHANNELS.items()}
+        if self.solver is None:
+            return names
+        learned = set(EXPLICIT.values()) if self.solver != "gradient" else set()  # their prox is a solve
+        return {kind: ([name for name in both if name not in learned][-1],) for kind, both in names.items()}
 
     def settings(self) -> dict:
         names = ("noise", "solver") if self.solver is None else ("noise", "solver", "iterations", "tol", "sigma")
@@ -284,9 +286,10 @@ class Reconstruct(Task):
             return self._run(y, model, noise, max_iter=1, callback=None).conditions
 
     def solve(self, y: Tensor, model: Model, noise: Tensor | None = None, on_iteration: Progress = None) -> Restoration:
-        noise = self.noise if noise is None else noise
+        is_estimate, noise = noise is not None, self.noise if noise is None else noise
         if self.solver is None:
-            result = reconstruct(y, self.problem.physics, model, noise=noise, progress=on_iteration or False)
+            told = {"noise": noise, "is_estimate": is_estimate}
+            result = reconstruct(y, self.problem.physics, model, **told, progress=on_iteration or False)
             x = result.x
         else:
             callback = None if on_iteration is None else lambda iteration, x, objective: on_iteration(iteration)

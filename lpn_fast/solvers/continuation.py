@@ -28,7 +28,7 @@ from ..physics import Downsampling, LinearOperator, has_start, seen
 from ..physics.noise import without_noise
 from .automatic import trained_levels, white_level
 from .noise import noise_level
-from .problem import InverseProblem, checked_problem, data_prox, subset
+from .problem import InverseProblem, checked_problem, data_prox, random_like, subset
 from .protocol import ProxModel
 from .prox import LearnedProx
 
@@ -113,7 +113,7 @@ def highest_level(problem: InverseProblem) -> float:
     """Where the fall begins: MISSING, ATTENUATED or UNKNOWN, by what kind the operator is of."""
     physics = without_noise(problem.physics)
     reached = seen(physics, problem.y)
-    v = torch.randn(problem.y.shape, generator=torch.Generator().manual_seed(0)).to(problem.y).where(reached, 0.0)
+    v = random_like(problem.y).where(reached, 0.0)
     w = physics.A(physics.A_adjoint(v)).where(reached, 0.0)
     c = float(dot(v, w).sum() / dot(v, v).sum())
     if bool((norm(w - c * v) <= ORTHOGONAL * norm(w)).all()) and not isinstance(physics, Downsampling):

@@ -12,6 +12,8 @@ Measurements of an operator need not be smooth along both axes: projections in f
 alone. There the fourth differences  d = (y_0 - 4 y_1 + 6 y_2 - 4 y_3 + y_4) / 70^1/2  of one axis have less of the
 signal. As every one of these estimates errs upwards, the least counts, where it is the least by more than chance.
 
+Frequencies are no image, but the outer ones hold little of a picture: the median of their parts is one of the noise.
+
 Two things that cameras do are undone. Pixels of few levels make details of few values, whose median moves in steps:
 each value stands for all within half a step, and the median lies inside its own. Where a sensor is at the end of its
 range there is no noise to be seen: tiles that often hold the least or the largest value of the image do not count.
@@ -22,11 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..contract import check_number
-from ..physics import LinearOperator, seen
+from ..physics import MRI, LinearOperator, seen
+from ..physics.noise import without_noise
 
 GAUSSIAN_MEDIAN = 0.6744897501960817  # median of |n| for n standard normal
 SMALLEST_SIDE = 8  # pixels: 16 blocks, below which a median means little
 FEWEST_BLOCKS = (SMALLEST_SIDE // 2) ** 2
+OUTER = 0.35  # cycles per pixel: from there on the frequencies of a picture are little beside noise
 TILE = 8  # pixels
 MOST_CLIPPED = 1 / 32  # share of a tile
 FEWEST_UNCLIPPED = 1 / 16  # share of the tiles: where there are fewer, they are what the clipping left over
@@ -43,10 +47,10 @@ def estimate_noise(y: Tensor, physics: LinearOperator | None = None) -> Tensor:
     Parameters
     ----------
     y : Tensor, shape (N, C, H, W)
-        Measurements with white noise, sides at least 8.
+        Measurements with white noise, sides at least 8; frequencies as `physics.MRI` has them.
     physics : object with `A` and `A_adjoint`, optional
         Where given, entries that it cannot reach do not count, and differences along one axis do where they have less
-        of the signal.
+        of the signal. Of `MRI` the outer frequencies count.
 
     Returns
     -------
@@ -65,16 +69,30 @@ def estimate_noise(y: Tensor, physics: LinearOperator | None = None) -> Tensor:
     tensor([0.1000], dtype=torch.float64)
     """
     remedy = "; give noise=, the standard deviation of the measurements"
-    if y.dim() != 4 or min(y.shape[-2:]) < SMALLEST_SIDE:
+    level = shown_level(y, physics)
+    if level is None:
         raise ValueError(
             f"noise can only be estimated from measurements of shape (N, C, H, W) with sides of at least "
-            f"{SMALLEST_SIDE}, got {tuple(y.shape)}{remedy}"
+            f"{SMALLEST_SIDE}, or of outer frequencies, got {tuple(y.shape)}{remedy}"
         )
-    level = haar_level(y) if physics is None else least_level(y, seen(physics, y))
     if not bool((level > 0).all()):
         blank = (level <= 0).nonzero().flatten().tolist()
         raise ValueError(f"noise cannot be estimated from y: samples {blank} show none{remedy}")
     return level
+
+
+def shown_level(y: Tensor, physics: LinearOperator | None = None) -> Tensor | None:
+    """The estimate, (N,) float64, zero where measurements show no noise; None for those that cannot show any."""
+    operator = None if physics is None else without_noise(physics)
+    if isinstance(operator, MRI):
+        rows, columns = (torch.fft.fftfreq(n).abs() for n in operator.mask.shape[-2:])
+        outer = (torch.maximum(rows[:, None], columns[None]) >= OUTER).to(y.device)
+        parts = y.abs().where(outer & seen(operator, y), torch.nan).flatten(1)
+        found = parts.nanmedian(1).values.double() / GAUSSIAN_MEDIAN
+        return found if bool(found.isfinite().all()) else None
+    if y.dim() != 4 or min(y.shape[-2:]) < SMALLEST_SIDE:
+        return None
+    return haar_level(y) if operator is None else least_level(y, seen(operator, y))
 
 
 def haar_level(images: Tensor, reached: Tensor | None = None) -> Tensor:

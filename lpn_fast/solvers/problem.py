@@ -223,7 +223,10 @@ def _norm(physics: LinearOperator, first: LinearOperator, x0: Tensor) -> tuple[f
 
 
 def _mismatch_at_random(first: LinearOperator, x0: Tensor, y: Tensor) -> float:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, *x0.shape[1:], generator=generator, dtype=torch.float64).to(x0)
-    v = torch.randn(1, *y.shape[1:], generator=generator, dtype=torch.float64).to(y)
-    return float(adjoint_mismatch(first, x, v))
+    return float(adjoint_mismatch(first, random_like(x0)[:1], random_like(y, seed=1)[:1]))
+
+
+def random_like(x: Tensor, seed: int = 0) -> Tensor:
+    """Gaussian numbers, of x's shape: the same ones on every device, and for every sample, whatever the batch."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, *x.shape[1:], generator=generator, dtype=torch.float64).to(x).expand_as(x)

@@ -66,6 +66,27 @@ def test_faces_are_denoised_in_gray_and_colour(folder, tmp_path, monkeypatch):
     assert all(float(row["psnr"]) > float(row["psnr_noisy"]) + 5 for row in rows)
 
 
+def test_slices_are_denoised_in_two_sizes(tmp_path, monkeypatch):
+    from bench.experiments import denoising
+
+    (tmp_path / "ct_mayo").mkdir()
+    axis = np.linspace(0, 3, 512)
+    for index in range(3):
+        disc = 200 * (axis[:, None] ** 2 + axis**2 < 4 + index)
+        Image.fromarray(disc.astype(np.uint8)).save(tmp_path / "ct_mayo" / f"{index}.png")
+    rows = "".join(f"{index}.png,{'p9' if index else 'p1'}\n" for index in range(3))
+    (tmp_path / "ct_mayo" / "slices.csv").write_text("file,patient_group_inferred\n" + rows)
+    for on, side in denoising.SLICE_SIDES.items():
+        monkeypatch.setitem(denoising.COUNTS, on, 2)
+        arguments = ["--on", on, "--levels", "25", "--baseline-images", "1", "--baselines", "--models", "ct"]
+        assert main(["denoising", "--data", str(tmp_path), *arguments, "--out", str(tmp_path)]) == 0
+        assert denoising.test_slices(on, tmp_path, 1, 1)[0][1].shape == (1, 1, side, side)
+        assert denoising.tuning_images(tmp_path, on).shape == (1, 1, denoising.TUNING_SIDE, denoising.TUNING_SIDE)
+    rows = rows_of(tmp_path / "results.csv")
+    assert [(row["on"], row["images"]) for row in rows] == [("slices", "2"), ("half-slices", "2")]
+    assert all(float(row["psnr"]) > float(row["psnr_noisy"]) + 8 for row in rows)
+
+
 def test_the_colour_baseline_subtracts_what_its_network_says(folder, tmp_path, capsys):
     (folder / "weights").mkdir()
     weight, sigma = np.zeros((3, 3, 3, 3), np.float32), 25 / 255

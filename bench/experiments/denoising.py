@@ -2,6 +2,7 @@
 
     photographs   the 68 test photographs of BSDS500
     faces         the last 300 of the aligned faces, 150 x 150 pixels; nothing here was trained on faces
+    slices        the 14 CT slices of patient p9, 512 x 512 pixels; half-slices: averaged down to 256 x 256
 
     PSNR(x, f(x + sigma n)),    sigma = 15, 25, 50 of 255,    n seeded by image and level, nothing clipped before
 
@@ -15,6 +16,7 @@ ensemble of flips. The models: shipped ones by name, or files.
 import argparse
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +34,9 @@ from .provenance import ROOT, where, write_among
 
 LEVELS = (15.0, 25.0, 50.0)  # floats, as those of the command line: a row is known by its text
 BASELINES = ("dncnn", "cdncnn", "tv", "wcrr", "bm3d")
-COUNTS = {"photographs": 68, "faces": 300}
-TUNING_IMAGES = 4
+COUNTS = {"photographs": 68, "faces": 300, "slices": 14, "half-slices": 14}
+SLICE_SIDES = {"slices": data.CT_SIDE, "half-slices": data.CT_SIDE // 2}
+TUNING_IMAGES, TUNING_SIDE = 4, 128
 RIDGE_ITERATIONS = 60  # without an operator no pixel then moves by more than 0.002
 LUMA = torch.tensor([0.299, 0.587, 0.114])
 
@@ -44,7 +47,8 @@ def add_parser(subparsers) -> None:
         help="PSNR and SSIM on test photographs or faces, with baselines",
         description=__doc__.splitlines()[0],
         epilog="examples:\n  python -m bench.experiments denoising --models natural-gray --data shared/data\n"
-        "  python -m bench.experiments denoising --on faces --images 60 --levels 25",
+        "  python -m bench.experiments denoising --on faces --images 60 --levels 25\n"
+        "  python -m bench.experiments denoising --on half-slices --models ct --levels 5.1 12.75 25.5 --baselines tv",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", metavar="DIR", help="the data folder (default: LPN_FAST_DATA)")
@@ -54,7 +58,9 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--images", type=int, help="how many of them (default: all)")
     parser.add_argument("--baseline-images", type=int, default=8, help="for the slow ones (default: %(default)s)")
     parser.add_argument("--levels", nargs="+", type=float, default=list(LEVELS), help="of 255 (default: 15 25 50)")
-    parser.add_argument("--out", metavar="DIR", help="for the CSV (default: bench/results/denoising, denoising_faces)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="for the CSV (default: bench/results/denoising, denoising_faces, ..)"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
 
 
@@ -65,10 +71,11 @@ def run(args) -> int:
     if not 1 <= count <= total or not 1 <= args.baseline_images <= total:
         raise ValueError(f"--images and --baseline-images must be 1 to {total}, got {count} and {args.baseline_images}")
     root = data.find(args.data)
-    out = Path(args.out or ROOT / "bench" / "results" / ("denoising" + "_faces" * (args.on == "faces")))
+    name = "denoising" if args.on == "photographs" else f"denoising_{args.on.removeprefix('half-')}"
+    out = Path(args.out or ROOT / "bench" / "results" / name)
     out.mkdir(parents=True, exist_ok=True)
     methods = [Model(name) for name in args.models] + [baseline(name, root) for name in args.baselines]
-    test_images = {"photographs": test_photographs, "faces": test_faces}[args.on]
+    test_images = {"photographs": test_photographs, "faces": test_faces}.get(args.on, partial(test_slices, args.on))
     slow = set(_spread(total, args.baseline_images))
     for method in methods:
         images = test_images(root, args.baseline_images if method.slow else count, method.channels)
@@ -125,6 +132,21 @@ def test_faces(root: Path, count: int, channels: int) -> list[tuple[int, Tensor]
     """The same of the validation faces."""
     faces = data.faces(root, "validation", COUNTS["faces"], data.FACE_SIDE)
     return [(i, _of_channels(faces[i : i + 1], channels)) for i in _spread(len(faces), count)]
+
+
+def test_slices(on: str, root: Path, count: int, channels: int) -> list[tuple[int, Tensor]]:
+    """The same of the validation slices."""
+    x = data.slices(root, "validation", COUNTS[on], SLICE_SIDES[on])
+    return [(i, x[i : i + 1].expand(-1, channels, -1, -1)) for i in _spread(len(x), count)]
+
+
+def tuning_images(root: Path, on: str) -> Tensor:
+    """Some that are none of the test, (N, 1, H, W)."""
+    if on not in SLICE_SIDES:
+        return _of_channels(getattr(data, on)(root, "train", TUNING_IMAGES, TUNING_SIDE), 1)
+    x = data.slices(root, "train", TUNING_IMAGES, SLICE_SIDES[on])
+    rim = (SLICE_SIDES[on] - TUNING_SIDE) // 2
+    return x[..., rim:-rim, rim:-rim]
 
 
 def _of_channels(x: Tensor, channels: int) -> Tensor:
@@ -229,7 +251,7 @@ class Variational(Method):
         self.name, self.method, self.grid, self.parameters, self.config = name, method, grid, parameters, {}
 
     def prepare(self, root: Path, sigma: float, images: str) -> None:
-        x = _of_channels(getattr(data, images)(root, "train", TUNING_IMAGES, 128), 1)
+        x = tuning_images(root, images)
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
         self.weight = baselines.tuned(self.method, self.grid, _instance(x + sigma * noise, sigma, x))
         self.config = {"weight": self.weight}
@@ -264,7 +286,7 @@ def baseline(name: str, root: Path):
     if name == "cdncnn":
         return ColourDnCNN()
     if name == "tv":
-        grid = (5.0, 7.0, 10.0, 14.0, 20.0)
+        grid = (3.0, 5.0, 7.0, 10.0, 14.0, 20.0)
         return Variational("tv", baselines.total_variation, grid, 0)
     regulariser = baselines.RidgeRegulariser(root)
     size = sum(k.numel() for k in regulariser.kernels) + regulariser.scaling.numel()

@@ -81,8 +81,8 @@ class Choice:
 
     @property
     def through_minimisers(self) -> bool:
-        """Whether the descent has a network of its own, trained through the minimisers of such problems alone."""
-        return self.descent is not self.pilot and not self.by_gradient
+        """Whether the network of the descent was trained through the minimisers of such problems alone."""
+        return str(self.descent.card.get("task", "")).lower().startswith("deblur")
 
     @property
     def apart(self) -> bool:
@@ -222,8 +222,10 @@ def _descended(
     """The descent from x0, and what it is."""
     y, physics, options = problem.y, problem.physics, options | {"x0": x0}
     if choice.by_gradient:
-        told = level * (_usual_weight(problem, choice.descent, level) if weight is None else weight).sqrt()
-        note = "quasi-Newton descent with a prior that gives its gradient"
+        if weight is None:
+            usual = choice.through_minimisers
+            weight = torch.full_like(level, ASSUMED**2) if usual else _usual_weight(problem, choice.descent, level)
+        told, note = level * weight.sqrt(), "quasi-Newton descent with a prior that gives its gradient"
         return gradient(y, physics, choice.descent, noise=told, **options | {"tol": MINIMISED}), note
     if choice.through_minimisers:
         told = (ASSUMED if weight is None else weight.sqrt()) * level
@@ -274,7 +276,7 @@ def _weight(problem: InverseProblem, choice: Choice, level: Tensor) -> Tensor | 
     louder, risks = level * (1 + SPLIT**2) ** 0.5, []
     pilot = follow_levels(split, choice.pilot, louder) if choice.apart else None
     x = split.x0 if pilot is None else pilot.x
-    weights = GRADIENT_WEIGHTS if choice.by_gradient else MINIMISER_WEIGHTS if choice.through_minimisers else WEIGHTS
+    weights = MINIMISER_WEIGHTS if choice.through_minimisers else GRADIENT_WEIGHTS if choice.by_gradient else WEIGHTS
     for weight in torch.tensor(weights, dtype=torch.float64, device=y.device):
         if pilot is None:
             x = _solved(split, choice, louder, weight.expand(len(y)))[1].x

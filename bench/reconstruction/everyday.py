@@ -37,6 +37,7 @@ from lpn_fast.physics import (
 )
 
 from . import baselines, data
+from .ours import automatic
 from .outcome import Outcome
 from .quality import Scored, _line, _measured, _row
 from .tasks import EXTENT, Instance, Task
@@ -188,16 +189,6 @@ def _methods(task: Task, root: Path, train: Instance) -> dict[str, Callable[[], 
 def _tuned(method: Callable[[Instance, float], Outcome], grid: tuple[float, ...], train: Instance) -> Method:
     value = baselines.tuned(method, grid, train)
     return lambda instance: method(instance, value)
-
-
-def automatic(instance: Instance) -> Outcome:
-    """`lf.reconstruct` with the noise level and nothing else."""
-    result = lf.reconstruct(instance.y, instance.physics, noise=instance.noise)
-    total = sum(stage.iterations for stage in result.stages)
-    return Outcome(
-        result.x, total, result.objective, int(result.converged.sum()), "", result.misfit.mean().item(),
-        {"warnings": result.warnings, "stages": [f"{s.name}: {s.note}" for s in result.stages]},
-    )  # fmt: skip
 
 
 def best(instance: Instance) -> Outcome:

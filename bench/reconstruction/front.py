@@ -18,7 +18,7 @@ import lpn_fast as lf
 
 from ..experiments.provenance import where, write_csv
 from . import baselines, data
-from .everyday import automatic
+from .ours import automatic
 from .outcome import Outcome
 from .quality import _measured
 from .tasks import Instance

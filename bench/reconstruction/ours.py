@@ -3,11 +3,12 @@
 Nothing is set but the number of iterations and the start: step, strength and noise level of the network follow from
 the noise of the measurements (lpn_fast/solvers/automatic.py). "lpn-tuned" has the one number that the baselines have:
 the noise that is assumed, in units of the true one, chosen on training images. It scales the weight of the prior by
-its square and leaves the theorem alone.
+its square and leaves the theorem alone. "lpn-automatic" is `lf.reconstruct`, which chooses the networks, too.
 """
 
 from dataclasses import replace
 
+import lpn_fast as lf
 from lpn_fast import solvers
 from lpn_fast.solvers.automatic import trained_levels
 
@@ -18,6 +19,16 @@ ITERATIONS = 100
 METHODS = ("lpn-pgd", "lpn-fista", "lpn-admm", "lpn-drs", "lpn-hqs")
 ASSUMED_GRID = (0.45, 0.6, 0.75, 0.9, 1.1)
 LADDER = 4  # levels from the network's largest to its smallest, in `continued`
+
+
+def automatic(instance: Instance) -> Outcome:
+    """`lf.reconstruct` with the noise level and nothing else."""
+    result = lf.reconstruct(instance.y, instance.physics, noise=instance.noise)
+    total = sum(stage.iterations for stage in result.stages)
+    return Outcome(
+        result.x, total, result.objective, int(result.converged.sum()), "", result.misfit.mean().item(),
+        {"warnings": result.warnings, "stages": [f"{s.name}: {s.note}" for s in result.stages]},
+    )  # fmt: skip
 
 
 def theorem(

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,7 +46,15 @@ class Effort:
 
 FULL = Effort(16, 160, 14, 512, 2, 100, 300, 200)
 MAIN = Effort(
-    8, 96, 2, 128, 2, 60, 200, 80, methods="degraded|FBP|squares|TV|DnCNN|WCRR|BM3D|fista|tuned|falling|admm|publ|cont"
+    8,
+    96,
+    2,
+    128,
+    2,
+    60,
+    200,
+    80,
+    methods="degraded|FBP|squares|TV|DnCNN|WCRR|BM3D|auto|fista|tuned|falling|admm|publ|cont",
 )
 QUICK = Effort(2, 64, 1, 128, 1, 15, 30, 15, thinned=2)
 QUICK_TASKS = ("deblur-1-0.04", "ct")
@@ -119,11 +128,11 @@ def _others(task: Task, root: Path, train: Instance, effort: Effort) -> Iterator
         c = baselines.tuned(method, effort.grid(baselines.TV_GRID), train)
         return lambda i: method(i, c)
 
-    def dncnn():
+    def dncnn(steps):
         denoiser = baselines.FlexibleDnCNN(root)
 
         def method(instance, c):
-            return baselines.falling(denoiser, instance, c)
+            return baselines.falling(denoiser, instance, c, steps)
 
         c = baselines.tuned(method, effort.grid(baselines.TRUST_GRID), train)
         return lambda i: method(i, c)
@@ -150,10 +159,12 @@ def _others(task: Task, root: Path, train: Instance, effort: Effort) -> Iterator
 
     missing = None if (root / "weights").is_dir() else "no folder weights in the data"
     yield "TV", tv, None
-    yield "PnP-DnCNN", dncnn, missing
+    yield "PnP-DnCNN", partial(dncnn, 8), missing
+    yield "PnP-DnCNN-30", partial(dncnn, 30), missing
     yield "WCRR", wcrr, missing
     yield "BM3D", bm3d, baselines.why_no_bm3d()
     yield "PnP-BM3D", pnp_bm3d, baselines.why_no_bm3d()
+    yield "lpn-automatic", lambda: ours.automatic, None
 
 
 def _ours(task: Task, model, train: Instance, effort: Effort) -> Iterator[Candidate]:

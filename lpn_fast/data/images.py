@@ -61,13 +61,11 @@ class ImageStore:
         """Image `index`, float32 (C, H, W) in [0, 1]."""
         height, width = self.sizes[index].tolist()
         start = int(self.offsets[index])
-        return self._values(self.buffer[start : start + self.channels * height * width]).view(-1, height, width)
+        return self.gather(slice(start, start + self.channels * height * width)).view(-1, height, width)
 
-    def gather(self, index: Tensor) -> Tensor:
+    def gather(self, index: Tensor | slice) -> Tensor:
         """Values at positions `index` of the buffer, float32, same shape."""
-        return self._values(self.buffer[index])
-
-    def _values(self, stored: Tensor) -> Tensor:
+        stored = self.buffer[index]
         if self._wide:
             stored = stored.to(torch.int32).bitwise_and_(0xFFFF)
         return stored.float() / self.full_scale
@@ -85,16 +83,14 @@ class ImageCrops:
         images, which must then be squares of one size.
     channels : 1 or 3
         Gray (ITU-R 601 luma) or colour.
-    exclude : list of str
-        File stems never to read: test sets that lie in the same folders.
+    exclude, recursive
+        As for `find_items`.
     augment : Augment, optional
         What is varied; the eight symmetries of the square unless told otherwise.
     centre : int, optional
         Only the centre of every image is used, a square of so many pixels.
     samples : (int, int), optional
         Only samples first <= n < last of the sources, in their order.
-    recursive
-        As for `find_items`.
     window : (low, high), "own" or None
         What becomes 0 and 1 of the values of DICOM files; the slice's own range; or as jobs have it, see WINDOWS.
     intensities : (low, high), optional

@@ -117,13 +117,7 @@ def is_source(path: Path) -> bool:
 
 
 def members(path: Path, content: Content = IMAGES) -> Listing:
-    """What a container holds of `content`, in its order, and what besides.
-
-    Raises
-    ------
-    UnreadableImage
-        No container, or one without any.
-    """
+    """What a container holds of `content`, in its order, and what besides; UnreadableImage for one without any."""
     with reading(path):
         formats.read_file(path, 1)  # a pipe would be waited for
         found, others = CONTAINERS[_kind(path)].members(path, content)

@@ -47,7 +47,7 @@ def find_images(patterns: Patterns, recursive: bool = False) -> list[Path]:
     """Image and container files named by files, folders, patterns and lists, in a reproducible order.
 
     A folder stands for the files directly in it that have a known suffix, without hidden ones. A file that is
-    named is returned whatever it is called: if it is no image, reading it will say so.
+    named is returned, once, whatever it is called: if it is no image, reading it will say so.
 
     Parameters
     ----------
@@ -56,11 +56,6 @@ def find_images(patterns: Patterns, recursive: bool = False) -> list[Path]:
         `@list.txt`, a text file (UTF-8) with one of these per line.
     recursive : bool
         Whether a folder stands for the files in its subfolders as well.
-
-    Returns
-    -------
-    list of Path
-        Every file once.
 
     Raises
     ------
@@ -85,24 +80,20 @@ def find(patterns: Patterns, recursive: bool = False, besides: Path | None = Non
     """As `find_images`, with the places of results and what was passed over; nothing inside the folder `besides`."""
     if isinstance(patterns, str | Path):
         patterns = [patterns]
-    found, known = Found(), set()
+    found, files = Found(), dict[str, Placed]()
     for path, place in each(patterns, recursive, besides, found):
-        if (own := os.path.abspath(path)) not in known:
-            known.add(own)
-            found.places[path] = place
-    if not found.places:
+        files.setdefault(os.path.abspath(path), (path, place))
+    if not files:
         raise ValueError("images must name at least one file, folder or pattern, got none")
-    if len(set(found.places.values())) < len(found.places):
-        shared = Path(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in found.places]))
-        found.places = {path: Path(os.path.abspath(path)).relative_to(shared) for path in found.places}
+    found.places = dict(files.values())
+    if len(set(found.places.values())) < len(files):
+        shared = os.path.commonpath(map(os.path.dirname, files))
+        found.places = {path: Path(own).relative_to(shared) for own, (path, _) in files.items()}
     return found
 
 
 def each(patterns: Iterable[str | Path], recursive: bool, besides: Path | None, found: Found) -> Iterator[Placed]:
-    """One after the other, some of them maybe twice; `found` counts what is passed over.
-
-    No more is held than the names in one folder.
-    """
+    """One after the other, some of them maybe twice, and no more held than the names in one folder."""
     for pattern in map(Path, patterns):
         if not str(pattern).startswith(LIST_MARK) or pattern.exists():
             yield from _matches(pattern, recursive, besides, found)

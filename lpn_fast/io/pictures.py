@@ -7,7 +7,7 @@ subsampling of JPEG are kept as they are.
 
 import io
 import math
-from dataclasses import replace
+from collections.abc import Iterable
 
 import numpy as np
 import PIL.Image
@@ -41,35 +41,30 @@ def read(data: bytes, suffix: str, plugin: str) -> Stored:
             raise ValueError(f"it holds {pages} pages; split it into one file per page")
         wide = 2 if "16" in str(picture.tile) else 4 if picture.mode in ("I", "F") else 1
         check_size(math.prod(picture.size) * len(picture.getbands()) * wide, len(data))
-        kept, intensities, values = kept_of(picture), None, None
-        if plugin == "JPEG":
-            kept["subsampling"] = max(0, get_sampling(picture))
         raw = picture.tile[0].args if picture.tile else None
         raw = raw[0] if isinstance(raw, tuple) else raw
         if raw in LOW_BYTES:
-            values = _sixteen_bits(data, plugin, raw)
-        elif plugin == "PPM" and (most := _largest(picture)) > 255:
-            values, intensities = _wide_netpbm(data, picture), (0.0, float(most))
-        elif plugin == "JPEG2000":
-            intensities, kept["no_jp2"] = _j2k_range(data, picture.mode), data.startswith(J2K_SIZES)
-        stored = decoded(picture, suffix, kept, notes, values)
-    return replace(stored, encoding=replace(stored.encoding, intensities=intensities))
+            return decoded(picture, suffix, notes, _sixteen_bits(data, plugin, raw))
+        if plugin == "PPM" and (most := _largest(picture)) > 255:
+            return decoded(picture, suffix, notes, _wide_netpbm(data, picture), (0.0, float(most)))
+        if plugin == "JPEG2000":
+            limits = _j2k_range(data, picture.mode)
+            return decoded(picture, suffix, notes, intensities=limits, no_jp2=data.startswith(J2K_SIZES))
+        sampling = {"subsampling": max(0, get_sampling(picture))} if plugin == "JPEG" else {}
+        return decoded(picture, suffix, notes, **sampling)
 
 
-def kept_of(picture: PIL.Image.Image) -> dict:
-    """What a result keeps of the file."""
-    return {name: picture.info[name] for name in KEPT if picture.info.get(name)}
-
-
-def decoded(picture, suffix: str, kept: dict, notes: list[str], values: np.ndarray | None = None) -> Stored:
+def decoded(picture, suffix: str, notes: Iterable[str] = (), values=None, intensities=None, **kept) -> Stored:
     """What Pillow makes of a picture, or `values` where it would cut them."""
+    kept |= {name: picture.info[name] for name in KEPT if picture.info.get(name)}
+    notes = list(notes)
     if picture.mode in WITH_ALPHA or "transparency" in picture.info:
         notes.append("alpha channel dropped")
     if values is None:
         picture.load()
         values = np.asarray(converted(picture, kept, notes))
     values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
-    return Stored(values, Encoding(suffix, values.dtype.name, kept=kept), tuple(notes))
+    return Stored(values, Encoding(suffix, values.dtype.name, False, intensities, kept), tuple(notes))
 
 
 def write(stored: np.ndarray, encoding: Encoding, plugin: str) -> bytes:

@@ -91,10 +91,7 @@ class Source:
 def find_sources(
     patterns: Patterns, recursive: bool = False, out: Path | None = None, content: Content = IMAGES
 ) -> tuple[list[Source], list[UnreadableImage], Found]:
-    """(images in the files that `find_images` finds, containers that could not be listed, what was found at all).
-
-    Nothing is looked for in the output folder `out`. Of containers, `content` counts.
-    """
+    """(images outside the folder `out`, of containers `content`; containers not to be listed; all that was found)."""
     found = find(patterns, recursive, out)
     sources: list[Source] = []
     broken: list[UnreadableImage] = []

@@ -140,7 +140,7 @@ def _read(tif, source: bytes | Path, index: int | None) -> Stored:
             raise ValueError("it is truncated: its data begin or end behind its end")
         values = one.asarray(maxworkers=1)
     else:
-        values = _whole(source, None if isinstance(source, bytes) else version_of(source)).reshape(shape)[index]
+        values = _whole(series).reshape(shape)[index]
     if values.ndim > 2 and page.planarconfig != SEPARATE:
         values = np.moveaxis(values, -1, 0)
     values = values[None] if values.ndim == 2 else values
@@ -160,9 +160,9 @@ def _read(tif, source: bytes | Path, index: int | None) -> Stored:
 
 
 @functools.lru_cache(maxsize=1)
-def _whole(source: bytes | Path, version: tuple | None) -> np.ndarray:
-    with _tifffile().TiffFile(io.BytesIO(source) if isinstance(source, bytes) else source) as tif:
-        return _stack(tif)[0].asarray(maxworkers=1)
+def _whole(series) -> np.ndarray:
+    """All pictures, which lie in one piece: the members of a stack share one decoding."""
+    return series.asarray(maxworkers=1)
 
 
 def _check(page, size: int) -> None:
@@ -181,11 +181,8 @@ def _check(page, size: int) -> None:
 
 def _needs_pillow(page) -> bool:
     tags = _tifffile().TIFF
-    try:
-        tags.DECOMPRESSORS[page.compression], tags.UNPREDICTORS[page.predictor]
-    except KeyError:
-        return True
-    return page.photometric in FOR_PILLOW or page.bitspersample < 8
+    decoded = page.compression in tags.DECOMPRESSORS and page.predictor in tags.UNPREDICTORS
+    return not decoded or page.photometric in FOR_PILLOW or page.bitspersample < 8
 
 
 def _by_pillow(source: bytes | Path, index: int, page) -> Stored:
@@ -204,10 +201,9 @@ def _by_pillow(source: bytes | Path, index: int, page) -> Stored:
             exact = False  # Pillow turns these two round, and others not
         if not exact or (page is None and "images=" in description):
             raise ValueError(f"its {max(bits)}-bit {picture.mode} needs tifffile with imagecodecs: {INSTALL}")
-        if page is None:
-            file_size = len(source) if isinstance(source, bytes) else source.stat().st_size
-            check_size(math.prod(picture.size) * len(picture.getbands()) * max(1, max(bits) // 8), file_size)
-        return pictures.decoded(picture, ".tif", pictures.kept_of(picture), [])
+        file_size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        check_size(math.prod(picture.size) * len(picture.getbands()) * max(1, max(bits) // 8), file_size)
+        return pictures.decoded(picture, ".tif")
 
 
 def _laid_out(stored: np.ndarray, kept: dict) -> np.ndarray:

@@ -187,10 +187,7 @@ class ImageCrops:
 
 
 def validation_batch(sources: list[str | Path], channels: int = 1, side: int = 160, **options) -> Tensor:
-    """Centre crops of `side` pixels of every image of the sources, float32 (count, channels, side, side).
-
-    Options as for `ImageCrops`; so are errors.
-    """
+    """Centre crops of every image, float32 (count, channels, side, side); options and errors as for `ImageCrops`."""
     crops = ImageCrops(sources, side, channels, centre=side, **options)
     return torch.stack([crops.store.image(index) for index in range(len(crops))])
 
@@ -204,13 +201,12 @@ def _decoded(items: list[Item], read: Reader, crop: int | None, centre: int | No
             for what, side in (("centre", centre), ("crop", crop)):
                 if min(array.shape[1:]) < (side or 0):
                     raise ValueError(f"{item.name} is {array.shape[1:]} pixels, smaller than the {what} of {side}")
+            if centre is not None:
+                top, left = ((n - centre) // 2 for n in array.shape[1:])
+                array = array[:, top : top + centre, left : left + centre]
+            arrays.append(array)
         except ValueError as error:
             broken.append(str(error))
-            continue
-        if centre is not None:
-            top, left = ((n - centre) // 2 for n in array.shape[1:])
-            array = array[:, top : top + centre, left : left + centre]
-        arrays.append(array)
     named = "; ".join(broken[:MOST_NAMED])
     named += f"; and {len(broken) - MOST_NAMED} more" if len(broken) > MOST_NAMED else ""
     if not arrays:

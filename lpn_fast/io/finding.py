@@ -8,6 +8,7 @@ Where two files would get one result, all keep their names below the folder that
 """
 
 import glob
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -112,22 +113,21 @@ def each(patterns: Iterable[str | Path], recursive: bool, besides: Path | None, 
 def _matches(pattern: Path, recursive: bool, besides: Path | None, found: Found) -> Iterator[Placed]:
     if pattern.is_file():
         yield pattern, Path(pattern.name)
-        return
-    if pattern.is_dir():
+    elif pattern.is_dir():
         path = None
         for path in _inside(pattern, recursive, besides, found):
             yield path, path.relative_to(pattern)
         if path is None:
             besides_these = f" ({found})" if str(found) else ""
             raise ValueError(f"{pattern} must hold images ({', '.join(SOURCE_SUFFIXES)}), found none{besides_these}")
-        return
-    if not glob.has_magic(str(pattern)):
+    elif not glob.has_magic(str(pattern)):
         raise FileNotFoundError(f"there is no file or folder {pattern}")
-    matching = sorted(p for p in map(Path, glob.glob(str(pattern), recursive=True)) if p.is_file())
-    if not matching:
-        raise FileNotFoundError(f"no file matches {str(pattern)!r}")
-    fixed = Path(*pattern.parts[: next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))])
-    yield from ((path, path.relative_to(fixed)) for path in matching)
+    else:
+        matching = sorted(p for p in map(Path, glob.glob(str(pattern), recursive=True)) if p.is_file())
+        if not matching:
+            raise FileNotFoundError(f"no file matches {str(pattern)!r}")
+        fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+        yield from ((path, path.relative_to(fixed)) for path in matching)
 
 
 def _inside(folder: Path, recursive: bool, besides: Path | None, found: Found) -> Iterator[Path]:

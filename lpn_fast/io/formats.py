@@ -66,15 +66,6 @@ BY_SUFFIX = {suffix: row for row in FORMATS for suffix in row.suffixes}
 DICOM = BY_SUFFIX[".dcm"]
 
 
-def format_of(head: bytes, path: Path) -> Format | None:
-    """The row for a file that begins with `head`; None for one that is no image by content or name."""
-    if head[128:132] == b"DICM":  # whatever stands before: such a file may be a TIFF at the same time
-        return DICOM
-    by_name = BY_SUFFIX.get(path.suffix.lower())
-    rows = (row for row in FORMATS if row.begins(head) and (row is not DICOM or by_name in (None, DICOM)))
-    return next(rows, by_name)
-
-
 def read_file(path: Path, most: int = -1) -> bytes:
     """The bytes of a regular file; OSError for a pipe or a device, which would be waited for."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -95,23 +86,25 @@ def head_of(path: Path) -> bytes:
 def decode_stored(data: bytes, path: Path) -> Stored:
     """What the bytes of a file hold, as stored; UnreadableImage for whatever is wrong with them, see `read_image`."""
     with reading(path):
-        row = format_of(data[:HEAD_BYTES], path)
+        named = BY_SUFFIX.get(path.suffix.lower())
+        rows = (row for row in FORMATS if row.begins(data) and (row is not DICOM or named in (None, DICOM)))
+        row = DICOM if data[128:132] == b"DICM" else next(rows, named)  # that may be a TIFF at the same time
         if row is None:
             raise ValueError(f"suffix must be one of {', '.join(BY_SUFFIX)}, got {path.suffix!r}")
         if not data:
             raise ValueError("it is empty (0 bytes)")
-        if row is not DICOM and not row.begins(data[:HEAD_BYTES]):
+        if row is not DICOM and not row.begins(data):
             raise ValueError("cannot identify an image in it: damaged, or of another format")
         stored = row.read(data)
-        if path.suffix.lower() in BY_SUFFIX and path.suffix.lower() not in row.suffixes:
-            stored = replace(stored, notes=(*stored.notes, f"is {row.suffixes[0]} by its content"))
-        return stored
+        if named in (None, row):
+            return stored
+        return replace(stored, notes=(*stored.notes, f"is {row.suffixes[0]} by its content"))
 
 
 def decode_array(data: bytes, path: Path) -> np.ndarray:
     """A measurement in the bytes of a .npy or float TIFF file; UnreadableImage for another file."""
     with reading(path):
-        if format_of(data[:HEAD_BYTES], path) is BY_SUFFIX[".npy"]:
+        if BY_SUFFIX[".npy"].begins(data):
             return from_npy(data)
         return decode_stored(data, path).plane
 
@@ -159,20 +152,10 @@ def encode(pixels: Tensor, encoding: Encoding) -> bytes:
 
 
 def write_image(path: str | Path, pixels: Tensor, encoding: Encoding) -> Path:
-    """Write an image so that `path` is either absent or complete, even after a power cut.
+    """Write pixels (C, H, W) so that `path` is either absent or complete, even after a power cut.
 
-    Parameters
-    ----------
-    path : path
-        Where to; its suffix decides nothing, `encoding` does.
-    pixels : Tensor, shape (C, H, W)
-        Clipped to what the type holds where integers are stored.
-    encoding : Encoding
-
-    Raises
-    ------
-    OSError
-        The folder cannot be written to, or is full.
+    The suffix of `path` decides nothing, `encoding` does; where that stores integers, pixels are clipped to what these
+    hold. OSError says that the folder cannot be written to, or is full.
 
     Examples
     --------

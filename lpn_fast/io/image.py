@@ -51,27 +51,13 @@ def reading(path: Path | str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How pixels are stored, so that a result is stored alike.
+    """How pixels are stored, so that a result is stored alike."""
 
-    Attributes
-    ----------
-    suffix : str
-        Names the format: a suffix of `formats.FORMATS`, whatever the file is called.
-    dtype : str
-        Of the stored numbers, as numpy has it.
-    is_plane : bool
-        For arrays: stored as (H, W), not (C, H, W).
-    intensities : (low, high) or None
-        The stored numbers that become 0 and 1; None is what the type says.
-    kept : dict
-        What else of the file its result keeps: profile, EXIF, resolution, a whole DICOM file.
-    """
-
-    suffix: str
-    dtype: str
-    is_plane: bool = False
-    intensities: Range | None = None
-    kept: dict = field(default_factory=dict, repr=False)
+    suffix: str  # names the format: a suffix of `formats.FORMATS`, whatever the file is called
+    dtype: str  # of the stored numbers, as numpy has it
+    is_plane: bool = False  # of arrays: stored as (H, W), not (C, H, W)
+    intensities: Range | None = None  # the stored numbers that become 0 and 1; None is what the type says
+    kept: dict = field(default_factory=dict, repr=False)  # profile, EXIF, resolution, a whole DICOM file
 
     @property
     def range(self) -> Range:

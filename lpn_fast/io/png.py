@@ -17,14 +17,11 @@ GRAY, COLOUR = 0, 2  # colour types of the header
 AVERAGE = 3  # the filter
 PART_BYTES = 2**20  # filtered at once
 METRES_PER_INCH = 0.0254
-EXIF_MARK = b"Exif\0\0"  # precedes the tags in JPEG, not in PNG
+EXIF_MARK = b"Exif\0\0"  # may precede the tags, as in JPEG, and does not in PNG
 
 
 def encode(stored: np.ndarray, icc_profile: bytes = b"", exif: bytes = b"", dpi: tuple[float, ...] = ()) -> bytes:
-    """The bytes of a PNG file of an array (H, W) or (H, W, 3), uint8 or uint16.
-
-    `exif` has tags with or without the mark that precedes them in JPEG, `dpi` pixels per inch across and down.
-    """
+    """The bytes of a PNG file of an array (H, W) or (H, W, 3), uint8 or uint16; `dpi` is across and down."""
     height, width = stored.shape[:2]
     depth, kind = 8 * stored.itemsize, GRAY if stored.ndim == 2 else COLOUR
     parts = [SIGNATURE, chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))]

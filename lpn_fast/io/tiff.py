@@ -24,8 +24,9 @@ from .image import Encoding, Stored, check_size, one_line, version_of
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2  # PhotometricInterpretation
 FOR_PILLOW = (3, 5, 6, 8)  # palette, inks, YCbCr, Lab
 UNCOMPRESSED, SEPARATE, ALPHA = 1, 2, (1, 2)
+SOFTWARE = 305
 # tags that travel: make, model, orientation, software, date, artist, copyright
-NAMES = (271, 272, 274, 305, 306, 315, 33432)
+NAMES = (271, 272, 274, SOFTWARE, 306, 315, 33432)
 INSTALL = 'pip install "lpn-fast[tiff]"'
 _lock = threading.RLock()  # a file that is open is read by one thread at a time
 
@@ -215,18 +216,16 @@ def _laid_out(stored: np.ndarray, kept: dict) -> np.ndarray:
 
 def _kept(tif, page) -> dict:
     """Arguments of tifffile.imwrite that make a file like this one."""
-    tags = page.tags
-    kept: dict = {"photometric": int(page.photometric) if page.photometric in (WHITE_IS_ZERO, RGB) else BLACK_IS_ZERO}
-    kept["compression"] = None if page.compression == UNCOMPRESSED else "zlib"
-    kept["extratags"] = [tags[code].astuple()[:4] + (True,) for code in NAMES if code in tags]
-    if any(code == 305 for code, *_ in kept["extratags"]):
-        kept["software"] = False
-    if page.planarconfig == SEPARATE and page.samplesperpixel > 1:
-        kept["planarconfig"] = SEPARATE
-    if page.iccprofile:
-        kept["iccprofile"] = page.iccprofile
+    tags, is_described = page.tags, page.description and not (tif.is_imagej or tif.is_shaped or tif.is_ome)
+    kept = {
+        "photometric": int(page.photometric) if page.photometric in (WHITE_IS_ZERO, RGB) else BLACK_IS_ZERO,
+        "planarconfig": SEPARATE if page.planarconfig == SEPARATE and page.samplesperpixel > 1 else None,
+        "compression": None if page.compression == UNCOMPRESSED else "zlib",
+        "iccprofile": page.iccprofile,
+        "description": page.description.encode(errors="replace") if is_described else None,
+        "software": False if SOFTWARE in tags else None,  # one of the names, else tifffile's
+        "extratags": [tags[code].astuple()[:4] + (True,) for code in NAMES if code in tags],
+    }
     if 282 in tags and 283 in tags:
         kept |= {"resolution": (tags[282].value, tags[283].value), "resolutionunit": tags.valueof(296, 2)}
-    if page.description and not (tif.is_imagej or tif.is_shaped or tif.is_ome):
-        kept["description"] = page.description.encode(errors="replace")
     return kept

@@ -141,19 +141,19 @@ class ImageCrops:
             if not items:
                 raise ValueError(f"samples must lie within the sources, got {samples}")
         store = ImageStore(_decoded(items, read, crop, centre, skip_broken), read.full_scale, device)
-        self._start(store, crop, augment)
-        told = [channels, centre, window, intensities, skip_broken, crop, astuple(augment)]
-        self.fingerprint = _digest([sorted(item.name for item in items), *told])
+        names = sorted(item.name for item in items)
+        self._start(store, crop, augment, names, channels, centre, window, intensities, skip_broken)
 
     @classmethod
     def of_store(cls, store: ImageStore, crop: int | None, augment: Augment, fingerprint: str) -> "ImageCrops":
         """A sampler of images that are already there."""
         crops = cls.__new__(cls)
-        crops._start(store, crop, augment)
-        crops.fingerprint = _digest([fingerprint, crop, astuple(augment)])
+        crops._start(store, crop, augment, fingerprint)
         return crops
 
-    def _start(self, store: ImageStore, crop: int | None, augment: Augment) -> None:
+    def _start(self, store: ImageStore, crop: int | None, augment: Augment, *told: object) -> None:
+        text = json.dumps([*told, crop, astuple(augment)])
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
         heights, widths = store.sizes.unbind(1)
         if crop is None:
             crop = int(heights[0])
@@ -223,7 +223,3 @@ def _decoded(items: list[Item], read: Reader, crop: int | None, centre: int | No
         text = f"{narrow} of {len(arrays)} samples use under {LEAST_SHARE:g} of their range; give intensities or window"
         warnings.warn(text, RuntimeWarning, stacklevel=4)
     return arrays
-
-
-def _digest(parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -111,7 +111,7 @@ def find_items(sources: list[str | Path], exclude: list[str] | None = None, recu
     Parameters
     ----------
     sources : list of path
-        Files, folders, patterns, archives and `@` lists of these, see above.
+        Files, folders, patterns and `@` lists, as `lpn_fast.pipeline.find_images` has them.
     exclude : list of str
         Stems never to read: test sets that lie in the same folders.
     recursive : bool

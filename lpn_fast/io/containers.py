@@ -38,7 +38,7 @@ PLANES = (1, 3)
 class Member:
     """One image of a container."""
 
-    name: str  # of the array or file in it; "" for the one array of a .npy, TIFF or idx file
+    name: str  # what the array or file in it is called; "" for the one array of a .npy, TIFF or idx file
     index: int | None = None  # position in a stack, or among the files of one name that a .zip may hold
 
     def __str__(self) -> str:
@@ -160,9 +160,6 @@ def _kind(path: Path) -> str:
     return {".tiff": ".tif", ".hdf5": ".h5"}.get(suffix, suffix)
 
 
-# ---- arrays
-
-
 def _listed(arrays: Iterable[tuple[str, tuple[int, ...], np.dtype]], content: Content) -> Listing:
     """Of (name, shape, type). What is not looked for keeps no result from being complete."""
     found: list[Member] = []
@@ -273,9 +270,6 @@ def _pack_h5(source: Path, parts: Parts, out: Path) -> None:
             file.create_dataset(name, data=array, compression="gzip", compression_opts=1)
 
 
-# ---- archives
-
-
 @functools.lru_cache(maxsize=2)
 def _archive(path: Path, version: tuple) -> zipfile.ZipFile:
     """Its list of files is read, and checked, once for all members; any thread may read from it."""
@@ -289,11 +283,11 @@ def _file(path: Path, member: Member | None) -> tuple[bytes, Path]:
     """(bytes, name, whose suffix may decide) of a file, by itself or in an archive."""
     if member is None:
         return formats.read_file(path), path
-    entry: str | zipfile.ZipInfo = member.name
     archive = _archive(path, version_of(path))
+    named = [archive.getinfo(member.name)]
     if member.index is not None:
-        entry = [entry for entry in archive.infolist() if entry.filename == member.name][member.index]
-    return archive.read(entry), Path(f"{path}::{member.name}")
+        named = [entry for entry in archive.infolist() if entry.filename == member.name]
+    return archive.read(named[member.index or 0]), Path(f"{path}::{member.name}")
 
 
 def _list_npz(path: Path, content: Content) -> Listing:

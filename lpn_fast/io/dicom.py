@@ -85,8 +85,7 @@ def write(stored: np.ndarray, encoding: Encoding) -> bytes:
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.SeriesInstanceUID = generate_uid(entropy_srcs=[DERIVATION, series])
     dataset.ImageType = ["DERIVED", *list(dataset.get("ImageType") or ["", "PRIMARY"])[1:]]
-    earlier = str(dataset.get("DerivationDescription", ""))
-    dataset.DerivationDescription = f"{earlier}; {DERIVATION}" if earlier else DERIVATION
+    dataset.DerivationDescription = "; ".join(filter(None, (dataset.get("DerivationDescription"), DERIVATION)))
     for name in ("SmallestImagePixelValue", "LargestImagePixelValue"):
         dataset.pop(name, None)
     buffer = io.BytesIO()
@@ -104,9 +103,8 @@ def _read(data: bytes):
     if name is None:
         raise ValueError("it holds no pixels")
     if not getattr(dataset.file_meta, "TransferSyntaxUID", None):  # the standard's default, as pydicom has read it
-        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-        if not dataset.original_encoding[0]:
-            dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        syntax = "ImplicitVRLittleEndian" if dataset.original_encoding[0] else "ExplicitVRLittleEndian"
+        dataset.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
     return dataset, name
 
 

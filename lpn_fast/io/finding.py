@@ -33,15 +33,13 @@ class Found:
     members: int = 0  # what containers hold besides images
 
     def __str__(self) -> str:
-        parts = []
-        if self.ignored:
-            by_suffix = ", ".join(f"{suffix} {count}" for suffix, count in sorted(self.ignored.items()))
-            parts.append(f"{_count(self.ignored.total(), 'file')} ignored: {by_suffix}")
-        if self.folders:
-            parts.append(f"{_count(self.folders, 'subfolder')} not looked into, which --recursive does")
-        if self.members:
-            parts.append(f"{_count(self.members, 'member')} of containers ignored, no images")
-        return "; ".join(parts)
+        by_suffix = ", ".join(f"{suffix} {count}" for suffix, count in sorted(self.ignored.items()))
+        passed_over = (
+            (self.ignored.total(), "file", f"ignored: {by_suffix}"),
+            (self.folders, "subfolder", "not looked into, which --recursive does"),
+            (self.members, "member", "of containers ignored, no images"),
+        )
+        return "; ".join(f"{count} {what}{'s' * (count != 1)} {why}" for count, what, why in passed_over if count)
 
 
 def find_images(patterns: Patterns, recursive: bool = False) -> list[Path]:
@@ -96,18 +94,17 @@ def find(patterns: Patterns, recursive: bool = False, besides: Path | None = Non
 def each(patterns: Iterable[str | Path], recursive: bool, besides: Path | None, found: Found) -> Iterator[Placed]:
     """One after the other, some of them maybe twice, and no more held than the names in one folder."""
     for pattern in map(Path, patterns):
-        if not str(pattern).startswith(LIST_MARK) or pattern.exists():
-            yield from _matches(pattern, recursive, besides, found)
-            continue
-        path = Path(str(pattern).removeprefix(LIST_MARK))
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no list of files {path}")
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"a list of files must be UTF-8 text, {path} is none: {error}") from error
-        for line in filter(None, map(str.strip, lines)):
-            yield from _matches(Path(line), recursive, besides, found)
+        named = [pattern]
+        if str(pattern).startswith(LIST_MARK) and not pattern.exists():
+            path = Path(str(pattern).removeprefix(LIST_MARK))
+            if not path.is_file():
+                raise FileNotFoundError(f"there is no list of files {path}")
+            try:
+                named = list(map(Path, filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines()))))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"a list of files must be UTF-8 text, {path} is none: {error}") from error
+        for one in named:
+            yield from _matches(one, recursive, besides, found)
 
 
 def _matches(pattern: Path, recursive: bool, besides: Path | None, found: Found) -> Iterator[Placed]:
@@ -146,10 +143,6 @@ def _inside(folder: Path, recursive: bool, besides: Path | None, found: Found) -
             yield from _inside(path, recursive, besides, found)
         else:
             found.folders += 1
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + "s" * (number != 1)
 
 
 def identity(path: Path) -> str | None:

@@ -2,9 +2,8 @@
 
     pixels = (stored - low) / (high - low),        stored = low + (high - low) pixels
 
-low and high are 0 and the largest number of an unsigned integer type, 0 and 1 for floating point, and what a format
-or the caller says otherwise; low > high shows a negative (WhiteIsZero, MONOCHROME1) as the picture. Integers are
-rounded and clipped to what they can hold, nothing else is: an image that is read and written unchanged is the same.
+low > high shows a negative (WhiteIsZero, MONOCHROME1) as the picture. Integers are rounded and clipped to what they can
+hold, nothing else is: an image that is read and written unchanged is the same.
 """
 
 import contextlib
@@ -54,8 +53,8 @@ class Encoding:
     """How pixels are stored, so that a result is stored alike."""
 
     suffix: str  # names the format: a suffix of `formats.FORMATS`, whatever the file is called
-    dtype: str  # of the stored numbers, as numpy has it
-    is_plane: bool = False  # of arrays: stored as (H, W), not (C, H, W)
+    dtype: str  # numpy's name for the type of the stored numbers
+    is_plane: bool = False  # arrays only: stored as (H, W), not (C, H, W)
     intensities: Range | None = None  # the stored numbers that become 0 and 1; None is what the type says
     kept: dict = field(default_factory=dict, repr=False)  # profile, EXIF, resolution, a whole DICOM file
 

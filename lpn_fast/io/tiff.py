@@ -2,8 +2,7 @@
 
 What is declared is compared with what is there: bits, samples and their format, depth, ImageJ's `images=`, the length
 of the data. `tifffile` decodes (extra [tiff], which brings imagecodecs for LZW, JPEG and others); Pillow where that is
-missing, and palettes, CMYK, YCbCr and Lab, in as far as it cuts nothing. Profile, resolution, orientation and names are
-kept, and whether white is 0, colours are planar and data are compressed.
+missing, and palettes, CMYK, YCbCr and Lab, in as far as it cuts nothing.
 """
 
 import functools
@@ -66,12 +65,11 @@ def pack(source: Path, parts: Iterator[np.ndarray], first: np.ndarray, out: Path
     """Write the results (C, H, W) of a stack, of which `first` is one, as a stack like `source`."""
     with _tifffile().TiffFile(source) as tif:
         series, leading = _stack(tif)
-        kept = _kept(tif, series.keyframe)
-        if _needs_pillow(series.keyframe):  # which has made gray or RGB of it, black as 0
-            kept["photometric"] = RGB if len(first) == 3 else BLACK_IS_ZERO
-            kept.pop("planarconfig", None)
-        if series.keyframe.photometric in FOR_PILLOW:
-            kept.pop("iccprofile", None)
+        page, kept = series.keyframe, _kept(tif, series.keyframe)
+        if _needs_pillow(page):  # which has made gray or RGB of it, black as 0
+            kept |= {"photometric": RGB if len(first) == 3 else BLACK_IS_ZERO, "planarconfig": None}
+        if page.photometric in FOR_PILLOW:
+            kept["iccprofile"] = None
         axes, one = series.axes[: len(leading)], _laid_out(first, kept)
         axes += {2: "YX", 3: "SYX" if kept.get("planarconfig") == SEPARATE else "YXS"}[one.ndim]
         options = kept | {"shape": (*leading, *one.shape), "dtype": first.dtype, "metadata": None}
@@ -81,8 +79,8 @@ def pack(source: Path, parts: Iterator[np.ndarray], first: np.ndarray, out: Path
         elif tif.is_shaped or tif.is_ome:
             options |= {"ome": tif.is_ome, "metadata": {"axes": axes}}
         pages = (_laid_out(part, kept) for part in parts)
-        if series.keyframe.imagedepth > 1:
-            tile = series.keyframe.tile or (1, 16, 16)
+        if page.imagedepth > 1:
+            tile = page.tile or (1, 16, 16)
             whole = np.stack(list(pages)).reshape(options.pop("shape"))
             _tifffile().imwrite(out, whole, **options, volumetric=True, tile=tile)
         else:
@@ -195,12 +193,10 @@ def _by_pillow(source: bytes | Path, index: int, page) -> Stored:
         picture.seek(index)
         tags = picture.tag_v2
         bits, formats = set(tags.get(258, (1,))), set(tags.get(339, (1,)))
-        description = str(tags.get(270, ""))
         exact = picture.mode in ("F", "I;16", "I;16B", "I;16L") or (max(bits) <= 8 and picture.mode not in ("I", "F"))
         exact &= formats == ({3} if picture.mode == "F" else {1}) and tags.get(32997, 1) == 1
-        if tags.get(262) == WHITE_IS_ZERO and picture.mode not in ("1", "L"):
-            exact = False  # Pillow turns these two round, and others not
-        if not exact or (page is None and "images=" in description):
+        exact &= tags.get(262) != WHITE_IS_ZERO or picture.mode in ("1", "L")  # Pillow turns no others round
+        if not exact or (page is None and "images=" in str(tags.get(270))):
             raise ValueError(f"its {max(bits)}-bit {picture.mode} needs tifffile with imagecodecs: {INSTALL}")
         file_size = len(source) if isinstance(source, bytes) else source.stat().st_size
         check_size(math.prod(picture.size) * len(picture.getbands()) * max(1, max(bits) // 8), file_size)

@@ -6,7 +6,6 @@ Alpha is dropped with a note, CMYK and Lab become RGB by the file's profile.
 
 import io
 import math
-from collections.abc import Iterable
 
 import numpy as np
 import PIL.Image
@@ -51,10 +50,9 @@ def read(data: bytes, suffix: str, plugin: str) -> Stored:
         return decoded(picture, suffix, notes, **sampling)
 
 
-def decoded(picture, suffix: str, notes: Iterable[str] = (), values=None, intensities=None, **kept) -> Stored:
+def decoded(picture, suffix: str, notes: list[str], values=None, intensities=None, **kept) -> Stored:
     """What Pillow makes of a picture, or `values` where it would cut them."""
     kept |= {name: picture.info[name] for name in KEPT if picture.info.get(name)}
-    notes = list(notes)
     if picture.mode in WITH_ALPHA or "transparency" in picture.info:
         notes.append("alpha channel dropped")
     if values is None:

@@ -200,7 +200,7 @@ def _by_pillow(source: bytes | Path, index: int, page) -> Stored:
             raise ValueError(f"its {max(bits)}-bit {picture.mode} needs tifffile with imagecodecs: {INSTALL}")
         file_size = len(source) if isinstance(source, bytes) else source.stat().st_size
         check_size(math.prod(picture.size) * len(picture.getbands()) * max(1, max(bits) // 8), file_size)
-        return pictures.decoded(picture, ".tif")
+        return pictures.decoded(picture, ".tif", [])
 
 
 def _laid_out(stored: np.ndarray, kept: dict) -> np.ndarray:

@@ -1,11 +1,4 @@
-"""Augmentation of a batch, on its device, all randomness from the generator that is handed in.
-
-    symmetries   the eight of the square, or the mirror image only: exact, they move pixels
-    affine       rotation, zoom: bilinear, reflected at the borders, each sample with probability p
-    contrast     x <- mean + c (x - mean), c in [1/contrast, contrast], uniform in the logarithm
-
-The contrast lets a prior meet the under- and overshoot that a solver shows it.
-"""
+"""Augmentation of a batch, on its device, all randomness from the generator that is handed in."""
 
 import math
 from dataclasses import dataclass
@@ -26,14 +19,13 @@ class Augment:
     Parameters
     ----------
     symmetries : "all", "mirror" or "none"
-    degrees : float
-        Rotation is drawn from [-degrees, degrees].
-    zoom : float
-        Magnification is drawn from [1/zoom, zoom], uniform in the logarithm.
-    probability : float
-        Share of the samples that are rotated and zoomed.
+        The eight of the square, or the mirror image only: exact, they move pixels.
+    degrees, zoom, probability : float
+        A share of the samples is rotated by [-degrees, degrees] and magnified by [1/zoom, zoom], uniform in the
+        logarithm: bilinear, reflected at the borders.
     contrast : float
-        At least 1; 1 switches it off.
+        x <- mean + c (x - mean), c in [1/contrast, contrast], uniform in the logarithm: a prior meets the under- and
+        overshoot that a solver shows it.
     """
 
     symmetries: str = "all"

@@ -61,13 +61,11 @@ class ImageStore:
         """Image `index`, float32 (C, H, W) in [0, 1]."""
         height, width = self.sizes[index].tolist()
         start = int(self.offsets[index])
-        return self._values(self.buffer[start : start + self.channels * height * width]).view(-1, height, width)
+        return self.gather(slice(start, start + self.channels * height * width)).view(-1, height, width)
 
-    def gather(self, index: Tensor) -> Tensor:
+    def gather(self, index: Tensor | slice) -> Tensor:
         """Values at positions `index` of the buffer, float32, same shape."""
-        return self._values(self.buffer[index])
-
-    def _values(self, stored: Tensor) -> Tensor:
+        stored = self.buffer[index]
         if self._wide:
             stored = stored.to(torch.int32).bitwise_and_(0xFFFF)
         return stored.float() / self.full_scale
@@ -85,16 +83,14 @@ class ImageCrops:
         images, which must then be squares of one size.
     channels : 1 or 3
         Gray (ITU-R 601 luma) or colour.
-    exclude : list of str
-        File stems never to read: test sets that lie in the same folders.
+    exclude, recursive
+        As for `find_items`.
     augment : Augment, optional
         What is varied; the eight symmetries of the square unless told otherwise.
     centre : int, optional
         Only the centre of every image is used, a square of so many pixels.
     samples : (int, int), optional
         Only samples first <= n < last of the sources, in their order.
-    recursive
-        As for `find_items`.
     window : (low, high), "own" or None
         What becomes 0 and 1 of the values of DICOM files; the slice's own range; or as jobs have it, see WINDOWS.
     intensities : (low, high), optional
@@ -145,19 +141,19 @@ class ImageCrops:
             if not items:
                 raise ValueError(f"samples must lie within the sources, got {samples}")
         store = ImageStore(_decoded(items, read, crop, centre, skip_broken), read.full_scale, device)
-        self._start(store, crop, augment)
-        told = [channels, centre, window, intensities, skip_broken, crop, astuple(augment)]
-        self.fingerprint = _digest([sorted(item.name for item in items), *told])
+        names = sorted(item.name for item in items)
+        self._start(store, crop, augment, names, channels, centre, window, intensities, skip_broken)
 
     @classmethod
     def of_store(cls, store: ImageStore, crop: int | None, augment: Augment, fingerprint: str) -> "ImageCrops":
         """A sampler of images that are already there."""
         crops = cls.__new__(cls)
-        crops._start(store, crop, augment)
-        crops.fingerprint = _digest([fingerprint, crop, astuple(augment)])
+        crops._start(store, crop, augment, fingerprint)
         return crops
 
-    def _start(self, store: ImageStore, crop: int | None, augment: Augment) -> None:
+    def _start(self, store: ImageStore, crop: int | None, augment: Augment, *told: object) -> None:
+        text = json.dumps([*told, crop, astuple(augment)])
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
         heights, widths = store.sizes.unbind(1)
         if crop is None:
             crop = int(heights[0])
@@ -191,10 +187,7 @@ class ImageCrops:
 
 
 def validation_batch(sources: list[str | Path], channels: int = 1, side: int = 160, **options) -> Tensor:
-    """Centre crops of `side` pixels of every image of the sources, float32 (count, channels, side, side).
-
-    Options as for `ImageCrops`; so are errors.
-    """
+    """Centre crops of every image, float32 (count, channels, side, side); options and errors as for `ImageCrops`."""
     crops = ImageCrops(sources, side, channels, centre=side, **options)
     return torch.stack([crops.store.image(index) for index in range(len(crops))])
 
@@ -208,13 +201,12 @@ def _decoded(items: list[Item], read: Reader, crop: int | None, centre: int | No
             for what, side in (("centre", centre), ("crop", crop)):
                 if min(array.shape[1:]) < (side or 0):
                     raise ValueError(f"{item.name} is {array.shape[1:]} pixels, smaller than the {what} of {side}")
+            if centre is not None:
+                top, left = ((n - centre) // 2 for n in array.shape[1:])
+                array = array[:, top : top + centre, left : left + centre]
+            arrays.append(array)
         except ValueError as error:
             broken.append(str(error))
-            continue
-        if centre is not None:
-            top, left = ((n - centre) // 2 for n in array.shape[1:])
-            array = array[:, top : top + centre, left : left + centre]
-        arrays.append(array)
     named = "; ".join(broken[:MOST_NAMED])
     named += f"; and {len(broken) - MOST_NAMED} more" if len(broken) > MOST_NAMED else ""
     if not arrays:
@@ -231,7 +223,3 @@ def _decoded(items: list[Item], read: Reader, crop: int | None, centre: int | No
         text = f"{narrow} of {len(arrays)} samples use under {LEAST_SHARE:g} of their range; give intensities or window"
         warnings.warn(text, RuntimeWarning, stacklevel=4)
     return arrays
-
-
-def _digest(parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -1,13 +1,8 @@
 """Samples for training: what `lpn_fast.io` finds and reads, uint8, uint16 or float32 (C, H, W), as jobs have it.
 
-    files, folders    as `lpn_fast.io` finds them; with `recursive`, below folders as well
-    container         of lpn_fast.io: .zip, .npz, HDF5, stacks of .npy and TIFF, idx as MNIST is distributed
-    .npz, HDF5        the array `x_train` or `data` (LoDoPaB-CT), or the only one, (N, H, W) or (N, C, H, W)
-
-Every sample has a name, which errors and exclusions use. Archives are read without unpacking, nothing executes.
-
-Gray from colour is ITU-R 601 luma, in integers as Pillow rounds it; colour from gray repeats the plane. Integers stay
-as they are stored where 0 is black and white is `full_scale`; everything else becomes float32 in about [0, 1].
+Of .npz and HDF5 files this is the array `x_train` or `data` (LoDoPaB-CT), or the only one. Gray from colour is ITU-R
+601 luma, in integers as Pillow rounds it; colour from gray repeats the plane. Integers stay as they are stored where 0
+is black and white is `full_scale`; everything else becomes float32 in about [0, 1].
 """
 
 import itertools
@@ -65,17 +60,15 @@ class Reader:
         """The sample (C, H, W) in a file or a member of one; UnreadableImage says what is wrong with it."""
         stored = source.stored()
         self.seen.add(stored.encoding.suffix)
-        is_dicom = stored.encoding.suffix == DICOM
-        window = self.window if is_dicom else None
-        given = window if is_dicom else self.intensities
+        given = self.window if stored.encoding.suffix == DICOM else self.intensities
         stored = stored.within(None if given == "own" else given)
         encoding, dtype = stored.encoding, stored.values.dtype
         if dtype in (np.uint8, np.uint16) and encoding.range == (0, self.full_scale or np.iinfo(dtype).max):
             return _planes(stored.values, self.channels)
-        if isinstance(window, tuple):
+        if encoding.suffix == DICOM and isinstance(given, tuple):
             return _planes(encoding.to_unit(stored.values).clip(0, 1), self.channels)
         pixels = stored.image(Path(str(source))).pixels.numpy()
-        if window == "own":
+        if given == "own":
             least, most = pixels.min(), pixels.max()
             pixels = (pixels - least) / (most - least or 1)
         return _planes(pixels, self.channels)
@@ -96,8 +89,15 @@ def _planes(planes: np.ndarray, channels: int) -> np.ndarray:
 class Item:
     """A sample that can be read, or why its file holds none."""
 
-    name: str
     source: Source | UnreadableImage
+
+    @property
+    def name(self) -> str:
+        """What errors and exclusions call it."""
+        path, member = self.source.path, getattr(self.source, "member", None)
+        if member is None:
+            return str(path)
+        return f"{path}:{member if member.index is None or containers.is_archive(path) else member.index}"
 
     def read(self, reader: Callable[[Source], np.ndarray]) -> np.ndarray:  # (C, H, W)
         if isinstance(self.source, UnreadableImage):
@@ -111,7 +111,7 @@ def find_items(sources: list[str | Path], exclude: list[str] | None = None, recu
     Parameters
     ----------
     sources : list of path
-        Files, folders, patterns, archives and `@` lists of these, see above.
+        Files, folders, patterns and `@` lists, as `lpn_fast.pipeline.find_images` has them.
     exclude : list of str
         Stems never to read: test sets that lie in the same folders.
     recursive : bool
@@ -126,9 +126,9 @@ def find_items(sources: list[str | Path], exclude: list[str] | None = None, recu
     items: list[Item] = []
     for source in sources:
         found, broken, _ = find_sources(source, recursive, content=Images(any_type=True))
-        items += [Item(str(error.path), error) for error in broken]
+        items += map(Item, broken)
         for path, group in itertools.groupby(found, key=lambda source: source.path):
-            items += _in_file(path, list(group))
+            items += map(Item, _in_file(path, list(group)))
     banned = set(exclude or ())
     items = [item for item in items if Path(item.name.rpartition(":")[2] or item.name).stem not in banned]
     if not items:
@@ -136,7 +136,7 @@ def find_items(sources: list[str | Path], exclude: list[str] | None = None, recu
     return items
 
 
-def _in_file(path: Path, samples: list[Source]) -> list[Item]:
+def _in_file(path: Path, samples: list[Source]) -> list[Source] | list[UnreadableImage]:
     if containers.is_archive(path):
         samples.sort(key=lambda source: source.member.name)
     elif samples[0].member is not None:
@@ -144,13 +144,6 @@ def _in_file(path: Path, samples: list[Source]) -> list[Item]:
         name = next((name for name in PREFERRED if name in names), names[0])
         if len(names) > 1 and name not in PREFERRED:
             reason = f"it must hold one of {', '.join(PREFERRED)} or a single array, got {names}"
-            return [Item(str(path), UnreadableImage(path, reason))]
+            return [UnreadableImage(path, reason)]
         samples = [source for source in samples if source.member.name == name]
-    return [Item(_name(source), source) for source in samples]
-
-
-def _name(source: Source) -> str:
-    if source.member is None:
-        return str(source.path)
-    is_in_stack = source.member.index is not None and not containers.is_archive(source.path)
-    return f"{source.path}:{source.member.index if is_in_stack else source.member}"
+    return samples

@@ -15,7 +15,6 @@ from ..contract import check_name
 from .augment import Augment
 from .images import ImageCrops, ImageStore
 
-KINDS = ("dead-leaves", "ellipses", "phantoms")
 SUPERSAMPLING = 2  # per axis, for soft edges
 
 # Modified Shepp-Logan: intensity, half axes, centre, rotation in degrees; on [-1, 1]^2 (Toft 1996)
@@ -36,13 +35,7 @@ SHEPP_LOGAN = (
 def synthetic_images(kind: str, count: int, side: int, channels: int = 1, seed: int = 0) -> np.ndarray:
     """`count` images of one kind, float32 (count, channels, side, side) in [0, 1].
 
-    Parameters
-    ----------
-    kind : "dead-leaves", "ellipses" or "phantoms"
-    count, side : int
-    channels : 1 or 3
-        Colour for dead leaves; the others repeat their plane.
-    seed : int
+    With 3 channels "dead-leaves" have colours; "ellipses" and "phantoms" repeat their plane.
 
     Examples
     --------
@@ -54,9 +47,8 @@ def synthetic_images(kind: str, count: int, side: int, channels: int = 1, seed: 
         raise ValueError(f"count must be at least 1 and side at least 8, got {count} and {side}")
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 (gray) or 3 (colour), got {channels}")
-    draw = {"dead-leaves": _dead_leaves, "ellipses": _ellipses, "phantoms": _phantom}[kind]
     rng = np.random.default_rng(seed)
-    fine = np.stack([draw(rng, SUPERSAMPLING * side, channels) for _ in range(count)])
+    fine = np.stack([KINDS[kind](rng, SUPERSAMPLING * side, channels) for _ in range(count)])
     return fine.reshape(count, channels, side, SUPERSAMPLING, side, SUPERSAMPLING).mean((3, 5), dtype=np.float32)
 
 
@@ -71,17 +63,7 @@ def synthetic_crops(
     augment: Augment | None = None,
     device: str | torch.device = "cpu",
 ) -> ImageCrops:
-    """A sampler of crops of `pool` such images of `side` pixels, quantised to bytes.
-
-    Parameters
-    ----------
-    kind, channels, seed
-        As for `synthetic_images`.
-    crop : int
-    pool, side : int
-    augment : Augment, optional
-        The eight symmetries, unless told otherwise.
-    device : device
+    """A sampler of crops of `pool` such images of `side` pixels, quantised to bytes; the rest is as for `ImageCrops`.
 
     Examples
     --------
@@ -149,3 +131,6 @@ def _unit(image: np.ndarray, channels: int) -> np.ndarray:
     image = image - image.min()
     image /= max(float(image.max()), 1e-6)
     return np.repeat(image[None].astype(np.float32), channels, 0)
+
+
+KINDS = {"dead-leaves": _dead_leaves, "ellipses": _ellipses, "phantoms": _phantom}

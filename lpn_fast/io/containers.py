@@ -8,9 +8,6 @@
     photos.zip          files of any format in formats.py                         members by their name
 
 Nothing is allocated on the word of a header, and nothing is read that lies in other files.
-
-While a job runs, results lie as single files in a hidden folder; when the last one is there, the container is
-written in one go and the folder vanishes. So a kill costs what it costs for plain files.
 """
 
 import collections
@@ -30,7 +27,7 @@ import numpy as np
 from .. import atomic
 from ..contract import needed
 from . import formats, tiff
-from .image import RANGELESS, Stored, check_size, from_array, reading, version_of
+from .image import RANGELESS, Stored, check_size, from_array, range_of, reading, version_of
 
 MOST_MEMBERS = 10**6
 IDX_UINT8 = 0x08
@@ -39,18 +36,10 @@ PLANES = (1, 3)
 
 @dataclass(frozen=True)
 class Member:
-    """One image of a container.
+    """One image of a container."""
 
-    Attributes
-    ----------
-    name : str
-        Of the array or file in it; "" for the one array of a .npy, TIFF or idx file.
-    index : int or None
-        Position in a stack, or among the files of one name that a .zip may hold.
-    """
-
-    name: str
-    index: int | None = None
+    name: str  # what the array or file in it is called; "" for the one array of a .npy, TIFF or idx file
+    index: int | None = None  # position in a stack, or among the files of one name that a .zip may hold
 
     def __str__(self) -> str:
         return self.name if self.index is None else f"{self.name}[{self.index}]"
@@ -64,8 +53,7 @@ class Images:
 
     def suits(self, dtype: np.dtype) -> bool:
         """Whether numbers of that type can be some."""
-        has_range = dtype.kind == "f" or (dtype.kind == "u" and dtype.itemsize <= 2)
-        return has_range or (self.any_type and dtype.kind in "iu")
+        return range_of(dtype) is not None or (self.any_type and dtype.kind in "iu")
 
     def is_stack(self, shape: tuple[int, ...]) -> bool | None:
         """None for no such array: (H, W), (C, H, W) and (H, W, C) are images, the last one to be refused."""
@@ -82,11 +70,9 @@ class Arrays:
     is_complex: bool = False
 
     def suits(self, dtype: np.dtype) -> bool:
-        """Whether numbers of that type can be some."""
-        return dtype.kind == "c" if self.is_complex else dtype.kind in "fiu"
+        return dtype.kind in ("c" if self.is_complex else "fiu")
 
     def is_stack(self, shape: tuple[int, ...]) -> bool | None:
-        """None for no such array."""
         return len(shape) > self.dims if self.dims <= len(shape) <= self.dims + 1 else None
 
 
@@ -101,7 +87,7 @@ class Container:
     """A row of the table: how its members are listed, how one is read, how results are put together."""
 
     members: Callable[[Path, Content], Listing]
-    array: Callable[[Path, Member], np.ndarray]  # for archives, where it is a .npy file
+    array: Callable[[Path, Member], np.ndarray]
     pack: Callable[[Path, Parts, Path], None]
 
 
@@ -125,17 +111,13 @@ def is_archive(path: Path) -> bool:
 
 def is_source(path: Path) -> bool:
     """Whether a file in a folder is taken for one of images, by its name; or it has no suffix and is DICOM."""
-    return _kind(path) in CONTAINERS or formats.is_image(path)
+    if _kind(path) in CONTAINERS or path.suffix.lower() in formats.BY_SUFFIX:
+        return True
+    return not any(map(str.isalpha, path.suffix)) and formats.DICOM.begins(formats.head_of(path))  # .5 of 1.2.840.5
 
 
 def members(path: Path, content: Content = IMAGES) -> Listing:
-    """What a container holds of `content`, in its order, and what besides.
-
-    Raises
-    ------
-    UnreadableImage
-        No container, or one without any.
-    """
+    """What a container holds of `content`, in its order, and what besides; UnreadableImage for one without any."""
     with reading(path):
         formats.read_file(path, 1)  # a pipe would be waited for
         found, others = CONTAINERS[_kind(path)].members(path, content)
@@ -146,35 +128,25 @@ def members(path: Path, content: Content = IMAGES) -> Listing:
         return found, others
 
 
-def array_of(path: Path, member: Member) -> np.ndarray:
-    """The numbers of a member, as they are stored."""
+def array_of(path: Path, member: Member | None) -> np.ndarray:
+    """The numbers of a file, or of a member of one, as they are stored."""
+    if member is None:
+        return formats.decode_array(*_file(path, None))
     return CONTAINERS[_kind(path)].array(path, member)
 
 
-def stored_of(path: Path, member: Member) -> Stored:
-    """The image that a member is, unless the container is an archive."""
+def stored_of(path: Path, member: Member | None) -> Stored:
+    """The image that a file is, or a member of one."""
+    if member is None or is_archive(path):
+        return formats.decode_stored(*_file(path, member))
     if _kind(path) != ".tif":
         return from_array(array_of(path, member))
     stored = tiff.read(path, member.index)
     return replace(stored, encoding=replace(stored.encoding, suffix=".npy", kept={}))  # what holds its result for now
 
 
-def bytes_of(path: Path, member: Member) -> bytes:
-    """The file in an archive."""
-    archive = _archive(path, version_of(path))
-    if member.index is None:
-        entry = archive.getinfo(member.name)
-    else:
-        entry = [entry for entry in archive.infolist() if entry.filename == member.name][member.index]
-    _check_entry(path, entry)
-    return archive.read(entry)
-
-
 def pack(source: Path, parts: Parts, out: Path) -> None:
-    """Write the results of a container, made from the files that hold them, as one file like `source`.
-
-    `parts` are in the order of the container; a stack must be complete. Afterwards `out` is absent or complete.
-    """
+    """Write results, in the order of the container and complete, as one file like `source`; `out` is it or absent."""
     with atomic.replacing(out, alone=True) as temporary:
         CONTAINERS[_kind(source)].pack(source, parts, temporary)
 
@@ -186,9 +158,6 @@ def _kind(path: Path) -> str:
         return ".idx"
     suffix = path.suffix.lower()
     return {".tiff": ".tif", ".hdf5": ".h5"}.get(suffix, suffix)
-
-
-# ---- arrays
 
 
 def _listed(arrays: Iterable[tuple[str, tuple[int, ...], np.dtype]], content: Content) -> Listing:
@@ -211,8 +180,8 @@ def _list_array(array: np.ndarray, content: Content) -> Listing:
     return _listed([("", array.shape, array.dtype)], content)
 
 
-def _part(array: np.ndarray, member: Member) -> np.ndarray:
-    return array if member.index is None else array[member.index]
+def _part(array, member: Member) -> np.ndarray:
+    return np.asarray(array if member.index is None else array[member.index])
 
 
 def _load(part: Path) -> np.ndarray:
@@ -227,11 +196,8 @@ def _stacked(parts: Parts) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _mapped(path: Path) -> np.ndarray:
-    with open(path, "rb") as file:
-        shape, is_fortran, dtype = formats.npy_header(file)
-        if dtype.kind not in "fiuc":  # not to be mapped if it holds Python objects
-            raise ValueError(f"dtype must be a floating-point, complex or integer type, got {dtype}")
-        return np.memmap(file, dtype, "r", file.tell(), shape, "F" if is_fortran else "C")
+    with formats.HEADER_LOCK:
+        return np.lib.format.open_memmap(path, mode="r")  # ValueError for Python objects
 
 
 def _pack_npy(source: Path, parts: Parts, out: Path) -> None:
@@ -295,7 +261,7 @@ def _list_h5(path: Path, content: Content) -> Listing:
 
 def _h5_array(path: Path, member: Member) -> np.ndarray:
     with _h5(path) as file:
-        return np.asarray(_checked(file[member.name])[() if member.index is None else member.index])
+        return _part(_checked(file[member.name]), member)
 
 
 def _pack_h5(source: Path, parts: Parts, out: Path) -> None:
@@ -304,35 +270,35 @@ def _pack_h5(source: Path, parts: Parts, out: Path) -> None:
             file.create_dataset(name, data=array, compression="gzip", compression_opts=1)
 
 
-# ---- archives
-
-
 @functools.lru_cache(maxsize=2)
 def _archive(path: Path, version: tuple) -> zipfile.ZipFile:
-    """Its list of files is read once for all members; any thread may read from it."""
-    return zipfile.ZipFile(path)
+    """Its list of files is read, and checked, once for all members; any thread may read from it."""
+    archive = zipfile.ZipFile(path)
+    for entry in archive.infolist():
+        check_size(entry.file_size, min(entry.compress_size, path.stat().st_size))
+    return archive
 
 
-def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
-    check_size(entry.file_size, min(entry.compress_size, path.stat().st_size))
-
-
-def _entries(path: Path) -> list[zipfile.ZipInfo]:
-    entries = [entry for entry in _archive(path, version_of(path)).infolist() if not entry.is_dir()]
-    for entry in entries:
-        _check_entry(path, entry)
-    return entries
+def _file(path: Path, member: Member | None) -> tuple[bytes, Path]:
+    """(bytes, name, whose suffix may decide) of a file, by itself or in an archive."""
+    if member is None:
+        return formats.read_file(path), path
+    archive = _archive(path, version_of(path))
+    named = [archive.getinfo(member.name)]
+    if member.index is not None:
+        named = [entry for entry in archive.infolist() if entry.filename == member.name]
+    return archive.read(named[member.index or 0]), Path(f"{path}::{member.name}")
 
 
 def _list_npz(path: Path, content: Content) -> Listing:
     """From the headers: the arrays themselves stay on disk."""
-    entries, arrays = _entries(path), []
-    names = [entry.filename for entry in entries]
+    archive, arrays = _archive(path, version_of(path)), []
+    names = archive.namelist()
     if len(set(names)) < len(names):
         raise ValueError(f"its arrays must have different names, got several {max(names, key=names.count)}")
-    for entry in entries:
+    for entry in archive.infolist():
         if entry.filename.endswith(".npy"):
-            with _archive(path, version_of(path)).open(entry) as file:
+            with archive.open(entry) as file:
                 shape, _, dtype = formats.npy_header(file)
             if math.prod(shape) * dtype.itemsize > entry.file_size:
                 raise ValueError(f"{entry.filename} announces {shape} of {dtype} in {entry.file_size} bytes")
@@ -343,7 +309,7 @@ def _list_npz(path: Path, content: Content) -> Listing:
 @functools.lru_cache(maxsize=1)
 def _npz_array(path: Path, version: tuple, name: str) -> np.ndarray:
     """A stack is compressed as a whole: its members come one after the other and share one unpacking."""
-    return formats.from_npy(bytes_of(path, Member(f"{name}.npy")))
+    return formats.from_npy(_file(path, Member(f"{name}.npy"))[0])
 
 
 def _pack_npz(source: Path, parts: Parts, out: Path) -> None:
@@ -353,7 +319,7 @@ def _pack_npz(source: Path, parts: Parts, out: Path) -> None:
 
 
 def _list_zip(path: Path, content: Content) -> Listing:
-    names = [entry.filename for entry in _entries(path)]
+    names = [name for name in _archive(path, version_of(path)).namelist() if not name.endswith("/")]
     visible = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)]
     total, seen = collections.Counter(visible), collections.Counter[str]()
     found = []
@@ -371,17 +337,13 @@ def _pack_zip(source: Path, parts: Parts, out: Path) -> None:
             archive.write(part, member.name)  # images are compressed already
 
 
-def _pages(path: Path, content: Content) -> Listing:
-    return [Member("", index) for index in range(min(tiff.count(path), MOST_MEMBERS + 1))], []
-
-
 CONTAINERS = {
     ".npy": Container(lambda p, c: _list_array(_mapped(p), c), lambda p, m: _part(_mapped(p), m), _pack_npy),
     ".npz": Container(_list_npz, lambda p, m: _part(_npz_array(p, version_of(p), m.name), m), _pack_npz),
-    ".zip": Container(_list_zip, lambda p, m: formats.from_npy(bytes_of(p, m)), _pack_zip),
+    ".zip": Container(_list_zip, lambda p, m: formats.decode_array(*_file(p, m)), _pack_zip),
     ".h5": Container(_list_h5, _h5_array, _pack_h5),
     ".tif": Container(
-        _pages,
+        lambda p, _: ([Member("", index) for index in range(min(tiff.count(p), MOST_MEMBERS + 1))], []),
         lambda p, m: tiff.read(p, m.index).plane,
         lambda source, parts, out: tiff.pack(source, (_load(part) for _, part in parts), _load(parts[0][1]), out),
     ),

@@ -2,14 +2,11 @@
 
     value = RescaleSlope * stored + RescaleIntercept,     pixels = (value - low) / (high - low)
 
-(low, high) is what the caller says; else -1024..3071 Hounsfield units for CT, the range of twelve bits, and all
-that the stored bits can express for other modalities. Values outside are neither clipped in reading nor, as far
-as the stored bits reach, in writing. Padding, which scanners store outside their field of view and often far below
-air, is filled with the least value of the image, and back in its place in the result.
-
-A result keeps every entry of its source except the pixels and what says whose pixels they are: it gets
-identifiers of its own (the same ones if it is made again), ImageType DERIVED, and a DerivationDescription. Needs
-pydicom (extra [ct]), which is imported on first use.
+(low, high) is what the caller says; else -1024..3071 Hounsfield units for CT, the range of twelve bits, and all that
+the stored bits express for other modalities. Values outside are clipped in writing only, to what these bits express.
+Padding, which scanners store outside their field of view and often far below air, is filled with the least value of the
+image, and back in its place in the result. A result keeps every entry of its source except the pixels and what says
+whose they are: it gets identifiers of its own, the same ones if it is made again.
 """
 
 import hashlib
@@ -23,21 +20,16 @@ from .image import Encoding, Stored, check_size
 
 HOUNSFIELD = (-1024.0, 3071.0)
 DERIVATION = "Reconstructed or denoised with a learned proximal network (lpn_fast); not the acquired pixels"
-DERIVED_MARK = "DERIVED"
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
 def read(data: bytes) -> Stored:
     """The one gray frame of a file; ValueError for colour, several frames, or values that are not linear in it."""
-    dataset = _read(data)
-    name = next((name for name in PIXELS if name in dataset), None)
-    if name is None:
-        raise ValueError("it holds no pixels")
+    dataset, name = _read(data)
     kind = str(_entry(dataset, "PhotometricInterpretation", "MONOCHROME2"))
     if int(_entry(dataset, "SamplesPerPixel", 1)) != 1 or not kind.startswith("MONOCHROME"):
         raise ValueError(f"it must be gray, got {kind}, {_entry(dataset, 'SamplesPerPixel', 1)} samples per pixel")
-    frames = int(_entry(dataset, "NumberOfFrames", 1))
-    if frames != 1:
+    if (frames := int(_entry(dataset, "NumberOfFrames", 1))) != 1:
         raise ValueError(f"it holds {frames} frames; split it into one file per frame")
     if "ModalityLUTSequence" in dataset:
         raise ValueError("its values are a table of what is stored (ModalityLUTSequence); convert it")
@@ -70,8 +62,7 @@ def write(stored: np.ndarray, encoding: Encoding) -> bytes:
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
     template = encoding.kept["template"]
-    dataset = _read(template)
-    name = next(name for name in PIXELS if name in dataset)
+    dataset, name = _read(template)
     before = dataset.pixel_array
     is_little = dataset.original_encoding[1] is not False
     if name == "PixelData":
@@ -83,8 +74,7 @@ def write(stored: np.ndarray, encoding: Encoding) -> bytes:
 
     content = hashlib.sha256(template).hexdigest()
     series = str(dataset.get("SeriesInstanceUID", content))
-    data = stored.tobytes() + b"\0" * (stored.nbytes % 2)  # the standard requires an even length
-    setattr(dataset, name, data)
+    setattr(dataset, name, stored.tobytes() + b"\0" * (stored.nbytes % 2))  # the standard requires an even length
     if name == "PixelData":
         dataset[name].VR = "OB" if stored.itemsize == 1 else "OW"
     dataset.Rows, dataset.Columns = stored.shape
@@ -94,10 +84,8 @@ def write(stored: np.ndarray, encoding: Encoding) -> bytes:
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.SeriesInstanceUID = generate_uid(entropy_srcs=[DERIVATION, series])
-    kept = [str(value) for value in (dataset.get("ImageType") or ["", "PRIMARY"])]
-    dataset.ImageType = [DERIVED_MARK, *kept[1:]]
-    earlier = str(dataset.get("DerivationDescription", ""))
-    dataset.DerivationDescription = f"{earlier}; {DERIVATION}" if earlier else DERIVATION
+    dataset.ImageType = ["DERIVED", *list(dataset.get("ImageType") or ["", "PRIMARY"])[1:]]
+    dataset.DerivationDescription = "; ".join(filter(None, (dataset.get("DerivationDescription"), DERIVATION)))
     for name in ("SmallestImagePixelValue", "LargestImagePixelValue"):
         dataset.pop(name, None)
     buffer = io.BytesIO()
@@ -106,16 +94,18 @@ def write(stored: np.ndarray, encoding: Encoding) -> bytes:
 
 
 def _read(data: bytes):
-    """The dataset; files without preamble are read as well."""
+    """(dataset, name of its pixels); files without preamble are read as well."""
     pydicom = needed("pydicom", "ct", "reading DICOM")
     dataset = pydicom.dcmread(io.BytesIO(data), force=True)
     if "Rows" not in dataset and "SOPClassUID" not in dataset:
         raise ValueError("it is no DICOM file, or a damaged one: nothing in it says what it is")
+    name = next((name for name in PIXELS if name in dataset), None)
+    if name is None:
+        raise ValueError("it holds no pixels")
     if not getattr(dataset.file_meta, "TransferSyntaxUID", None):  # the standard's default, as pydicom has read it
-        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-        if not dataset.original_encoding[0]:
-            dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    return dataset
+        syntax = "ImplicitVRLittleEndian" if dataset.original_encoding[0] else "ExplicitVRLittleEndian"
+        dataset.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+    return dataset, name
 
 
 def _entry(dataset, name: str, default):

@@ -8,6 +8,7 @@ Where two files would get one result, all keep their names below the folder that
 """
 
 import glob
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -32,22 +33,20 @@ class Found:
     members: int = 0  # what containers hold besides images
 
     def __str__(self) -> str:
-        parts = []
-        if self.ignored:
-            by_suffix = ", ".join(f"{suffix} {count}" for suffix, count in sorted(self.ignored.items()))
-            parts.append(f"{_count(self.ignored.total(), 'file')} ignored: {by_suffix}")
-        if self.folders:
-            parts.append(f"{_count(self.folders, 'subfolder')} not looked into, which --recursive does")
-        if self.members:
-            parts.append(f"{_count(self.members, 'member')} of containers ignored, no images")
-        return "; ".join(parts)
+        by_suffix = ", ".join(f"{suffix} {count}" for suffix, count in sorted(self.ignored.items()))
+        passed_over = (
+            (self.ignored.total(), "file", f"ignored: {by_suffix}"),
+            (self.folders, "subfolder", "not looked into, which --recursive does"),
+            (self.members, "member", "of containers ignored, no images"),
+        )
+        return "; ".join(f"{count} {what}{'s' * (count != 1)} {why}" for count, what, why in passed_over if count)
 
 
 def find_images(patterns: Patterns, recursive: bool = False) -> list[Path]:
     """Image and container files named by files, folders, patterns and lists, in a reproducible order.
 
     A folder stands for the files directly in it that have a known suffix, without hidden ones. A file that is
-    named is returned whatever it is called: if it is no image, reading it will say so.
+    named is returned, once, whatever it is called: if it is no image, reading it will say so.
 
     Parameters
     ----------
@@ -56,11 +55,6 @@ def find_images(patterns: Patterns, recursive: bool = False) -> list[Path]:
         `@list.txt`, a text file (UTF-8) with one of these per line.
     recursive : bool
         Whether a folder stands for the files in its subfolders as well.
-
-    Returns
-    -------
-    list of Path
-        Every file once.
 
     Raises
     ------
@@ -85,58 +79,52 @@ def find(patterns: Patterns, recursive: bool = False, besides: Path | None = Non
     """As `find_images`, with the places of results and what was passed over; nothing inside the folder `besides`."""
     if isinstance(patterns, str | Path):
         patterns = [patterns]
-    found, known = Found(), set()
+    found, files = Found(), dict[str, Placed]()
     for path, place in each(patterns, recursive, besides, found):
-        if (own := os.path.abspath(path)) not in known:
-            known.add(own)
-            found.places[path] = place
-    if not found.places:
+        files.setdefault(os.path.abspath(path), (path, place))
+    if not files:
         raise ValueError("images must name at least one file, folder or pattern, got none")
-    if len(set(found.places.values())) < len(found.places):
-        shared = Path(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in found.places]))
-        found.places = {path: Path(os.path.abspath(path)).relative_to(shared) for path in found.places}
+    found.places = dict(files.values())
+    if len(set(found.places.values())) < len(files):
+        shared = os.path.commonpath(map(os.path.dirname, files))
+        found.places = {path: Path(own).relative_to(shared) for own, (path, _) in files.items()}
     return found
 
 
 def each(patterns: Iterable[str | Path], recursive: bool, besides: Path | None, found: Found) -> Iterator[Placed]:
-    """One after the other, some of them maybe twice; `found` counts what is passed over.
-
-    No more is held than the names in one folder.
-    """
+    """One after the other, some of them maybe twice, and no more held than the names in one folder."""
     for pattern in map(Path, patterns):
-        if not str(pattern).startswith(LIST_MARK) or pattern.exists():
-            yield from _matches(pattern, recursive, besides, found)
-            continue
-        path = Path(str(pattern).removeprefix(LIST_MARK))
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no list of files {path}")
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"a list of files must be UTF-8 text, {path} is none: {error}") from error
-        for line in filter(None, map(str.strip, lines)):
-            yield from _matches(Path(line), recursive, besides, found)
+        named = [pattern]
+        if str(pattern).startswith(LIST_MARK) and not pattern.exists():
+            path = Path(str(pattern).removeprefix(LIST_MARK))
+            if not path.is_file():
+                raise FileNotFoundError(f"there is no list of files {path}")
+            try:
+                named = list(map(Path, filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines()))))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"a list of files must be UTF-8 text, {path} is none: {error}") from error
+        for one in named:
+            yield from _matches(one, recursive, besides, found)
 
 
 def _matches(pattern: Path, recursive: bool, besides: Path | None, found: Found) -> Iterator[Placed]:
     if pattern.is_file():
         yield pattern, Path(pattern.name)
-        return
-    if pattern.is_dir():
+    elif pattern.is_dir():
         path = None
         for path in _inside(pattern, recursive, besides, found):
             yield path, path.relative_to(pattern)
         if path is None:
             besides_these = f" ({found})" if str(found) else ""
             raise ValueError(f"{pattern} must hold images ({', '.join(SOURCE_SUFFIXES)}), found none{besides_these}")
-        return
-    if not glob.has_magic(str(pattern)):
+    elif not glob.has_magic(str(pattern)):
         raise FileNotFoundError(f"there is no file or folder {pattern}")
-    matching = sorted(p for p in map(Path, glob.glob(str(pattern), recursive=True)) if p.is_file())
-    if not matching:
-        raise FileNotFoundError(f"no file matches {str(pattern)!r}")
-    fixed = Path(*pattern.parts[: next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))])
-    yield from ((path, path.relative_to(fixed)) for path in matching)
+    else:
+        matching = sorted(p for p in map(Path, glob.glob(str(pattern), recursive=True)) if p.is_file())
+        if not matching:
+            raise FileNotFoundError(f"no file matches {str(pattern)!r}")
+        fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+        yield from ((path, path.relative_to(fixed)) for path in matching)
 
 
 def _inside(folder: Path, recursive: bool, besides: Path | None, found: Found) -> Iterator[Path]:
@@ -155,10 +143,6 @@ def _inside(folder: Path, recursive: bool, besides: Path | None, found: Found) -
             yield from _inside(path, recursive, besides, found)
         else:
             found.folders += 1
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + "s" * (number != 1)
 
 
 def identity(path: Path) -> str | None:

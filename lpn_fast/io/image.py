@@ -2,9 +2,8 @@
 
     pixels = (stored - low) / (high - low),        stored = low + (high - low) pixels
 
-low and high are 0 and the largest number of an unsigned integer type, 0 and 1 for floating point, and what a format
-or the caller says otherwise; low > high shows a negative (WhiteIsZero, MONOCHROME1) as the picture. Integers are
-rounded and clipped to what they can hold, nothing else is: an image that is read and written unchanged is the same.
+low > high shows a negative (WhiteIsZero, MONOCHROME1) as the picture. Integers are rounded and clipped to what they can
+hold, nothing else is: an image that is read and written unchanged is the same.
 """
 
 import contextlib
@@ -31,13 +30,7 @@ PART = 2**20  # numbers converted at once
 
 
 class UnreadableImage(ValueError):
-    """One file that could not be read as an image, and why.
-
-    Attributes
-    ----------
-    path : Path
-    reason : str
-    """
+    """One file that could not be read as an image: its `path`, and the `reason`."""
 
     def __init__(self, path: Path, reason: str):
         super().__init__(f"{path}: {reason}")
@@ -57,39 +50,21 @@ def reading(path: Path | str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How pixels are stored, so that a result is stored alike.
+    """How pixels are stored, so that a result is stored alike."""
 
-    Attributes
-    ----------
-    suffix : str
-        Names the format: a suffix of `formats.FORMATS`, whatever the file is called.
-    dtype : str
-        Of the stored numbers, as numpy has it.
-    is_plane : bool
-        For arrays: stored as (H, W), not (C, H, W).
-    intensities : (low, high) or None
-        The stored numbers that become 0 and 1; None is what the type says.
-    kept : dict
-        What else of the file its result keeps: profile, EXIF, resolution, a whole DICOM file.
-    """
-
-    suffix: str
-    dtype: str
-    is_plane: bool = False
-    intensities: Range | None = None
-    kept: dict = field(default_factory=dict, repr=False)
+    suffix: str  # names the format: a suffix of `formats.FORMATS`, whatever the file is called
+    dtype: str  # numpy's name for the type of the stored numbers
+    is_plane: bool = False  # arrays only: stored as (H, W), not (C, H, W)
+    intensities: Range | None = None  # the stored numbers that become 0 and 1; None is what the type says
+    kept: dict = field(default_factory=dict, repr=False)  # profile, EXIF, resolution, a whole DICOM file
 
     @property
     def range(self) -> Range:
         """(low, high); ValueError for a type that does not say."""
-        if self.intensities is not None:
-            return self.intensities
-        dtype = np.dtype(self.dtype)
-        if dtype.kind == "f":
-            return 0.0, 1.0
-        if dtype.kind == "u" and dtype.itemsize <= 2:
-            return 0.0, float(np.iinfo(dtype).max)
-        raise ValueError(f"it holds {dtype.name} numbers, of no known range{RANGELESS}")
+        known = self.intensities or range_of(np.dtype(self.dtype))
+        if known is None:
+            raise ValueError(f"it holds {np.dtype(self.dtype).name} numbers, of no known range{RANGELESS}")
+        return known
 
     def to_unit(self, stored: np.ndarray) -> np.ndarray:
         """float32 pixels of stored numbers; its 24 bits tell 65536 levels apart."""
@@ -103,26 +78,20 @@ class Encoding:
 
     def to_stored(self, pixels: Tensor) -> np.ndarray:
         """Numbers to be stored, (C, H, W), or (H, W) for a plane; made in parts, so that large images fit twice."""
-        whole = pixels.detach().cpu().numpy()
-        stored = np.empty(whole.shape, self.dtype)
+        whole, (low, high), dtype = pixels.detach().cpu().numpy(), self.range, np.dtype(self.dtype)
+        stored = np.empty(whole.shape, dtype)
         flat, target = whole.reshape(-1), stored.reshape(-1)
         for start in range(0, flat.size, PART):
-            part = slice(start, start + PART)
-            target[part] = self._numbers(flat[part])
+            values: np.ndarray = flat[start : start + PART].astype(np.float32 if dtype.itemsize <= 2 else np.float64)
+            values *= high - low
+            if low:
+                values += low
+            if dtype.kind != "f":
+                limits = np.iinfo(dtype)
+                most = float(limits.max) if dtype.itemsize < 8 else np.nextafter(float(limits.max), 0)
+                np.clip(np.rint(values, out=values), float(limits.min), most, out=values)
+            target[start : start + PART] = values
         return stored[0] if self.is_plane else stored
-
-    def _numbers(self, pixels: np.ndarray) -> np.ndarray:
-        """What is to be stored for pixels, rounded and clipped for integers."""
-        (low, high), dtype = self.range, np.dtype(self.dtype)
-        values: np.ndarray = pixels.astype(np.float32 if dtype.itemsize <= 2 else np.float64)
-        values *= high - low
-        if low:
-            values += low
-        if dtype.kind != "f":
-            limits = np.iinfo(dtype)
-            most = float(limits.max) if dtype.itemsize < 8 else np.nextafter(float(limits.max), 0)
-            np.clip(np.rint(values, out=values), float(limits.min), most, out=values)
-        return values
 
 
 @dataclass(frozen=True)
@@ -181,12 +150,19 @@ def from_array(stored: np.ndarray) -> Stored:
     """The image in an array (H, W), (1, H, W) or (3, H, W) of any real type; ValueError for others."""
     if stored.dtype.kind not in "fiu":
         raise ValueError(f"dtype must be a floating-point or integer type, got {stored.dtype}")
-    is_plane, swapped = stored.ndim == 2, not stored.dtype.isnative
+    is_plane, native = stored.ndim == 2, stored.dtype.newbyteorder("=")
     values = stored[None] if is_plane else stored
     if values.ndim != 3 or values.shape[0] not in (1, 3) or values.size == 0:
         raise ValueError(f"shape must be (H, W), (1, H, W) or (3, H, W), got {stored.shape}")
-    encoding = Encoding(".npy", stored.dtype.str if swapped else stored.dtype.name, is_plane)
-    return Stored(values.astype(values.dtype.newbyteorder("=")) if swapped else values, encoding)
+    encoding = Encoding(".npy", stored.dtype.name if stored.dtype.isnative else stored.dtype.str, is_plane)
+    return Stored(values.astype(native, copy=False), encoding)
+
+
+def range_of(dtype: np.dtype) -> Range | None:
+    """The numbers of a type that are 0 and 1, where it says so."""
+    if dtype.kind == "f":
+        return 0.0, 1.0
+    return (0.0, float(np.iinfo(dtype).max)) if dtype.kind == "u" and dtype.itemsize <= 2 else None
 
 
 def check_size(claimed: int, stored: int) -> None:

@@ -1,13 +1,11 @@
 """Pictures that Pillow decodes, each by the plugin of its format: PNG, JPEG, BMP, WebP, JPEG 2000, Netpbm.
 
 Pillow cuts 16-bit colour to 8 bits without a word, so such files are decoded twice, for the high and the low bytes.
-Alpha is dropped with a note, CMYK and Lab become RGB by the file's profile. EXIF, profile, resolution and the
-subsampling of JPEG are kept as they are.
+Alpha is dropped with a note, CMYK and Lab become RGB by the file's profile.
 """
 
 import io
 import math
-from dataclasses import replace
 
 import numpy as np
 import PIL.Image
@@ -16,7 +14,7 @@ import PIL.ImageFile
 from PIL.JpegImagePlugin import get_sampling
 
 from . import png
-from .image import Encoding, Stored, check_size
+from .image import Encoding, Range, Stored, check_size
 
 PIL.Image.init()
 KEPT = ("exif", "icc_profile", "dpi")
@@ -33,43 +31,35 @@ def read(data: bytes, suffix: str, plugin: str) -> Stored:
     """The picture in a file of that format; ValueError for several pages or more bits than Pillow decodes."""
     # not PIL.Image.open, whose limit of pixels is one for all users of Pillow in this process, and for any content
     with PIL.Image.OPEN[plugin][0](io.BytesIO(data), "") as picture:
-        notes = []
         pages = getattr(picture, "n_frames", 1)
-        if picture.format == "MPO":
-            notes.append(f"first of {pages} pictures")
-        elif pages > 1:
+        notes = [f"first of {pages} pictures"] if picture.format == "MPO" else []
+        if pages > 1 and not notes:
             raise ValueError(f"it holds {pages} pages; split it into one file per page")
         wide = 2 if "16" in str(picture.tile) else 4 if picture.mode in ("I", "F") else 1
         check_size(math.prod(picture.size) * len(picture.getbands()) * wide, len(data))
-        kept, intensities, values = kept_of(picture), None, None
-        if plugin == "JPEG":
-            kept["subsampling"] = max(0, get_sampling(picture))
         raw = picture.tile[0].args if picture.tile else None
         raw = raw[0] if isinstance(raw, tuple) else raw
         if raw in LOW_BYTES:
-            values = _sixteen_bits(data, plugin, raw)
-        elif plugin == "PPM" and (most := _largest(picture)) > 255:
-            values, intensities = _wide_netpbm(data, picture), (0.0, float(most))
-        elif plugin == "JPEG2000":
-            intensities, kept["no_jp2"] = _j2k_range(data, picture.mode), data.startswith(J2K_SIZES)
-        stored = decoded(picture, suffix, kept, notes, values)
-    return replace(stored, encoding=replace(stored.encoding, intensities=intensities))
+            return decoded(picture, suffix, notes, _sixteen_bits(data, plugin, raw))
+        if plugin == "PPM":
+            return decoded(picture, suffix, notes, *_wide_netpbm(data, picture))
+        if plugin == "JPEG2000":
+            limits = _j2k_range(data, picture.mode)
+            return decoded(picture, suffix, notes, intensities=limits, no_jp2=data.startswith(J2K_SIZES))
+        sampling = {"subsampling": max(0, get_sampling(picture))} if plugin == "JPEG" else {}
+        return decoded(picture, suffix, notes, **sampling)
 
 
-def kept_of(picture: PIL.Image.Image) -> dict:
-    """What a result keeps of the file."""
-    return {name: picture.info[name] for name in KEPT if picture.info.get(name)}
-
-
-def decoded(picture, suffix: str, kept: dict, notes: list[str], values: np.ndarray | None = None) -> Stored:
+def decoded(picture, suffix: str, notes: list[str], values=None, intensities=None, **kept) -> Stored:
     """What Pillow makes of a picture, or `values` where it would cut them."""
+    kept |= {name: picture.info[name] for name in KEPT if picture.info.get(name)}
     if picture.mode in WITH_ALPHA or "transparency" in picture.info:
         notes.append("alpha channel dropped")
     if values is None:
         picture.load()
         values = np.asarray(converted(picture, kept, notes))
     values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
-    return Stored(values, Encoding(suffix, values.dtype.name, kept=kept), tuple(notes))
+    return Stored(values, Encoding(suffix, values.dtype.name, False, intensities, kept), tuple(notes))
 
 
 def write(stored: np.ndarray, encoding: Encoding, plugin: str) -> bytes:
@@ -119,23 +109,20 @@ def _sixteen_bits(data: bytes, plugin: str, raw: str) -> np.ndarray:
     return high << 8 | decoded(LOW_BYTES[raw])[..., :3]
 
 
-def _largest(picture: PIL.ImageFile.ImageFile) -> int:
-    """The number that a Netpbm file means by white."""
-    arguments = picture.tile[0].args
-    if isinstance(arguments, tuple):
-        return arguments[1] if picture.mode != "F" else 1
-    return 65535 if str(arguments).startswith("I;16") else 255
-
-
-def _wide_netpbm(data: bytes, picture: PIL.ImageFile.ImageFile) -> np.ndarray:
-    tile, bands = picture.tile[0], 1 if picture.mode == "I" else 3
+def _wide_netpbm(data: bytes, picture: PIL.ImageFile.ImageFile) -> tuple[np.ndarray | None, Range | None]:
+    """(numbers, what becomes 0 and 1 of them) of a file of 16 bits; Pillow decodes others."""
+    tile = picture.tile[0]
+    white = tile.args[1] if isinstance(tile.args, tuple) else 65535 if str(tile.args).startswith("I;16") else 255
+    if white <= 255 or picture.mode == "F":
+        return None, None
     if tile.codec_name == "ppm_plain":
         raise ValueError("it holds 16 bits as text; convert it to the binary kind")
-    shape = picture.size[::-1] if bands == 1 else (*picture.size[::-1], bands)
-    return np.frombuffer(data, ">u2", math.prod(shape), tile.offset).reshape(shape).astype(np.uint16)
+    shape = picture.size[::-1] if picture.mode == "I" else (*picture.size[::-1], 3)
+    values = np.frombuffer(data, ">u2", math.prod(shape), tile.offset).reshape(shape)
+    return values.astype(np.uint16), (0.0, float(white))
 
 
-def _j2k_range(data: bytes, mode: str) -> tuple[float, float] | None:
+def _j2k_range(data: bytes, mode: str) -> Range | None:
     """What becomes 0 and 1 of the numbers that Pillow makes: it moves gray of 9 to 15 bits to the top of 16."""
     start = data.find(J2K_SIZES) + len(J2K_SIZES) + 38
     bits, signed = (data[start] & 0x7F) + 1, data[start] >> 7

@@ -15,22 +15,13 @@ import numpy as np
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GRAY, COLOUR = 0, 2  # colour types of the header
 AVERAGE = 3  # the filter
-LEVEL, WINDOW_BITS, MEMORY_LEVEL = 6, 15, 9  # zlib's; the run-length strategy ignores the level
 PART_BYTES = 2**20  # filtered at once
 METRES_PER_INCH = 0.0254
-EXIF_MARK = b"Exif\0\0"  # precedes the tags in JPEG, not in PNG
+EXIF_MARK = b"Exif\0\0"  # may precede the tags, as in JPEG, and does not in PNG
 
 
-def encode(
-    stored: np.ndarray,
-    icc_profile: bytes | None = None,
-    exif: bytes | None = None,
-    dpi: tuple[float, float] | None = None,
-) -> bytes:
-    """The bytes of a PNG file of an array (H, W) or (H, W, 3), uint8 or uint16.
-
-    `exif` has tags with or without the mark that precedes them in JPEG, `dpi` pixels per inch across and down.
-    """
+def encode(stored: np.ndarray, icc_profile: bytes = b"", exif: bytes = b"", dpi: tuple[float, ...] = ()) -> bytes:
+    """The bytes of a PNG file of an array (H, W) or (H, W, 3), uint8 or uint16; `dpi` is across and down."""
     height, width = stored.shape[:2]
     depth, kind = 8 * stored.itemsize, GRAY if stored.ndim == 2 else COLOUR
     parts = [SIGNATURE, chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))]
@@ -47,7 +38,7 @@ def encode(
 
 def _compressed(stored: np.ndarray) -> bytes:
     """Of all rows, filtered and coded some at a time."""
-    deflate = zlib.compressobj(LEVEL, zlib.DEFLATED, WINDOW_BITS, MEMORY_LEVEL, zlib.Z_RLE)
+    deflate = zlib.compressobj(memLevel=9, strategy=zlib.Z_RLE)
     step = max(1, PART_BYTES // (stored[:1].nbytes or 1))
     parts = []
     for top in range(0, len(stored), step):

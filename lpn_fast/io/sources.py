@@ -37,17 +37,13 @@ class Source:
         """Where its result is written, inside the folder `out`."""
         return out / self.place if self.member is None else self.parts(out) / f"{self.position:06d}{self._suffix}"
 
-    def target(self, out: Path) -> Path:
-        """The file that holds its result in the end, inside the folder `out`."""
-        return out / self.place
-
     def parts(self, out: Path) -> Path:
         """The folder of a container's results while some are missing."""
-        return atomic.beside(self.target(out), after=PARTS)
+        return atomic.beside(out / self.place, after=PARTS)
 
     def is_there(self, out: Path) -> bool:
         """Whether its result is, by itself or in its container."""
-        return self.result(out).exists() or (self.member is not None and self.target(out).exists())
+        return self.result(out).exists() or (out / self.place).exists()
 
     def sha256(self) -> str | None:
         """Digest of the file's bytes; None if it cannot be read."""
@@ -58,31 +54,23 @@ class Source:
         except OSError:
             return None
 
-    def bytes(self) -> bytes:
-        """Those of a file, by itself or in an archive; UnreadableImage if they cannot be had."""
-        with reading(str(self)):
-            return formats.read_file(self.path) if self.member is None else containers.bytes_of(self.path, self.member)
-
     def stored(self, intensities: Range | None = None) -> Stored:
         """The image as it is stored; UnreadableImage as for `read_image`."""
-        if (part := self._part) is None:
-            return formats.decode_stored(self.bytes(), self._named, intensities)
         with reading(str(self)):
-            return containers.stored_of(self.path, part).within(intensities)
+            return containers.stored_of(self.path, self.member).within(intensities)
 
     def read(self, intensities: Range | None = None) -> tuple[Image, str]:
         """(image, digest of the bytes it was read from); UnreadableImage as for `read_image`."""
         if self.member is not None:
             return self.stored(intensities).image(Path(str(self))), self.sha256() or ""
-        data = self.bytes()
+        with reading(self.path):
+            data = formats.read_file(self.path)
         return formats.decode(data, self.path, intensities), hashlib.sha256(data).hexdigest()
 
     def read_array(self) -> tuple[np.ndarray, str]:
         """(a measurement that is no image, digest of its file); UnreadableImage as for `read`."""
-        if (part := self._part) is None:
-            return formats.decode_array(self.bytes(), self._named), self.sha256() or ""
         with reading(str(self)):
-            return containers.array_of(self.path, part), self.sha256() or ""
+            return containers.array_of(self.path, self.member), self.sha256() or ""
 
     def encoding_of_result(self, intensities: Range | None) -> Encoding:
         """How the image is stored that comes from a measurement."""
@@ -90,19 +78,11 @@ class Source:
         return Encoding(self._suffix, "float32", is_plane, intensities)
 
     @property
-    def _part(self) -> Member | None:
-        """The member, unless it is a file in an archive."""
-        return None if self.member is None or containers.is_archive(self.path) else self.member
-
-    @property
-    def _named(self) -> Path:
-        """Such a file, its suffix last, which may decide."""
-        return self.path if self.member is None else Path(f"{self.path}::{self.member.name}")
-
-    @property
     def _suffix(self) -> str:
         """Of the file that holds its result, for now or for good."""
-        return self._named.suffix.lower() if self._part is None else ".npy"
+        if self.member is None:
+            return self.path.suffix.lower()
+        return Path(self.member.name).suffix.lower() if containers.is_archive(self.path) else ".npy"
 
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path}::{self.member}"
@@ -111,10 +91,7 @@ class Source:
 def find_sources(
     patterns: Patterns, recursive: bool = False, out: Path | None = None, content: Content = IMAGES
 ) -> tuple[list[Source], list[UnreadableImage], Found]:
-    """(images in the files that `find_images` finds, containers that could not be listed, what was found at all).
-
-    Nothing is looked for in the output folder `out`. Of containers, `content` counts.
-    """
+    """(images outside the folder `out`, of containers `content`; containers not to be listed; all that was found)."""
     found = find(patterns, recursive, out)
     sources: list[Source] = []
     broken: list[UnreadableImage] = []
@@ -136,26 +113,20 @@ def put_together(sources: Iterable[Source], out: Path) -> tuple[str, ...]:
     results: dict[Source, list[tuple[Member, Path]]] = {}  # by container
     for source in sources:
         if source.member is not None:
-            container = Source(source.path, source.place)
-            results.setdefault(container, []).append((source.member, source.result(out)))
+            results.setdefault(Source(source.path, source.place), []).append((source.member, source.result(out)))
     incomplete = []
     for container, parts in results.items():
-        folder, target = container.parts(out), container.target(out)
+        folder, target = container.parts(out), container.result(out)
         if not target.exists() and all(part.exists() for _, part in parts):
             containers.pack(container.path, parts, target)
-        if target.exists() and folder.is_dir():
-            _remove(folder)
-        elif not target.exists():
+        if not target.exists():
             incomplete.append(container.item)
+        elif folder.is_dir():
+            gone = atomic.beside(folder, ".", ".gone")  # whole or gone: a kill in between must not leave some parts
+            shutil.rmtree(gone, ignore_errors=True)
+            os.replace(folder, gone)
+            shutil.rmtree(gone, ignore_errors=True)
     return tuple(incomplete)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder of parts so that it is whole or gone: a kill in between must not leave some of them."""
-    gone = atomic.beside(folder, ".", ".gone")
-    shutil.rmtree(gone, ignore_errors=True)
-    os.replace(folder, gone)
-    shutil.rmtree(gone, ignore_errors=True)
 
 
 @functools.lru_cache(maxsize=64)

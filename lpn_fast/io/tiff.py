@@ -2,8 +2,7 @@
 
 What is declared is compared with what is there: bits, samples and their format, depth, ImageJ's `images=`, the length
 of the data. `tifffile` decodes (extra [tiff], which brings imagecodecs for LZW, JPEG and others); Pillow where that is
-missing, and palettes, CMYK, YCbCr and Lab, in as far as it cuts nothing. Profile, resolution, orientation and names are
-kept, and whether white is 0, colours are planar and data are compressed.
+missing, and palettes, CMYK, YCbCr and Lab, in as far as it cuts nothing.
 """
 
 import functools
@@ -24,8 +23,9 @@ from .image import Encoding, Stored, check_size, one_line, version_of
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2  # PhotometricInterpretation
 FOR_PILLOW = (3, 5, 6, 8)  # palette, inks, YCbCr, Lab
 UNCOMPRESSED, SEPARATE, ALPHA = 1, 2, (1, 2)
+SOFTWARE = 305
 # tags that travel: make, model, orientation, software, date, artist, copyright
-NAMES = (271, 272, 274, 305, 306, 315, 33432)
+NAMES = (271, 272, 274, SOFTWARE, 306, 315, 33432)
 INSTALL = 'pip install "lpn-fast[tiff]"'
 _lock = threading.RLock()  # a file that is open is read by one thread at a time
 
@@ -65,12 +65,11 @@ def pack(source: Path, parts: Iterator[np.ndarray], first: np.ndarray, out: Path
     """Write the results (C, H, W) of a stack, of which `first` is one, as a stack like `source`."""
     with _tifffile().TiffFile(source) as tif:
         series, leading = _stack(tif)
-        kept = _kept(tif, series.keyframe)
-        if _needs_pillow(series.keyframe):  # which has made gray or RGB of it, black as 0
-            kept["photometric"] = RGB if len(first) == 3 else BLACK_IS_ZERO
-            kept.pop("planarconfig", None)
-        if series.keyframe.photometric in FOR_PILLOW:
-            kept.pop("iccprofile", None)
+        page, kept = series.keyframe, _kept(tif, series.keyframe)
+        if _needs_pillow(page):  # which has made gray or RGB of it, black as 0
+            kept |= {"photometric": RGB if len(first) == 3 else BLACK_IS_ZERO, "planarconfig": None}
+        if page.photometric in FOR_PILLOW:
+            kept["iccprofile"] = None
         axes, one = series.axes[: len(leading)], _laid_out(first, kept)
         axes += {2: "YX", 3: "SYX" if kept.get("planarconfig") == SEPARATE else "YXS"}[one.ndim]
         options = kept | {"shape": (*leading, *one.shape), "dtype": first.dtype, "metadata": None}
@@ -80,8 +79,8 @@ def pack(source: Path, parts: Iterator[np.ndarray], first: np.ndarray, out: Path
         elif tif.is_shaped or tif.is_ome:
             options |= {"ome": tif.is_ome, "metadata": {"axes": axes}}
         pages = (_laid_out(part, kept) for part in parts)
-        if series.keyframe.imagedepth > 1:
-            tile = series.keyframe.tile or (1, 16, 16)
+        if page.imagedepth > 1:
+            tile = page.tile or (1, 16, 16)
             whole = np.stack(list(pages)).reshape(options.pop("shape"))
             _tifffile().imwrite(out, whole, **options, volumetric=True, tile=tile)
         else:
@@ -140,7 +139,7 @@ def _read(tif, source: bytes | Path, index: int | None) -> Stored:
             raise ValueError("it is truncated: its data begin or end behind its end")
         values = one.asarray(maxworkers=1)
     else:
-        values = _whole(source, None if isinstance(source, bytes) else version_of(source)).reshape(shape)[index]
+        values = _whole(series).reshape(shape)[index]
     if values.ndim > 2 and page.planarconfig != SEPARATE:
         values = np.moveaxis(values, -1, 0)
     values = values[None] if values.ndim == 2 else values
@@ -160,9 +159,9 @@ def _read(tif, source: bytes | Path, index: int | None) -> Stored:
 
 
 @functools.lru_cache(maxsize=1)
-def _whole(source: bytes | Path, version: tuple | None) -> np.ndarray:
-    with _tifffile().TiffFile(io.BytesIO(source) if isinstance(source, bytes) else source) as tif:
-        return _stack(tif)[0].asarray(maxworkers=1)
+def _whole(series) -> np.ndarray:
+    """All pictures, which lie in one piece: the members of a stack share one decoding."""
+    return series.asarray(maxworkers=1)
 
 
 def _check(page, size: int) -> None:
@@ -181,11 +180,8 @@ def _check(page, size: int) -> None:
 
 def _needs_pillow(page) -> bool:
     tags = _tifffile().TIFF
-    try:
-        tags.DECOMPRESSORS[page.compression], tags.UNPREDICTORS[page.predictor]
-    except KeyError:
-        return True
-    return page.photometric in FOR_PILLOW or page.bitspersample < 8
+    decoded = page.compression in tags.DECOMPRESSORS and page.predictor in tags.UNPREDICTORS
+    return not decoded or page.photometric in FOR_PILLOW or page.bitspersample < 8
 
 
 def _by_pillow(source: bytes | Path, index: int, page) -> Stored:
@@ -197,17 +193,14 @@ def _by_pillow(source: bytes | Path, index: int, page) -> Stored:
         picture.seek(index)
         tags = picture.tag_v2
         bits, formats = set(tags.get(258, (1,))), set(tags.get(339, (1,)))
-        description = str(tags.get(270, ""))
         exact = picture.mode in ("F", "I;16", "I;16B", "I;16L") or (max(bits) <= 8 and picture.mode not in ("I", "F"))
         exact &= formats == ({3} if picture.mode == "F" else {1}) and tags.get(32997, 1) == 1
-        if tags.get(262) == WHITE_IS_ZERO and picture.mode not in ("1", "L"):
-            exact = False  # Pillow turns these two round, and others not
-        if not exact or (page is None and "images=" in description):
+        exact &= tags.get(262) != WHITE_IS_ZERO or picture.mode in ("1", "L")  # Pillow turns no others round
+        if not exact or (page is None and "images=" in str(tags.get(270))):
             raise ValueError(f"its {max(bits)}-bit {picture.mode} needs tifffile with imagecodecs: {INSTALL}")
-        if page is None:
-            file_size = len(source) if isinstance(source, bytes) else source.stat().st_size
-            check_size(math.prod(picture.size) * len(picture.getbands()) * max(1, max(bits) // 8), file_size)
-        return pictures.decoded(picture, ".tif", pictures.kept_of(picture), [])
+        file_size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        check_size(math.prod(picture.size) * len(picture.getbands()) * max(1, max(bits) // 8), file_size)
+        return pictures.decoded(picture, ".tif", [])
 
 
 def _laid_out(stored: np.ndarray, kept: dict) -> np.ndarray:
@@ -219,18 +212,16 @@ def _laid_out(stored: np.ndarray, kept: dict) -> np.ndarray:
 
 def _kept(tif, page) -> dict:
     """Arguments of tifffile.imwrite that make a file like this one."""
-    tags = page.tags
-    kept: dict = {"photometric": int(page.photometric) if page.photometric in (WHITE_IS_ZERO, RGB) else BLACK_IS_ZERO}
-    kept["compression"] = None if page.compression == UNCOMPRESSED else "zlib"
-    kept["extratags"] = [tags[code].astuple()[:4] + (True,) for code in NAMES if code in tags]
-    if any(code == 305 for code, *_ in kept["extratags"]):
-        kept["software"] = False
-    if page.planarconfig == SEPARATE and page.samplesperpixel > 1:
-        kept["planarconfig"] = SEPARATE
-    if page.iccprofile:
-        kept["iccprofile"] = page.iccprofile
+    tags, is_described = page.tags, page.description and not (tif.is_imagej or tif.is_shaped or tif.is_ome)
+    kept = {
+        "photometric": int(page.photometric) if page.photometric in (WHITE_IS_ZERO, RGB) else BLACK_IS_ZERO,
+        "planarconfig": SEPARATE if page.planarconfig == SEPARATE and page.samplesperpixel > 1 else None,
+        "compression": None if page.compression == UNCOMPRESSED else "zlib",
+        "iccprofile": page.iccprofile,
+        "description": page.description.encode(errors="replace") if is_described else None,
+        "software": False if SOFTWARE in tags else None,  # one of the names, else tifffile's
+        "extratags": [tags[code].astuple()[:4] + (True,) for code in NAMES if code in tags],
+    }
     if 282 in tags and 283 in tags:
         kept |= {"resolution": (tags[282].value, tags[283].value), "resolutionunit": tags.valueof(296, 2)}
-    if page.description and not (tif.is_imagej or tif.is_shaped or tif.is_ome):
-        kept["description"] = page.description.encode(errors="replace")
     return kept

@@ -237,7 +237,7 @@ def _pictures_of(
     """What there is to see of an image that is done; all but "measured" show the same place."""
     if result.value is not None:  # scored: nothing was made
         return {"image": (_image(source, intensities), source.path)}
-    packed = source.target(out)  # of a container that is complete, else there are files
+    packed = out / source.place  # of a container that is complete, else there are files
     is_packed = source.member is not None and packed.exists()
     kept = replace(source, path=packed) if is_packed else _file(source.result(out))
     after = _image(kept, intensities)

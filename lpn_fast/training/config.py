@@ -99,7 +99,7 @@ class DataConfig:
     sources: tuple[str, ...] = option(
         "images, .npy, DICOM, zip, npz, idx, HDF5, or folders of them", (), flag="data", metavar="PATH"
     )
-    synthetic: str | None = option("instead: images made up", None, choices=KINDS)
+    synthetic: str | None = option("instead: images made up", None, choices=tuple(KINDS))
     validate: tuple[str, ...] = option("as --data, for the validation PSNR and SSIM", (), metavar="PATH")
     validate_side: int = option("pixels of the centres of validation images", 160)
     channels: int = option("1 = gray, 3 = colour", 1, choices=(1, 3))

@@ -28,6 +28,7 @@ from ..solvers.noise import SMALLEST_SIDE
 from .batches import Networks, kind_of, to_samples
 from .flow import Background, Solvers, Transfer, in_order
 from .manifest import ItemResult, Manifest
+from .problems import Problem
 from .tasks import Restoration, Task, gravest
 
 DEGRADED_FOLDER = "degraded"  # inside the output folder
@@ -263,13 +264,16 @@ def _found(run: Run, loaded: LoadedImage, solution: Restoration, own: slice, ima
     return found | {"model": run.networks.names.get(loaded.kind)}
 
 
+def degraded_path(source: Source, out: Path, problem: Problem) -> Path:
+    """Of the simulated measurement of an image."""
+    path = source.result(out / DEGRADED_FOLDER)
+    return path if problem.arrays is None else path.with_name(f"{path.name}.npy")
+
+
 def _keep_degraded(run: Run, loaded: LoadedImage) -> str | None:
     """Write the simulated measurement, or say why that cannot be."""
-    path = loaded.source.result(run.out / DEGRADED_FOLDER)
-    if run.task.problem.arrays is None:
-        data = encode(loaded.measured, loaded.encoding)
-    else:
-        path, data = path.with_name(f"{path.name}.npy"), to_npy(loaded.measured.numpy())
+    path, are_images = degraded_path(loaded.source, run.out, run.task.problem), run.task.problem.arrays is None
+    data = encode(loaded.measured, loaded.encoding) if are_images else to_npy(loaded.measured.numpy())
     if path.exists():  # from before a kill, or a picture of somebody
         same = path.is_file() and path.read_bytes() == data
         return None if same else f"{path} is another picture than its simulated measurement; it is not overwritten"

@@ -220,8 +220,7 @@ class _Loaded:
             manifest=None,  # whoever calls keeps one
             settings=self.settings,
             digest=self.digest,
-            simulate=False,
-            seed=0,
+            seed=None,
             intensities=self.intensities,
             bar=tqdm(disable=True),
             transfer=self.transfer,

@@ -148,7 +148,7 @@ def reconstruct(
     >>> len(summary.done), len(summary.failed)
     (1, 0)
     """
-    out, share = Path(out), share or Share()
+    out, share, seed = Path(out), share or Share(), seed if simulate else None
     check_numbers(intensities, batch_pixels=batch_pixels, solvers=solvers)
     networks = Networks(model, device, task.networks)
     everything, unlisted, found = find_sources(images, recursive, out, content_of(task, simulate, intensities))
@@ -161,7 +161,7 @@ def reconstruct(
         raise ValueError(f"solvers must be 1 for a model on a GPU, got {solvers}")
     for network in networks.all:
         task.conditions(network)
-    settings = settings_of(task, networks, intensities, seed if simulate else None)
+    settings = settings_of(task, networks, intensities, seed)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out must be a folder, {out} is a file")
     out.mkdir(parents=True, exist_ok=True)
@@ -181,7 +181,7 @@ def reconstruct(
             Solvers(count) as team,
         ):
             warnings.simplefilter("ignore", RuntimeWarning)  # samples that became NaN are in the manifest
-            told = (out, task, networks, manifest, settings, digest_of(settings), simulate, seed, intensities)
+            told = (out, task, networks, manifest, settings, digest_of(settings), seed, intensities)
             run = Run(*told, bar, transfer, writer, team)
             for source, reason in broken.items() if share.rank == 0 else ():
                 run.refuse(source, reason)
@@ -191,8 +191,9 @@ def reconstruct(
         incomplete = put_together(everything, out) if task.makes_images else ()
     items = [source.item for source in (*everything, *broken)]
     whole = tuple(results[item] for item in items) if all(item in results for item in items) else None
-    done, failed, earlier = tuple(run.done), tuple(run.failed), tuple(skipped.values())
-    return Summary(out, done, earlier, failed, whole, incomplete, str(found), tuple(everything))
+    done = tuple(line for line in run.made if line.status == "done")
+    failed = tuple(line for line in run.made if line.status != "done")
+    return Summary(out, done, tuple(skipped.values()), failed, whole, incomplete, str(found), tuple(everything))
 
 
 def check_numbers(intensities: Range | None, **counts: int | None) -> None:

@@ -1,4 +1,4 @@
-"""What happens to the images of a job: read, solve, write. `reconstruct` runs these in its threads.
+"""What happens to the images of a job in its threads: read, solve, write.
 
 What the reading and the writing thread do with a whole image is numpy's loaded: torch would start a team of threads for
 each of them, which wait busily for the next operation on the cores that the solver needs.
@@ -7,7 +7,6 @@ each of them, which wait busily for the next operation on the cores that the sol
 import contextlib
 import hashlib
 import os
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -67,35 +66,30 @@ class Run:
     manifest: Manifest
     settings: dict
     digest: str
-    simulate: bool
-    seed: int
+    seed: int | None  # of the noise, where measurements are simulated
     intensities: Range | None
     bar: tqdm
     transfer: Transfer
     writer: Background
     solvers: Solvers
-    done: list[ItemResult] = field(default_factory=list)
-    failed: list[ItemResult] = field(default_factory=list)
-    bar_lock: threading.Lock = field(default_factory=threading.Lock)
+    made: list[ItemResult] = field(default_factory=list)
 
     def advance(self, images: float) -> None:
         """Move the progress bar; any thread."""
-        with self.bar_lock:
+        with self.bar.get_lock():
             self.bar.update(images)
 
     def line(self, source: Source, status: str, source_sha256: str, **found) -> ItemResult:
-        """The line of an image, with what was found."""
         return ItemResult(source.item, status, str(source), source_sha256, self.settings, self.digest, **found)
 
     def failure(self, source: Source, reason: str) -> ItemResult:
-        """The line of an image that could not be used."""
         return self.line(source, "failed", source.sha256() or "", error=reason)
 
     def refuse(self, source: Source, reason: str) -> None:
         """What becomes of an image that cannot be used."""
         line = self.failure(source, reason)
         self.manifest.append(line)
-        self.failed.append(line)
+        self.made.append(line)
 
     def keep(self, batch: list[LoadedImage], solution: Restoration, computed, seconds: float) -> None:
         """Result files and manifest lines of a batch: files under temporary names, lines, names, in this order.
@@ -111,15 +105,14 @@ class Run:
                     ready.append((None, None, line))
                     continue
                 path = loaded.source.result(self.out)
-                if not path.parent.is_dir():
-                    path.parent.mkdir(parents=True, exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 ready.append((atomic.stage(path, data), path, line))
         finally:
             full = self._record(ready)
             for temporary, path, line in ready:
                 if temporary is not None:
                     os.replace(temporary, path)
-                (self.done if line.status == "done" else self.failed).append(line)
+                self.made.append(line)
         if full is not None:
             raise full
 
@@ -157,15 +150,15 @@ def _read(run: Run, source: Source) -> LoadedImage | tuple[Source, str]:
     """An image, or why it cannot be used."""
     problem = run.task.problem
     try:
-        if problem.arrays is not None and not run.simulate:
+        if problem.arrays is not None and run.seed is None:
             array, digest = source.read_array()
             measured, truth = problem.measured(array, run.intensities), None
             kind, notes = problem.kind, ()
             encoding = source.encoding_of_result(run.intensities)
         else:
             image, digest = source.read(run.intensities)
-            truth = image.pixels if run.simulate else None
-            measured = run.task.degrade(truth, _generator(run.seed, source)) if run.simulate else image.pixels
+            truth = None if run.seed is None else image.pixels
+            measured = image.pixels if truth is None else run.task.degrade(truth, _generator(run.seed, source))
             kind, encoding, notes = kind_of(image, problem.kind), image.encoding, image.notes
         kind = run.networks.suiting(kind)
         samples, noise = to_samples(measured, run.networks[kind].spec.channels), None
@@ -290,10 +283,7 @@ def _divergence(solution: Restoration, own: slice, image: Tensor | None) -> str 
     """
     if bool(solution.broken[own].any()):
         return "it became NaN or infinite on the way"
-    if image is None:
-        return None
-    values = image.numpy()
-    largest = float(max(values.max(), -values.min()))
+    largest = 0.0 if image is None else float(max(image.numpy().max(), -image.numpy().min()))
     if largest > LARGEST_PLAUSIBLE:
         return (
             f"it diverged, to values of {largest:.1e}: the measurement may not be what this operator makes of an image "

@@ -76,7 +76,7 @@ def test_export_writes_a_graph_that_runs(tmp_path, capsys):
     assert torch.allclose(f, model(x, sigma=0.1), atol=1e-5) and psi.shape == (3,)
     for arguments, message in (
         ([path, "-o", "f.bin"], "must end in"),
-        ([path, "-o", "f.pt2", "--size", "0", "4"], "--size must be at least 1"),
+        ([path, "-o", "f.pt2", "--size", "0", "4"], "--size: must be a whole number, at least 1"),
         (["none", "-o", "f.pt2"], "--model must be a shipped model"),
     ):
         assert cli.main(["export", *arguments]) == 2

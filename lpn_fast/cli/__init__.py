@@ -56,8 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
         return CLOSED_PIPE
     except KeyboardInterrupt:
-        remedy = getattr(args, "when_interrupted", "the same command goes on where this one stopped")
-        return _complain(args, f"interrupted; {remedy}", INTERRUPTED)
+        return _complain(args, f"interrupted; {getattr(args, 'when_interrupted', 'nothing was written')}", INTERRUPTED)
     except (ValueError, TypeError, FileNotFoundError) as error:
         return _complain(args, error, WRONG_USE)
     except (RuntimeError, OSError, FloatingPointError) as error:

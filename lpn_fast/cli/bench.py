@@ -14,6 +14,7 @@ examples:
 """
 
 import argparse
+import re
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ import torch
 from ..benchmark import results, roofline, suite
 from ..benchmark.results import Result, Row
 from ..contract import check_device
-from ..networks import LPN, paper_network
+from ..networks import paper_network
 from ..ops.precision import PRECISIONS
 from . import options
 from .tables import table
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = f"shipped models, files of lpn_fast.save, published networks: {', '.join(PAPER)} (default: natural-gray)"
     add("--model", nargs="+", metavar="NAME_OR_PATH", default=[options.DEFAULT_MODEL], help=names)
     add("--work", nargs="+", choices=list(WORK_NAMES), help="(default: all)")
-    add("--batch", type=int, nargs="+", metavar="N", default=[4], help="(default: 4)")
+    add("--batch", type=options.count, nargs="+", metavar="N", default=[4], help="(default: 4)")
     add("--size", type=_size, nargs="+", metavar="N or HxW", help="of volumes DxHxW (default: 128, of volumes 32)")
     add("--precision", choices=PRECISIONS, default="fp32", help="of ours; plain torch runs in fp32 (default: fp32)")
     add("--seconds", type=float, default=1.0, metavar="S", help="of measuring per line (default: %(default)s)")
@@ -50,22 +51,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-compile", action="store_true", help="leave out torch.compile")
     add("--out", type=Path, metavar="DIR", help="keep bench.csv, bench.json and roofline.png there")
     add("--compare", type=Path, nargs=2, metavar=("A", "B"), help="of two results: how many times faster B is")
-    parser.set_defaults(when_interrupted="nothing was written")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table; the exit code."""
     if args.compare:
         return _compare(*map(results.read, args.compare))
-    if min(args.batch) < 1 or not args.seconds > 0:
-        raise ValueError(f"--batch and --seconds must be positive, got {args.batch}, {args.seconds:g}")
+    if not args.seconds > 0:
+        raise ValueError(f"--seconds must be positive, got {args.seconds:g}")
     options.set_threads(args.threads)
     check_device(args.device)
     names, batches, sizes = args.model, args.batch, args.size
     if args.sweep:
         names = [*SWEEP, *(name for name in names if name not in SWEEP and name != options.DEFAULT_MODEL)]
         batches, sizes = SWEEPS[torch.device(args.device).type]
-    models = {name: _model(name, args.device) for name in names}
+    models = {
+        name: paper_network(name).eval().to(args.device) if name in PAPER else options.load_model(name, args.device)
+        for name in names
+    }
     ops = tuple(WORK_NAMES[name] for name in args.work) if args.work else suite.OPS
     if args.sweep and not args.work:
         ops = tuple(op for op in ops if op not in ("invert", "reconstruct"))  # minutes each on large images
@@ -84,19 +86,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _size(text: str) -> tuple[int, ...]:
     """Numbers of pixels along the axes: 128, or 128x96."""
-    try:
-        size = tuple(map(int, text.split("x")))
-    except ValueError:
-        size = ()
-    if not size or min(size) < 1:
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text):
         raise argparse.ArgumentTypeError(f"must be positive numbers like 128 or 128x96, got {text!r}")
-    return size
-
-
-def _model(name: str, device: str) -> LPN:
-    if name in PAPER:
-        return paper_network(name).eval().to(device)
-    return options.load_model(name, device)
+    return tuple(map(int, text.split("x")))
 
 
 def _write(result: Result, folder: Path) -> None:

@@ -26,11 +26,9 @@ def add_arguments(parser) -> None:
     which.add_argument("--config", type=Path, metavar="model.json", help="the published code's description of it")
     add("--sigma", type=float, metavar="S", help="noise level it was trained for, kept in the card")
     add("--note", metavar="TEXT", help="where it comes from and under which licence, kept in the card")
-    parser.set_defaults(when_interrupted="nothing was written")
 
 
 def run(args) -> int:
-    """Do it; the exit code."""
     if args.out.exists():
         raise ValueError(f"--out must name a new file, {args.out} is there already")
     if args.sigma is not None and not 0 < args.sigma < float("inf"):

@@ -29,7 +29,6 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    """Do it; the exit code."""
     if args.model is not None:
         model = options.load_model(args.model)
         _print(args.model, [_in_short(model), model.extra_repr(), *_entries(model.card)])

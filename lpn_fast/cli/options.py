@@ -35,19 +35,23 @@ def number_or(word: str, meaning, kind: type = float) -> Callable[[str], object]
 NUMBER_OR_AUTO = number_or(AUTO, None)
 
 
+def count(text: str) -> int:
+    """A type of arguments."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text!r}")
+    return int(text)
+
+
 def add_machine(parser: argparse.ArgumentParser) -> None:
     """Where it runs."""
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: torch's choice)")
 
 
 def set_threads(threads: int | None) -> None:
-    """Use that many CPU threads; ValueError below 1."""
-    if threads is None:
-        return
-    if threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {threads}")
-    torch.set_num_threads(threads)
+    """Use that many CPU threads, or as many as torch chooses."""
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def load_model(name_or_path: str, device: str = "cpu") -> LPN:

@@ -44,7 +44,6 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    """Run the job; the exit code."""
     if args.simulate and args.noise is None:
         args.noise = SIMULATED_NOISE
     if args.solver is None and (args.iterations is not None or args.sigma is not None or args.strict):

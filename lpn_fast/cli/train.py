@@ -32,6 +32,7 @@ from ..training.run import build_crops, train
 
 HEADINGS = {"": "the run", "data.": "[data]", "model.": "[model]", "schedule.": "[schedule]"}
 METAVARS = {int: "N", float: "X", str: "NAME"}
+NO_SETTINGS = ("command", "config", "run", "when_interrupted")
 
 
 class _OneOrSeveral(argparse.Action):
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One for each entry of a configuration."""
     parser.epilog = f"families:\n{_families()}\n{parser.epilog}"
     parser.argument_default = argparse.SUPPRESS  # what is not given is left to the file, then to the defaults
+    parser.set_defaults(when_interrupted="the same command goes on where this one stopped")
     parser.add_argument("--config", metavar="FILE", help="TOML or JSON")
     for table, cls in TABLES.items():
         group, hints = parser.add_argument_group(HEADINGS[table]), typing.get_type_hints(cls)
@@ -57,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train and verify; 0 when the last step is done and the result is an exact prox, 1 if it is not."""
-    given = {name: value for name, value in vars(args).items() if name not in ("run", "command", "config")}
+    given = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
     config = from_dict(merge(read_config(args.config) if "config" in args else {}, _as_tables(given)))
     if config.threads:
         torch.set_num_threads(config.threads)

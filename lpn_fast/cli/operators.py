@@ -6,7 +6,6 @@ import argparse
 import inspect
 import math
 import tomllib
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def problem_of(args: argparse.Namespace) -> Problem:
     """The problem that the options state; an error for one that is missing or has no effect, or for a bad file."""
-    takes, every = _options(OPERATORS[args.physics]), set().union(*map(_options, OPERATORS.values()))
-    given = {name: getattr(args, name) for name in every if getattr(args, name) is not None}
+    options_of = {name: inspect.signature(make).parameters for name, make in OPERATORS.items()}
+    takes = options_of[args.physics]
+    given = {name: value for name in set().union(*options_of.values()) if (value := getattr(args, name)) is not None}
     if idle := sorted(given.keys() - takes.keys()):
         raise ValueError(f"{_flag(idle[0])} has no effect with --physics {args.physics}")
     for name, option in takes.items():
@@ -65,11 +65,6 @@ def problem_of(args: argparse.Namespace) -> Problem:
     if args.simulate and args.physics == "blur":
         given = {"boundary": "circular"} | given
     return OPERATORS[args.physics](**given)
-
-
-def _options(make: Callable[..., Problem]) -> Mapping[str, inspect.Parameter]:
-    """Those of an operator, by the function that makes it of them."""
-    return inspect.signature(make).parameters
 
 
 def _flag(option: str) -> str:
@@ -162,7 +157,7 @@ def read_operand(option: str, name: str, dims: int) -> Tensor:
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"there is no {option.strip('-')} file {path}")
-    suffix = path.suffix.lower()
+    suffix, member = path.suffix.lower(), None
     try:
         if suffix in containers.CONTAINER_SUFFIXES:
             found, _ = containers.members(path, Arrays(dims))
@@ -170,12 +165,12 @@ def read_operand(option: str, name: str, dims: int) -> Tensor:
             if len(found) != 1 or found[0].index is not None:
                 names = ", ".join(map(str, found)) or "none"
                 raise ValueError(f"it must hold one array of {dims} axes, or FILE::NAME pick one; found {names}")
-            array, _ = Source(path, path, found[0]).read_array()
-        elif suffix == ".npy":
-            array, _ = Source(path, path).read_array()
+            member = found[0]
+        if member is not None or suffix == ".npy":
+            array, _ = Source(path, path, member).read_array()
         else:
-            pixels = pipeline.read_image(path).pixels
-            array = pixels.numpy()[0] if len(pixels) == 1 else pixels.numpy()
+            pixels = pipeline.read_image(path).pixels.numpy()
+            array = pixels[0] if len(pixels) == 1 else pixels
     except ValueError as error:
         raise ValueError(f"{option} must be a readable file, {path} is none: {error}") from error
     if array.dtype.kind not in "fiucb":

@@ -48,8 +48,7 @@ def run(args) -> int:
     if late:
         print(f"{late} values did not converge; do not trust them, see `residual` and `verdict`")
     # the images that were named, in that order, then those of earlier calls
-    results = {result.item: result for result in summary.everything}
-    results |= {item: result for item, result in read_results(job).items() if item not in results}
+    results = {result.item: result for result in summary.everything} | read_results(job)
     done = [result for result in results.values() if result.status == "done"]
     rows = [[getattr(result, field) for field in COLUMNS.values()] for result in done]
     atomic.write(table, csv_text(COLUMNS, rows).encode(errors="backslashreplace"))

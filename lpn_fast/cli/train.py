@@ -59,8 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train and verify; 0 when the last step is done and the result is an exact prox, 1 if it is not."""
-    given = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
-    config = from_dict(merge(read_config(args.config) if "config" in args else {}, _as_tables(given)))
+    config = from_dict(merge(read_config(args.config) if "config" in args else {}, given_by(args)))
     if config.threads:
         torch.set_num_threads(config.threads)
     if launched_by_torchrun():
@@ -148,10 +147,11 @@ def _sample(data: DataConfig, model: LPN) -> torch.Tensor:
     return build_crops(few, model, pool=2)(2, torch.Generator().manual_seed(0))
 
 
-def _as_tables(given: dict) -> dict:
-    """Values of flags, by their place in a configuration, as its nested tables."""
+def given_by(args: argparse.Namespace) -> dict:
+    """Values of flags as the tables of a configuration."""
     tables: dict = {}
-    for place, value in given.items():
+    for place, value in vars(args).items():
         *table, key = place.split(".")
-        (tables.setdefault(table[0], {}) if table else tables)[key] = value
+        if key not in NO_SETTINGS:
+            (tables.setdefault(table[0], {}) if table else tables)[key] = value
     return tables

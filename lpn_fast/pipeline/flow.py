@@ -31,8 +31,8 @@ TICK = 1.0  # seconds
 def settle_thread_pool() -> None:
     """Make torch's thread pool whole in the calling thread, before other threads use torch; changes no setting.
 
-    A process that was forked has lost the pool. The first operation of any new thread replaces it, and of two threads
-    that are first at the same time one can find none: "Invalid thread pool!", which would be blamed on an image.
+    A process that was forked has lost the pool. Of two threads that replace it at the same time, by their first
+    operation, one can find none: "Invalid thread pool!", which would be blamed on an image.
     """
     torch.set_num_threads(torch.get_num_threads())
 
@@ -106,20 +106,17 @@ def ticking(bar: tqdm, seconds: float = TICK) -> Iterator[None]:
             thread.join()
 
 
-class Background:
+class Background(contextlib.AbstractContextManager):
     """Runs calls one after another in a thread; an error is raised by a later `submit` or by the end of `with`.
 
     At most `ahead` calls are unfinished, else `submit` waits; any thread may submit. Whatever was submitted
     is finished before the `with` ends, even if that ends in an error: results that are computed are not thrown away.
     """
 
-    def __init__(self, ahead: int = 1):
+    def __init__(self, ahead: int = 1, threads: int = 1, begin: Callable[[], None] | None = None):
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="lpn_fast work", initializer=begin)
         self._ahead, self._lock = ahead, threading.Lock()
         self._running: set[Future] = set()
-
-    def __enter__(self) -> "Background":
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="lpn_fast write")
-        return self
 
     def submit(self, function: Callable, *arguments) -> None:
         """Run function(*arguments) after the calls before it, or beside them where there are several threads."""
@@ -141,7 +138,10 @@ class Background:
             if error is None:
                 self._settle()
         finally:
-            self._pool.shutdown(wait=True)
+            self._close()
+
+    def _close(self) -> None:
+        self._pool.shutdown()
 
 
 class Solvers(Background):
@@ -158,23 +158,20 @@ class Solvers(Background):
     """
 
     def __init__(self, count: int):
-        super().__init__(ahead=count + 1)  # one more than threads is at hand
-        self.count, self.stopped = count, threading.Event()
-
-    def __enter__(self) -> "Solvers":
-        self._threads = torch.get_num_threads()
-        if self.count == 1:
-            return self
-        turn, all_here = threading.Lock(), threading.Barrier(self.count)
-        torch.set_num_threads(1)  # for this thread and those started later
+        turn, all_here = threading.Lock(), threading.Barrier(count)
 
         def begin() -> None:
             with turn:
                 torch.set_num_threads(1)
             all_here.wait()
 
-        self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="lpn_fast solve", initializer=begin)
-        wait([self._pool.submit(int) for _ in range(self.count)])  # settled before any of them works
+        super().__init__(count + 1, count, begin)  # one call more than threads is at hand
+        self.count, self.stopped, self._threads = count, threading.Event(), torch.get_num_threads()
+
+    def __enter__(self) -> "Solvers":
+        if self.count > 1:
+            torch.set_num_threads(1)  # for this thread and those started later
+            wait([self._pool.submit(int) for _ in range(self.count)])  # settled before any of them works
         return self
 
     def submit(self, function: Callable, *arguments) -> None:
@@ -193,16 +190,10 @@ class Solvers(Background):
         finally:
             torch.set_num_threads(own)
 
-    def __exit__(self, kind, error, traceback) -> None:
-        if self.count == 1:
-            return
-        try:
-            if error is None:
-                self._settle()
-        finally:
-            self.stopped.set()
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(self._threads)
+    def _close(self) -> None:
+        self.stopped.set()
+        self._pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._threads)
 
 
 class Transfer:

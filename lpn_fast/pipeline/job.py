@@ -2,10 +2,9 @@
 
     find -> skip what is finished -> read -> (degrade, if the truth is given) -> batch -> solve -> write
 
-Images are read as the batches need them, so the number of images does not matter to memory. What goes
-wrong with one image becomes a line of the manifest and the job goes on. An image of a batch that fails is
-found by solving the batch one by one. What is wrong with the job, a full disk or a lost GPU, ends it with an
-error; what was finished is kept.
+Images are read as the batches need them, so their number does not matter to memory. What goes wrong with one image
+becomes a line of the manifest and the job goes on; in a batch it is found by solving one by one. What is wrong with the
+job, a full disk or a lost GPU, ends it with an error; what was finished is kept.
 """
 
 import contextlib
@@ -24,8 +23,8 @@ from ..io.sources import Source, find_sources, put_together
 from ..networks import LPN
 from .batches import Networks, batch_pixels_for, bucketed, solvers_for
 from .flow import Background, Solvers, Transfer, ahead_of_time, settle_thread_pool, ticking
+from .manifest import ALONE, ItemResult, Results, Share, differences, digest_of, lock_of, open_manifest, read_results
 from .manifest import NAME as MANIFEST_NAME
-from .manifest import ItemResult, Results, Share, differences, digest_of, lock_of, open_manifest, read_results
 from .run import DEGRADED_FOLDER, Run, solve, usable
 from .tasks import Task
 
@@ -36,24 +35,12 @@ BAR = "{l_bar}{bar}| {n:.1f}/{total} [{elapsed}, {remaining} left, {rate_fmt}]"
 class Summary:
     """What became of the images of a job, in the order of finishing; of those of this process if there are several.
 
-    Attributes
-    ----------
-    out : Path
-        The output folder.
-    done : tuple of ItemResult
-        Finished by this call.
-    skipped : tuple of ItemResult
-        Finished by an earlier one.
-    failed : tuple of ItemResult
-        Not reconstructed; `error` says why.
-    everything : tuple of ItemResult or None
-        All images of the job, of all processes, in the order they were named; None while some are missing.
-    incomplete : tuple of str
-        Containers some of whose images failed; the results of the others lie in the folder `NAME.parts`.
-    passed_over : str
-        What was in folders besides, in words.
-    sources : tuple of Source
-        Where the images of the job are read from.
+    out                     the output folder
+    done, skipped, failed   finished by this call; finished by an earlier one; not reconstructed, `error` says why
+    everything              all images of the job, of all processes, as they were named; None while some are missing
+    incomplete              containers some of whose images failed; results of the others are in `NAME.parts`
+    passed_over             what was in folders besides, in words
+    sources                 where the images of the job are read from
     """
 
     out: Path
@@ -78,22 +65,20 @@ def reconstruct(
     batch_pixels: int | None = None,
     solvers: int | None = None,
     intensities: Range | None = None,
-    share: Share | None = None,
+    share: Share = ALONE,
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> Summary:
     """Reconstruct image files into a folder.
 
     A result has the file name, format and bit depth of its image; the results of a container file (a .npy stack,
-    .npz, .zip, .h5) make one such file, once they are all there. `manifest.jsonl` in the folder gets one
-    line per image. Called again with the same arguments it does what is left; images that failed are tried
-    again. Finished results are never overwritten.
+    .npz, .zip, .h5) make one such file, once they are all there. `manifest.jsonl` in the folder gets one line per
+    image. Called again it does what is left and what failed. Finished results are never overwritten.
 
     Parameters
     ----------
     images : path or iterable of paths
-        Files, folders, glob patterns and `@` lists, see `find_images`. Measurements, or truths with
-        `simulate`.
+        Files, folders, glob patterns and `@` lists, see `find_images`.
     out : path
         Folder for the results, made if need be.
     task : Denoise, Reconstruct or Score
@@ -103,20 +88,19 @@ def reconstruct(
     recursive : bool
         Look into the subfolders of folders; results are in subfolders of the same names.
     simulate : bool
-        Degrade the images first, which are then the truth: the degraded pictures go to `out/degraded`,
-        rounded to the bit depth for looking at; the solver gets them unrounded. PSNR and SSIM are recorded.
+        The images are truths: degrade them first, and record PSNR and SSIM. The degraded pictures go to `out/degraded`,
+        rounded to the bit depth for looking at; the solver gets them unrounded.
     seed : int
         Of the simulated noise; each image has its own, whatever its batch.
     batch_pixels : int, optional
         Most pixels per network evaluation; None is what fits into memory.
     solvers : int, optional
-        Batches that are solved at once on a CPU, each by one thread, if 2 or more; 1 is one at a time by all threads
-        of torch's. None is one per thread, or 1 for a few images. Images larger than `batch_pixels` are solved
-        one at a time by all threads.
+        Batches that are solved at once on a CPU, each by one thread; 1 is one at a time by all threads of torch's, as
+        images larger than `batch_pixels` always are. None is one per thread, or 1 for a few images.
     intensities : (low, high), optional
         What becomes 0 and 1 of the numbers in the files; None is what their type says, see `io.read_image`.
-    share : Share, optional
-        Which of several processes this is, see `Share`; None is the only one.
+    share : Share
+        Which of several processes this is, see `Share`; the only one by default.
     device : str or torch.device
         Of networks that are chosen by the image.
     progress : bool
@@ -131,9 +115,9 @@ def reconstruct(
     FileNotFoundError
         A file or folder that is not there, or a pattern that matches nothing.
     ValueError
-        No images; `out` is no folder, holds the images themselves, results of
-        other settings or files this job did not write, or another job is writing there; task, model and
-        sigma do not fit together, or the model is not one of images. Nothing has been written then, except the folder.
+        No images; `out` is no folder, holds the images themselves, results of other settings or files this job did not
+        write, or another job is writing there; task, model and sigma do not fit together, or the model is not one of
+        images. Nothing has been written then, except the folder.
     OSError
         The folder cannot be written to, or is full.
 
@@ -148,7 +132,7 @@ def reconstruct(
     >>> len(summary.done), len(summary.failed)
     (1, 0)
     """
-    out, share, seed = Path(out), share or Share(), seed if simulate else None
+    out, seed = Path(out), seed if simulate else None
     check_numbers(intensities, batch_pixels=batch_pixels, solvers=solvers)
     networks = Networks(model, device, task.networks)
     everything, unlisted, found = find_sources(images, recursive, out, content_of(task, simulate, intensities))
@@ -167,7 +151,7 @@ def reconstruct(
     out.mkdir(parents=True, exist_ok=True)
     settle_thread_pool()
 
-    own = share.of(everything)
+    own = everything[share.rank :: share.world]
     with open_manifest(out, share) as manifest:
         skipped = finished(own, manifest.results, settings, task.makes_images, InFolder(out))
         left = [source for source in own if source.item not in skipped]

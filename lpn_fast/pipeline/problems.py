@@ -99,12 +99,11 @@ class Problem:
         if isinstance(physics, MRI):
             rows, columns = (torch.fft.fftfreq(n).abs() for n in physics.mask.shape)
             outer = (torch.maximum(rows[:, None], columns[None]) >= OUTER) & (physics.mask != 0)
-            if not bool(outer.any()):
-                return [None for _ in measured]
-            return [float(y[..., outer].abs().median()) / GAUSSIAN_MEDIAN for y in measured]
-        if self.name == "matrix" or measured[0].dim() != 3:
-            return [None for _ in measured]
-        return noise_levels(measured, most_tiles)
+            if bool(outer.any()):
+                return [float(y[..., outer].abs().median()) / GAUSSIAN_MEDIAN for y in measured]
+        elif self.name != "matrix" and measured[0].dim() == 3:
+            return noise_levels(measured, most_tiles)
+        return [None] * len(measured)
 
     def cropped(self, measured: Tensor, size: tuple[int, int]) -> Tensor | None:
         """The part of a measurement (C, H', W') that lies over the image, to compare the two, if there is one."""

@@ -127,7 +127,6 @@ def work(
     _print(tally, args.out, levels, "" if share.is_only else f"process {share.rank} of {share.world}: ")
     _warn_of_noise(task.expected_noise, [r.noise_estimate for r in finished if r.noise_estimate])
     if args.report is not None and summary.everything is not None:
-        args.report.parent.mkdir(parents=True, exist_ok=True)
         write_report(args.report, summary, task, model=args.model, command=args.command_line, conditions=conditions)
         print(f"report: {args.report}")
     return summary

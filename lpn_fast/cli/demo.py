@@ -178,7 +178,6 @@ def make(page: Path, side: int) -> list[tuple]:
         print(f"note: {line}")
     solved = [(case, *solve(case)) for case in tqdm(shown, desc="demo", unit="img", disable=None)]
     title, cards = "Images from measurements, with nothing tuned", [_card(*parts) for parts in solved]
-    page.parent.mkdir(parents=True, exist_ok=True)
     pages.write(page, "demo.html", title=title, cards=cards, missing=missing, threads=torch.get_num_threads())
     return [(case.title, one.name, one.psnr, one.seconds) for case, _, answers in solved for one in answers]
 

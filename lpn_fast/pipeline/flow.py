@@ -2,8 +2,8 @@
 
     read (threads, in order) -> batch and copy to the device (thread) -> solve (threads or caller) -> write (thread)
 
-Every stage is at most a few items ahead of the next, so memory depends on the size of images, never on their
-number. An error of a stage surfaces in the caller, where the items before it have been dealt with.
+Memory depends on the size of images, never on their number. An error of a stage surfaces in the caller, where the items
+before it have been dealt with.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import itertools
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import TypeVar
@@ -47,8 +47,8 @@ def in_order(
 ) -> Iterator[Result]:
     """function(item) for every item, in order, computed by threads at most `ahead` items early.
 
-    Nor is one begun if the results that wait, and those to come, would weigh more than `most` together; those to come
-    are taken to weigh what the last one did. One item at a time is begun whatever it weighs.
+    Results that wait and those to come weigh at most `most` together, where those to come are taken to weigh what the
+    last one did. One item at a time is begun whatever it weighs.
     """
     waiting: deque[Future] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="lpn_fast read")
@@ -74,16 +74,12 @@ def in_order(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def ahead_of_time(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
+def ahead_of_time(items: Generator[Item, None, None], ahead: int = 1) -> Iterator[Item]:
     """The items, taken from their iterator by a thread at most `ahead` early."""
-    iterator, end = iter(items), object()
-    taken = in_order(lambda _: next(iterator, end), itertools.repeat(None), workers=1, ahead=ahead)
-    try:
+    end = object()
+    taken = in_order(lambda _: next(items, end), itertools.repeat(None), workers=1, ahead=ahead)
+    with contextlib.closing(items), contextlib.closing(taken):  # waits for the item that is being taken
         yield from iter(lambda: next(taken), end)
-    finally:
-        taken.close()  # waits for the item that is being taken
-        if hasattr(iterator, "close"):
-            iterator.close()
 
 
 @contextlib.contextmanager
@@ -95,15 +91,13 @@ def ticking(bar: tqdm, seconds: float = TICK) -> Iterator[None]:
         while not over.wait(seconds):
             bar.refresh()
 
-    thread = threading.Thread(target=tick, name="lpn_fast clock", daemon=True)
-    if not bar.disable:
-        thread.start()
-    try:
-        yield
-    finally:
-        over.set()
+    with ThreadPoolExecutor(1, thread_name_prefix="lpn_fast clock") as pool:
         if not bar.disable:
-            thread.join()
+            pool.submit(tick)
+        try:
+            yield
+        finally:
+            over.set()
 
 
 class Background(contextlib.AbstractContextManager):
@@ -149,12 +143,7 @@ class Solvers(Background):
 
     A core that solves a batch of its own waits for no other core, neither at the end of every loop of a network nor
     while reading and writing have one of them. With count 1 the caller runs every call, with all of torch's threads.
-    If the `with` ends in an error, what has not begun never does.
-
-    Attributes
-    ----------
-    stopped : threading.Event
-        Set when the `with` ends: calls that still run, since it ended in an error, should end soon.
+    If the `with` ends in an error, what has not begun never does; `stopped` tells what still runs to end soon.
     """
 
     def __init__(self, count: int):

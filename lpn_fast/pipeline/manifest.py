@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from .. import atomic
 
@@ -226,7 +226,11 @@ def results_in(path: Path, lines: Iterable[bytes], settings: dict[str, dict]) ->
 
 def digest_of(settings: dict) -> str:
     """Digest of JSON-ready settings, the same for equal ones in any order."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return short_digest(json.dumps(settings, sort_keys=True).encode())
+
+
+def short_digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def differences(there: dict, here: dict) -> str:
@@ -249,23 +253,17 @@ def open_manifest(
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         running = folder / f".process-{share.rank}-of-{share.world}.lock"
-        with _locked(lock_of(path), folder), _locked(running, folder):  # a kill releases them
+        with FileLock(lock_of(path), timeout=0), FileLock(running, timeout=0):  # a kill releases them
             # A job of more or fewer processes that still runs would do the same images. Of two that start together the
             # later one finds the lock of the other, since each has its own before it looks.
             for other in folder.glob(".process-*-of-*.lock"):
                 if other.name.removesuffix(".lock").rpartition("-")[2] != str(share.world):
-                    with _locked(other, folder, patience=PATIENCE):  # others may be looking as well
+                    with FileLock(other, timeout=PATIENCE):  # others may be looking as well
                         pass
             results = read(folder)
             os.ftruncate(descriptor, sum(map(len, lines_of(path))))  # not before all of it was found to be a manifest
             yield Manifest(descriptor, results)
-    finally:
-        os.close(descriptor)
-
-
-def _locked(lock: Path, folder: Path, patience: float = 0.0) -> AcquireReturnProxy:
-    """A lock, held from now to the end of `with`."""
-    try:
-        return FileLock(lock).acquire(timeout=patience)
     except Timeout as error:
         raise ValueError(f"another job writes to {folder}; wait for it or choose another folder") from error
+    finally:
+        os.close(descriptor)

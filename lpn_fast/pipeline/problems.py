@@ -11,7 +11,6 @@ Where intensities (low, high) of the image become 0 and 1, the linear operator m
     (y - low A 1) / (high - low).
 """
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +31,7 @@ from ..physics import (
     from_matrix,
 )
 from ..solvers.noise import GAUSSIAN_MEDIAN, SMALLEST_SIDE, TILE, haar_level
+from .manifest import short_digest
 
 PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model and sigma fit together
 # 8,000 blocks: a standard error of 1.3 %; 32,000 pixels: torch starts no threads beside the solver's, from 32,768 on.
@@ -142,7 +142,7 @@ def downsample(physics: Downsampling) -> Problem:
 def ct(physics: ParallelBeamCT) -> Problem:
     """Of sinograms of parallel beams."""
     geometry = physics.geometry
-    settings = {"geometry": _short(repr(geometry).encode())}
+    settings = {"geometry": short_digest(repr(geometry).encode())}
     return Problem("ct", physics, settings, (geometry.height, geometry.width), arrays=Arrays(2), kind="CT")
 
 
@@ -169,7 +169,7 @@ def matrix(entries, image_size: tuple[int, int]) -> Problem:
     physics = from_matrix(entries, image_size)
     if not np.isfinite(stored[-1]).all():
         raise ValueError("the matrix must be finite, got NaN or infinite values")
-    digest = _short(" ".join(_digest(torch.from_numpy(array)) for array in stored).encode())
+    digest = short_digest(" ".join(_digest(torch.from_numpy(array)) for array in stored).encode())
     settings = {"matrix": digest, "size": list(image_size)}
     return Problem("matrix", physics, settings, image_size, arrays=Arrays(1))
 
@@ -203,8 +203,4 @@ def _tiles(image: Tensor, most: int) -> Tensor:
 
 def _digest(values: Tensor) -> str:
     """Shape and content in a few characters."""
-    return f"{'x'.join(map(str, values.shape))}:{_short(values.detach().cpu().contiguous().numpy().tobytes())}"
-
-
-def _short(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+    return f"{'x'.join(map(str, values.shape))}:{short_digest(values.detach().cpu().contiguous().numpy().tobytes())}"

@@ -29,7 +29,6 @@ FORMATS = "png, jpg, tif and stacks, bmp, webp, jp2, pgm, npy, dcm; npz, zip, h5
 
 
 def add_job(parser: argparse.ArgumentParser, out: str, purpose: str) -> None:
-    """Images in, results out, model and machine."""
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGES", help=f"files, folders, patterns, @list.txt: {FORMATS}")
     add("-o", "--out", required=True, metavar=out, help=purpose)
@@ -96,7 +95,6 @@ def _check_beyond(args, share: Share, urls: list[str]) -> None:
 
 
 def run(args, task: Task, model: LPN | str, share: Share, heading: str, conditions: Conditions | None = None) -> int:
-    """Run the job; the exit code."""
     if share.rank == 0:
         print(heading if conditions is None else f"{heading}\n\n{conditions}", end="\n\n", flush=True)
     if not args.is_beyond:
@@ -162,7 +160,6 @@ def _print(tally: jobs.Tally, out: str | Path, levels: Sequence[float] = (), who
 
 
 def _warn_of_noise(said: float | None, shown: list[float]) -> None:
-    """Say so if what was said of the noise is far from what the images show."""
     off = [level for level in shown if said and not said / FAR <= level <= said * FAR]
     if off:
         print(

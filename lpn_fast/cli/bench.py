@@ -43,10 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = f"shipped models, files of lpn_fast.save, published networks: {', '.join(PAPER)} (default: natural-gray)"
     add("--model", nargs="+", metavar="NAME_OR_PATH", default=[options.DEFAULT_MODEL], help=names)
     add("--work", nargs="+", choices=list(WORK_NAMES), help="(default: all)")
-    add("--batch", type=options.count, nargs="+", metavar="N", default=[4], help="(default: 4)")
+    add("--batch", type=options.COUNT, nargs="+", metavar="N", default=[4], help="(default: 4)")
     add("--size", type=_size, nargs="+", metavar="N or HxW", help="of volumes DxHxW (default: 128, of volumes 32)")
     add("--precision", choices=PRECISIONS, default="fp32", help="of ours; plain torch runs in fp32 (default: fp32)")
-    add("--seconds", type=float, default=1.0, metavar="S", help="of measuring per line (default: %(default)s)")
+    add(
+        "--seconds",
+        type=options.number(float),
+        default=1.0,
+        metavar="S",
+        help="of measuring per line (default: %(default)s)",
+    )
     add("--sweep", action="store_true", help="shipped and published models over batches and sizes; takes a while")
     add("--no-compile", action="store_true", help="leave out torch.compile")
     add("--out", type=Path, metavar="DIR", help="keep bench.csv, bench.json and roofline.png there")
@@ -56,8 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.compare:
         return _compare(*map(results.read, args.compare))
-    if not args.seconds > 0:
-        raise ValueError(f"--seconds must be positive, got {args.seconds:g}")
     options.set_threads(args.threads)
     check_device(args.device)
     names, batches, sizes = args.model, args.batch, args.size
@@ -80,7 +84,13 @@ def run(args: argparse.Namespace) -> int:
     for line in result.skipped:
         print(line)
     if args.out is not None:
-        _write(result, args.out)
+        written, picture = results.write(result, args.out), args.out / "roofline.png"
+        try:
+            roofline.draw(result, picture)
+            written.append(picture)
+        except ImportError as error:
+            print(f"no picture: {error}")
+        print(*(f"written: {path}" for path in written), sep="\n")
     return 0
 
 
@@ -89,16 +99,6 @@ def _size(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text):
         raise argparse.ArgumentTypeError(f"must be positive numbers like 128 or 128x96, got {text!r}")
     return tuple(map(int, text.split("x")))
-
-
-def _write(result: Result, folder: Path) -> None:
-    for path in results.write(result, folder):
-        print(f"written: {path}")
-    try:
-        roofline.draw(result, folder / "roofline.png")
-        print(f"written: {folder / 'roofline.png'}")
-    except ImportError as error:
-        print(f"no picture: {error}")
 
 
 def _compare(first: Result, second: Result) -> int:

@@ -18,8 +18,8 @@ def add_arguments(parser) -> None:
     add = parser.add_argument
     add("model", metavar="NAME_OR_PATH", help="shipped model or a file of lpn_fast.save")
     add("-o", "--out", type=Path, required=True, metavar="FILE", help="its suffix, .onnx or .pt2, decides the format")
-    add("--size", type=options.count, nargs=2, metavar=("H", "W"), help="of the images (default: any)")
-    add("--batch", type=options.count, metavar="N", help="number of images (default: any)")
+    add("--size", type=options.COUNT, nargs=2, metavar=("H", "W"), help="of the images (default: any)")
+    add("--batch", type=options.COUNT, metavar="N", help="number of images (default: any)")
     add("--potential", action="store_true", help="give psi(x) as a second output")
 
 

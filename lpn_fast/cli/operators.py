@@ -29,14 +29,13 @@ HALF = 0.5  # a mask's values above it are seen
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which operator, and everything that one of them needs."""
     group = parser.add_argument_group("operator")
     add = group.add_argument
     summaries = "; ".join(f"{name}: {make.__doc__}" for name, make in OPERATORS.items())
     add("--physics", choices=tuple(OPERATORS), default="blur", help=f"{summaries} (default: blur)")
     size = "pixels of a side of the kernel, or published: as in the paper's experiments (default: 4 S to each side)"
     add("--blur-sigma", type=float, metavar="S", help="of a Gaussian, in pixels (default: 1.6, or factor / 2)")
-    add("--blur-size", type=options.number_or("published", "published", int), metavar="N", help=size)
+    add("--blur-size", type=options.number(int, "published", "published"), metavar="N", help=size)
     add("--kernel", metavar="FILE", help=f"blur kernel (kh, kw): {OPERANDS}, whose values are made to sum to 1")
     beyond = "how images go on beyond their borders (default: valid, as in photographs; with --simulate circular)"
     add("--boundary", choices=BOUNDARIES, help=beyond)

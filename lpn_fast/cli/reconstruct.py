@@ -60,4 +60,4 @@ def run(args) -> int:
     by = f"{args.solver or 'a solver that suits'}, {'a model that suits' if model == options.AUTO else args.model}"
     if model != options.AUTO and not model.is_noise_conditional:
         by += f" at {options.describe_level(model, None)}"
-    return batch.run(args, task, model, share, f"{problem}, {seen}; {by}", conditions)
+    return batch.run(args, task, model, share, f"{problem.physics}, {seen}; {by}", conditions)

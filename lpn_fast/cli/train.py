@@ -22,15 +22,13 @@ from collections.abc import Callable
 
 import torch
 
-from ..networks import LPN
 from ..networks.registry import FAMILIES, trainable
 from ..prior import verify
-from ..training.config import TABLES, DataConfig, ModelConfig, choices_of, flag_of, from_dict, merge, read_config
+from ..training.config import TABLES, ModelConfig, choices_of, flag_of, from_dict, merge, read_config
 from ..training.denoiser import write_result
 from ..training.distributed import current_group, join, launched_by_torchrun, leave
 from ..training.run import build_crops, train
 
-HEADINGS = {"": "the run", "data.": "[data]", "model.": "[model]", "schedule.": "[schedule]"}
 METAVARS = {int: "N", float: "X", str: "NAME"}
 NO_SETTINGS = ("command", "config", "run", "when_interrupted")
 
@@ -49,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(when_interrupted="the same command goes on where this one stopped")
     parser.add_argument("--config", metavar="FILE", help="TOML or JSON")
     for table, cls in TABLES.items():
-        group, hints = parser.add_argument_group(HEADINGS[table]), typing.get_type_hints(cls)
+        group, hints = parser.add_argument_group(f"[{table[:-1]}]" if table else "the run"), typing.get_type_hints(cls)
         for f in dataclasses.fields(cls):
             if f.name + "." not in TABLES:
                 shown = f" (default {_shown(f.default)})" if _shown(f.default) else ""
@@ -71,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
             return 0
         holds = True
         if config.verify:
-            sample = _sample(config.data, model)
+            first = config.data.samples[0] if config.data.samples else 0
+            few = dataclasses.replace(config.data, samples=(first, first + 2))  # no more are read for two crops
+            sample = build_crops(few, model, pool=2)(2, torch.Generator().manual_seed(0))  # (2, C, crop, crop)
             low, high = config.sigma if isinstance(config.sigma, tuple) else (config.sigma, config.sigma)
             level = (low * high) ** 0.5 if model.is_noise_conditional else None
             report = verify(model, sample.to(config.device), level)
@@ -138,13 +138,6 @@ def _families() -> str:
         if flags:
             lines.append(f"  {'':<12}{' '.join(flags)}")
     return "\n".join(lines) + "\n"
-
-
-def _sample(data: DataConfig, model: LPN) -> torch.Tensor:
-    """Two crops of the training data, (2, C, crop, crop); no more than two images are read for them."""
-    first = data.samples[0] if data.samples else 0
-    few = dataclasses.replace(data, samples=(first, first + 2))
-    return build_crops(few, model, pool=2)(2, torch.Generator().manual_seed(0))
 
 
 def given_by(args: argparse.Namespace) -> dict:

@@ -164,7 +164,6 @@ class Manifest:
 
 
 def manifest_name(rank: int) -> str:
-    """Path of the manifest of a process."""
     return NAME if rank == 0 else NAME.replace(".", f".{rank}.", 1)
 
 
@@ -175,7 +174,6 @@ def number_of(name: str) -> int | None:
 
 
 def manifests(folder: Path) -> list[Path]:
-    """Those of a folder."""
     return sorted(path for path in folder.glob("manifest*.jsonl") if number_of(path.name) is not None)
 
 
@@ -234,7 +232,6 @@ def short_digest(content: bytes) -> str:
 
 
 def differences(there: dict, here: dict) -> str:
-    """In which settings two results differ, in words."""
     names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
     shown = [[json.dumps(of[name]) if name in of else "not set" for of in (there, here)] for name in names]
     return "; ".join(f"{name} {a} there, {b} now" for name, (a, b) in zip(names, shown, strict=True))

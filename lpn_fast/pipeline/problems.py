@@ -59,7 +59,7 @@ class Problem:
         A ValueError says that there is NaN in it, or that it has another type or shape than the operator measures.
         """
         is_complex = self.arrays.is_complex
-        if (array.dtype.kind == "c") != is_complex or array.dtype.kind not in "cfiu":
+        if not self.arrays.suits(array.dtype):
             raise ValueError(f"it must hold {'complex' if is_complex else 'real'} numbers, got {array.dtype}")
         if self.centred:
             array = np.fft.ifftshift(array, axes=(-2, -1))
@@ -114,15 +114,11 @@ class Problem:
         top, left = (side // 2 for side in self.physics.kernel.shape)
         return measured[:, top : top + size[0], left : left + size[1]]
 
-    def __str__(self) -> str:
-        return str(self.physics)
-
 
 IMAGES = Problem("images", Denoising(), {})  # which are measured themselves
 
 
 def blur(physics: Blur) -> Problem:
-    """Of images that were blurred."""
     settings = {"kernel": _digest(physics.kernel), "boundary": physics.boundary}
     return Problem("blur", physics, settings, least_side=max(PROBE_SIDE, *physics.kernel.shape))
 
@@ -133,14 +129,12 @@ def inpaint(mask: Tensor) -> Problem:
 
 
 def downsample(physics: Downsampling) -> Problem:
-    """Of small images."""
     kernel, factor = physics.blur.kernel, physics.factor
     side = factor * -(-max(PROBE_SIDE, *kernel.shape) // factor)
     return Problem("downsample", physics, {"kernel": _digest(kernel), "factor": factor}, least_side=side)
 
 
 def ct(physics: ParallelBeamCT) -> Problem:
-    """Of sinograms of parallel beams."""
     geometry = physics.geometry
     settings = {"geometry": short_digest(repr(geometry).encode())}
     return Problem("ct", physics, settings, (geometry.height, geometry.width), arrays=Arrays(2), kind="CT")
@@ -156,7 +150,6 @@ def mri(mask: Tensor, coils: Tensor | None = None, centred: bool = False) -> Pro
 
 
 def cs(physics: CompressedSensing) -> Problem:
-    """Of vectors of random measurements."""
     size = physics.height, physics.width
     return Problem("cs", physics, {"operator": repr(physics)}, size, arrays=Arrays(1))
 
@@ -194,11 +187,8 @@ def _tiles(image: Tensor, most: int) -> Tensor:
     total = channels * rows * columns
     if total <= most:
         return image
-    chosen = np.arange(most) * total // most
-    channel, row, column = chosen // (rows * columns), chosen // columns % rows, chosen % columns
-    whole = image[:, : rows * TILE, : columns * TILE].numpy()
-    tiles = whole.reshape(channels, rows, TILE, columns, TILE)[channel, row, :, column]  # (tiles, TILE, TILE)
-    return torch.from_numpy(tiles.reshape(1, -1, TILE))
+    channel, row, column = np.unravel_index(np.arange(most) * total // most, (channels, rows, columns))
+    return image.unfold(1, TILE, TILE).unfold(2, TILE, TILE)[channel, row, column].reshape(1, -1, TILE)
 
 
 def _digest(values: Tensor) -> str:

@@ -114,9 +114,9 @@ def _facts(done: list, failed: list, known: Known, settings: dict, task: Task, m
     facts = {"Images": f"{len(done):,} done, {len(failed):,} failed"}
     facts["Images"] += f", {late:,} did not converge within the iterations allowed" if late else ""
     used = Counter(result.model or model for result in done)
-    each = ", ".join(f"{name} ({count:,} images)" for name, count in used.most_common())
-    facts["Model"] = next(iter(used)) if len(used) == 1 else each
-    facts["Operator"] = "" if task.problem is IMAGES else str(task.problem)
+    each = (f"{name} ({count:,} images)" for name, count in used.most_common())
+    facts["Model"] = next(iter(used)) if len(used) == 1 else ", ".join(each)
+    facts["Operator"] = "" if task.problem is IMAGES else str(task.problem.physics)
     if settings.get("task") == "denoise":
         facts["Solver"] = "one evaluation of the network"
     elif "solver" in settings:

@@ -86,7 +86,6 @@ class Run:
         return self.line(source, "failed", source.sha256() or "", error=reason)
 
     def refuse(self, source: Source, reason: str) -> None:
-        """What becomes of an image that cannot be used."""
         line = self.failure(source, reason)
         self.manifest.append(line)
         self.made.append(line)
@@ -134,20 +133,15 @@ def usable(run: Run, sources: list[Source]) -> Iterator[LoadedImage]:
     """The images, read ahead of time; those that cannot be used are recorded as failed and left out."""
     stream = in_order(lambda source: _read(run, source), sources, READERS, READ_AHEAD, _size, READ_AHEAD_BYTES)
     with contextlib.closing(stream) as read:
-        for loaded in read:
-            if isinstance(loaded, LoadedImage):
-                yield loaded
-            else:
-                run.refuse(*loaded)
-                run.advance(1)
+        yield from filter(None, read)
 
 
-def _size(loaded: LoadedImage | tuple[Source, str]) -> int:
-    return loaded.measured.nbytes * (1 if loaded.truth is None else 2) if isinstance(loaded, LoadedImage) else 0
+def _size(loaded: LoadedImage | None) -> int:
+    return 0 if loaded is None else loaded.measured.nbytes * (1 if loaded.truth is None else 2)
 
 
-def _read(run: Run, source: Source) -> LoadedImage | tuple[Source, str]:
-    """An image, or why it cannot be used."""
+def _read(run: Run, source: Source) -> LoadedImage | None:
+    """An image; None for one that cannot be used, which is recorded."""
     problem = run.task.problem
     try:
         if problem.arrays is not None and run.seed is None:
@@ -168,7 +162,9 @@ def _read(run: Run, source: Source) -> LoadedImage | tuple[Source, str]:
                 f"level (images with sides of at least {SMALLEST_SIDE} pixels show it)"
             )
     except ValueError as error:
-        return source, error.reason if isinstance(error, UnreadableImage) else one_line(error)
+        run.refuse(source, error.reason if isinstance(error, UnreadableImage) else one_line(error))
+        run.advance(1)
+        return None
     return LoadedImage(source, digest, encoding, truth, measured, samples, kind, noise, notes)
 
 
@@ -215,19 +211,15 @@ def outcomes(run: Run, batch: list[LoadedImage], solution: Restoration, seconds:
     levels = run.task.noise_of([loaded.measured for loaded in batch]) if given else [loaded.noise for loaded in batch]
     for loaded, noise in zip(batch, levels, strict=True):
         own = slice(start, start + len(loaded.samples))
-        start, data = own.stop, None
+        start = own.stop
         image = None if solution.x is None else solution.x[own].flatten(0, 1).float()  # (C, H, W)
-        reason = _divergence(solution, own, image)
-        if reason is None and image is not None:
-            try:
-                data = encode(image, loaded.encoding)
-            except Exception as error:  # a format with limits of its own, say on the size
-                reason = f"its result cannot be stored as {loaded.encoding.suffix}: {one_line(error)}"
-        if reason is not None:
-            yield loaded, run.failure(loaded.source, reason), None
-        else:
-            found = _found(run, loaded, solution, own, image) | {"noise_estimate": noise, "seconds": round(seconds, 4)}
-            yield loaded, run.line(loaded.source, "done", loaded.source_sha256, **found), data
+        try:
+            data = _file_of(image, loaded.encoding, bool(solution.broken[own].any()))
+        except ValueError as error:
+            yield loaded, run.failure(loaded.source, str(error)), None
+            continue
+        found = _found(run, loaded, solution, own, image) | {"noise_estimate": noise, "seconds": round(seconds, 4)}
+        yield loaded, run.line(loaded.source, "done", loaded.source_sha256, **found), data
 
 
 def _found(run: Run, loaded: LoadedImage, solution: Restoration, own: slice, image: Tensor | None) -> dict:
@@ -275,21 +267,26 @@ def _keep_degraded(run: Run, loaded: LoadedImage) -> str | None:
     return None
 
 
-def _divergence(solution: Restoration, own: slice, image: Tensor | None) -> str | None:
-    """Why the result is none, or None.
+def _file_of(image: Tensor | None, encoding: Encoding, is_broken: bool) -> bytes | None:
+    """The bytes of a result's file, if it is an image; a ValueError says why it is no result.
 
     The theorem promises that the objective falls, not that it is bounded below: where the blur hides a
     pattern and the network amplifies it, the iterates leave the range of images for good.
     """
-    if bool(solution.broken[own].any()):
-        return "it became NaN or infinite on the way"
-    largest = 0.0 if image is None else float(max(image.numpy().max(), -image.numpy().min()))
+    if is_broken:
+        raise ValueError("it became NaN or infinite on the way")
+    if image is None:
+        return None
+    largest = float(max(image.numpy().max(), -image.numpy().min()))
     if largest > LARGEST_PLAUSIBLE:
-        return (
+        raise ValueError(
             f"it diverged, to values of {largest:.1e}: the measurement may not be what this operator makes of an image "
             "(another kernel, a picture that is sharp), or have more noise than was told"
         )
-    return None
+    try:
+        return encode(image, encoding)
+    except Exception as error:  # a format with limits of its own, say on the size
+        raise ValueError(f"its result cannot be stored as {encoding.suffix}: {one_line(error)}") from error
 
 
 def _quality(image: Tensor, truth: Tensor) -> tuple[float, float | None]:  # of (C, H, W)

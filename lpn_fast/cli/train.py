@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Callable
 
 import torch
 
@@ -61,8 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if config.threads:
         torch.set_num_threads(config.threads)
     if launched_by_torchrun():
-        device = join(config.device)
-        config = from_dict(config.to_dict() | {"device": str(device)})
+        config = dataclasses.replace(config, device=str(join(config.device)))
     try:
         model = train(config)
         if not current_group().leads:
@@ -98,22 +96,10 @@ def _arguments(f: dataclasses.Field, annotation) -> dict:
         if len(kinds) > 1:  # a scalar or a tuple
             arguments |= {"nargs": "+", "action": _OneOrSeveral}
     if f.metadata["parse"] is not None:
-        arguments["type"] = _naming_what_is_wrong(f.metadata["parse"])
+        arguments["type"] = f.metadata["parse"]
     elif arguments["choices"] is None and arguments["metavar"] is None:
         arguments["metavar"] = METAVARS[arguments["type"]]
     return arguments
-
-
-def _naming_what_is_wrong(parse: Callable[[str], object]) -> Callable[[str], object]:
-    """`parse` with errors whose text argparse shows."""
-
-    def parsed(text: str):
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parsed
 
 
 def _shown(default) -> str:
@@ -130,14 +116,11 @@ def _families() -> str:
     fields, lines = {f.name: f for f in dataclasses.fields(ModelConfig)}, []
     for name in trainable():
         family = FAMILIES[name]
-        lines.append(f"  {name:<12}{family.summary}")
-        flags = []
-        for option, default in family.defaults().items():
-            own = _shown(default) if fields[option].default is None else ""
-            flags.append(flag_of(fields[option]) + (f" {own}" if own else ""))
-        if flags:
-            lines.append(f"  {'':<12}{' '.join(flags)}")
-    return "\n".join(lines) + "\n"
+        lines.append(f"  {name:<12}{family.summary}\n")
+        own = {o: _shown(default) if fields[o].default is None else "" for o, default in family.defaults().items()}
+        flags = [f"{flag_of(fields[option])} {default}".strip() for option, default in own.items()]
+        lines.append(f"  {'':<12}{' '.join(flags)}\n" if flags else "")
+    return "".join(lines)
 
 
 def given_by(args: argparse.Namespace) -> dict:

@@ -28,15 +28,6 @@ Result = TypeVar("Result")
 TICK = 1.0  # seconds
 
 
-def settle_thread_pool() -> None:
-    """Make torch's thread pool whole in the calling thread, before other threads use torch; changes no setting.
-
-    A process that was forked has lost the pool. Of two threads that replace it at the same time, by their first
-    operation, one can find none: "Invalid thread pool!", which would be blamed on an image.
-    """
-    torch.set_num_threads(torch.get_num_threads())
-
-
 def in_order(
     function: Callable[[Item], Result],
     items: Iterable[Item],
@@ -156,6 +147,9 @@ class Solvers(Background):
 
         super().__init__(count + 1, count, begin)  # one call more than threads is at hand
         self.count, self.stopped, self._threads = count, threading.Event(), torch.get_num_threads()
+        # A process that was forked has lost torch's pool. Of two threads that replace it at the same time, by their
+        # first operation, one can find none: "Invalid thread pool!", which would be blamed on an image.
+        torch.set_num_threads(self._threads)
 
     def __enter__(self) -> "Solvers":
         if self.count > 1:
@@ -224,8 +218,7 @@ class Transfer:
             return solution
         with torch.cuda.stream(self._down):
             self._down.wait_event(event)
-            known = {name: t for name, t in vars(solution).items() if t is not None}
-            on_cpu = {name: t.to("cpu", non_blocking=True) for name, t in known.items()}
+            on_cpu = {name: t.to("cpu", non_blocking=True) for name, t in vars(solution).items() if t is not None}
         self._down.synchronize()
         return replace(solution, **on_cpu)
 

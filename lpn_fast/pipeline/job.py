@@ -22,7 +22,7 @@ from ..io.finding import Patterns, identity
 from ..io.sources import Source, find_sources, put_together
 from ..networks import LPN
 from .batches import Networks, batch_pixels_for, bucketed, solvers_for
-from .flow import Background, Solvers, Transfer, ahead_of_time, settle_thread_pool, ticking
+from .flow import Background, Solvers, Transfer, ahead_of_time, ticking
 from .manifest import ALONE, ItemResult, Results, Share, differences, digest_of, lock_of, open_manifest, read_results
 from .manifest import NAME as MANIFEST_NAME
 from .run import DEGRADED_FOLDER, Run, solve, usable
@@ -149,8 +149,6 @@ def reconstruct(
     if out.exists() and not out.is_dir():
         raise ValueError(f"out must be a folder, {out} is a file")
     out.mkdir(parents=True, exist_ok=True)
-    settle_thread_pool()
-
     own = everything[share.rank :: share.world]
     with open_manifest(out, share) as manifest:
         skipped = finished(own, manifest.results, settings, task.makes_images, InFolder(out))

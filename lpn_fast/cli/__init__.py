@@ -44,8 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         args = parser.parse_args(words)
     except SystemExit as leave:  # --help, --version, wrong use
         return int(leave.code or DONE)
-    if hasattr(args, "report"):  # jobs whose page says how they were started
-        args.command_line = shlex.join([parser.prog, *words])
+    args.command_line = shlex.join([parser.prog, *words])  # for pages that say how they came about
     if os.environ.get("LPN_FAST_TRACEBACK") == "1":
         return args.run(args)
     try:

@@ -59,7 +59,6 @@ def prepare(args) -> tuple[LPN | str, Share]:
         raise ValueError("--seed has no effect without --simulate")
     if args.report is not None:
         check_target(args.report)
-    args.intensities = None if args.intensities is None else tuple(args.intensities)
     options.set_threads(args.threads)
     share = Share.from_environment()
     urls = list(filter(is_url, (*args.images, args.out)))

@@ -36,7 +36,6 @@ from .tables import table
 Method = Callable[[np.ndarray], np.ndarray]  # measurement (C, ...) -> image (C, H, W)
 OURS = "lpn_fast.reconstruct"
 SIDE, QUICK_SIDE = 256, 128  # pixels of photographs
-HEADER = ("image", "method", "PSNR", "CPU seconds")
 BLUR, BLUR_NOISE = 1.6, 0.02
 SEEN, SEEN_NOISE = 0.5, 0.01
 RAY_NOISE = 0.3  # of line integrals over images in [0, 1], in pixels
@@ -166,7 +165,7 @@ def run(args) -> int:
     options.set_threads(args.threads)
     page = args.out / "index.html"
     pages.check_target(page)
-    print(table(HEADER, make(page, QUICK_SIDE if args.quick else SIDE)))
+    print(table(("image", "method", "PSNR", "CPU seconds"), make(page, QUICK_SIDE if args.quick else SIDE)))
     print(f"\npage: {page}")
     return 0
 
@@ -185,19 +184,17 @@ def make(page: Path, side: int) -> list[tuple]:
 def solve(case: Case) -> tuple[Tensor, list[Answer]]:
     """The measurement (C, ...), and what every method makes of it; ours is the last one."""
     y = case.measured()
+    methods = case.alternatives | {OURS: [lambda _: reconstruct(y, case.physics, noise=case.noise).x[0]]}
+    answers = [[_answer(name, case, method, y) for method in each] for name, each in methods.items()]
+    return y[0], [max(each, key=lambda answer: answer.psnr) for each in answers]
+
+
+def _answer(name: str, case: Case, method: Method, y: Tensor) -> Answer:
     plain = y[0].double().numpy()
-    answers = []
-    for name, methods in case.alternatives.items():
-        found = [_answer(name, case.truth, method, plain) for method in methods]
-        answers.append(max(found, key=lambda answer: answer.psnr))
-    return y[0], [*answers, _answer(OURS, case.truth, lambda: reconstruct(y, case.physics, noise=case.noise).x[0])]
-
-
-def _answer(name: str, truth: Tensor, compute: Callable, *arguments) -> Answer:
     started = time.process_time()  # what other programs do to the machine does not matter
-    x = torch.as_tensor(compute(*arguments)).float()
+    x = torch.as_tensor(method(plain)).float()
     seconds = time.process_time() - started
-    return Answer(name, x, float(metrics.psnr(x[None].clamp(0, 1), truth[None])), seconds)
+    return Answer(name, x, float(metrics.psnr(x[None].clamp(0, 1), case.truth[None])), seconds)
 
 
 def _card(case: Case, y: Tensor, answers: list[Answer]) -> dict:

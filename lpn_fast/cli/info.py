@@ -70,9 +70,8 @@ def _cuda_module() -> list[str]:
     if report["reason"]:
         lines.append(f"no device can be used: {report['reason']}")
     for device in report["devices"]:
-        major, minor = device["compute_capability"]
-        memory = f"{device['memory_bytes'] / 2**30:.0f} GiB"
-        lines.append(f"{device['name']}, compute capability {major}.{minor}, {memory}")
+        capability, memory = "{}.{}".format(*device["compute_capability"]), device["memory_bytes"] / 2**30
+        lines.append(f"{device['name']}, compute capability {capability}, {memory:.0f} GiB")
     return lines
 
 

@@ -29,7 +29,7 @@ from ..training.distributed import current_group, join, launched_by_torchrun, le
 from ..training.run import build_crops, train
 
 METAVARS = {int: "N", float: "X", str: "NAME"}
-NO_SETTINGS = ("command", "config", "run", "when_interrupted")
+NO_SETTINGS = ("command", "command_line", "config", "run", "when_interrupted")
 
 
 class _OneOrSeveral(argparse.Action):

@@ -106,10 +106,6 @@ def reconstruct(
     progress : bool
         Show a progress bar on standard error, if that is a terminal.
 
-    Returns
-    -------
-    Summary
-
     Raises
     ------
     FileNotFoundError

@@ -32,13 +32,7 @@ PATIENCE = 1.0  # seconds
 
 @dataclass(frozen=True)
 class Share:
-    """Process `rank` of `world`; the default is the only one.
-
-    Raises
-    ------
-    ValueError
-        A rank outside 0 .. world - 1.
-    """
+    """Process `rank` of `world`; the default is the only one. ValueError for a rank outside 0 .. world - 1."""
 
     rank: int = 0
     world: int = 1

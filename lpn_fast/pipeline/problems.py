@@ -171,8 +171,7 @@ def matrix(entries, image_size: tuple[int, int]) -> Problem:
 def noise_levels(images: list[Tensor], most_tiles: int = MOST_TILES) -> list[float | None]:
     """Standard deviation of the noise in images (C, H, W), in their units; None for one smaller than 8 x 8.
 
-    Of a large image only `most_tiles` tiles count, evenly spread. What is estimated together, where the tiles allow it,
-    takes a fraction of the time.
+    Of a large image `most_tiles` tiles count, evenly spread. Where they allow it all are estimated together, fast.
     """
     tiles = [_tiles(image, most_tiles) if min(image.shape[1:]) >= SMALLEST_SIDE else None for image in images]
     if {type(one) for one in tiles} == {Tensor} and len({one.shape for one in tiles}) == 1:

@@ -5,6 +5,7 @@ page of one that was not. Of a large job some images are shown, see ORDERS.
 """
 
 import math
+import operator
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,7 @@ from .tasks import Task
 
 MOST_PICTURES, MOST_LARGE = 48, 12  # images, and those of them whose pictures are large
 MOST_ROWS = 2000  # of the table
-# evenly spread by the first field that all of them have, else over the job
+# evenly spread by the first field that all of them have
 ORDERS = {"psnr": "from the lowest PSNR to the highest", "value": "from the most likely to the least"}
 SPOKES_SIDE = 97  # pixels of the picture of a scan's directions
 Known = dict[str, list[float]]  # values of fields, as far as they are known
@@ -61,13 +62,7 @@ DONE = {  # by task, or by its operator: what was done to so many images
 
 
 def write_report(
-    path: str | Path,
-    summary: Summary,
-    task: Task,
-    *,
-    model: str = "",
-    command: str = "",
-    conditions: Conditions | None = None,
+    path: Path, summary: Summary, task: Task, model: str = "", command: str = "", conditions: Conditions | None = None
 ) -> Path:
     """Write the page, as a whole, about a finished job of that task; a ValueError for one that is not finished.
 
@@ -76,17 +71,17 @@ def write_report(
     """
     if summary.everything is None:
         raise ValueError("the report is about a finished job, got one of which images are missing")
-    path, results = Path(path), summary.everything
+    results = summary.everything
     done = [result for result in results if result.status == "done"]
     failed = [result for result in results if result.status != "done"]
     known = {field: [v for r in done if (v := getattr(r, field)) is not None] for _, field, _, _ in COLUMNS}
     settings = results[0].settings if results else task.settings()
-    operator, name = _operator_picture(task.problem.physics), settings.get("task", "")
+    name, shown = settings.get("task", ""), _operator_picture(task.problem.physics)
     title = f"{len(done):,} image{'s' * (len(done) != 1)} {DONE.get(settings.get('physics', name), name)}"
-    chosen, which = _chosen(done)
+    chosen, which = _chosen(done, known)
     given = task.expected_noise
     marks = {"noise_estimate": (given, f"given, {given}"), "misfit": (1.0, "what noise alone makes, 1")}
-    plots = (pages.histogram(shown, known[name], *marks.get(name, ())) for _, name, _, shown in COLUMNS if shown)
+    plots = (pages.histogram(heading, known[f], *marks.get(f, ())) for _, f, _, heading in COLUMNS if heading)
     return pages.write(
         path,
         "report.html",
@@ -95,7 +90,7 @@ def write_report(
         command=command,
         folder=(str(summary.out), pages.link(summary.out, path)),
         manifest=(MANIFEST, pages.link(summary.out / MANIFEST, path)),
-        operator=None if operator is None else (operator[0], pages.picture(*operator)),
+        operator=None if shown is None else (shown[0], pages.picture(*shown)),
         cards=_cards(chosen, summary, path, task.problem),
         which=which,
         plots=[plot for plot in plots if plot is not None],
@@ -144,18 +139,15 @@ def _setting(value) -> str:
     return "automatic" if value is None else ("no", "yes")[value] if isinstance(value, bool) else str(value)
 
 
-def _chosen(done: list[ItemResult]) -> tuple[list[ItemResult], str]:
+def _chosen(done: list[ItemResult], known: Known) -> tuple[list[ItemResult], str]:
     """The images to be shown, and which they are."""
     if len(done) <= MOST_PICTURES:
         return done, ""
-    order = "evenly spread over the job"
-    for field, words in ORDERS.items():
-        if all(getattr(result, field) is not None for result in done):
-            done, order = sorted(done, key=lambda result: getattr(result, field)), words
-            break
-    last = len(done) - 1
-    places = [round(k * last / (MOST_PICTURES - 1)) for k in range(MOST_PICTURES)]
-    return [done[place] for place in places], f"{MOST_PICTURES} of {len(done):,}, {order}"
+    field = next((field for field in ORDERS if len(known[field]) == len(done)), None)
+    if field is not None:
+        done = sorted(done, key=operator.attrgetter(field))
+    chosen = [done[round(k * (len(done) - 1) / (MOST_PICTURES - 1))] for k in range(MOST_PICTURES)]
+    return chosen, f"{MOST_PICTURES} of {len(done):,}, {ORDERS.get(field, 'evenly spread over the job')}"
 
 
 def _cards(chosen: list[ItemResult], summary: Summary, page: Path, problem: Problem) -> Iterator[dict]:
@@ -210,9 +202,13 @@ def _operator_picture(physics: LinearOperator) -> tuple[str, Tensor] | None:
         if isinstance(physics, MRI):
             return f"frequencies measured, {known}; zero is in the middle", torch.fft.fftshift(mask, dim=(-2, -1))
         return f"pixels known, {known}", mask
-    if isinstance(physics, ParallelBeamCT):
-        angles = physics.geometry.angles
-        return f"the {len(angles)} directions of view, as lines of frequencies", _spokes(angles)
+    if isinstance(physics, ParallelBeamCT):  # a projection knows the frequencies on a line through zero, at its angle
+        half = SPOKES_SIDE // 2
+        v, u = torch.meshgrid(-torch.arange(-half, half + 1.0), torch.arange(-half, half + 1.0), indexing="ij")
+        angles = torch.tensor(physics.geometry.angles)[:, None, None]
+        seen = (1 - (v * angles.cos() - u * angles.sin()).abs()).amax(0).clamp_min(0)
+        inside = u.square() + v.square() <= half**2
+        return f"the {len(angles)} directions of view, as lines of frequencies", (seen * inside)[None]
     return None
 
 
@@ -246,15 +242,6 @@ def _pictures_of(result: ItemResult, source: Source, out: Path, problem: Problem
         truth = image(source)
         pictures["truth"] = None if truth is None else problem.framed(truth), source.path
     return pictures
-
-
-def _spokes(angles: tuple[float, ...]) -> Tensor:  # (1, SPOKES_SIDE, SPOKES_SIDE)
-    """A projection knows the frequencies on a line through zero, at its angle."""
-    half = SPOKES_SIDE // 2
-    v, u = torch.meshgrid(-torch.arange(-half, half + 1.0), torch.arange(-half, half + 1.0), indexing="ij")
-    each = torch.tensor(angles)[:, None, None]
-    seen = (1 - (v * each.cos() - u * each.sin()).abs()).amax(0)
-    return (seen * (u.square() + v.square() <= half**2)).clamp_min(0)[None]
 
 
 def _measurement(source: Source, problem: Problem, simulated: bool, intensities: Range | None) -> Tensor | None:

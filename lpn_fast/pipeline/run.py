@@ -268,15 +268,13 @@ def _keep_degraded(run: Run, loaded: LoadedImage) -> str | None:
 
 
 def _file_of(image: Tensor | None, encoding: Encoding, is_broken: bool) -> bytes | None:
-    """The bytes of a result's file, if it is an image; a ValueError says why it is no result.
-
-    The theorem promises that the objective falls, not that it is bounded below: where the blur hides a
-    pattern and the network amplifies it, the iterates leave the range of images for good.
-    """
+    """The bytes of a result's file, if it is an image; a ValueError says why it is no result."""
     if is_broken:
         raise ValueError("it became NaN or infinite on the way")
     if image is None:
         return None
+    # The objective falls, but need not be bounded below: where the blur hides a pattern and the network amplifies it,
+    # the iterates leave the range of images for good.
     largest = float(max(image.numpy().max(), -image.numpy().min()))
     if largest > LARGEST_PLAUSIBLE:
         raise ValueError(

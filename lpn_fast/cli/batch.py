@@ -16,7 +16,7 @@ from ..jobs.places import is_url
 from ..networks import LPN
 from ..pages import check_target
 from ..pipeline import ItemResult, Share, Summary
-from ..pipeline.manifest import NAME
+from ..pipeline.manifest import MANIFEST
 from ..pipeline.report import write_report
 from ..pipeline.tasks import Task
 from ..solvers import Conditions
@@ -65,7 +65,7 @@ def prepare(args) -> tuple[LPN | str, Share]:
     args.is_beyond = args.engine is not None or bool(urls)  # not a job of files on this machine alone
     if args.is_beyond:
         _check_beyond(args, share, urls)
-    if args.device == "cuda" and not share.is_only:
+    if args.device == "cuda" and share.world > 1:
         args.device = f"cuda:{share.local_rank}"
     check_device(args.device)
     return args.model if args.model == options.AUTO else options.load_model(args.model, args.device), share
@@ -84,10 +84,10 @@ def _check_beyond(args, share: Share, urls: list[str]) -> None:
         instead = (
             "run the job without --report, then once more with it and without --engine, which computes nothing again"
             if args.engine and not urls
-            else f"{NAME} beside the results has its numbers"
+            else f"{MANIFEST} beside the results has its numbers"
         )
         raise ValueError(f"--report is for jobs of one machine, not for {where}: {instead}")
-    if not share.is_only:
+    if share.world > 1:
         raise ValueError(f"{where} must not be started by torchrun: an engine shares the images out itself")
     if args.engine is None and (args.address is not None or args.workers is not None):
         raise ValueError("--address and --workers need --engine ray")
@@ -121,7 +121,7 @@ def work(
     tally.done, tally.earlier = len(summary.done), len(summary.skipped)
     tally.incomplete = summary.incomplete if summary.everything is not None else ()
     levels = [result.sigma for result in finished if result.sigma is not None]
-    _print(tally, args.out, levels, "" if share.is_only else f"process {share.rank} of {share.world}: ")
+    _print(tally, args.out, levels, f"process {share.rank} of {share.world}: " if share.world > 1 else "")
     _warn_of_noise(task.expected_noise, [r.noise_estimate for r in finished if r.noise_estimate])
     if args.report is not None and summary.everything is not None:
         write_report(args.report, summary, task, model=args.model, command=args.command_line, conditions=conditions)

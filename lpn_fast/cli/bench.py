@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 
 from ..benchmark import results, roofline, suite
-from ..benchmark.results import Result, Row
 from ..contract import check_device
 from ..networks import paper_network
 from ..ops.precision import PRECISIONS
@@ -46,13 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=options.COUNT, nargs="+", metavar="N", default=[4], help="(default: 4)")
     add("--size", type=_size, nargs="+", metavar="N or HxW", help="of volumes DxHxW (default: 128, of volumes 32)")
     add("--precision", choices=PRECISIONS, default="fp32", help="of ours; plain torch runs in fp32 (default: fp32)")
-    add(
-        "--seconds",
-        type=options.number(float),
-        default=1.0,
-        metavar="S",
-        help="of measuring per line (default: %(default)s)",
-    )
+    add("--seconds", type=options.POSITIVE, default=1.0, metavar="S", help="of measuring per line (default: 1)")
     add("--sweep", action="store_true", help="shipped and published models over batches and sizes; takes a while")
     add("--no-compile", action="store_true", help="leave out torch.compile")
     add("--out", type=Path, metavar="DIR", help="keep bench.csv, bench.json and roofline.png there")
@@ -101,7 +94,7 @@ def _size(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split("x")))
 
 
-def _compare(first: Result, second: Result) -> int:
+def _compare(first: results.Result, second: results.Result) -> int:
     rows = results.compare(first, second)
     if not rows:
         raise ValueError("--compare must name results with rows in common (model, work, shape, precision, way)")
@@ -111,7 +104,7 @@ def _compare(first: Result, second: Result) -> int:
     return 0
 
 
-def _head(result: Result) -> str:
+def _head(result: results.Result) -> str:
     where, limits = result.where, result.ceilings
     special = f", {limits['special_g']:.1f}e9 exp2/s" if limits["special_g"] else ""
     products = "".join(f", {kind} {rate / 1e3:.1f}" for kind, rate in limits["products"].items() if kind != "fp32")
@@ -122,7 +115,7 @@ def _head(result: Result) -> str:
     )
 
 
-def _cells(row: Row) -> tuple:
+def _cells(row: results.Row) -> tuple:
     return (
         row.model, suite.NAMES.get(row.work, row.work), row.shape, row.way, row.ms, f"{row.ms_20:.2f}..{row.ms_80:.2f}",
         row.samples_per_s, None if row.tflops is None else f"{row.tflops:.3g}", row.gbytes_per_s, row.ceiling,
@@ -130,5 +123,5 @@ def _cells(row: Row) -> tuple:
     )  # fmt: skip
 
 
-def _progress(row: Row) -> None:
+def _progress(row: results.Row) -> None:
     print(f"{row.model}, {suite.NAMES.get(row.work, row.work)}, {row.shape}, {row.way}: {row.ms:.2f} ms", flush=True)

@@ -25,7 +25,7 @@ def add_arguments(parser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--family", choices=NAMES, help="the published architecture")
     which.add_argument("--config", type=Path, metavar="model.json", help="the published code's description of it")
-    add("--sigma", type=options.number(float), metavar="S", help="noise level it was trained for, kept in the card")
+    add("--sigma", type=options.POSITIVE, metavar="S", help="noise level it was trained for, kept in the card")
     add("--note", metavar="TEXT", help="where it comes from and under which licence, kept in the card")
 
 

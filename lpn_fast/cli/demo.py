@@ -8,7 +8,6 @@ examples:
   lpn-fast demo -o pictures --quick          smaller images
 """
 
-import importlib
 import importlib.util
 import time
 from collections.abc import Callable

@@ -25,8 +25,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     model = options.load_model(args.model)
-    size = None if args.size is None else tuple(args.size)
-    path = export(model, args.out, size=size, batch=args.batch, potential=args.potential)
+    path = export(model, args.out, size=args.size, batch=args.batch, potential=args.potential)
     inputs = "x, sigma" if model.is_noise_conditional else "x"
     print(f"{path}: ({inputs}) -> {'(f, psi)' if args.potential else 'f'}, {path.stat().st_size / 2**20:.1f} MB")
     return 0

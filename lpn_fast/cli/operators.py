@@ -1,6 +1,4 @@
-"""The operators of `lpn-fast reconstruct`: functions of the options that they take, with their summaries in --help, and
-the files that masks, kernels and geometry are in.
-"""
+"""The operators of `lpn-fast reconstruct`, functions of their options, and the files of masks, kernels and geometry."""
 
 import argparse
 import inspect
@@ -12,9 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import pipeline
-from ..io import containers
-from ..io.containers import Arrays
+from ..io import containers, read_image
 from ..io.sources import Source
 from ..physics import Blur, CompressedSensing, Downsampling, ParallelBeamCT, gaussian_kernel
 from ..physics.blur import BOUNDARIES
@@ -25,7 +21,6 @@ from . import options
 BLUR_SIGMA = 1.6  # pixels, where no kernel is given
 OPERANDS = ".npy, .npz or .h5 of one array (FILE::NAME picks one of several), or a picture"
 GEOMETRY_KEYS = {"size", "angles", "degrees", "bins", "extent", "pixel"}
-HALF = 0.5  # a mask's values above it are seen
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,7 +142,7 @@ def _kernel(file: str | None, sigma: float | None, size: int | str | None, defau
 
 
 def _mask(file: str) -> Tensor:
-    return (read_operand("--mask", file, 2) > HALF).double()
+    return (read_operand("--mask", file, 2) > 0.5).double()
 
 
 def read_operand(option: str, name: str, dims: int) -> Tensor:
@@ -159,7 +154,7 @@ def read_operand(option: str, name: str, dims: int) -> Tensor:
     suffix, member = path.suffix.lower(), None
     try:
         if suffix in containers.CONTAINER_SUFFIXES:
-            found, _ = containers.members(path, Arrays(dims))
+            found, _ = containers.members(path, containers.Arrays(dims))
             found = [member for member in found if not wanted or member.name == wanted]
             if len(found) != 1 or found[0].index is not None:
                 names = ", ".join(map(str, found)) or "none"
@@ -168,7 +163,7 @@ def read_operand(option: str, name: str, dims: int) -> Tensor:
         if member is not None or suffix == ".npy":
             array, _ = Source(path, path, member).read_array()
         else:
-            pixels = pipeline.read_image(path).pixels.numpy()
+            pixels = read_image(path).pixels.numpy()
             array = pixels[0] if len(pixels) == 1 else pixels
     except ValueError as error:
         raise ValueError(f"{option} must be a readable file, {path} is none: {error}") from error

@@ -34,7 +34,7 @@ def number(kind: type, word: str | None = None, meaning: str | None = None) -> C
 
 
 NUMBER_OR_AUTO = number(float, AUTO)
-COUNT = number(int)
+POSITIVE, COUNT = number(float), number(int)
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:

@@ -25,8 +25,6 @@ from .tasks import Restoration
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-TICK = 1.0  # seconds
-
 
 def in_order(
     function: Callable[[Item], Result],
@@ -74,7 +72,7 @@ def ahead_of_time(items: Generator[Item, None, None], ahead: int = 1) -> Iterato
 
 
 @contextlib.contextmanager
-def ticking(bar: tqdm, seconds: float = TICK) -> Iterator[None]:
+def ticking(bar: tqdm, seconds: float = 1.0) -> Iterator[None]:
     """Keep the clock of a progress bar going while nothing else moves it: one large image may take minutes."""
     over = threading.Event()
 

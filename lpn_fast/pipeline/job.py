@@ -8,6 +8,7 @@ job, a full disk or a lost GPU, ends it with an error; what was finished is kept
 """
 
 import contextlib
+import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,7 @@ from ..io.sources import Source, find_sources, put_together
 from ..networks import LPN
 from .batches import Networks, batch_pixels_for, bucketed, solvers_for
 from .flow import Background, Solvers, Transfer, ahead_of_time, ticking
-from .manifest import ALONE, ItemResult, Results, Share, differences, digest_of, lock_of, open_manifest, read_results
-from .manifest import NAME as MANIFEST_NAME
+from .manifest import ALONE, MANIFEST, ItemResult, Results, Share, digest_of, lock_of, open_manifest, read_results
 from .run import DEGRADED_FOLDER, Run, solve, usable
 from .tasks import Task
 
@@ -165,7 +165,7 @@ def reconstruct(
                 run.refuse(source, reason)
             solve_all(run, left, batch_pixels)
     with FileLock(lock_of(out / "gather")):  # one process at a time, after its share: the last one finds everything
-        results = manifest.results if share.is_only else read_results(out)
+        results = manifest.results if share.world == 1 else read_results(out)
         incomplete = put_together(everything, out) if task.makes_images else ()
     items = [source.item for source in (*everything, *broken)]
     whole = tuple(results[item] for item in items) if all(item in results for item in items) else None
@@ -251,7 +251,7 @@ def finished(sources: list[Source], results: Results, settings: dict, makes_imag
         if not (there.has(source) if makes_images else recorded):
             continue
         if not recorded:
-            why = f"is not recorded in its {MANIFEST_NAME}"
+            why = f"is not recorded in its {MANIFEST}"
         elif result.digest != digest:
             why = f"is a result of other settings ({differences(result.settings, settings)})"
         elif there.is_current(source, result):
@@ -261,6 +261,12 @@ def finished(sources: list[Source], results: Results, settings: dict, makes_imag
             why = f"is a result of another {source}"
         else:
             continue  # an image that has changed: scored again
-        where = there.where(source) if makes_images else f"{there}/{MANIFEST_NAME}: {source.item}"
+        where = there.where(source) if makes_images else f"{there}/{MANIFEST}: {source.item}"
         raise ValueError(f"out must not hold {where}, which {why}; nothing is overwritten, choose another folder")
     return found
+
+
+def differences(there: dict, here: dict) -> str:
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    shown = [[json.dumps(of[name]) if name in of else "not set" for of in (there, here)] for name in names]
+    return "; ".join(f"{name} {a} there, {b} now" for name, (a, b) in zip(names, shown, strict=True))

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from .. import atomic
 
-NAME = "manifest.jsonl"
+MANIFEST = "manifest.jsonl"
 LINE_START = b'{"item": "'  # how every line starts, by the order of the fields
 PATIENCE = 1.0  # seconds
 
@@ -53,10 +53,6 @@ class Share:
         except (KeyError, ValueError) as error:
             wanted = "set together and must be numbers, 0 <= RANK < WORLD_SIZE"
             raise ValueError(f"RANK and WORLD_SIZE must be {wanted}, got {given}") from error
-
-    @property
-    def is_only(self) -> bool:
-        return self.world == 1
 
 
 ALONE = Share()
@@ -158,7 +154,7 @@ class Manifest:
 
 
 def manifest_name(rank: int) -> str:
-    return NAME if rank == 0 else NAME.replace(".", f".{rank}.", 1)
+    return MANIFEST if rank == 0 else MANIFEST.replace(".", f".{rank}.", 1)
 
 
 def number_of(name: str) -> int | None:
@@ -177,10 +173,7 @@ def lock_of(path: Path) -> Path:
 
 
 def read_results(folder: Path) -> Results:
-    """The last word on every item in the manifests of a folder; one that any process finished counts as done.
-
-    A ValueError names a file that is no manifest.
-    """
+    """The last word on every item in a folder, done if any process finished it; ValueError for what is no manifest."""
     results: Results = {}
     settings: dict[str, dict] = {}
     for path in manifests(folder):
@@ -223,12 +216,6 @@ def digest_of(settings: dict) -> str:
 
 def short_digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def differences(there: dict, here: dict) -> str:
-    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-    shown = [[json.dumps(of[name]) if name in of else "not set" for of in (there, here)] for name in names]
-    return "; ".join(f"{name} {a} there, {b} now" for name, (a, b) in zip(names, shown, strict=True))
 
 
 @contextlib.contextmanager

@@ -21,8 +21,7 @@ from ..io.sources import Source
 from ..physics import MRI, Blur, Downsampling, Inpainting, LinearOperator, ParallelBeamCT
 from ..solvers import Conditions
 from .job import Summary
-from .manifest import NAME as MANIFEST
-from .manifest import ItemResult
+from .manifest import MANIFEST, ItemResult
 from .problems import IMAGES, Problem
 from .run import degraded_path
 from .tasks import Task
@@ -31,7 +30,6 @@ MOST_PICTURES, MOST_LARGE = 48, 12  # images, and those of them whose pictures a
 MOST_ROWS = 2000  # of the table
 # evenly spread by the first field that all of them have
 ORDERS = {"psnr": "from the lowest PSNR to the highest", "value": "from the most likely to the least"}
-SPOKES_SIDE = 97  # pixels of the picture of a scan's directions
 Known = dict[str, list[float]]  # values of fields, as far as they are known
 Pictures = dict[str, tuple[Tensor | None, Path]]  # by what they are: (C, H, W) or None if not to be shown, and where
 COLUMNS = (  # heading, field of ItemResult, digits, heading of its distribution, if that is shown
@@ -66,8 +64,7 @@ def write_report(
 ) -> Path:
     """Write the page, as a whole, about a finished job of that task; a ValueError for one that is not finished.
 
-    `model` is for results that do not name theirs, `command` the command line, `conditions` those of the solver's
-    theorem.
+    `model` is for results that do not name theirs, `command` the command line, `conditions` the theorem's.
     """
     if summary.everything is None:
         raise ValueError("the report is about a finished job, got one of which images are missing")
@@ -203,7 +200,7 @@ def _operator_picture(physics: LinearOperator) -> tuple[str, Tensor] | None:
             return f"frequencies measured, {known}; zero is in the middle", torch.fft.fftshift(mask, dim=(-2, -1))
         return f"pixels known, {known}", mask
     if isinstance(physics, ParallelBeamCT):  # a projection knows the frequencies on a line through zero, at its angle
-        half = SPOKES_SIDE // 2
+        half = 48  # pixels of the picture to each side of zero
         v, u = torch.meshgrid(-torch.arange(-half, half + 1.0), torch.arange(-half, half + 1.0), indexing="ij")
         angles = torch.tensor(physics.geometry.angles)[:, None, None]
         seen = (1 - (v * angles.cos() - u * angles.sin()).abs()).amax(0).clamp_min(0)

@@ -96,19 +96,17 @@ def limit(path: Path) -> None:
 def main() -> None:
     """Make the pages, look at them, write the demo's numbers."""
     OUT.mkdir(parents=True, exist_ok=True)
-    shown, missing = demo.cases(demo.SIDE)
-    if missing:
+    if missing := demo.cases(demo.SIDE)[1]:
         raise RuntimeError("; ".join(missing))
     with tempfile.TemporaryDirectory() as folder, Browser() as browser:
-        solved = [(case, *demo.solve(case)) for case in shown]
-        show(browser, demo.write(Path(folder) / "demo.html", solved, missing))
+        rows = demo.make(Path(folder) / "demo.html", demo.SIDE)
+        show(browser, Path(folder) / "demo.html")
         page = report(Path(folder))
         show(browser, page)
         show_end(browser, page)
     rows = [
         {"image": image, "method": method, "psnr": round(psnr, 2), "cpu_seconds": float(f"{seconds:.2g}")}
-        for case, _, answers in solved
-        for image, method, psnr, seconds in demo.rows(case, answers)
+        for image, method, psnr, seconds in rows
     ]
     write_csv(OUT / "demo.csv", [row | where({"side": demo.SIDE}) for row in rows])
 

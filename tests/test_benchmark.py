@@ -99,7 +99,8 @@ def test_what_cannot_be_compared_or_measured_is_named(tmp_path, capsys):
     (tmp_path / "bench.json").write_text("{}")
     for arguments, said in (
         (["--compare", str(tmp_path), str(tmp_path)], "must name results of lpn-fast bench --out"),
-        (["--batch", "0"], "--batch and --seconds must be positive"),
+        (["--batch", "0"], "--batch: must be a positive whole number"),
+        (["--seconds", "0"], "--seconds: must be a positive number"),
         (["--model", "nothing"], "--model must be a shipped model"),
     ):
         assert cli.main(["bench", *arguments]) == 2

@@ -116,7 +116,7 @@ def test_failed_images_are_listed_with_exit_code_1(call, place):
         (("--blur-sigma", 0), ("sigma", "positive")),
         (("--sigma", 0), ("sigma", "positive")),
         (("--iterations", 0), ("iterations", "at least 1")),
-        (("--threads", 0), ("--threads", "at least 1")),
+        (("--threads", 0), ("--threads", "positive whole number")),
         (("--batch-pixels", 0), ("batch_pixels", "at least 1")),
         (("--noise", 0), ("noise", "positive")),
         (("--mask", "a.png"), ("--mask has no effect with --physics blur",)),

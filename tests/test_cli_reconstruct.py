@@ -281,7 +281,7 @@ def test_simulated_measurements_of_any_kind(place):
         (["--kernel", "motion.npy", "--blur-sigma", "2"], "are two blurs; give one of them"),
         (["--kernel", "kspace.h5"], "it must hold one array of 2 axes"),
         (["--kernel", "motion.npy", "--blur-size", "3"], "--kernel and --blur-size are two blurs"),
-        (["--blur-size", "wide"], "--blur-size: must be a whole number or published, got 'wide'"),
+        (["--blur-size", "wide"], "--blur-size: must be a positive whole number or published, got 'wide'"),
         (["--solver", "gradient"], "model must have prior_and_grad"),
     ],
 )

@@ -48,7 +48,7 @@ def test_convert_writes_the_model_of_a_published_checkpoint(tmp_path, capsys):
         (["--family", "laplacian"], "--out must name a new file"),
         (["--family", "laplacian", "-o", str(tmp_path / "b")], "checkpoint does not fit laplacian"),
         (["--config", str(out), "-o", str(tmp_path / "b")], "out.safetensors is not readable"),
-        (["--family", "laplacian", "-o", str(tmp_path / "b"), "--sigma", "-1"], "--sigma must be positive"),
+        (["--family", "laplacian", "-o", str(tmp_path / "b"), "--sigma", "-1"], "--sigma: must be a positive number"),
     ):
         assert cli.main([*command, *options]) == 2
         error = capsys.readouterr().err
@@ -76,7 +76,7 @@ def test_export_writes_a_graph_that_runs(tmp_path, capsys):
     assert torch.allclose(f, model(x, sigma=0.1), atol=1e-5) and psi.shape == (3,)
     for arguments, message in (
         ([path, "-o", "f.bin"], "must end in"),
-        ([path, "-o", "f.pt2", "--size", "0", "4"], "--size must be at least 1"),
+        ([path, "-o", "f.pt2", "--size", "0", "4"], "--size: must be a positive whole number"),
         (["none", "-o", "f.pt2"], "--model must be a shipped model"),
     ):
         assert cli.main(["export", *arguments]) == 2

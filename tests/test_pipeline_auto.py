@@ -108,7 +108,7 @@ def test_options_without_effect_are_refused(folder, tmp_path, capsys):
     for options, message in (
         (["--seed", "1"], "--seed has no effect without --simulate"),
         (["--simulate"], "--simulate needs --sigma"),
-        (["--sigma", "much"], "must be a number or auto, got 'much'"),
+        (["--sigma", "much"], "must be a positive number or auto, got 'much'"),
     ):
         assert cli.main(["denoise", str(folder), "-o", str(tmp_path / "out"), *options]) == 2
         error = capsys.readouterr().err

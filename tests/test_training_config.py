@@ -93,8 +93,7 @@ def fields() -> list[tuple[str, dataclasses.Field]]:
 
 def flags_of(*argv) -> dict:
     """What the command makes of arguments, as the tables of a configuration."""
-    given = vars(cli.build_parser().parse_args(["train", *argv]))
-    return train_command._as_tables({k: v for k, v in given.items() if k not in ("run", "command", "config")})
+    return train_command.given_by(cli.build_parser().parse_args(["train", *argv]))
 
 
 def test_every_entry_has_a_flag_of_its_own_and_a_help(capsys):

@@ -44,8 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         args = parser.parse_args(words)
     except SystemExit as leave:  # --help, --version, wrong use
         return int(leave.code or DONE)
-    if hasattr(args, "report"):  # jobs whose page says how they were started
-        args.command_line = shlex.join([parser.prog, *words])
+    args.command_line = shlex.join([parser.prog, *words])  # for pages that say how they came about
     if os.environ.get("LPN_FAST_TRACEBACK") == "1":
         return args.run(args)
     try:
@@ -56,8 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
         return CLOSED_PIPE
     except KeyboardInterrupt:
-        remedy = getattr(args, "when_interrupted", "the same command goes on where this one stopped")
-        return _complain(args, f"interrupted; {remedy}", INTERRUPTED)
+        return _complain(args, f"interrupted; {getattr(args, 'when_interrupted', 'nothing was written')}", INTERRUPTED)
     except (ValueError, TypeError, FileNotFoundError) as error:
         return _complain(args, error, WRONG_USE)
     except (RuntimeError, OSError, FloatingPointError) as error:

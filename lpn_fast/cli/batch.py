@@ -16,7 +16,7 @@ from ..jobs.places import is_url
 from ..networks import LPN
 from ..pages import check_target
 from ..pipeline import ItemResult, Share, Summary
-from ..pipeline.manifest import NAME
+from ..pipeline.manifest import MANIFEST
 from ..pipeline.report import write_report
 from ..pipeline.tasks import Task
 from ..solvers import Conditions
@@ -29,7 +29,6 @@ FORMATS = "png, jpg, tif and stacks, bmp, webp, jp2, pgm, npy, dcm; npz, zip, h5
 
 
 def add_job(parser: argparse.ArgumentParser, out: str, purpose: str) -> None:
-    """Images in, results out, model and machine."""
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGES", help=f"files, folders, patterns, @list.txt: {FORMATS}")
     add("-o", "--out", required=True, metavar=out, help=purpose)
@@ -40,7 +39,7 @@ def add_job(parser: argparse.ArgumentParser, out: str, purpose: str) -> None:
     options.add_machine(parser)
     add("--report", type=Path, metavar="HTML", help="write a page with pictures, distributions and numbers")
     add("--batch-pixels", type=int, metavar="N", help="pixels per network evaluation (default: what fits into memory)")
-    parser.set_defaults(when_interrupted=RESUME)
+    parser.set_defaults(when_interrupted=RESUME, simulate=False, seed=None, engine=None)
 
 
 def add_images_out(parser: argparse.ArgumentParser) -> None:
@@ -56,31 +55,26 @@ def add_images_out(parser: argparse.ArgumentParser) -> None:
 
 def prepare(args) -> tuple[LPN | str, Share]:
     """The model on the device of this process, or "auto"; and which of the processes this is."""
-    if getattr(args, "seed", None) is not None and not args.simulate:
+    if args.seed is not None and not args.simulate:
         raise ValueError("--seed has no effect without --simulate")
     if args.report is not None:
         check_target(args.report)
-    args.intensities = None if args.intensities is None else tuple(args.intensities)
     options.set_threads(args.threads)
     share = Share.from_environment()
-    if is_beyond(args):
-        _check_beyond(args, share)
-    if args.device == "cuda" and not share.is_only:
+    urls = list(filter(is_url, (*args.images, args.out)))
+    args.is_beyond = args.engine is not None or bool(urls)  # not a job of files on this machine alone
+    if args.is_beyond:
+        _check_beyond(args, share, urls)
+    if args.device == "cuda" and share.world > 1:
         args.device = f"cuda:{share.local_rank}"
     check_device(args.device)
     return args.model if args.model == options.AUTO else options.load_model(args.model, args.device), share
 
 
-def is_beyond(args) -> bool:
-    """Whether a job is not one of files on this machine alone."""
-    return getattr(args, "engine", None) is not None or any(map(is_url, (*args.images, args.out)))
-
-
-def _check_beyond(args, share: Share) -> None:
-    if "engine" not in args:  # scores
-        url = next(filter(is_url, (*args.images, args.out)))
-        raise ValueError(f"images and scores of this command must be files, got {url}; copy the images to a folder")
+def _check_beyond(args, share: Share, urls: list[str]) -> None:
     where = "--engine ray" if args.engine else "URLs"
+    if "workers" not in args:  # scores
+        raise ValueError(f"images and scores of this command must be files, got {urls[0]}; copy the images to a folder")
     if args.simulate:
         raise ValueError(
             f"--simulate is for jobs of one machine, not for {where}: give it images of a folder without {where}, or "
@@ -89,38 +83,37 @@ def _check_beyond(args, share: Share) -> None:
     if args.report is not None:
         instead = (
             "run the job without --report, then once more with it and without --engine, which computes nothing again"
-            if args.engine and not any(map(is_url, (*args.images, args.out)))
-            else f"{NAME} beside the results has its numbers"
+            if args.engine and not urls
+            else f"{MANIFEST} beside the results has its numbers"
         )
         raise ValueError(f"--report is for jobs of one machine, not for {where}: {instead}")
-    if not share.is_only:
+    if share.world > 1:
         raise ValueError(f"{where} must not be started by torchrun: an engine shares the images out itself")
     if args.engine is None and (args.address is not None or args.workers is not None):
         raise ValueError("--address and --workers need --engine ray")
 
 
 def run(args, task: Task, model: LPN | str, share: Share, heading: str, conditions: Conditions | None = None) -> int:
-    """Run the job; the exit code."""
     if share.rank == 0:
         print(heading if conditions is None else f"{heading}\n\n{conditions}", end="\n\n", flush=True)
-    if not is_beyond(args):
-        told = {"simulate": args.simulate, "seed": args.seed or 0}
-        return exit_code(work(args, task, model, share, args.out, conditions, **told))
+    if not args.is_beyond:
+        return exit_code(work(args, task, model, share, args.out, conditions))
     threads = args.threads or (1 if args.engine else None)
     engine = jobs.OnRay(args.address, args.workers, args.device, threads) if args.engine else None
-    where = {"engine": engine, "threads": threads}
-    tally = jobs.reconstruct(args.images, args.out, task=task, model=args.model, **where, **_shared(args))
+    told = _shared(args, task) | {"model": args.model, "engine": engine, "threads": threads}
+    tally = jobs.reconstruct(args.images, args.out, **told)
     _print(tally, args.out)
     return 1 if tally.failed else 0
 
 
 def work(
-    args, task: Task, model: LPN | str, share: Share, out: str | Path, conditions: Conditions | None = None, **options
+    args, task: Task, model: LPN | str, share: Share, out: str | Path, conditions: Conditions | None = None
 ) -> Summary:
     """Do the job in the folder `out`, say what became of the images, and write the page that was asked for."""
-    summary = pipeline.reconstruct(args.images, out, task=task, model=model, share=share, **_shared(args), **options)
+    told = _shared(args, task) | {"model": model, "share": share, "simulate": args.simulate, "seed": args.seed or 0}
+    summary = pipeline.reconstruct(args.images, out, **told)
     finished = (*summary.done, *summary.skipped)
-    if options.get("simulate") and finished:
+    if args.simulate and finished:
         print(_quality_table(finished))
     tally = jobs.Tally(str(out), passed_over=summary.passed_over if share.rank == 0 else "")
     for result in (*finished, *summary.failed):
@@ -128,19 +121,17 @@ def work(
     tally.done, tally.earlier = len(summary.done), len(summary.skipped)
     tally.incomplete = summary.incomplete if summary.everything is not None else ()
     levels = [r.noise_estimate for r in finished if r.noise_estimate is not None] if task.estimates_noise else []
-    _print(tally, args.out, levels, "" if share.is_only else f"process {share.rank} of {share.world}: ")
+    _print(tally, args.out, levels, f"process {share.rank} of {share.world}: " if share.world > 1 else "")
     _warn_of_noise(task.expected_noise, [r.noise_estimate for r in finished if r.noise_estimate])
     if args.report is not None and summary.everything is not None:
-        args.report.parent.mkdir(parents=True, exist_ok=True)
-        about = {"command": args.command_line, "conditions": conditions, "intensities": args.intensities}
-        write_report(args.report, summary, task, model=args.model, **about)
+        write_report(args.report, summary, task, model=args.model, command=args.command_line, conditions=conditions)
         print(f"report: {args.report}")
     return summary
 
 
-def _shared(args) -> dict:
+def _shared(args, task: Task) -> dict:
     names = ("recursive", "batch_pixels", "intensities", "device")
-    return {name: getattr(args, name) for name in names} | {"progress": True}
+    return {"task": task, "progress": True} | {name: getattr(args, name) for name in names}
 
 
 def exit_code(summary: Summary) -> int:
@@ -168,7 +159,6 @@ def _print(tally: jobs.Tally, out: str | Path, levels: Sequence[float] = (), who
 
 
 def _warn_of_noise(said: float | None, shown: list[float]) -> None:
-    """Say so if what was said of the noise is far from what the images show."""
     off = [level for level in shown if said and not said / FAR <= level <= said * FAR]
     if off:
         print(

@@ -14,14 +14,14 @@ examples:
 """
 
 import argparse
+import re
 from pathlib import Path
 
 import torch
 
 from ..benchmark import results, roofline, suite
-from ..benchmark.results import Result, Row
 from ..contract import check_device
-from ..networks import LPN, paper_network
+from ..networks import paper_network
 from ..ops.precision import PRECISIONS
 from . import options
 from .tables import table
@@ -42,30 +42,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = f"shipped models, files of lpn_fast.save, published networks: {', '.join(PAPER)} (default: natural-gray)"
     add("--model", nargs="+", metavar="NAME_OR_PATH", default=[options.DEFAULT_MODEL], help=names)
     add("--work", nargs="+", choices=list(WORK_NAMES), help="(default: all)")
-    add("--batch", type=int, nargs="+", metavar="N", default=[4], help="(default: 4)")
+    add("--batch", type=options.COUNT, nargs="+", metavar="N", default=[4], help="(default: 4)")
     add("--size", type=_size, nargs="+", metavar="N or HxW", help="of volumes DxHxW (default: 128, of volumes 32)")
     add("--precision", choices=PRECISIONS, default="fp32", help="of ours; plain torch runs in fp32 (default: fp32)")
-    add("--seconds", type=float, default=1.0, metavar="S", help="of measuring per line (default: %(default)s)")
+    add("--seconds", type=options.POSITIVE, default=1.0, metavar="S", help="of measuring per line (default: 1)")
     add("--sweep", action="store_true", help="shipped and published models over batches and sizes; takes a while")
     add("--no-compile", action="store_true", help="leave out torch.compile")
     add("--out", type=Path, metavar="DIR", help="keep bench.csv, bench.json and roofline.png there")
     add("--compare", type=Path, nargs=2, metavar=("A", "B"), help="of two results: how many times faster B is")
-    parser.set_defaults(when_interrupted="nothing was written")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table; the exit code."""
     if args.compare:
         return _compare(*map(results.read, args.compare))
-    if min(args.batch) < 1 or not args.seconds > 0:
-        raise ValueError(f"--batch and --seconds must be positive, got {args.batch}, {args.seconds:g}")
     options.set_threads(args.threads)
     check_device(args.device)
     names, batches, sizes = args.model, args.batch, args.size
     if args.sweep:
         names = [*SWEEP, *(name for name in names if name not in SWEEP and name != options.DEFAULT_MODEL)]
         batches, sizes = SWEEPS[torch.device(args.device).type]
-    models = {name: _model(name, args.device) for name in names}
+    models = {
+        name: paper_network(name).eval().to(args.device) if name in PAPER else options.load_model(name, args.device)
+        for name in names
+    }
     ops = tuple(WORK_NAMES[name] for name in args.work) if args.work else suite.OPS
     if args.sweep and not args.work:
         ops = tuple(op for op in ops if op not in ("invert", "reconstruct"))  # minutes each on large images
@@ -78,38 +77,24 @@ def run(args: argparse.Namespace) -> int:
     for line in result.skipped:
         print(line)
     if args.out is not None:
-        _write(result, args.out)
+        written, picture = results.write(result, args.out), args.out / "roofline.png"
+        try:
+            roofline.draw(result, picture)
+            written.append(picture)
+        except ImportError as error:
+            print(f"no picture: {error}")
+        print(*(f"written: {path}" for path in written), sep="\n")
     return 0
 
 
 def _size(text: str) -> tuple[int, ...]:
     """Numbers of pixels along the axes: 128, or 128x96."""
-    try:
-        size = tuple(map(int, text.split("x")))
-    except ValueError:
-        size = ()
-    if not size or min(size) < 1:
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text):
         raise argparse.ArgumentTypeError(f"must be positive numbers like 128 or 128x96, got {text!r}")
-    return size
+    return tuple(map(int, text.split("x")))
 
 
-def _model(name: str, device: str) -> LPN:
-    if name in PAPER:
-        return paper_network(name).eval().to(device)
-    return options.load_model(name, device)
-
-
-def _write(result: Result, folder: Path) -> None:
-    for path in results.write(result, folder):
-        print(f"written: {path}")
-    try:
-        roofline.draw(result, folder / "roofline.png")
-        print(f"written: {folder / 'roofline.png'}")
-    except ImportError as error:
-        print(f"no picture: {error}")
-
-
-def _compare(first: Result, second: Result) -> int:
+def _compare(first: results.Result, second: results.Result) -> int:
     rows = results.compare(first, second)
     if not rows:
         raise ValueError("--compare must name results with rows in common (model, work, shape, precision, way)")
@@ -119,7 +104,7 @@ def _compare(first: Result, second: Result) -> int:
     return 0
 
 
-def _head(result: Result) -> str:
+def _head(result: results.Result) -> str:
     where, limits = result.where, result.ceilings
     special = f", {limits['special_g']:.1f}e9 exp2/s" if limits["special_g"] else ""
     products = "".join(f", {kind} {rate / 1e3:.1f}" for kind, rate in limits["products"].items() if kind != "fp32")
@@ -130,7 +115,7 @@ def _head(result: Result) -> str:
     )
 
 
-def _cells(row: Row) -> tuple:
+def _cells(row: results.Row) -> tuple:
     return (
         row.model, suite.NAMES.get(row.work, row.work), row.shape, row.way, row.ms, f"{row.ms_20:.2f}..{row.ms_80:.2f}",
         row.samples_per_s, None if row.tflops is None else f"{row.tflops:.3g}", row.gbytes_per_s, row.ceiling,
@@ -138,5 +123,5 @@ def _cells(row: Row) -> tuple:
     )  # fmt: skip
 
 
-def _progress(row: Row) -> None:
+def _progress(row: results.Row) -> None:
     print(f"{row.model}, {suite.NAMES.get(row.work, row.work)}, {row.shape}, {row.way}: {row.ms:.2f} ms", flush=True)

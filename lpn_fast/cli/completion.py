@@ -12,15 +12,12 @@ examples:
 
 from ..contract import needed
 
-SHELLS = ("bash", "zsh", "fish")
-
 
 def add_arguments(parser) -> None:
-    parser.add_argument("shell", choices=SHELLS)
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
 
 
 def run(args) -> int:
-    """Print the script; the exit code."""
     from . import build_parser  # which imports this module
 
     shtab = needed("shtab", "completion", "completion")

@@ -15,6 +15,7 @@ from pathlib import Path
 from ..networks import from_reference, save
 from ..networks.published import NAMES, published_config
 from ..training.config import read_config
+from . import options
 
 
 def add_arguments(parser) -> None:
@@ -24,17 +25,13 @@ def add_arguments(parser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--family", choices=NAMES, help="the published architecture")
     which.add_argument("--config", type=Path, metavar="model.json", help="the published code's description of it")
-    add("--sigma", type=float, metavar="S", help="noise level it was trained for, kept in the card")
+    add("--sigma", type=options.POSITIVE, metavar="S", help="noise level it was trained for, kept in the card")
     add("--note", metavar="TEXT", help="where it comes from and under which licence, kept in the card")
-    parser.set_defaults(when_interrupted="nothing was written")
 
 
 def run(args) -> int:
-    """Do it; the exit code."""
     if args.out.exists():
         raise ValueError(f"--out must name a new file, {args.out} is there already")
-    if args.sigma is not None and not 0 < args.sigma < float("inf"):
-        raise ValueError(f"--sigma must be positive and finite, got {args.sigma:g}")
     config = published_config(args.family) if args.config is None else read_config(args.config)
     model = from_reference(args.checkpoint, config)
     said = {"converted_from": args.checkpoint.name, "config": config, "sigma": args.sigma, "note": args.note}

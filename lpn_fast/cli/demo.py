@@ -8,11 +8,11 @@ examples:
   lpn-fast demo -o pictures --quick          smaller images
 """
 
-import importlib
 import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,11 @@ from ..restoration import reconstruct
 from . import options
 from .tables import table
 
-# The photographs are scikit-image's, the CT slice is pydicom's, both of their wheels, so nothing is downloaded. Without
-# the former there are images made up and no alternatives, without the latter there is no slice. Alternatives that have
-# a weight get the best of several by the truth, which nobody knows outside of a demonstration.
-Method = Callable[[np.ndarray, float], np.ndarray]  # measurement (C, ...), weight -> image (C, H, W)
+# The photographs are scikit-image's, the CT slice is pydicom's, both of their wheels, so nothing is downloaded.
+# Alternatives get the best of several weights by the truth, which nobody knows outside of a demonstration.
+Method = Callable[[np.ndarray], np.ndarray]  # measurement (C, ...) -> image (C, H, W)
 OURS = "lpn_fast.reconstruct"
 SIDE, QUICK_SIDE = 256, 128  # pixels of photographs
-HEADER = ("image", "method", "PSNR", "CPU seconds")
-NO_WEIGHT = (0.0,)
 BLUR, BLUR_NOISE = 1.6, 0.02
 SEEN, SEEN_NOISE = 0.5, 0.01
 RAY_NOISE = 0.3  # of line integrals over images in [0, 1], in pixels
@@ -53,7 +50,7 @@ class Case:
     truth: Tensor  # (C, H, W)
     physics: LinearOperator
     noise: float
-    alternatives: dict[str, tuple[Method, tuple[float, ...]]]  # by name: a method, the weights it may choose from
+    alternatives: dict[str, list[Method]]  # by name: one for each weight, where there are several
 
     def measured(self) -> Tensor:  # (1, C, ...)
         """The measurement, the same each time."""
@@ -107,7 +104,7 @@ def _deblurring(truth: Tensor) -> Case:
         return np.stack([skimage("restoration").wiener(plane, blur.kernel.numpy(), weight) for plane in y])
 
     about = f"Gaussian blur of {BLUR} pixels, noise of {BLUR_NOISE}."
-    others = {"Wiener filter": (wiener, (0.003, 0.01, 0.03, 0.1))}
+    others = {"Wiener filter": [partial(wiener, weight=weight) for weight in (0.003, 0.01, 0.03, 0.1)]}
     return Case("A photograph, deblurred", about, f"lf.physics.Blur.gaussian({BLUR})", truth, blur, BLUR_NOISE, others)
 
 
@@ -115,11 +112,11 @@ def _inpainting(truth: Tensor) -> Case:
     side = truth.shape[-1]
     operator = physics.Inpainting.random(side, seen=SEEN)
 
-    def biharmonic(y: np.ndarray, weight: float) -> np.ndarray:
+    def biharmonic(y: np.ndarray) -> np.ndarray:
         return skimage("restoration").inpaint_biharmonic(y, operator.mask.numpy() == 0, channel_axis=0)
 
     title, about = "A photograph with half of its pixels missing", f"Noise of {SEEN_NOISE} on those that are there."
-    code, others = f"lf.physics.Inpainting.random({side}, seen={SEEN})", {"biharmonic": (biharmonic, NO_WEIGHT)}
+    code, others = f"lf.physics.Inpainting.random({side}, seen={SEEN})", {"biharmonic": [biharmonic]}
     return Case(title, about, code, truth, operator, SEEN_NOISE, others)
 
 
@@ -130,19 +127,19 @@ def _tomography(what: str, truth: Tensor) -> Case:
     degrees, rim = np.rad2deg(scan.geometry.angles), (bins - side) // 2
     most = float(scan.A(truth[None]).max())
 
-    def fbp(y: np.ndarray, weight: float) -> np.ndarray:
+    def fbp(y: np.ndarray) -> np.ndarray:
         return skimage("transform").iradon(y[0].T, theta=degrees, circle=False, output_size=side)[None]
 
-    def sart(y: np.ndarray, weight: float) -> np.ndarray:
+    def sart(y: np.ndarray) -> np.ndarray:
         return skimage("transform").iradon_sart(y[0].T, theta=degrees)[None, rim : rim + side, rim : rim + side]
 
     def smoothed(y: np.ndarray, weight: float) -> np.ndarray:
-        return skimage("restoration").denoise_tv_chambolle(fbp(y, weight)[0], weight=weight)[None]
+        return skimage("restoration").denoise_tv_chambolle(fbp(y)[0], weight=weight)[None]
 
     about = f"{angles} views of {bins} rays, noise of {RAY_NOISE} on line integrals of up to {most:.0f}."
     code = f"lf.physics.ParallelBeamCT({side}, {angles}, {bins}, extent={bins / 2:g})"
-    others = {"FBP": (fbp, NO_WEIGHT), "SART": (sart, NO_WEIGHT)}
-    others |= {"FBP and total variation": (smoothed, (0.03, 0.05, 0.1, 0.2))}
+    both = [partial(smoothed, weight=weight) for weight in (0.03, 0.05, 0.1, 0.2)]
+    others = {"FBP": [fbp], "SART": [sart], "FBP and total variation": both}
     return Case(f"Sparse-view CT of {what}", about, code, truth, scan, RAY_NOISE, others)
 
 
@@ -160,59 +157,43 @@ def add_arguments(parser) -> None:
     add, out = parser.add_argument, Path("demo_output")
     add("-o", "--out", type=Path, default=out, metavar="DIR", help="(default: %(default)s)")
     add("--quick", action="store_true", help="smaller images")
-    add("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1, as many as scikit-image uses)")
-    parser.set_defaults(when_interrupted="nothing was written")
+    add("--threads", type=options.COUNT, default=1, metavar="N", help="CPU threads (default: 1, as of scikit-image)")
 
 
 def run(args) -> int:
-    """Run the demo; the exit code."""
     options.set_threads(args.threads)
     page = args.out / "index.html"
     pages.check_target(page)
-    shown, missing = cases(QUICK_SIDE if args.quick else SIDE)
-    for line in missing:
-        print(f"note: {line}")
-    solved = [(case, *solve(case)) for case in tqdm(shown, desc="demo", unit="img", disable=None)]
-    args.out.mkdir(parents=True, exist_ok=True)
-    write(page, solved, missing)
-    print(table(HEADER, [row for case, _, answers in solved for row in rows(case, answers)]))
+    print(table(("image", "method", "PSNR", "CPU seconds"), make(page, QUICK_SIDE if args.quick else SIDE)))
     print(f"\npage: {page}")
     return 0
 
 
-def write(page: Path, solved: list[tuple[Case, Tensor, list[Answer]]], missing: list[str]) -> Path:
-    """Write the page about cases and what `solve` made of them."""
-    return pages.write(
-        page,
-        "demo.html",
-        title="Images from measurements, with nothing tuned",
-        cards=[_card(*parts) for parts in solved],
-        missing=missing,
-        threads=torch.get_num_threads(),
-    )
+def make(page: Path, side: int) -> list[tuple]:
+    """Write the page, with photographs of that side; the rows of the table."""
+    shown, missing = cases(side)
+    for line in missing:
+        print(f"note: {line}")
+    solved = [(case, *solve(case)) for case in tqdm(shown, desc="demo", unit="img", disable=None)]
+    title, cards = "Images from measurements, with nothing tuned", [_card(*parts) for parts in solved]
+    pages.write(page, "demo.html", title=title, cards=cards, missing=missing, threads=torch.get_num_threads())
+    return [(case.title, one.name, one.psnr, one.seconds) for case, _, answers in solved for one in answers]
 
 
 def solve(case: Case) -> tuple[Tensor, list[Answer]]:
     """The measurement (C, ...), and what every method makes of it; ours is the last one."""
     y = case.measured()
+    methods = case.alternatives | {OURS: [lambda _: reconstruct(y, case.physics, noise=case.noise).x[0]]}
+    answers = [[_answer(name, case, method, y) for method in each] for name, each in methods.items()]
+    return y[0], [max(each, key=lambda answer: answer.psnr) for each in answers]
+
+
+def _answer(name: str, case: Case, method: Method, y: Tensor) -> Answer:
     plain = y[0].double().numpy()
-    answers = []
-    for name, (method, weights) in case.alternatives.items():
-        found = [_answer(name, case.truth, method, plain, weight) for weight in weights]
-        answers.append(max(found, key=lambda answer: answer.psnr))
-    return y[0], [*answers, _answer(OURS, case.truth, lambda: reconstruct(y, case.physics, noise=case.noise).x[0])]
-
-
-def rows(case: Case, answers: list[Answer]) -> list[tuple]:
-    """Of the table."""
-    return [(case.title, answer.name, answer.psnr, answer.seconds) for answer in answers]
-
-
-def _answer(name: str, truth: Tensor, compute: Callable, *arguments) -> Answer:
     started = time.process_time()  # what other programs do to the machine does not matter
-    x = torch.as_tensor(compute(*arguments)).float()
+    x = torch.as_tensor(method(plain)).float()
     seconds = time.process_time() - started
-    return Answer(name, x, float(metrics.psnr(x[None].clamp(0, 1), truth[None])), seconds)
+    return Answer(name, x, float(metrics.psnr(x[None].clamp(0, 1), case.truth[None])), seconds)
 
 
 def _card(case: Case, y: Tensor, answers: list[Answer]) -> dict:

@@ -24,7 +24,6 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    """Do it; the exit code."""
     if args.simulate and args.sigma is None:
         raise ValueError("--simulate needs --sigma, how noisy to make the images")
     task = pipeline.Denoise(args.sigma)

@@ -18,20 +18,14 @@ def add_arguments(parser) -> None:
     add = parser.add_argument
     add("model", metavar="NAME_OR_PATH", help="shipped model or a file of lpn_fast.save")
     add("-o", "--out", type=Path, required=True, metavar="FILE", help="its suffix, .onnx or .pt2, decides the format")
-    add("--size", type=int, nargs=2, metavar=("H", "W"), help="of the images (default: any)")
-    add("--batch", type=int, metavar="N", help="number of images (default: any)")
+    add("--size", type=options.COUNT, nargs=2, metavar=("H", "W"), help="of the images (default: any)")
+    add("--batch", type=options.COUNT, metavar="N", help="number of images (default: any)")
     add("--potential", action="store_true", help="give psi(x) as a second output")
-    parser.set_defaults(when_interrupted="nothing was written")
 
 
 def run(args) -> int:
-    """Write the graph; the exit code."""
-    for name, values in (("--size", args.size or ()), ("--batch", (args.batch,) if args.batch is not None else ())):
-        if any(value < 1 for value in values):
-            raise ValueError(f"{name} must be at least 1, got {' '.join(map(str, values))}")
     model = options.load_model(args.model)
-    size = None if args.size is None else tuple(args.size)
-    path = export(model, args.out, size=size, batch=args.batch, potential=args.potential)
+    path = export(model, args.out, size=args.size, batch=args.batch, potential=args.potential)
     inputs = "x, sigma" if model.is_noise_conditional else "x"
     print(f"{path}: ({inputs}) -> {'(f, psi)' if args.potential else 'f'}, {path.stat().st_size / 2**20:.1f} MB")
     return 0

@@ -14,7 +14,7 @@ import importlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 
@@ -29,34 +29,35 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    """Do it; the exit code."""
-    if args.model is not None:
+    if args.model is None:
+        sections = _installation()
+    else:
         model = options.load_model(args.model)
-        _print(args.model, [_in_short(model), model.extra_repr(), *_entries(model.card)])
-        return 0
-    versions = [
-        f"lpn_fast {__version__}",
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} CPUs",
-        f"Python {platform.python_version()} on {platform.system()} {platform.machine()}",
-    ]
-    cpu, reason = _compiled("_cpu")
-    setting = "" if admission.checks_are_on() else "; LPN_FAST_TUNE=off, so first calls check nothing"
-    _print("versions", versions)
-    instructions = f"instruction set {cpu.isa()}, available {', '.join(cpu.isas())}" if cpu else reason
-    _print("compiled CPU module", [instructions])
-    _print("CUDA module", _cuda_module())
-    kept = [*(admission.kept() or ["none"]), f"kept in {admission.folder()}{setting}"]
-    _print("GPU kernels checked on this machine", kept)
-    _print("backends, for a float32 image on the CPU", _backends())
-    shipped = [f"{name}: {_in_short(pretrained(name))}" for name in list_pretrained()]
-    _print("shipped models (lpn-fast info MODEL says more)", shipped or ["none"])
+        sections = {args.model: [_in_short(model), model.extra_repr(), *_entries(model.card)]}
+    for title, lines in sections.items():
+        print(title, *(f"  {line}" for line in lines), sep="\n")
     return 0
 
 
-def _print(title: str, lines: Iterable[object]) -> None:
-    print(title)
-    for line in lines:
-        print(f"  {line}")
+def _installation() -> dict[str, list[str]]:
+    cpu, reason = _compiled("_cpu")
+    setting = "" if admission.checks_are_on() else "; LPN_FAST_TUNE=off, so first calls check nothing"
+    shipped = [f"{name}: {_in_short(pretrained(name))}" for name in list_pretrained()]
+    return {
+        "versions": [
+            f"lpn_fast {__version__}",
+            f"torch {torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} CPUs",
+            f"Python {platform.python_version()} on {platform.system()} {platform.machine()}",
+        ],
+        "compiled CPU module": [f"instruction set {cpu.isa()}, available {', '.join(cpu.isas())}" if cpu else reason],
+        "CUDA module": _cuda_module(),
+        "GPU kernels checked on this machine": [
+            *(admission.kept() or ["none"]),
+            f"kept in {admission.folder()}{setting}",
+        ],
+        "backends, for a float32 image on the CPU": _backends(),
+        "shipped models (lpn-fast info MODEL says more)": shipped or ["none"],
+    }
 
 
 def _cuda_module() -> list[str]:
@@ -69,9 +70,8 @@ def _cuda_module() -> list[str]:
     if report["reason"]:
         lines.append(f"no device can be used: {report['reason']}")
     for device in report["devices"]:
-        major, minor = device["compute_capability"]
-        memory = f"{device['memory_bytes'] / 2**30:.0f} GiB"
-        lines.append(f"{device['name']}, compute capability {major}.{minor}, {memory}")
+        capability, memory = "{}.{}".format(*device["compute_capability"]), device["memory_bytes"] / 2**30
+        lines.append(f"{device['name']}, compute capability {capability}, {memory:.0f} GiB")
     return lines
 
 

@@ -1,21 +1,16 @@
-"""The operators of `lpn-fast reconstruct`: functions of the options that they take, with their summaries in --help, and
-the files that masks, kernels and geometry are in.
-"""
+"""The operators of `lpn-fast reconstruct`, functions of their options, and the files of masks, kernels and geometry."""
 
 import argparse
 import inspect
 import math
 import tomllib
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import pipeline
-from ..io import containers
-from ..io.containers import Arrays
+from ..io import containers, read_image
 from ..io.sources import Source
 from ..physics import Blur, CompressedSensing, Downsampling, ParallelBeamCT, gaussian_kernel
 from ..physics.blur import BOUNDARIES
@@ -26,18 +21,16 @@ from . import options
 BLUR_SIGMA = 1.6  # pixels, where no kernel is given
 OPERANDS = ".npy, .npz or .h5 of one array (FILE::NAME picks one of several), or a picture"
 GEOMETRY_KEYS = {"size", "angles", "degrees", "bins", "extent", "pixel"}
-HALF = 0.5  # a mask's values above it are seen
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which operator, and everything that one of them needs."""
     group = parser.add_argument_group("operator")
     add = group.add_argument
     summaries = "; ".join(f"{name}: {make.__doc__}" for name, make in OPERATORS.items())
     add("--physics", choices=tuple(OPERATORS), default="blur", help=f"{summaries} (default: blur)")
     size = "pixels of a side of the kernel, or published: as in the paper's experiments (default: 4 S to each side)"
     add("--blur-sigma", type=float, metavar="S", help="of a Gaussian, in pixels (default: 1.6, or factor / 2)")
-    add("--blur-size", type=options.number_or("published", "published", int), metavar="N", help=size)
+    add("--blur-size", type=options.number(int, "published", "published"), metavar="N", help=size)
     add("--kernel", metavar="FILE", help=f"blur kernel (kh, kw): {OPERANDS}, whose values are made to sum to 1")
     beyond = "how images go on beyond their borders (default: valid, as in photographs; with --simulate circular)"
     add("--boundary", choices=BOUNDARIES, help=beyond)
@@ -55,8 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def problem_of(args: argparse.Namespace) -> Problem:
     """The problem that the options state; an error for one that is missing or has no effect, or for a bad file."""
-    takes, every = _options(OPERATORS[args.physics]), set().union(*map(_options, OPERATORS.values()))
-    given = {name: getattr(args, name) for name in every if getattr(args, name) is not None}
+    options_of = {name: inspect.signature(make).parameters for name, make in OPERATORS.items()}
+    takes = options_of[args.physics]
+    given = {name: value for name in set().union(*options_of.values()) if (value := getattr(args, name)) is not None}
     if idle := sorted(given.keys() - takes.keys()):
         raise ValueError(f"{_flag(idle[0])} has no effect with --physics {args.physics}")
     for name, option in takes.items():
@@ -65,11 +59,6 @@ def problem_of(args: argparse.Namespace) -> Problem:
     if args.simulate and args.physics == "blur":
         given = {"boundary": "circular"} | given
     return OPERATORS[args.physics](**given)
-
-
-def _options(make: Callable[..., Problem]) -> Mapping[str, inspect.Parameter]:
-    """Those of an operator, by the function that makes it of them."""
-    return inspect.signature(make).parameters
 
 
 def _flag(option: str) -> str:
@@ -153,7 +142,7 @@ def _kernel(file: str | None, sigma: float | None, size: int | str | None, defau
 
 
 def _mask(file: str) -> Tensor:
-    return (read_operand("--mask", file, 2) > HALF).double()
+    return (read_operand("--mask", file, 2) > 0.5).double()
 
 
 def read_operand(option: str, name: str, dims: int) -> Tensor:
@@ -162,20 +151,20 @@ def read_operand(option: str, name: str, dims: int) -> Tensor:
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"there is no {option.strip('-')} file {path}")
-    suffix = path.suffix.lower()
+    suffix, member = path.suffix.lower(), None
     try:
         if suffix in containers.CONTAINER_SUFFIXES:
-            found, _ = containers.members(path, Arrays(dims))
+            found, _ = containers.members(path, containers.Arrays(dims))
             found = [member for member in found if not wanted or member.name == wanted]
             if len(found) != 1 or found[0].index is not None:
                 names = ", ".join(map(str, found)) or "none"
                 raise ValueError(f"it must hold one array of {dims} axes, or FILE::NAME pick one; found {names}")
-            array, _ = Source(path, path, found[0]).read_array()
-        elif suffix == ".npy":
-            array, _ = Source(path, path).read_array()
+            member = found[0]
+        if member is not None or suffix == ".npy":
+            array, _ = Source(path, path, member).read_array()
         else:
-            pixels = pipeline.read_image(path).pixels
-            array = pixels.numpy()[0] if len(pixels) == 1 else pixels.numpy()
+            pixels = read_image(path).pixels.numpy()
+            array = pixels[0] if len(pixels) == 1 else pixels
     except ValueError as error:
         raise ValueError(f"{option} must be a readable file, {path} is none: {error}") from error
     if array.dtype.kind not in "fiucb":

@@ -1,6 +1,8 @@
 """Arguments that several commands share, and the values they stand for."""
 
 import argparse
+import contextlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,41 +15,36 @@ AUTO = "auto"
 
 
 def add_model(parser: argparse.ArgumentParser, default: str = DEFAULT_MODEL) -> None:
-    """Which network."""
     auto = "; auto takes a shipped one that suits the image" if default == AUTO else ""
     about = f"shipped model (see lpn-fast info) or a file of lpn_fast.save{auto} (default: %(default)s)"
     parser.add_argument("--model", default=default, metavar="NAME_OR_PATH", help=about)
 
 
-def number_or(word: str, meaning, kind: type = float) -> Callable[[str], object]:
-    """A type of arguments: numbers, and a word."""
+def number(kind: type, word: str | None = None, meaning: str | None = None) -> Callable[[str], object]:
+    """A type of arguments: positive numbers, or a word."""
+    wanted = ("a positive whole number" if kind is int else "a positive number") + (f" or {word}" if word else "")
 
     def parsed(text: str):
-        try:
-            return meaning if text == word else kind(text)
-        except ValueError:
-            what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"must be {what} or {word}, got {text!r}") from None
+        with contextlib.suppress(ValueError):
+            if text == word or 0 < kind(text) < math.inf:
+                return meaning if text == word else kind(text)
+        raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}")
 
     return parsed
 
 
-NUMBER_OR_AUTO = number_or(AUTO, None)
+NUMBER_OR_AUTO = number(float, AUTO)
+POSITIVE, COUNT = number(float), number(int)
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
-    """Where it runs."""
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--threads", type=COUNT, metavar="N", help="CPU threads (default: torch's choice)")
 
 
 def set_threads(threads: int | None) -> None:
-    """Use that many CPU threads; ValueError below 1."""
-    if threads is None:
-        return
-    if threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {threads}")
-    torch.set_num_threads(threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def load_model(name_or_path: str, device: str = "cpu") -> LPN:

@@ -20,8 +20,7 @@ from .tables import csv_text
 
 SAME = ("value", "residual", "converged", "verdict", "iterations", "width", "height", "channels", "source_sha256")
 COLUMNS = {"image": "source", **{name: name for name in SAME}, "settings": "digest"}  # heading: field of a result
-# The job's memory is the manifest in a folder beside the file; the file is written from it at the end, as a whole.
-JOB = ".job"  # added to the file's name: the folder of the job's manifest
+JOB = ".job"  # added to the file's name: the folder of the job's manifest, of which the file is written at the end
 
 
 def add_arguments(parser) -> None:
@@ -44,12 +43,10 @@ def run(args) -> int:
     summary = batch.work(args, task, model, share, job)
     if summary.everything is None:  # others are not done yet
         return 0
-    late = sum(result.converged is False for result in summary.everything)
-    if late:
+    if late := sum(result.converged is False for result in summary.everything):
         print(f"{late} values did not converge; do not trust them, see `residual` and `verdict`")
     # the images that were named, in that order, then those of earlier calls
-    results = {result.item: result for result in summary.everything}
-    results |= {item: result for item, result in read_results(job).items() if item not in results}
+    results = {result.item: result for result in summary.everything} | read_results(job)
     done = [result for result in results.values() if result.status == "done"]
     rows = [[getattr(result, field) for field in COLUMNS.values()] for result in done]
     atomic.write(table, csv_text(COLUMNS, rows).encode(errors="backslashreplace"))

@@ -44,7 +44,6 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    """Run the job; the exit code."""
     if args.simulate and args.noise is None:
         args.noise = SIMULATED_NOISE
     if args.solver is None and (args.iterations is not None or args.sigma is not None or args.strict):
@@ -61,4 +60,4 @@ def run(args) -> int:
     by = f"{args.solver or 'a solver that suits'}, {'a model that suits' if model == options.AUTO else args.model}"
     if model != options.AUTO and not model.is_noise_conditional:
         by += f" at {options.describe_level(model, None)}"
-    return batch.run(args, task, model, share, f"{problem}, {seen}; {by}", conditions)
+    return batch.run(args, task, model, share, f"{problem.physics}, {seen}; {by}", conditions)

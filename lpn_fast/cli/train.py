@@ -18,20 +18,18 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Callable
 
 import torch
 
-from ..networks import LPN
 from ..networks.registry import FAMILIES, trainable
 from ..prior import verify
-from ..training.config import TABLES, DataConfig, ModelConfig, choices_of, flag_of, from_dict, merge, read_config
+from ..training.config import TABLES, ModelConfig, choices_of, flag_of, from_dict, merge, read_config
 from ..training.denoiser import write_result
 from ..training.distributed import current_group, join, launched_by_torchrun, leave
 from ..training.run import build_crops, train
 
-HEADINGS = {"": "the run", "data.": "[data]", "model.": "[model]", "schedule.": "[schedule]"}
 METAVARS = {int: "N", float: "X", str: "NAME"}
+NO_SETTINGS = ("command", "command_line", "config", "run", "when_interrupted")
 
 
 class _OneOrSeveral(argparse.Action):
@@ -45,9 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One for each entry of a configuration."""
     parser.epilog = f"families:\n{_families()}\n{parser.epilog}"
     parser.argument_default = argparse.SUPPRESS  # what is not given is left to the file, then to the defaults
+    parser.set_defaults(when_interrupted="the same command goes on where this one stopped")
     parser.add_argument("--config", metavar="FILE", help="TOML or JSON")
     for table, cls in TABLES.items():
-        group, hints = parser.add_argument_group(HEADINGS[table]), typing.get_type_hints(cls)
+        group, hints = parser.add_argument_group(f"[{table[:-1]}]" if table else "the run"), typing.get_type_hints(cls)
         for f in dataclasses.fields(cls):
             if f.name + "." not in TABLES:
                 shown = f" (default {_shown(f.default)})" if _shown(f.default) else ""
@@ -57,20 +56,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train and verify; 0 when the last step is done and the result is an exact prox, 1 if it is not."""
-    given = {name: value for name, value in vars(args).items() if name not in ("run", "command", "config")}
-    config = from_dict(merge(read_config(args.config) if "config" in args else {}, _as_tables(given)))
+    config = from_dict(merge(read_config(args.config) if "config" in args else {}, given_by(args)))
     if config.threads:
         torch.set_num_threads(config.threads)
     if launched_by_torchrun():
-        device = join(config.device)
-        config = from_dict(config.to_dict() | {"device": str(device)})
+        config = dataclasses.replace(config, device=str(join(config.device)))
     try:
         model = train(config)
         if not current_group().leads:
             return 0
         holds = True
         if config.verify:
-            sample = _sample(config.data, model)
+            first = config.data.samples[0] if config.data.samples else 0
+            few = dataclasses.replace(config.data, samples=(first, first + 2))  # no more are read for two crops
+            sample = build_crops(few, model, pool=2)(2, torch.Generator().manual_seed(0))  # (2, C, crop, crop)
             low, high = config.sigma if isinstance(config.sigma, tuple) else (config.sigma, config.sigma)
             level = (low * high) ** 0.5 if model.is_noise_conditional else None
             report = verify(model, sample.to(config.device), level)
@@ -97,22 +96,10 @@ def _arguments(f: dataclasses.Field, annotation) -> dict:
         if len(kinds) > 1:  # a scalar or a tuple
             arguments |= {"nargs": "+", "action": _OneOrSeveral}
     if f.metadata["parse"] is not None:
-        arguments["type"] = _naming_what_is_wrong(f.metadata["parse"])
+        arguments["type"] = f.metadata["parse"]
     elif arguments["choices"] is None and arguments["metavar"] is None:
         arguments["metavar"] = METAVARS[arguments["type"]]
     return arguments
-
-
-def _naming_what_is_wrong(parse: Callable[[str], object]) -> Callable[[str], object]:
-    """`parse` with errors whose text argparse shows."""
-
-    def parsed(text: str):
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parsed
 
 
 def _shown(default) -> str:
@@ -129,27 +116,18 @@ def _families() -> str:
     fields, lines = {f.name: f for f in dataclasses.fields(ModelConfig)}, []
     for name in trainable():
         family = FAMILIES[name]
-        lines.append(f"  {name:<12}{family.summary}")
-        flags = []
-        for option, default in family.defaults().items():
-            own = _shown(default) if fields[option].default is None else ""
-            flags.append(flag_of(fields[option]) + (f" {own}" if own else ""))
-        if flags:
-            lines.append(f"  {'':<12}{' '.join(flags)}")
-    return "\n".join(lines) + "\n"
+        lines.append(f"  {name:<12}{family.summary}\n")
+        own = {o: _shown(default) if fields[o].default is None else "" for o, default in family.defaults().items()}
+        flags = [f"{flag_of(fields[option])} {default}".strip() for option, default in own.items()]
+        lines.append(f"  {'':<12}{' '.join(flags)}\n" if flags else "")
+    return "".join(lines)
 
 
-def _sample(data: DataConfig, model: LPN) -> torch.Tensor:
-    """Two crops of the training data, (2, C, crop, crop); no more than two images are read for them."""
-    first = data.samples[0] if data.samples else 0
-    few = dataclasses.replace(data, samples=(first, first + 2))
-    return build_crops(few, model, pool=2)(2, torch.Generator().manual_seed(0))
-
-
-def _as_tables(given: dict) -> dict:
-    """Values of flags, by their place in a configuration, as its nested tables."""
+def given_by(args: argparse.Namespace) -> dict:
+    """Values of flags as the tables of a configuration."""
     tables: dict = {}
-    for place, value in given.items():
+    for place, value in vars(args).items():
         *table, key = place.split(".")
-        (tables.setdefault(table[0], {}) if table else tables)[key] = value
+        if key not in NO_SETTINGS:
+            (tables.setdefault(table[0], {}) if table else tables)[key] = value
     return tables

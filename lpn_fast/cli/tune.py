@@ -29,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, and print a line for each; the exit code."""
     if torch.device(args.device).type != "cuda":
         raise ValueError(f"--device must be cuda or cuda:N, got {args.device}; CPU kernels need no check")
     model = options.load_model(args.model, args.device)

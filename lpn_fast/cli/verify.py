@@ -30,11 +30,10 @@ def add_arguments(parser) -> None:
     add("--sigma", type=float, metavar="S", help="noise level of a noise-conditional model (default: its middle one)")
     add("--images", nargs="+", metavar="IMAGES", help="images to test at (default: made up)")
     add("--json", action="store_true", help="print JSON instead of a table")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--threads", type=options.COUNT, metavar="N", help="CPU threads (default: torch's choice)")
 
 
 def run(args) -> int:
-    """Print the report; 0 if every property holds, else 1."""
     options.set_threads(args.threads)
     try:
         model = options.load_model(args.checkpoint)

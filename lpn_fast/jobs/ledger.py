@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..pipeline.job import InFolder
 from ..pipeline.manifest import (
-    NAME,
+    MANIFEST,
     ItemResult,
     Manifest,
     lines_of,
@@ -54,7 +54,7 @@ class FolderLedger(InFolder):
         self._sweep()
 
     def _sweep(self) -> None:
-        for path in sorted(self.out.glob(f"{Path(NAME).stem}.*")):
+        for path in sorted(self.out.glob(f"{Path(MANIFEST).stem}.*")):
             if (number_of(path.name) or 0) >= FIRST_PART:
                 self._manifest.append_lines(path.read_bytes())
                 path.unlink()
@@ -68,9 +68,9 @@ class BucketLedger:
         self._lines: list[str] = []
         self._parts: list[str] = []
         index.add_there(bucket.entries())
-        self._has_manifest = index.is_there(NAME)
+        self._has_manifest = index.is_there(MANIFEST)
         settings: dict[str, dict] = {}
-        for name in index.names_there(f"{Path(NAME).stem}*"):
+        for name in index.names_there(f"{Path(MANIFEST).stem}*"):
             if number_of(name) is not None:  # one after the other: together they may be large
                 lines = bucket.read([name])[0].splitlines(keepends=True)
                 index.record(results_in(Path(name), lines, settings))
@@ -103,7 +103,7 @@ class BucketLedger:
             self._merge()
 
     def _merge(self) -> None:
-        name = manifest_name(FIRST_PART + uuid.uuid4().int % 2**62) if self._has_manifest else NAME
+        name = manifest_name(FIRST_PART + uuid.uuid4().int % 2**62) if self._has_manifest else MANIFEST
         self._bucket.put({name: "".join(self._lines).encode()})
         self._has_manifest = True
         self._bucket.remove(self._parts)

@@ -23,7 +23,7 @@ from ..io import Range, formats
 from ..io.image import one_line
 from ..networks import LPN, ExplicitLPN, shipped_or_loaded
 from ..pipeline.batches import AUTO, Networks, batch_pixels_for, solvers_for
-from ..pipeline.flow import Background, Solvers, Transfer, settle_thread_pool
+from ..pipeline.flow import Background, Solvers, Transfer
 from ..pipeline.job import check_numbers, settings_of, solve_all
 from ..pipeline.manifest import ItemResult, digest_of
 from ..pipeline.run import Run, outcomes
@@ -182,7 +182,6 @@ class _Loaded:
     def __init__(self, told: Reconstructor):
         if told.threads is not None:
             torch.set_num_threads(told.threads)
-        settle_thread_pool()
         self.lock, self.task, self.intensities = threading.Lock(), told.task, told.intensities
         device = told.device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = told.model
@@ -220,8 +219,7 @@ class _Loaded:
             manifest=None,  # whoever calls keeps one
             settings=self.settings,
             digest=self.digest,
-            simulate=False,
-            seed=0,
+            seed=None,
             intensities=self.intensities,
             bar=tqdm(disable=True),
             transfer=self.transfer,

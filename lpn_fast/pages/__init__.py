@@ -142,6 +142,7 @@ def write(path: Path, template: str, **values) -> Path:
     )
     made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, lpn_fast {__version__}"
     page = environment.get_template(template).render(made=made, **values)
+    path.parent.mkdir(parents=True, exist_ok=True)
     return atomic.write(path, page.encode(errors="backslashreplace"))  # names need not be UTF-8
 
 

@@ -2,8 +2,8 @@
 
     read (threads, in order) -> batch and copy to the device (thread) -> solve (threads or caller) -> write (thread)
 
-Every stage is at most a few items ahead of the next, so memory depends on the size of images, never on their
-number. An error of a stage surfaces in the caller, where the items before it have been dealt with.
+Memory depends on the size of images, never on their number. An error of a stage surfaces in the caller, where the items
+before it have been dealt with.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import itertools
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import TypeVar
@@ -25,17 +25,6 @@ from .tasks import Restoration
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-TICK = 1.0  # seconds
-
-
-def settle_thread_pool() -> None:
-    """Make torch's thread pool whole in the calling thread, before other threads use torch; changes no setting.
-
-    A process that was forked has lost the pool. The first operation of any new thread replaces it, and of two threads
-    that are first at the same time one can find none: "Invalid thread pool!", which would be blamed on an image.
-    """
-    torch.set_num_threads(torch.get_num_threads())
-
 
 def in_order(
     function: Callable[[Item], Result],
@@ -47,8 +36,8 @@ def in_order(
 ) -> Iterator[Result]:
     """function(item) for every item, in order, computed by threads at most `ahead` items early.
 
-    Nor is one begun if the results that wait, and those to come, would weigh more than `most` together; those to come
-    are taken to weigh what the last one did. One item at a time is begun whatever it weighs.
+    Results that wait and those to come weigh at most `most` together, where those to come are taken to weigh what the
+    last one did. One item at a time is begun whatever it weighs.
     """
     waiting: deque[Future] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="lpn_fast read")
@@ -74,20 +63,16 @@ def in_order(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def ahead_of_time(items: Iterable[Item], ahead: int = 1) -> Iterator[Item]:
+def ahead_of_time(items: Generator[Item, None, None], ahead: int = 1) -> Iterator[Item]:
     """The items, taken from their iterator by a thread at most `ahead` early."""
-    iterator, end = iter(items), object()
-    taken = in_order(lambda _: next(iterator, end), itertools.repeat(None), workers=1, ahead=ahead)
-    try:
+    end = object()
+    taken = in_order(lambda _: next(items, end), itertools.repeat(None), workers=1, ahead=ahead)
+    with contextlib.closing(items), contextlib.closing(taken):  # waits for the item that is being taken
         yield from iter(lambda: next(taken), end)
-    finally:
-        taken.close()  # waits for the item that is being taken
-        if hasattr(iterator, "close"):
-            iterator.close()
 
 
 @contextlib.contextmanager
-def ticking(bar: tqdm, seconds: float = TICK) -> Iterator[None]:
+def ticking(bar: tqdm, seconds: float = 1.0) -> Iterator[None]:
     """Keep the clock of a progress bar going while nothing else moves it: one large image may take minutes."""
     over = threading.Event()
 
@@ -95,31 +80,26 @@ def ticking(bar: tqdm, seconds: float = TICK) -> Iterator[None]:
         while not over.wait(seconds):
             bar.refresh()
 
-    thread = threading.Thread(target=tick, name="lpn_fast clock", daemon=True)
-    if not bar.disable:
-        thread.start()
-    try:
-        yield
-    finally:
-        over.set()
+    with ThreadPoolExecutor(1, thread_name_prefix="lpn_fast clock") as pool:
         if not bar.disable:
-            thread.join()
+            pool.submit(tick)
+        try:
+            yield
+        finally:
+            over.set()
 
 
-class Background:
+class Background(contextlib.AbstractContextManager):
     """Runs calls one after another in a thread; an error is raised by a later `submit` or by the end of `with`.
 
     At most `ahead` calls are unfinished, else `submit` waits; any thread may submit. Whatever was submitted
     is finished before the `with` ends, even if that ends in an error: results that are computed are not thrown away.
     """
 
-    def __init__(self, ahead: int = 1):
+    def __init__(self, ahead: int = 1, threads: int = 1, begin: Callable[[], None] | None = None):
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="lpn_fast work", initializer=begin)
         self._ahead, self._lock = ahead, threading.Lock()
         self._running: set[Future] = set()
-
-    def __enter__(self) -> "Background":
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="lpn_fast write")
-        return self
 
     def submit(self, function: Callable, *arguments) -> None:
         """Run function(*arguments) after the calls before it, or beside them where there are several threads."""
@@ -141,7 +121,10 @@ class Background:
             if error is None:
                 self._settle()
         finally:
-            self._pool.shutdown(wait=True)
+            self._close()
+
+    def _close(self) -> None:
+        self._pool.shutdown()
 
 
 class Solvers(Background):
@@ -149,32 +132,27 @@ class Solvers(Background):
 
     A core that solves a batch of its own waits for no other core, neither at the end of every loop of a network nor
     while reading and writing have one of them. With count 1 the caller runs every call, with all of torch's threads.
-    If the `with` ends in an error, what has not begun never does.
-
-    Attributes
-    ----------
-    stopped : threading.Event
-        Set when the `with` ends: calls that still run, since it ended in an error, should end soon.
+    If the `with` ends in an error, what has not begun never does; `stopped` tells what still runs to end soon.
     """
 
     def __init__(self, count: int):
-        super().__init__(ahead=count + 1)  # one more than threads is at hand
-        self.count, self.stopped = count, threading.Event()
-
-    def __enter__(self) -> "Solvers":
-        self._threads = torch.get_num_threads()
-        if self.count == 1:
-            return self
-        turn, all_here = threading.Lock(), threading.Barrier(self.count)
-        torch.set_num_threads(1)  # for this thread and those started later
+        turn, all_here = threading.Lock(), threading.Barrier(count)
 
         def begin() -> None:
             with turn:
                 torch.set_num_threads(1)
             all_here.wait()
 
-        self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="lpn_fast solve", initializer=begin)
-        wait([self._pool.submit(int) for _ in range(self.count)])  # settled before any of them works
+        super().__init__(count + 1, count, begin)  # one call more than threads is at hand
+        self.count, self.stopped, self._threads = count, threading.Event(), torch.get_num_threads()
+        # A process that was forked has lost torch's pool. Of two threads that replace it at the same time, by their
+        # first operation, one can find none: "Invalid thread pool!", which would be blamed on an image.
+        torch.set_num_threads(self._threads)
+
+    def __enter__(self) -> "Solvers":
+        if self.count > 1:
+            torch.set_num_threads(1)  # for this thread and those started later
+            wait([self._pool.submit(int) for _ in range(self.count)])  # settled before any of them works
         return self
 
     def submit(self, function: Callable, *arguments) -> None:
@@ -193,16 +171,10 @@ class Solvers(Background):
         finally:
             torch.set_num_threads(own)
 
-    def __exit__(self, kind, error, traceback) -> None:
-        if self.count == 1:
-            return
-        try:
-            if error is None:
-                self._settle()
-        finally:
-            self.stopped.set()
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(self._threads)
+    def _close(self) -> None:
+        self.stopped.set()
+        self._pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._threads)
 
 
 class Transfer:
@@ -244,8 +216,7 @@ class Transfer:
             return solution
         with torch.cuda.stream(self._down):
             self._down.wait_event(event)
-            known = {name: t for name, t in vars(solution).items() if t is not None}
-            on_cpu = {name: t.to("cpu", non_blocking=True) for name, t in known.items()}
+            on_cpu = {name: t.to("cpu", non_blocking=True) for name, t in vars(solution).items() if t is not None}
         self._down.synchronize()
         return replace(solution, **on_cpu)
 

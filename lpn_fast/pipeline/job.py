@@ -2,13 +2,13 @@
 
     find -> skip what is finished -> read -> (degrade, if the truth is given) -> batch -> solve -> write
 
-Images are read as the batches need them, so the number of images does not matter to memory. What goes
-wrong with one image becomes a line of the manifest and the job goes on. An image of a batch that fails is
-found by solving the batch one by one. What is wrong with the job, a full disk or a lost GPU, ends it with an
-error; what was finished is kept.
+Images are read as the batches need them, so their number does not matter to memory. What goes wrong with one image
+becomes a line of the manifest and the job goes on; in a batch it is found by solving one by one. What is wrong with the
+job, a full disk or a lost GPU, ends it with an error; what was finished is kept.
 """
 
 import contextlib
+import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,8 @@ from ..io.finding import Patterns, identity
 from ..io.sources import Source, find_sources, put_together
 from ..networks import LPN, ExplicitLPN
 from .batches import Networks, batch_pixels_for, bucketed, solvers_for
-from .flow import Background, Solvers, Transfer, ahead_of_time, settle_thread_pool, ticking
-from .manifest import NAME as MANIFEST_NAME
-from .manifest import ItemResult, Results, Share, differences, digest_of, lock_of, open_manifest, read_results
+from .flow import Background, Solvers, Transfer, ahead_of_time, ticking
+from .manifest import ALONE, MANIFEST, ItemResult, Results, Share, digest_of, lock_of, open_manifest, read_results
 from .run import DEGRADED_FOLDER, Run, solve, usable
 from .tasks import Task
 
@@ -36,24 +35,12 @@ BAR = "{l_bar}{bar}| {n:.1f}/{total} [{elapsed}, {remaining} left, {rate_fmt}]"
 class Summary:
     """What became of the images of a job, in the order of finishing; of those of this process if there are several.
 
-    Attributes
-    ----------
-    out : Path
-        The output folder.
-    done : tuple of ItemResult
-        Finished by this call.
-    skipped : tuple of ItemResult
-        Finished by an earlier one.
-    failed : tuple of ItemResult
-        Not reconstructed; `error` says why.
-    everything : tuple of ItemResult or None
-        All images of the job, of all processes, in the order they were named; None while some are missing.
-    incomplete : tuple of str
-        Containers some of whose images failed; the results of the others lie in the folder `NAME.parts`.
-    passed_over : str
-        What was in folders besides, in words.
-    sources : tuple of Source
-        Where the images of the job are read from.
+    out                     the output folder
+    done, skipped, failed   finished by this call; finished by an earlier one; not reconstructed, `error` says why
+    everything              all images of the job, of all processes, as they were named; None while some are missing
+    incomplete              containers some of whose images failed; results of the others are in `NAME.parts`
+    passed_over             what was in folders besides, in words
+    sources                 where the images of the job are read from
     """
 
     out: Path
@@ -78,22 +65,20 @@ def reconstruct(
     batch_pixels: int | None = None,
     solvers: int | None = None,
     intensities: Range | None = None,
-    share: Share | None = None,
+    share: Share = ALONE,
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> Summary:
     """Reconstruct image files into a folder.
 
     A result has the file name, format and bit depth of its image; the results of a container file (a .npy stack,
-    .npz, .zip, .h5) make one such file, once they are all there. `manifest.jsonl` in the folder gets one
-    line per image. Called again with the same arguments it does what is left; images that failed are tried
-    again. Finished results are never overwritten.
+    .npz, .zip, .h5) make one such file, once they are all there. `manifest.jsonl` in the folder gets one line per
+    image. Called again it does what is left and what failed. Finished results are never overwritten.
 
     Parameters
     ----------
     images : path or iterable of paths
-        Files, folders, glob patterns and `@` lists, see `find_images`. Measurements, or truths with
-        `simulate`.
+        Files, folders, glob patterns and `@` lists, see `find_images`.
     out : path
         Folder for the results, made if need be.
     task : Denoise, Reconstruct or Score
@@ -103,37 +88,32 @@ def reconstruct(
     recursive : bool
         Look into the subfolders of folders; results are in subfolders of the same names.
     simulate : bool
-        Degrade the images first, which are then the truth: the degraded pictures go to `out/degraded`,
-        rounded to the bit depth for looking at; the solver gets them unrounded. PSNR and SSIM are recorded.
+        The images are truths: degrade them first, and record PSNR and SSIM. The degraded pictures go to `out/degraded`,
+        rounded to the bit depth for looking at; the solver gets them unrounded.
     seed : int
         Of the simulated noise; each image has its own, whatever its batch.
     batch_pixels : int, optional
         Most pixels per network evaluation; None is what fits into memory.
     solvers : int, optional
-        Batches that are solved at once on a CPU, each by one thread, if 2 or more; 1 is one at a time by all threads
-        of torch's. None is one per thread, or 1 for a few images. Images larger than `batch_pixels` are solved
-        one at a time by all threads.
+        Batches that are solved at once on a CPU, each by one thread; 1 is one at a time by all threads of torch's, as
+        images larger than `batch_pixels` always are. None is one per thread, or 1 for a few images.
     intensities : (low, high), optional
         What becomes 0 and 1 of the numbers in the files; None is what their type says, see `io.read_image`.
-    share : Share, optional
-        Which of several processes this is, see `Share`; None is the only one.
+    share : Share
+        Which of several processes this is, see `Share`; the only one by default.
     device : str or torch.device
         Of networks that are chosen by the image.
     progress : bool
         Show a progress bar on standard error, if that is a terminal.
-
-    Returns
-    -------
-    Summary
 
     Raises
     ------
     FileNotFoundError
         A file or folder that is not there, or a pattern that matches nothing.
     ValueError
-        No images; `out` is no folder, holds the images themselves, results of
-        other settings or files this job did not write, or another job is writing there; task, model and
-        sigma do not fit together, or the model is not one of images. Nothing has been written then, except the folder.
+        No images; `out` is no folder, holds the images themselves, results of other settings or files this job did not
+        write, or another job is writing there; task, model and sigma do not fit together, or the model is not one of
+        images. Nothing has been written then, except the folder.
     OSError
         The folder cannot be written to, or is full.
 
@@ -148,7 +128,7 @@ def reconstruct(
     >>> len(summary.done), len(summary.failed)
     (1, 0)
     """
-    out, share = Path(out), share or Share()
+    out, seed = Path(out), seed if simulate else None
     check_numbers(intensities, batch_pixels=batch_pixels, solvers=solvers)
     networks = Networks(model, device, task.networks)
     everything, unlisted, found = find_sources(images, recursive, out, content_of(task, simulate, intensities))
@@ -161,13 +141,11 @@ def reconstruct(
         raise ValueError(f"solvers must be 1 for a model on a GPU, got {solvers}")
     for network in networks.all:
         task.conditions(network)
-    settings = settings_of(task, networks, intensities, seed if simulate else None)
+    settings = settings_of(task, networks, intensities, seed)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out must be a folder, {out} is a file")
     out.mkdir(parents=True, exist_ok=True)
-    settle_thread_pool()
-
-    own = share.of(everything)
+    own = everything[share.rank :: share.world]
     with open_manifest(out, share) as manifest:
         skipped = finished(own, manifest.results, settings, task.makes_images, InFolder(out))
         left = [source for source in own if source.item not in skipped]
@@ -181,18 +159,19 @@ def reconstruct(
             Solvers(count) as team,
         ):
             warnings.simplefilter("ignore", RuntimeWarning)  # samples that became NaN are in the manifest
-            told = (out, task, networks, manifest, settings, digest_of(settings), simulate, seed, intensities)
+            told = (out, task, networks, manifest, settings, digest_of(settings), seed, intensities)
             run = Run(*told, bar, transfer, writer, team)
             for source, reason in broken.items() if share.rank == 0 else ():
                 run.refuse(source, reason)
             solve_all(run, left, batch_pixels)
     with FileLock(lock_of(out / "gather")):  # one process at a time, after its share: the last one finds everything
-        results = manifest.results if share.is_only else read_results(out)
+        results = manifest.results if share.world == 1 else read_results(out)
         incomplete = put_together(everything, out) if task.makes_images else ()
     items = [source.item for source in (*everything, *broken)]
     whole = tuple(results[item] for item in items) if all(item in results for item in items) else None
-    done, failed, earlier = tuple(run.done), tuple(run.failed), tuple(skipped.values())
-    return Summary(out, done, earlier, failed, whole, incomplete, str(found), tuple(everything))
+    done = tuple(line for line in run.made if line.status == "done")
+    failed = tuple(line for line in run.made if line.status != "done")
+    return Summary(out, done, tuple(skipped.values()), failed, whole, incomplete, str(found), tuple(everything))
 
 
 def check_numbers(intensities: Range | None, **counts: int | None) -> None:
@@ -272,7 +251,7 @@ def finished(sources: list[Source], results: Results, settings: dict, makes_imag
         if not (there.has(source) if makes_images else recorded):
             continue
         if not recorded:
-            why = f"is not recorded in its {MANIFEST_NAME}"
+            why = f"is not recorded in its {MANIFEST}"
         elif result.digest != digest:
             why = f"is a result of other settings ({differences(result.settings, settings)})"
         elif there.is_current(source, result):
@@ -282,6 +261,12 @@ def finished(sources: list[Source], results: Results, settings: dict, makes_imag
             why = f"is a result of another {source}"
         else:
             continue  # an image that has changed: scored again
-        where = there.where(source) if makes_images else f"{there}/{MANIFEST_NAME}: {source.item}"
+        where = there.where(source) if makes_images else f"{there}/{MANIFEST}: {source.item}"
         raise ValueError(f"out must not hold {where}, which {why}; nothing is overwritten, choose another folder")
     return found
+
+
+def differences(there: dict, here: dict) -> str:
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    shown = [[json.dumps(of[name]) if name in of else "not set" for of in (there, here)] for name in names]
+    return "; ".join(f"{name} {a} there, {b} now" for name, (a, b) in zip(names, shown, strict=True))

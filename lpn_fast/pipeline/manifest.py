@@ -5,10 +5,9 @@ the line is on disk; the file gets its name. An image counts as finished if both
 between the steps costs images computed again, never a result without a record. Where an image has
 several lines the last one counts. A line cut short by a kill is removed when the manifest is opened.
 
-Of several processes, started by `torchrun` or whatever else sets RANK and WORLD_SIZE, on one or many machines that
-share the folder, each has the images r, r + W, r + 2 W, ... of the whole list, so that none has to talk to another. It
-appends to a manifest of its own, `manifest.1.jsonl` and so on, and reads them all. What one of them has done counts
-for all; so a job may go on with another number of processes.
+Of W processes, started by `torchrun` or whatever else sets RANK and WORLD_SIZE, on machines that share the folder, each
+has every W-th image of the whole list, so that none has to talk to another. It appends to a manifest of its own,
+`manifest.1.jsonl` and so on, and reads them all: a job may go on with another number of processes.
 """
 
 import contextlib
@@ -16,29 +15,24 @@ import hashlib
 import json
 import math
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from .. import atomic
 
-NAME = "manifest.jsonl"
+MANIFEST = "manifest.jsonl"
 LINE_START = b'{"item": "'  # how every line starts, by the order of the fields
 PATIENCE = 1.0  # seconds
 
 
 @dataclass(frozen=True)
 class Share:
-    """Process `rank` of `world`; the default is the only one.
-
-    Raises
-    ------
-    ValueError
-        A rank outside 0 .. world - 1.
-    """
+    """Process `rank` of `world`; the default is the only one. ValueError for a rank outside 0 .. world - 1."""
 
     rank: int = 0
     world: int = 1
@@ -60,60 +54,33 @@ class Share:
             wanted = "set together and must be numbers, 0 <= RANK < WORLD_SIZE"
             raise ValueError(f"RANK and WORLD_SIZE must be {wanted}, got {given}") from error
 
-    @property
-    def is_only(self) -> bool:
-        return self.world == 1
 
-    def of(self, items: list) -> list:
-        """Its own ones of the items."""
-        return items[self.rank :: self.world]
+ALONE = Share()
 
 
 @dataclass(frozen=True)
 class ItemResult:
-    """What became of one image; a line of the manifest.
+    """What became of one image; a line of the manifest. None is what is not known, or does not apply.
 
-    Attributes
-    ----------
-    item : str
-        File name of the result; `container::member` for an image in a container.
-    status : "done" or "failed"
-    source, source_sha256 : str
-        The input as it was named, and the digest of its bytes ("" if it could not be read).
-    settings : dict
-        Everything that decides the result, apart from the input.
-    digest : str
-        Of the settings.
-    error : str or None
-        Why it failed.
-    height, width, channels : int or None
-        Of the result.
-    objective_first, objective_last : float or None
-        The function minimised, after the first and the last iteration; summed over colour planes.
-    residual : float or None
-        Relative change in the last iteration, the largest of the colour planes.
-    iterations : int or None
-        The largest of the colour planes.
-    converged : bool or None
-        Whether all planes met the tolerance.
-    seconds : float or None
-        Share of the batch's time, by pixels.
-    psnr_before, ssim_before, psnr, ssim : float or None
-        Of the measurement and of the result, both clipped to [0, 1], where the truth is known.
-    misfit : float or None
-        |A x - y| over what the noise makes of it, the largest of the colour planes; near 1 where all fits.
-    noise_estimate : float or None
-        Of the measurement, from itself (pipeline/problems.py).
-    sigma : float or None
-        Noise level that the network was told, by which it may differ from image to image.
-    model : str or None
-        Name of the network, where it was chosen by the image.
-    value : float or None
-        Of the learned prior, summed over colour planes, where the task is to find it.
-    verdict : str or None
-        How the search for it ended, the gravest of the colour planes.
-    notes : tuple of str
-        What was changed in reading, and what is doubtful about the result.
+        item                    file name of the result; `container::member` for an image in a container
+        status                  "done" or "failed"
+        source, source_sha256   the input as it was named, and the digest of its bytes ("" if it could not be read)
+        settings, digest        everything that decides the result, apart from the input; digest of that
+        error                   why it failed
+        height, width, channels                of the result
+        objective_first, objective_last        the function minimised, after the first and the last iteration
+        residual                relative change in the last iteration
+        iterations, converged   how many, and whether the tolerance was met
+        seconds                 share of the batch's time, by pixels
+        psnr_before, ssim_before, psnr, ssim   of the measurement and of the result, both clipped to [0, 1]
+        misfit                  |A x - y| over what the noise makes of it; near 1 where all fits
+        noise_estimate          of the measurement, from itself (pipeline/problems.py)
+        sigma                   noise level that the network was told, by which it may differ from image to image
+        model                   name of the network, where it was chosen by the image
+        value, verdict          of the learned prior, where the task is to find it; how the search for it ended
+        notes                   what was changed in reading, and what is doubtful about the result
+
+    Of colour planes, objectives and values are summed; the others are those of the worst plane.
     """
 
     item: str
@@ -170,10 +137,9 @@ Results = dict[str, ItemResult]  # by item
 class Manifest:
     """The results recorded in a folder, open for more; `open_manifest` makes one. Threads may share it."""
 
-    def __init__(self, path: Path, descriptor: int, results: Results):
-        self.path, self.results = path, results
-        self._descriptor = descriptor
-        self._lock = threading.Lock()
+    def __init__(self, descriptor: int, results: Results):
+        self.results = results
+        self._descriptor, self._lock = descriptor, threading.Lock()
 
     def append(self, *results: ItemResult) -> None:
         """Record results; they are on disk when this returns, or, after an OSError, none of them is."""
@@ -187,37 +153,18 @@ class Manifest:
             atomic.append(self._descriptor, lines)
 
 
-@contextlib.contextmanager
-def open_manifest(
-    folder: Path, share: Share | None = None, read: Callable[[Path], Results] | None = None
-) -> Iterator[Manifest]:
-    """The manifest of a folder, which exists, for this process; locked against a second job while open.
-
-    `read` finds what was recorded before, `results` of the manifest; None is `read_results`. A ValueError says that
-    another job is writing there, or that a file is no manifest.
-    """
-    share = share or Share()
-    path = folder / manifest_name(share.rank)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        running = folder / f".process-{share.rank}-of-{share.world}.lock"
-        with _locked(lock_of(path), folder), _locked(running, folder):  # a kill releases them
-            # A job of more or fewer processes that still runs would do the same images. Of two that start together the
-            # later one finds the lock of the other, since each has its own before it looks.
-            for other in folder.glob(".process-*-of-*.lock"):
-                if other.name.removesuffix(".lock").rpartition("-")[2] != str(share.world):
-                    with _locked(other, folder, patience=PATIENCE):  # others may be looking as well
-                        pass
-            results = (read or read_results)(folder)
-            os.ftruncate(descriptor, sum(map(len, lines_of(path))))  # not before all of it was found to be a manifest
-            yield Manifest(path, descriptor, results)
-    finally:
-        os.close(descriptor)
-
-
 def manifest_name(rank: int) -> str:
-    """Path of the manifest of a process."""
-    return NAME if rank == 0 else NAME.replace(".", f".{rank}.", 1)
+    return MANIFEST if rank == 0 else MANIFEST.replace(".", f".{rank}.", 1)
+
+
+def number_of(name: str) -> int | None:
+    """The process that a manifest of that name belongs to; None if it is none."""
+    found = re.fullmatch(r"manifest(?:\.(\d+))?\.jsonl", name)
+    return None if found is None else int(found[1] or 0)
+
+
+def manifests(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("manifest*.jsonl") if number_of(path.name) is not None)
 
 
 def lock_of(path: Path) -> Path:
@@ -226,10 +173,7 @@ def lock_of(path: Path) -> Path:
 
 
 def read_results(folder: Path) -> Results:
-    """The last word on every item in the manifests of a folder; one that any process finished counts as done.
-
-    A ValueError names a file that is no manifest.
-    """
+    """The last word on every item in a folder, done if any process finished it; ValueError for what is no manifest."""
     results: Results = {}
     settings: dict[str, dict] = {}
     for path in manifests(folder):
@@ -265,33 +209,39 @@ def results_in(path: Path, lines: Iterable[bytes], settings: dict[str, dict]) ->
         yield replace(result, settings=settings.setdefault(result.digest, result.settings))
 
 
-def number_of(name: str) -> int | None:
-    """The process that a manifest of that name belongs to; None if it is none."""
-    middle = name.split(".")[1:-1]
-    return 0 if name == NAME else int(middle[0]) if len(middle) == 1 and middle[0].isdigit() else None
-
-
 def digest_of(settings: dict) -> str:
     """Digest of JSON-ready settings, the same for equal ones in any order."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return short_digest(json.dumps(settings, sort_keys=True).encode())
 
 
-def differences(there: dict, here: dict) -> str:
-    """In which settings two results differ, in words."""
-    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-    shown = [[json.dumps(of[name]) if name in of else "not set" for of in (there, here)] for name in names]
-    return "; ".join(f"{name} {a} there, {b} now" for name, (a, b) in zip(names, shown, strict=True))
+def short_digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
-def manifests(folder: Path) -> list[Path]:
-    """Those of a folder."""
-    stem, suffix = NAME.split(".")
-    return [path for path in sorted(folder.glob(f"{stem}*.{suffix}")) if number_of(path.name) is not None]
+@contextlib.contextmanager
+def open_manifest(
+    folder: Path, share: Share = ALONE, read: Callable[[Path], Results] = read_results
+) -> Iterator[Manifest]:
+    """The manifest of a folder, which exists, for this process; locked against a second job while open.
 
-
-def _locked(lock: Path, folder: Path, patience: float = 0.0) -> AcquireReturnProxy:
-    """A lock, held from now to the end of `with`."""
+    `read` finds what was recorded before, `results` of the manifest. A ValueError says that another job is writing
+    there, or that a file is no manifest.
+    """
+    path = folder / manifest_name(share.rank)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        return FileLock(lock).acquire(timeout=patience)
+        running = folder / f".process-{share.rank}-of-{share.world}.lock"
+        with FileLock(lock_of(path), timeout=0), FileLock(running, timeout=0):  # a kill releases them
+            # A job of more or fewer processes that still runs would do the same images. Of two that start together the
+            # later one finds the lock of the other, since each has its own before it looks.
+            for other in folder.glob(".process-*-of-*.lock"):
+                if other.name.removesuffix(".lock").rpartition("-")[2] != str(share.world):
+                    with FileLock(other, timeout=PATIENCE):  # others may be looking as well
+                        pass
+            results = read(folder)
+            os.ftruncate(descriptor, sum(map(len, lines_of(path))))  # not before all of it was found to be a manifest
+            yield Manifest(descriptor, results)
     except Timeout as error:
         raise ValueError(f"another job writes to {folder}; wait for it or choose another folder") from error
+    finally:
+        os.close(descriptor)

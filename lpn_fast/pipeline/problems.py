@@ -11,7 +11,6 @@ Where intensities (low, high) of the image become 0 and 1, the linear operator m
     (y - low A 1) / (high - low).
 """
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +31,7 @@ from ..physics import (
     from_matrix,
 )
 from ..solvers.noise import SMALLEST_SIDE, TILE, haar_level, shown_level
+from .manifest import short_digest
 
 PROBE_SIDE = 32  # pixels; the smallest image that shows whether operator, model and sigma fit together
 # 8,000 blocks: a standard error of 1.3 %; 32,000 pixels: torch starts no threads beside the solver's, from 32,768 on.
@@ -58,7 +58,7 @@ class Problem:
         A ValueError says that there is NaN in it, or that it has another type or shape than the operator measures.
         """
         is_complex = self.arrays.is_complex
-        if (array.dtype.kind == "c") != is_complex or array.dtype.kind not in "cfiu":
+        if not self.arrays.suits(array.dtype):
             raise ValueError(f"it must hold {'complex' if is_complex else 'real'} numbers, got {array.dtype}")
         if self.centred:
             array = np.fft.ifftshift(array, axes=(-2, -1))
@@ -106,15 +106,11 @@ class Problem:
         top, left = (side // 2 for side in self.physics.kernel.shape)
         return measured[:, top : top + size[0], left : left + size[1]]
 
-    def __str__(self) -> str:
-        return str(self.physics)
-
 
 IMAGES = Problem("images", Denoising(), {})  # which are measured themselves
 
 
 def blur(physics: Blur) -> Problem:
-    """Of images that were blurred."""
     settings = {"kernel": _digest(physics.kernel), "boundary": physics.boundary}
     return Problem("blur", physics, settings, least_side=max(PROBE_SIDE, *physics.kernel.shape))
 
@@ -125,16 +121,14 @@ def inpaint(mask: Tensor) -> Problem:
 
 
 def downsample(physics: Downsampling) -> Problem:
-    """Of small images."""
     kernel, factor = physics.blur.kernel, physics.factor
     side = factor * -(-max(PROBE_SIDE, *kernel.shape) // factor)
     return Problem("downsample", physics, {"kernel": _digest(kernel), "factor": factor}, least_side=side)
 
 
 def ct(physics: ParallelBeamCT) -> Problem:
-    """Of sinograms of parallel beams."""
     geometry = physics.geometry
-    settings = {"geometry": _short(repr(geometry).encode())}
+    settings = {"geometry": short_digest(repr(geometry).encode())}
     return Problem("ct", physics, settings, (geometry.height, geometry.width), arrays=Arrays(2), kind="CT")
 
 
@@ -148,7 +142,6 @@ def mri(mask: Tensor, coils: Tensor | None = None, centred: bool = False) -> Pro
 
 
 def cs(physics: CompressedSensing) -> Problem:
-    """Of vectors of random measurements."""
     size = physics.height, physics.width
     return Problem("cs", physics, {"operator": repr(physics)}, size, arrays=Arrays(1))
 
@@ -161,7 +154,7 @@ def matrix(entries, image_size: tuple[int, int]) -> Problem:
     physics = from_matrix(entries, image_size)
     if not np.isfinite(stored[-1]).all():
         raise ValueError("the matrix must be finite, got NaN or infinite values")
-    digest = _short(" ".join(_digest(torch.from_numpy(array)) for array in stored).encode())
+    digest = short_digest(" ".join(_digest(torch.from_numpy(array)) for array in stored).encode())
     settings = {"matrix": digest, "size": list(image_size)}
     return Problem("matrix", physics, settings, image_size, arrays=Arrays(1))
 
@@ -170,8 +163,7 @@ def matrix(entries, image_size: tuple[int, int]) -> Problem:
 def noise_levels(images: list[Tensor], most_tiles: int = MOST_TILES) -> list[float | None]:
     """Standard deviation of the noise in images (C, H, W), in their units; None for one smaller than 8 x 8.
 
-    Of a large image only `most_tiles` tiles count, evenly spread. What is estimated together, where the tiles allow it,
-    takes a fraction of the time.
+    Of a large image `most_tiles` tiles count, evenly spread. Where they allow it all are estimated together, fast.
     """
     tiles = [_tiles(image, most_tiles) if min(image.shape[1:]) >= SMALLEST_SIDE else None for image in images]
     if {type(one) for one in tiles} == {Tensor} and len({one.shape for one in tiles}) == 1:
@@ -186,17 +178,10 @@ def _tiles(image: Tensor, most: int) -> Tensor:
     total = channels * rows * columns
     if total <= most:
         return image
-    chosen = np.arange(most) * total // most
-    channel, row, column = chosen // (rows * columns), chosen // columns % rows, chosen % columns
-    whole = image[:, : rows * TILE, : columns * TILE].numpy()
-    tiles = whole.reshape(channels, rows, TILE, columns, TILE)[channel, row, :, column]  # (tiles, TILE, TILE)
-    return torch.from_numpy(tiles.reshape(1, -1, TILE))
+    channel, row, column = np.unravel_index(np.arange(most) * total // most, (channels, rows, columns))
+    return image.unfold(1, TILE, TILE).unfold(2, TILE, TILE)[channel, row, column].reshape(1, -1, TILE)
 
 
 def _digest(values: Tensor) -> str:
     """Shape and content in a few characters."""
-    return f"{'x'.join(map(str, values.shape))}:{_short(values.detach().cpu().contiguous().numpy().tobytes())}"
-
-
-def _short(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+    return f"{'x'.join(map(str, values.shape))}:{short_digest(values.detach().cpu().contiguous().numpy().tobytes())}"

@@ -1,18 +1,17 @@
 """A page about a finished job: pictures before and after, distributions, conditions of the theorem, numbers per image.
 
 Everything on it is read from the manifest and from the files that it names, so that a job that was resumed gets the
-page of one that was not. Of a large job some images are shown: evenly spread from the worst to the best where that is
-known, else over the job.
+page of one that was not. Of a large job some images are shown, see ORDERS.
 """
 
 import math
+import operator
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,17 +21,16 @@ from ..io.sources import Source
 from ..physics import MRI, Blur, Downsampling, Inpainting, LinearOperator, ParallelBeamCT
 from ..solvers import Conditions
 from .job import Summary
-from .manifest import NAME as MANIFEST
-from .manifest import ItemResult
+from .manifest import MANIFEST, ItemResult
 from .problems import IMAGES, Problem
-from .run import DEGRADED_FOLDER
+from .run import degraded_path
 from .tasks import Task
 
 MOST_PICTURES, MOST_LARGE = 48, 12  # images, and those of them whose pictures are large
 MOST_ROWS = 2000  # of the table
+# evenly spread by the first field that all of them have
 ORDERS = {"psnr": "from the lowest PSNR to the highest", "value": "from the most likely to the least"}
-
-SPOKES_SIDE = 97  # pixels of the picture of a scan's directions
+Known = dict[str, list[float]]  # values of fields, as far as they are known
 Pictures = dict[str, tuple[Tensor | None, Path]]  # by what they are: (C, H, W) or None if not to be shown, and where
 COLUMNS = (  # heading, field of ItemResult, digits, heading of its distribution, if that is shown
     ("PSNR before", "psnr_before", 2, ""),
@@ -62,59 +60,55 @@ DONE = {  # by task, or by its operator: what was done to so many images
 
 
 def write_report(
-    path: str | Path,
-    summary: Summary,
-    task: Task,
-    *,
-    model: str = "",
-    command: str = "",
-    conditions: Conditions | None = None,
-    intensities: Range | None = None,
+    path: Path, summary: Summary, task: Task, model: str = "", command: str = "", conditions: Conditions | None = None
 ) -> Path:
     """Write the page, as a whole, about a finished job of that task; a ValueError for one that is not finished.
 
-    `model` is for results that do not name theirs, `command` the command line, `conditions` those of the solver's
-    theorem, `intensities` those of the job.
+    `model` is for results that do not name theirs, `command` the command line, `conditions` the theorem's.
     """
     if summary.everything is None:
         raise ValueError("the report is about a finished job, got one of which images are missing")
-    path, results = Path(path), summary.everything
+    results = summary.everything
     done = [result for result in results if result.status == "done"]
     failed = [result for result in results if result.status != "done"]
+    known = {field: [v for r in done if (v := getattr(r, field)) is not None] for _, field, _, _ in COLUMNS}
     settings = results[0].settings if results else task.settings()
-    operator, name = _operator_picture(task.problem.physics), settings.get("task", "")
+    name, shown = settings.get("task", ""), _operator_picture(task.problem.physics)
     title = f"{len(done):,} image{'s' * (len(done) != 1)} {DONE.get(settings.get('physics', name), name)}"
-    chosen, which = _chosen(done)
+    chosen, which = _chosen(done, known)
+    given = task.expected_noise
+    marks = {"noise_estimate": (given, f"given, {given}"), "misfit": (1.0, "what noise alone makes, 1")}
+    plots = (pages.histogram(heading, known[f], *marks.get(f, ())) for _, f, _, heading in COLUMNS if heading)
     return pages.write(
         path,
         "report.html",
         title=title,
-        facts=_facts(done, failed, settings, task, model),
+        facts=_facts(done, failed, known, settings, task, model),
         command=command,
         folder=(str(summary.out), pages.link(summary.out, path)),
         manifest=(MANIFEST, pages.link(summary.out / MANIFEST, path)),
-        operator=None if operator is None else (operator[0], pages.picture(*operator)),
-        cards=_cards(chosen, summary, path, task.problem, intensities),
+        operator=None if shown is None else (shown[0], pages.picture(*shown)),
+        cards=_cards(chosen, summary, path, task.problem),
         which=which,
-        plots=_plots(done, task),
+        plots=[plot for plot in plots if plot is not None],
         conditions=conditions,
         condition_rows=[(c.name, c.required, c.actual, "yes" if c.holds else "no") for c in conditions or ()],
         failed=[(result.source, result.error) for result in failed],
         settings=[(name, _setting(value)) for name, value in settings.items()],
         rest=f"The first {MOST_ROWS:,} of {len(done):,}; all are in the manifest." if len(done) > MOST_ROWS else "",
-        **_numbers(done),
+        **_numbers(done, known),
     )
 
 
-def _facts(done: list[ItemResult], failed: list[ItemResult], settings: dict, task: Task, model: str) -> dict[str, str]:
+def _facts(done: list, failed: list, known: Known, settings: dict, task: Task, model: str) -> dict[str, str]:
     """What the head of the page says, as far as it is known."""
     late = sum(result.converged is False for result in done)
     facts = {"Images": f"{len(done):,} done, {len(failed):,} failed"}
     facts["Images"] += f", {late:,} did not converge within the iterations allowed" if late else ""
     used = Counter(result.model or model for result in done)
-    each = ", ".join(f"{name} ({count:,} images)" for name, count in used.most_common())
-    facts["Model"] = next(iter(used)) if len(used) == 1 else each
-    facts["Operator"] = "" if task.problem is IMAGES else str(task.problem)
+    each = (f"{name} ({count:,} images)" for name, count in used.most_common())
+    facts["Model"] = next(iter(used)) if len(used) == 1 else ", ".join(each)
+    facts["Operator"] = "" if task.problem is IMAGES else str(task.problem.physics)
     if settings.get("task") == "denoise":
         facts["Solver"] = "one evaluation of the network"
     elif "solver" in settings:
@@ -122,17 +116,16 @@ def _facts(done: list[ItemResult], failed: list[ItemResult], settings: dict, tas
         facts["Solver"] = "chosen by lpn_fast.reconstruct" if settings["solver"] is None else by_name
     elif settings.get("sigma"):
         facts["Prior"] = f"at noise level {settings['sigma']:g}"
-    if after := _known(done, "psnr"):
-        before = _known(done, "psnr_before")
-        facts["Quality"] = f"{statistics.fmean(after):.2f} dB, mean PSNR"
-        facts["Quality"] += f"; {statistics.fmean(before):.2f} dB before" if before else ""
+    if known["psnr"]:
+        facts["Quality"] = f"{statistics.fmean(known['psnr']):.2f} dB, mean PSNR"
+        facts["Quality"] += f"; {statistics.fmean(before):.2f} dB before" if (before := known["psnr_before"]) else ""
     noise = [] if task.expected_noise is None else [f"{task.expected_noise:g} given"]
-    if shown := _known(done, "noise_estimate"):
+    if shown := known["noise_estimate"]:
         span = "" if len(shown) == 1 else f" ({min(shown):.3g} to {max(shown):.3g})"
         whence = "measurements" if noise else "images"
         noise.append(f"{statistics.median(shown):.3g}{span} estimated from the {whence}")
     facts["Noise"] = ", ".join(noise)
-    if seconds := _known(done, "seconds"):
+    if seconds := known["seconds"]:
         facts["Time"] = f"{math.fsum(seconds):.1f} s to solve, {statistics.median(seconds):.3g} s an image"
     return {name: text for name, text in facts.items() if text}
 
@@ -143,45 +136,28 @@ def _setting(value) -> str:
     return "automatic" if value is None else ("no", "yes")[value] if isinstance(value, bool) else str(value)
 
 
-def _plots(done: list[ItemResult], task: Task) -> list[pages.Histogram]:
-    given = task.expected_noise
-    marks = {"noise_estimate": (given, f"given, {given}"), "misfit": (1.0, "what noise alone makes, 1")}
-    found = (
-        pages.histogram(heading, [getattr(result, field) for result in done], *marks.get(field, ()))
-        for _, field, _, heading in COLUMNS
-        if heading
-    )
-    return [plot for plot in found if plot is not None]
-
-
-def _chosen(done: list[ItemResult]) -> tuple[list[ItemResult], str]:
+def _chosen(done: list[ItemResult], known: Known) -> tuple[list[ItemResult], str]:
     """The images to be shown, and which they are."""
     if len(done) <= MOST_PICTURES:
         return done, ""
-    order = "evenly spread over the job"
-    for field, words in ORDERS.items():
-        if all(getattr(result, field) is not None for result in done):
-            done, order = sorted(done, key=lambda result: getattr(result, field)), words
-            break
-    last = len(done) - 1
-    places = [round(k * last / (MOST_PICTURES - 1)) for k in range(MOST_PICTURES)]
-    return [done[place] for place in places], f"{MOST_PICTURES} of {len(done):,}, {order}"
+    field = next((field for field in ORDERS if len(known[field]) == len(done)), None)
+    if field is not None:
+        done = sorted(done, key=operator.attrgetter(field))
+    chosen = [done[round(k * (len(done) - 1) / (MOST_PICTURES - 1))] for k in range(MOST_PICTURES)]
+    return chosen, f"{MOST_PICTURES} of {len(done):,}, {ORDERS.get(field, 'evenly spread over the job')}"
 
 
-def _cards(
-    chosen: list[ItemResult], summary: Summary, page: Path, problem: Problem, intensities: Range | None
-) -> Iterable[dict]:
+def _cards(chosen: list[ItemResult], summary: Summary, page: Path, problem: Problem) -> Iterator[dict]:
     """One at a time: a page may show many."""
     sources = {source.item: source for source in summary.sources}
     for position, result in enumerate(chosen):
-        source = sources.get(result.item)
-        if source is None:
+        if result.item not in sources:
             continue
-        shown = _pictures_of(result, source, summary.out, problem, intensities)
-        known = {name: x for name, (x, _) in shown.items() if x is not None}
-        pair = [name for name in known if name != "measured"]  # to be laid over each other
+        shown = _pictures_of(result, sources[result.item], summary.out, problem)
+        seen = {name: x for name, (x, _) in shown.items() if x is not None}
+        pair = [name for name in seen if name != "measured"]  # to be laid over each other
         pair = pair if len(pair) > 1 else []
-        pictures = [pages.picture(name, x, name in pair, position >= MOST_LARGE) for name, x in known.items()]
+        pictures = [pages.picture(name, x, name in pair, position >= MOST_LARGE) for name, x in seen.items()]
         before = "" if result.psnr_before is None else f"{result.psnr_before:.2f} to "
         gain = "" if result.psnr is None else f", {before}{result.psnr:.2f} dB"
         gain += "" if result.value is None else f", prior {result.value:.4g}"
@@ -189,28 +165,26 @@ def _cards(
             "name": result.item,
             "caption": f"{result.width} x {result.height}{gain}",
             "pictures": pictures,
-            "missing": [name for name in shown if name not in known],
+            "missing": [name for name in shown if name not in seen],
             "links": [(name, pages.link(file, page)) for name, (_, file) in shown.items()],
             "shape": next((picture.shape for picture in reversed(pictures) if picture.paired), None),
             "notes": result.notes,
         }
 
 
-def _numbers(results: Sequence[ItemResult]) -> dict:
+def _numbers(done: list[ItemResult], known: Known) -> dict:
     """Heading, rows and means of the columns in which anything is known."""
-    known = {column: values for column in COLUMNS if (values := _known(results, column[1]))}
-    rows = [[r.item, *(_number(getattr(r, name), digits) for _, name, digits, _ in known)] for r in results[:MOST_ROWS]]
-    means = ["mean", *(_number(statistics.fmean(values), column[2]) for column, values in known.items())]
-    header = ["image", *(column[0] for column in known)]
-    return {"header": header, "numbers": rows, "means": means if len(results) > 1 else None}
+    columns = [column for column in COLUMNS if known[column[1]]]
 
+    def cells(first: str, values: Iterable[float | None]) -> list[str]:
+        shown = zip(columns, values, strict=True)
+        return [first, *("" if value is None else f"{value:.{digits}f}" for (_, _, digits, _), value in shown)]
 
-def _known(results: Iterable[ItemResult], name: str) -> list[float]:
-    return [value for result in results if (value := getattr(result, name)) is not None]
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+    return {
+        "header": ["image", *(column[0] for column in columns)],
+        "numbers": [cells(r.item, (getattr(r, column[1]) for column in columns)) for r in done[:MOST_ROWS]],
+        "means": cells("mean", (statistics.fmean(known[column[1]]) for column in columns)) if len(done) > 1 else None,
+    }
 
 
 def _operator_picture(physics: LinearOperator) -> tuple[str, Tensor] | None:
@@ -225,73 +199,60 @@ def _operator_picture(physics: LinearOperator) -> tuple[str, Tensor] | None:
         if isinstance(physics, MRI):
             return f"frequencies measured, {known}; zero is in the middle", torch.fft.fftshift(mask, dim=(-2, -1))
         return f"pixels known, {known}", mask
-    if isinstance(physics, ParallelBeamCT):
-        angles = physics.geometry.angles
-        return f"the {len(angles)} directions of view, as lines of frequencies", _spokes(angles)
+    if isinstance(physics, ParallelBeamCT):  # a projection knows the frequencies on a line through zero, at its angle
+        half = 48  # pixels of the picture to each side of zero
+        v, u = torch.meshgrid(-torch.arange(-half, half + 1.0), torch.arange(-half, half + 1.0), indexing="ij")
+        angles = torch.tensor(physics.geometry.angles)[:, None, None]
+        seen = (1 - (v * angles.cos() - u * angles.sin()).abs()).amax(0).clamp_min(0)
+        inside = u.square() + v.square() <= half**2
+        return f"the {len(angles)} directions of view, as lines of frequencies", (seen * inside)[None]
     return None
 
 
-def _pictures_of(
-    result: ItemResult, source: Source, out: Path, problem: Problem, intensities: Range | None
-) -> Pictures:
+def _pictures_of(result: ItemResult, source: Source, out: Path, problem: Problem) -> Pictures:
     """What there is to see of an image that is done; all but "measured" show the same place."""
+    intensities, simulated = result.settings.get("intensities"), bool(result.settings.get("simulate"))
+
+    def image(source: Source) -> Tensor | None:
+        try:
+            return source.read(intensities)[0].pixels
+        except UnreadableImage:  # removed since
+            return None
+
     if result.value is not None:  # scored: nothing was made
-        return {"image": (_image(source, intensities), source.path)}
+        return {"image": (image(source), source.path)}
     packed = out / source.place  # of a container that is complete, else there are files
     is_packed = source.member is not None and packed.exists()
     kept = replace(source, path=packed) if is_packed else _file(source.result(out))
-    after = _image(kept, intensities)
-    simulated = bool(result.settings.get("simulate"))
-    path = source.result(out / DEGRADED_FOLDER) if simulated else source.path
+    measured = _file(degraded_path(source, out, problem)) if simulated else source
+    after = image(kept)
     if problem.arrays is not None:
-        path = path.with_name(f"{path.name}.npy") if simulated else path
-        pictures: Pictures = {"measured": (_measurement(source, path, problem, simulated, intensities), path)}
+        pictures: Pictures = {"measured": (_measurement(measured, problem, simulated, intensities), measured.path)}
         pictures["result"] = after, kept.path
     else:
-        y = _image(_file(path) if simulated else source, intensities)
+        y = image(measured)
         if y is not None and after is not None:  # no more than lies over the result
             cropped = problem.cropped(y, tuple(after.shape[-2:]))
             y = y if cropped is None else cropped
-        pictures = {"before": (y, path), "after": (after, kept.path)}
+        pictures = {"before": (y, measured.path), "after": (after, kept.path)}
     if simulated:
-        truth = _image(source, intensities)
+        truth = image(source)
         pictures["truth"] = None if truth is None else problem.framed(truth), source.path
     return pictures
 
 
-def _spokes(angles: tuple[float, ...]) -> Tensor:  # (1, SPOKES_SIDE, SPOKES_SIDE)
-    """A projection knows the frequencies on a line through zero, at its angle."""
-    half = SPOKES_SIDE // 2
-    v, u = torch.meshgrid(-torch.arange(-half, half + 1.0), torch.arange(-half, half + 1.0), indexing="ij")
-    each = torch.tensor(angles)[:, None, None]
-    seen = (1 - (v * each.cos() - u * each.sin()).abs()).amax(0)
-    return (seen * (u.square() + v.square() <= half**2)).clamp_min(0)[None]
-
-
-def _measurement(
-    source: Source, path: Path, problem: Problem, simulated: bool, intensities: Range | None
-) -> Tensor | None:
+def _measurement(source: Source, problem: Problem, simulated: bool, intensities: Range | None) -> Tensor | None:
     """A sinogram from its least to its largest value, or the logarithm of k-space; vectors are no pictures."""
     try:
-        array = np.load(path) if simulated else source.read_array()[0]
-        y = torch.from_numpy(array) if simulated else problem.measured(array, intensities)
-    except (OSError, ValueError):
+        array, _ = source.read_array()
+        y = torch.tensor(array) if simulated else problem.measured(array, intensities)
+    except ValueError:
         return None
-    physics: LinearOperator = problem.physics
-    if isinstance(physics, MRI):
+    if isinstance(problem.physics, MRI):
         size = y[0].flatten(0, -3).norm(dim=0)  # (H, W)
-        y = torch.fft.fftshift(size / size[size > 0].median().clamp_min(1e-12)).log1p()[None]
-    elif not isinstance(physics, ParallelBeamCT):
-        return None
-    return pages.stretched(y[:1])
+        return pages.stretched(torch.fft.fftshift(size / size[size > 0].median().clamp_min(1e-12)).log1p()[None])
+    return pages.stretched(y[:1]) if isinstance(problem.physics, ParallelBeamCT) else None
 
 
 def _file(path: Path) -> Source:
     return Source(path, Path(path.name))
-
-
-def _image(source: Source, intensities: Range | None) -> Tensor | None:
-    try:
-        return source.read(intensities)[0].pixels
-    except UnreadableImage:  # removed since
-        return None

@@ -1,4 +1,4 @@
-"""What happens to the images of a job: read, solve, write. `reconstruct` runs these in its threads.
+"""What happens to the images of a job in its threads: read, solve, write.
 
 What the reading and the writing thread do with a whole image is numpy's loaded: torch would start a team of threads for
 each of them, which wait busily for the next operation on the cores that the solver needs.
@@ -7,7 +7,6 @@ each of them, which wait busily for the next operation on the cores that the sol
 import contextlib
 import hashlib
 import os
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -28,6 +27,7 @@ from ..solvers.noise import SMALLEST_SIDE
 from .batches import Networks, kind_of, to_samples
 from .flow import Background, Solvers, Transfer, in_order
 from .manifest import ItemResult, Manifest
+from .problems import Problem
 from .tasks import Restoration, Task, gravest
 
 DEGRADED_FOLDER = "degraded"  # inside the output folder
@@ -66,35 +66,29 @@ class Run:
     manifest: Manifest
     settings: dict
     digest: str
-    simulate: bool
-    seed: int
+    seed: int | None  # of the noise, where measurements are simulated
     intensities: Range | None
     bar: tqdm
     transfer: Transfer
     writer: Background
     solvers: Solvers
-    done: list[ItemResult] = field(default_factory=list)
-    failed: list[ItemResult] = field(default_factory=list)
-    bar_lock: threading.Lock = field(default_factory=threading.Lock)
+    made: list[ItemResult] = field(default_factory=list)
 
     def advance(self, images: float) -> None:
         """Move the progress bar; any thread."""
-        with self.bar_lock:
+        with self.bar.get_lock():
             self.bar.update(images)
 
     def line(self, source: Source, status: str, source_sha256: str, **found) -> ItemResult:
-        """The line of an image, with what was found."""
         return ItemResult(source.item, status, str(source), source_sha256, self.settings, self.digest, **found)
 
     def failure(self, source: Source, reason: str) -> ItemResult:
-        """The line of an image that could not be used."""
         return self.line(source, "failed", source.sha256() or "", error=reason)
 
     def refuse(self, source: Source, reason: str) -> None:
-        """What becomes of an image that cannot be used."""
         line = self.failure(source, reason)
         self.manifest.append(line)
-        self.failed.append(line)
+        self.made.append(line)
 
     def keep(self, batch: list[LoadedImage], solution: Restoration, computed, seconds: float) -> None:
         """Result files and manifest lines of a batch: files under temporary names, lines, names, in this order.
@@ -110,15 +104,14 @@ class Run:
                     ready.append((None, None, line))
                     continue
                 path = loaded.source.result(self.out)
-                if not path.parent.is_dir():
-                    path.parent.mkdir(parents=True, exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 ready.append((atomic.stage(path, data), path, line))
         finally:
             full = self._record(ready)
             for temporary, path, line in ready:
                 if temporary is not None:
                     os.replace(temporary, path)
-                (self.done if line.status == "done" else self.failed).append(line)
+                self.made.append(line)
         if full is not None:
             raise full
 
@@ -140,31 +133,26 @@ def usable(run: Run, sources: list[Source]) -> Iterator[LoadedImage]:
     """The images, read ahead of time; those that cannot be used are recorded as failed and left out."""
     stream = in_order(lambda source: _read(run, source), sources, READERS, READ_AHEAD, _size, READ_AHEAD_BYTES)
     with contextlib.closing(stream) as read:
-        for loaded in read:
-            if isinstance(loaded, LoadedImage):
-                yield loaded
-            else:
-                run.refuse(*loaded)
-                run.advance(1)
+        yield from filter(None, read)
 
 
-def _size(loaded: LoadedImage | tuple[Source, str]) -> int:
-    return loaded.measured.nbytes * (1 if loaded.truth is None else 2) if isinstance(loaded, LoadedImage) else 0
+def _size(loaded: LoadedImage | None) -> int:
+    return 0 if loaded is None else loaded.measured.nbytes * (1 if loaded.truth is None else 2)
 
 
-def _read(run: Run, source: Source) -> LoadedImage | tuple[Source, str]:
-    """An image, or why it cannot be used."""
+def _read(run: Run, source: Source) -> LoadedImage | None:
+    """An image; None for one that cannot be used, which is recorded."""
     problem = run.task.problem
     try:
-        if problem.arrays is not None and not run.simulate:
+        if problem.arrays is not None and run.seed is None:
             array, digest = source.read_array()
             measured, truth = problem.measured(array, run.intensities), None
             kind, notes = problem.kind, ()
             encoding = source.encoding_of_result(run.intensities)
         else:
             image, digest = source.read(run.intensities)
-            truth = image.pixels if run.simulate else None
-            measured = run.task.degrade(truth, _generator(run.seed, source)) if run.simulate else image.pixels
+            truth = None if run.seed is None else image.pixels
+            measured = image.pixels if truth is None else run.task.degrade(truth, _generator(run.seed, source))
             kind, encoding, notes = kind_of(image, problem.kind), image.encoding, image.notes
         kind = run.networks.suiting(kind)
         samples, noise = to_samples(measured, run.networks[kind].spec.channels), None
@@ -174,7 +162,9 @@ def _read(run: Run, source: Source) -> LoadedImage | tuple[Source, str]:
                 f"level (images with sides of at least {SMALLEST_SIDE} pixels show it)"
             )
     except ValueError as error:
-        return source, error.reason if isinstance(error, UnreadableImage) else one_line(error)
+        run.refuse(source, error.reason if isinstance(error, UnreadableImage) else one_line(error))
+        run.advance(1)
+        return None
     return LoadedImage(source, digest, encoding, truth, measured, samples, kind, noise, notes)
 
 
@@ -221,19 +211,15 @@ def outcomes(run: Run, batch: list[LoadedImage], solution: Restoration, seconds:
     levels = run.task.noise_of([loaded.measured for loaded in batch]) if given else [loaded.noise for loaded in batch]
     for loaded, noise in zip(batch, levels, strict=True):
         own = slice(start, start + len(loaded.samples))
-        start, data = own.stop, None
+        start = own.stop
         image = None if solution.x is None else solution.x[own].flatten(0, 1).float()  # (C, H, W)
-        reason = _divergence(solution, own, image)
-        if reason is None and image is not None:
-            try:
-                data = encode(image, loaded.encoding)
-            except Exception as error:  # a format with limits of its own, say on the size
-                reason = f"its result cannot be stored as {loaded.encoding.suffix}: {one_line(error)}"
-        if reason is not None:
-            yield loaded, run.failure(loaded.source, reason), None
-        else:
-            found = _found(run, loaded, solution, own, image) | {"noise_estimate": noise, "seconds": round(seconds, 4)}
-            yield loaded, run.line(loaded.source, "done", loaded.source_sha256, **found), data
+        try:
+            data = _file_of(image, loaded.encoding, bool(solution.broken[own].any()))
+        except ValueError as error:
+            yield loaded, run.failure(loaded.source, str(error)), None
+            continue
+        found = _found(run, loaded, solution, own, image) | {"noise_estimate": noise, "seconds": round(seconds, 4)}
+        yield loaded, run.line(loaded.source, "done", loaded.source_sha256, **found), data
 
 
 def _found(run: Run, loaded: LoadedImage, solution: Restoration, own: slice, image: Tensor | None) -> dict:
@@ -263,13 +249,16 @@ def _found(run: Run, loaded: LoadedImage, solution: Restoration, own: slice, ima
     return found | {"model": run.networks.names.get(loaded.kind)}
 
 
+def degraded_path(source: Source, out: Path, problem: Problem) -> Path:
+    """Of the simulated measurement of an image."""
+    path = source.result(out / DEGRADED_FOLDER)
+    return path if problem.arrays is None else path.with_name(f"{path.name}.npy")
+
+
 def _keep_degraded(run: Run, loaded: LoadedImage) -> str | None:
     """Write the simulated measurement, or say why that cannot be."""
-    path = loaded.source.result(run.out / DEGRADED_FOLDER)
-    if run.task.problem.arrays is None:
-        data = encode(loaded.measured, loaded.encoding)
-    else:
-        path, data = path.with_name(f"{path.name}.npy"), to_npy(loaded.measured.numpy())
+    path, are_images = degraded_path(loaded.source, run.out, run.task.problem), run.task.problem.arrays is None
+    data = encode(loaded.measured, loaded.encoding) if are_images else to_npy(loaded.measured.numpy())
     if path.exists():  # from before a kill, or a picture of somebody
         same = path.is_file() and path.read_bytes() == data
         return None if same else f"{path} is another picture than its simulated measurement; it is not overwritten"
@@ -278,24 +267,24 @@ def _keep_degraded(run: Run, loaded: LoadedImage) -> str | None:
     return None
 
 
-def _divergence(solution: Restoration, own: slice, image: Tensor | None) -> str | None:
-    """Why the result is none, or None.
-
-    The theorem promises that the objective falls, not that it is bounded below: where the blur hides a
-    pattern and the network amplifies it, the iterates leave the range of images for good.
-    """
-    if bool(solution.broken[own].any()):
-        return "it became NaN or infinite on the way"
+def _file_of(image: Tensor | None, encoding: Encoding, is_broken: bool) -> bytes | None:
+    """The bytes of a result's file, if it is an image; a ValueError says why it is no result."""
+    if is_broken:
+        raise ValueError("it became NaN or infinite on the way")
     if image is None:
         return None
-    values = image.numpy()
-    largest = float(max(values.max(), -values.min()))
+    # The objective falls, but need not be bounded below: where the blur hides a pattern and the network amplifies it,
+    # the iterates leave the range of images for good.
+    largest = float(max(image.numpy().max(), -image.numpy().min()))
     if largest > LARGEST_PLAUSIBLE:
-        return (
+        raise ValueError(
             f"it diverged, to values of {largest:.1e}: the measurement may not be what this operator makes of an image "
             "(another kernel, a picture that is sharp), or have more noise than was told"
         )
-    return None
+    try:
+        return encode(image, encoding)
+    except Exception as error:  # a format with limits of its own, say on the size
+        raise ValueError(f"its result cannot be stored as {encoding.suffix}: {one_line(error)}") from error
 
 
 def _quality(image: Tensor, truth: Tensor) -> tuple[float, float | None]:  # of (C, H, W)

@@ -26,6 +26,7 @@ import json
 import tomllib
 import types
 import typing
+from argparse import ArgumentTypeError
 from dataclasses import MISSING, Field, dataclass, field
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def option(help: str, default=MISSING, *, flag: str | None = None, choices=None,
     metavar : str or tuple of str, optional
         Stands for the value, or the values, in the help.
     parse : callable, optional
-        Converts one word to a value, or to an entry of a tuple; raises ValueError. None: the field's type.
+        Converts one word to a value, or to an entry of a tuple; raises ArgumentTypeError. None: the field's type.
     """
     metadata = {"help": help, "flag": flag, "choices": choices, "metavar": metavar, "parse": parse}
     return field(default=default, metadata=metadata)
@@ -79,7 +80,7 @@ def _gate(text: str) -> tuple[int, ...]:
     try:
         side, stride, width = (int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"a gate must be side,stride,width, e.g. 1,1,64, got {text!r}") from None
+        raise ArgumentTypeError(f"a gate must be side,stride,width, e.g. 1,1,64, got {text!r}") from None
     return side, stride, width
 
 
@@ -89,7 +90,7 @@ def _name_or_unit(text: str) -> str | float:
         return text if text in WINDOWS else float(text)
     except ValueError:
         known = ", ".join(WINDOWS)
-        raise ValueError(f"a window must be one of {known}, or two numbers, got {text!r}") from None
+        raise ArgumentTypeError(f"a window must be one of {known}, or two numbers, got {text!r}") from None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from test_starts import Foreign, blobs
 import lpn_fast as lf
 from lpn_fast import physics as P
 from lpn_fast.metrics import psnr
-from lpn_fast.restoration import _usual_weight
+from lpn_fast.restoration import GRADIENT_WEIGHTS, MINIMISER_WEIGHTS, SPLIT, Choice, _usual_weight
 from lpn_fast.solvers.problem import checked_problem
 
 GRAY = lf.pretrained("natural-gray")
@@ -308,6 +308,24 @@ def test_measurements_choose_the_weight_of_every_sample():
         assert torch.equal(chosen.x[n], better.x[n])
         worse = (weak, strong)[n]
         assert psnr(better.x, x)[n] > psnr(worse.x, x)[n]
+
+
+@pytest.mark.parametrize(("task", "weights"), [("denoise", GRADIENT_WEIGHTS), ("Deblurring()", MINIMISER_WEIGHTS)])
+def test_what_a_prior_was_trained_through_decides_between_which_weights_measurements_choose(task, weights, monkeypatch):
+    x, physics, y = measured("blur")
+    torch.manual_seed(0)
+    prior, told = lf.ExplicitLPN(1, kernel=3, groups=4), []
+    prior.card = {"task": task}
+
+    def descent(*arguments, noise, **options):
+        told.append(float(noise / 0.02) ** 2)
+        return lf.solvers.gradient(*arguments, noise=noise, **options)
+
+    monkeypatch.setattr("lpn_fast.restoration.gradient", descent)
+    lf.reconstruct(y, physics, Choice(lf.pretrained("natural-gray-mixture"), prior, "a test"), noise=0.02)
+    louder = 1 + SPLIT**2  # what is reconstructed from a part of the noise
+    assert told[:-1] == pytest.approx([louder * weight for weight in weights]), "tried"
+    assert min(abs(told[-1] - weight) for weight in weights) < 1e-6, "taken"
 
 
 def test_a_weight_that_is_given_is_taken():

@@ -63,7 +63,8 @@ TILES = 4  # a side: in the calmest of 16 parts an image shows its noise rather 
 GRAY, COLOR = "natural-gray-mixture", "natural-color-mixture"
 # Networks of the descent, by that of the pilot: R itself, and those trained through the minimisers of blurs.
 EXPLICIT = {GRAY: "natural-gray-explicit"}
-BLUR = {GRAY: "natural-gray-deblur", COLOR: "natural-color-deblur"}
+BLUR = {GRAY: "natural-gray-deblur-explicit", COLOR: "natural-color-deblur"}
+ONE_PASS = {EXPLICIT[GRAY]: GRAY, BLUR[GRAY]: "natural-gray-deblur"}  # instead, for solvers that ask for the prox
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def test_with_nothing_to_choose_a_photograph_is_reconstructed_as_by_the_library(
     found = np.asarray(Pillow.open("out/a.png"), np.float64) / 255
     assert found.shape == (SIDE, SIDE) and np.abs(found - wanted).max() <= 0.51 / 255
     (line,) = read_results(place / "out").values()
-    assert line.model == "natural-gray-mixture + natural-gray-deblur" and line.settings["boundary"] == "valid"
+    assert line.model == "natural-gray-mixture + natural-gray-deblur-explicit" and line.settings["boundary"] == "valid"
     run("photos", "-o", "pgd", "--noise", 0.02, "--solver", "pgd", "--iterations", 5)
     assert Pillow.open("pgd/a.png").size == (SIDE, SIDE)
 

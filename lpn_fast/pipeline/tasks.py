@@ -21,7 +21,7 @@ from .. import solvers
 from ..networks import LPN, ExplicitLPN, InTiles
 from ..per_sample import norm
 from ..prior import Verdict, prior
-from ..restoration import EXPLICIT, Choice, reconstruct, shipped_for
+from ..restoration import ONE_PASS, Choice, reconstruct, shipped_for
 from .batches import CHANNELS
 from .problems import FEW_TILES, IMAGES, MOST_TILES, PROBE_SIDE, Problem
 
@@ -266,8 +266,8 @@ class Reconstruct(Task):
         names = {kind: shipped_for(self.problem.physics, channels) for kind, channels in CHANNELS.items()}
         if self.solver is None:
             return names
-        learned = set(EXPLICIT.values()) if self.solver != "gradient" else set()  # their prox is a solve
-        return {kind: ([name for name in both if name not in learned][-1],) for kind, both in names.items()}
+        instead = {} if self.solver == "gradient" else ONE_PASS
+        return {kind: (instead.get(both[-1], both[-1]),) for kind, both in names.items()}
 
     def settings(self) -> dict:
         names = ("noise", "solver") if self.solver is None else ("noise", "solver", "iterations", "tol", "sigma")

@@ -157,7 +157,7 @@ def add_arguments(parser) -> None:
     add, out = parser.add_argument, Path("demo_output")
     add("-o", "--out", type=Path, default=out, metavar="DIR", help="(default: %(default)s)")
     add("--quick", action="store_true", help="smaller images")
-    add("--threads", type=options.COUNT, default=1, metavar="N", help="CPU threads (default: 1, as of scikit-image)")
+    add("--threads", type=options.COUNT, default=1, metavar="N", help="CPU threads (default: 1, like scikit-image)")
 
 
 def run(args) -> int:

@@ -24,7 +24,7 @@ the objective goes on to fall in steps that cannot be seen (`python -m bench.rec
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,16 +64,18 @@ GRAY, COLOR = "natural-gray-mixture", "natural-color-mixture"
 # Networks of the descent, by that of the pilot: R itself, and those trained through the minimisers of blurs.
 EXPLICIT = {GRAY: "natural-gray-explicit"}
 BLUR = {GRAY: "natural-gray-deblur-explicit", COLOR: "natural-color-deblur"}
-ONE_PASS = {EXPLICIT[GRAY]: GRAY, BLUR[GRAY]: "natural-gray-deblur"}  # instead, for solvers that ask for the prox
+# Instead, where the prox is asked for; behind blurs these try the weights, too, which takes a tenth of the time.
+ONE_PASS = {EXPLICIT[GRAY]: GRAY, BLUR[GRAY]: "natural-gray-deblur"}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Networks of the pilot and of the descent, and why these."""
+    """Networks of pilot and descent, why these, and the one that tries weights; None is that of the descent."""
 
     pilot: LPN | ExplicitLPN
     descent: LPN | ExplicitLPN
     reason: str
+    trial: LPN | None = None
 
     @property
     def by_gradient(self) -> bool:
@@ -274,6 +276,7 @@ def _weight(problem: InverseProblem, choice: Choice, level: Tensor) -> Tensor | 
     y, reached = problem.y, seen(problem.physics, problem.y)
     n = torch.where(reached, broadcast(level, y) * random_like(y), 0.0)
     split = replace(problem, y=y + SPLIT * n)
+    choice = choice if choice.trial is None else Choice(choice.pilot, choice.trial, choice.reason)
     louder, risks = level * (1 + SPLIT**2) ** 0.5, []
     pilot = follow_levels(split, choice.pilot, louder) if choice.apart else None
     x = split.x0 if pilot is None else pilot.x
@@ -322,14 +325,22 @@ def _choice(problem: InverseProblem, model: LPN | ExplicitLPN | Choice | str) ->
     networks = [pretrained(name, x.device).to(x.dtype) for name in names]
     usual = {1: "for gray images", 3: "for images of three channels"}
     reason = f"model {names[0]} {usual.get(x.shape[1], f'for each of {x.shape[1]} channels')}"
-    return Choice(networks[0], networks[-1], reason if len(names) == 1 else f"{reason}, {names[1]} to descend")
+    return chosen(networks, reason if len(names) == 1 else f"{reason}, {names[1]} to descend")
+
+
+def chosen(networks: Sequence[LPN | ExplicitLPN], reason: str) -> Choice:
+    """The choice of the networks of `shipped_for`."""
+    return Choice(networks[0], networks[min(1, len(networks) - 1)], reason, *networks[2:])
 
 
 def shipped_for(physics: LinearOperator, channels: int) -> tuple[str, ...]:
-    """Names of the shipped networks of pilot and descent, or of one for both, by operator and channels."""
+    """Names of the shipped networks of pilot, descent and trials of weights, or of fewer that do for all."""
     name = COLOR if channels == 3 else GRAY
-    descent = (BLUR if isinstance(without_noise(physics), Blur) else EXPLICIT).get(name)
-    return (name,) if descent is None else (name, descent)
+    is_blur = isinstance(without_noise(physics), Blur)
+    descent = (BLUR if is_blur else EXPLICIT).get(name)
+    if descent is None:
+        return (name,)
+    return (name, descent, ONE_PASS[descent]) if is_blur and descent in ONE_PASS else (name, descent)
 
 
 def _is_isometry(problem: InverseProblem) -> bool:

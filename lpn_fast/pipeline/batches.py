@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..io import Image
 from ..networks import LPN, ExplicitLPN, pretrained
-from ..restoration import Choice
+from ..restoration import Choice, chosen
 
 AUTO = "auto"
 SHIPPED = {"gray": "natural-gray-mixture", "colour": "natural-color-mixture", "CT": "ct"}  # denoisers, by the image
@@ -44,7 +44,7 @@ class Networks:
     """The network of every image of a job: the one that is given, or shipped ones for kinds of images.
 
     "auto" loads, onto the device, one for colour, for gray images and for CT slices, or `instead` what a task prefers
-    for a kind: of two names, the first is for the pilot and the second for the descent.
+    for a kind, for pilot, descent and trials of weights.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class Networks:
         self.names: dict[str, str] = {}
         if given == AUTO:
             names = {kind: (name,) for kind, name in SHIPPED.items()} | (instead or {})
-            self.names = {kind: " + ".join(both) for kind, both in names.items()}
-            self._models = {kind: [pretrained(name, device) for name in both] for kind, both in names.items()}
+            self.names = {kind: " + ".join(some[:2]) for kind, some in names.items()}
+            self._models = {kind: [pretrained(name, device) for name in some] for kind, some in names.items()}
         elif not isinstance(given, LPN | ExplicitLPN):
             raise TypeError(f'model must be "{AUTO}", an LPN or an ExplicitLPN, got {given!r}')
         elif len(given.spec.axes) != 2:
@@ -76,7 +76,7 @@ class Networks:
     def chosen(self, kind: str) -> Network | Choice:
         """What a task solves with."""
         models = self._models[kind]
-        return models[0] if len(models) == 1 else Choice(*models, f"models {self.names[kind]}")
+        return models[0] if len(models) == 1 else chosen(models, f"models {self.names[kind]}")
 
     @property
     def all(self) -> list[Network]:

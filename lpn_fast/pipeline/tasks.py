@@ -267,7 +267,8 @@ class Reconstruct(Task):
         if self.solver is None:
             return names
         instead = {} if self.solver == "gradient" else ONE_PASS
-        return {kind: (instead.get(both[-1], both[-1]),) for kind, both in names.items()}
+        descents = {kind: some[min(1, len(some) - 1)] for kind, some in names.items()}
+        return {kind: (instead.get(name, name),) for kind, name in descents.items()}
 
     def settings(self) -> dict:
         names = ("noise", "solver") if self.solver is None else ("noise", "solver", "iterations", "tol", "sigma")

@@ -24,16 +24,17 @@ the objective goes on to fall in steps that cannot be seen (`python -m bench.rec
 """
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .networks import LPN, ExplicitLPN, pretrained
+from .choice import Choice, choose
+from .networks import LPN, ExplicitLPN
 from .per_sample import broadcast, dot, norm
-from .physics import Blur, LinearOperator, seen
+from .physics import LinearOperator, seen
 from .physics.noise import without_noise
 from .solvers import Reconstruction, Stage, alarms, estimate_noise, fista, gradient, hqs, pgd
 from .solvers.automatic import trained_levels
@@ -60,37 +61,6 @@ ASSUMED = 0.85  # noise told to the model for blurs over the true one: where its
 DOUBTFUL = 3.0  # factor between given and estimated noise
 LOCAL = 0.1  # part of a single pixel's measurement that may lie beyond a quarter of the sides around it
 TILES = 4  # a side: in the calmest of 16 parts an image shows its noise rather than its texture
-GRAY, COLOR = "natural-gray-mixture", "natural-color-mixture"
-# Networks of the descent, by that of the pilot: R itself, and those trained through the minimisers of blurs.
-EXPLICIT = {GRAY: "natural-gray-explicit"}
-BLUR = {GRAY: "natural-gray-deblur-explicit", COLOR: "natural-color-deblur"}
-# Instead, where the prox is asked for; behind blurs these try the weights, too, which takes a tenth of the time.
-ONE_PASS = {EXPLICIT[GRAY]: GRAY, BLUR[GRAY]: "natural-gray-deblur"}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Networks of pilot and descent, why these, and the one that tries weights; None is that of the descent."""
-
-    pilot: LPN | ExplicitLPN
-    descent: LPN | ExplicitLPN
-    reason: str
-    trial: LPN | None = None
-
-    @property
-    def by_gradient(self) -> bool:
-        """Whether the descent has R and its gradient in one pass."""
-        return isinstance(self.descent, ExplicitLPN)
-
-    @property
-    def through_minimisers(self) -> bool:
-        """Whether the network of the descent was trained through the minimisers of such problems alone."""
-        return str(self.descent.card.get("task", "")).lower().startswith("deblur")
-
-    @property
-    def apart(self) -> bool:
-        """Whether the weight of the prior is that of the descent alone, and the pilot's its own."""
-        return self.by_gradient or self.through_minimisers
 
 
 def reconstruct(
@@ -159,7 +129,7 @@ def reconstruct(
     if weight is not None:
         weight = torch.as_tensor(positive("weight", weight, y), dtype=torch.float64, device=y.device).expand(len(y))
     level = working_noise(problem, noise)
-    choice = _choice(problem, model)
+    choice = choose(model, physics, problem.x0)
     found = [] if noise is None or is_estimate else _doubts(problem, level)
     stages = [_stage("start", problem, problem.x0, level, "the operator's own" if x0 is None else "given")]
     conditional = choice.pilot.is_noise_conditional
@@ -300,47 +270,6 @@ def _closer_noise(problem: InverseProblem, choice: Choice, level: Tensor) -> Ten
     x = follow_levels(problem, choice.pilot, level).x
     left = level * relative_misfit(problem.physics, x, problem.y, level)
     return torch.where(level > CLOSER * left, left, level)
-
-
-def _choice(problem: InverseProblem, model: LPN | ExplicitLPN | Choice | str) -> Choice:
-    """The networks, on the device and in the type of the measurements."""
-    x = problem.x0
-    if isinstance(model, Choice):
-        return model
-    if isinstance(model, LPN | ExplicitLPN):
-        own = next(model.parameters())
-        if own.dtype != x.dtype:
-            raise TypeError(f"y must be {own.dtype} as the model is, got {x.dtype}; convert with y.to({own.dtype})")
-        return Choice(model, model, "the model given")
-    if not isinstance(model, str):
-        raise TypeError(f'model must be an LPN, the name of a shipped one or "auto", got {type(model).__name__}')
-    if model != "auto":
-        named = pretrained(model, x.device).to(x.dtype)
-        return Choice(named, named, f"model {model}, as asked")
-    if x.dim() != 4:
-        raise ValueError(
-            f"model='auto' has networks for images (N, C, H, W), this operator's have shape {tuple(x.shape)}"
-        )
-    names = shipped_for(problem.physics, x.shape[1])
-    networks = [pretrained(name, x.device).to(x.dtype) for name in names]
-    usual = {1: "for gray images", 3: "for images of three channels"}
-    reason = f"model {names[0]} {usual.get(x.shape[1], f'for each of {x.shape[1]} channels')}"
-    return chosen(networks, reason if len(names) == 1 else f"{reason}, {names[1]} to descend")
-
-
-def chosen(networks: Sequence[LPN | ExplicitLPN], reason: str) -> Choice:
-    """The choice of the networks of `shipped_for`."""
-    return Choice(networks[0], networks[min(1, len(networks) - 1)], reason, *networks[2:])
-
-
-def shipped_for(physics: LinearOperator, channels: int) -> tuple[str, ...]:
-    """Names of the shipped networks of pilot, descent and trials of weights, or of fewer that do for all."""
-    name = COLOR if channels == 3 else GRAY
-    is_blur = isinstance(without_noise(physics), Blur)
-    descent = (BLUR if is_blur else EXPLICIT).get(name)
-    if descent is None:
-        return (name,)
-    return (name, descent, ONE_PASS[descent]) if is_blur and descent in ONE_PASS else (name, descent)
 
 
 def _is_isometry(problem: InverseProblem) -> bool:

@@ -16,7 +16,21 @@ ROOT = Path(lf.__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "lpn_fast" / "docs").glob("*.md"))]
 NO_RESULT = {  # versions, settings and definitions
-    "README.md": {"2310.14344", "3.11", "3.14", "2.11", "0.005", "0.01", "0.02", "0.06", "0.1", "0.2", "0.3", "1.6", "2.0"},
+    "README.md": {
+        "2310.14344",
+        "3.11",
+        "3.14",
+        "2.11",
+        "0.005",
+        "0.01",
+        "0.02",
+        "0.06",
+        "0.1",
+        "0.2",
+        "0.3",
+        "1.6",
+        "2.0",
+    },
 }
 NO_RESULT_ANYWHERE = {"0.01", "0.05", "0.1", "0.5", "2310.14344", "3.11"}
 ARITHMETIC = re.compile(r"^\*\*The following figures are arithmetic.*?(?=^### )", re.M | re.S)

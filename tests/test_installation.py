@@ -34,9 +34,12 @@ MAY_IMPORT = {
     # solvers: training through minimisers; ops: the names of precisions
     "training": {"atomic", "networks", "metrics", "data", "physics", "solvers", "ops", "per_sample"},
     "solvers": {"networks", "physics", "per_sample"},
-    "restoration": {"networks", "physics", "solvers", "per_sample"},
+    "choice": {"networks", "physics"},
+    "restoration": {"choice", "networks", "physics", "solvers", "per_sample"},
     "prior": {"networks", "ops", "algebra", "per_sample"},
-    "pipeline": {"atomic", "io", "networks", "per_sample", "physics", "solvers", "restoration", "prior", "metrics"},
+    "pipeline": {
+        *("atomic", "io", "networks", "per_sample", "physics", "solvers", "choice", "restoration", "prior", "metrics")
+    },
     "jobs": {"atomic", "io", "networks", "pipeline"},
     "benchmark": {"atomic", "algebra", "networks", "ops", "physics", "prior", "solvers"},
     "interop": {"atomic", "algebra", "networks", "ops", "physics", "prior"},

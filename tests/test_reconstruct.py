@@ -10,8 +10,9 @@ from test_starts import Foreign, blobs
 
 import lpn_fast as lf
 from lpn_fast import physics as P
+from lpn_fast.choice import Choice
 from lpn_fast.metrics import psnr
-from lpn_fast.restoration import GRADIENT_WEIGHTS, MINIMISER_WEIGHTS, SPLIT, Choice, _usual_weight
+from lpn_fast.restoration import GRADIENT_WEIGHTS, MINIMISER_WEIGHTS, SPLIT, _usual_weight
 from lpn_fast.solvers.problem import checked_problem
 
 GRAY = lf.pretrained("natural-gray")

@@ -19,9 +19,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..choice import Choice, chosen
 from ..io import Image
 from ..networks import LPN, ExplicitLPN, pretrained
-from ..restoration import Choice, chosen
 
 AUTO = "auto"
 SHIPPED = {"gray": "natural-gray-mixture", "colour": "natural-color-mixture", "CT": "ct"}  # denoisers, by the image

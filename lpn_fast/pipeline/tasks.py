@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from .. import solvers
+from ..choice import ONE_PASS, Choice, shipped_for
 from ..networks import LPN, ExplicitLPN, InTiles
 from ..per_sample import norm
 from ..prior import Verdict, prior
-from ..restoration import ONE_PASS, Choice, reconstruct, shipped_for
+from ..restoration import reconstruct
 from .batches import CHANNELS
 from .problems import FEW_TILES, IMAGES, MOST_TILES, PROBE_SIDE, Problem
 

@@ -72,11 +72,16 @@ def chosen(networks: Sequence[LPN | ExplicitLPN], reason: str) -> Choice:
     return Choice(networks[0], networks[min(1, len(networks) - 1)], reason, *networks[2:])
 
 
-def shipped_for(physics: LinearOperator, channels: int) -> tuple[str, ...]:
-    """Names of the shipped networks of pilot, descent and trials of weights, or of fewer that do for all."""
+def shipped_for(physics: LinearOperator, channels: int, solver: str | None = None) -> tuple[str, ...]:
+    """Names of the shipped networks of pilot, descent and trials of weights, or of fewer that do for all.
+
+    With a solver, of lf.solvers by its name, the one network that suits it.
+    """
     name = COLOR if channels == 3 else GRAY
     is_blur = isinstance(without_noise(physics), Blur)
-    descent = (BLUR if is_blur else EXPLICIT).get(name)
-    if descent is None:
+    descent = (BLUR if is_blur else EXPLICIT).get(name, name)
+    if solver is not None:
+        return (descent if solver == "gradient" else ONE_PASS.get(descent, descent),)
+    if descent == name:
         return (name,)
     return (name, descent, ONE_PASS[descent]) if is_blur and descent in ONE_PASS else (name, descent)

@@ -10,7 +10,7 @@ from test_starts import Foreign, blobs
 
 import lpn_fast as lf
 from lpn_fast import physics as P
-from lpn_fast.choice import Choice
+from lpn_fast.choice import Choice, shipped_for
 from lpn_fast.metrics import psnr
 from lpn_fast.restoration import GRADIENT_WEIGHTS, MINIMISER_WEIGHTS, SPLIT, _usual_weight
 from lpn_fast.solvers.problem import checked_problem
@@ -310,6 +310,17 @@ def test_measurements_choose_the_weight_of_every_sample():
         assert torch.equal(chosen.x[n], better.x[n])
         worse = (weak, strong)[n]
         assert psnr(better.x, x)[n] > psnr(worse.x, x)[n]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("physics", [P.Blur.gaussian(1.0), P.Inpainting.random(SIDE, seen=0.3)], ids=["blur", "mask"])
+def test_solvers_that_ask_for_the_prox_get_a_network_of_one_pass(physics, channels):
+    explicit = [
+        isinstance(lf.pretrained(name), lf.ExplicitLPN)
+        for solver in ("pgd", "hqs", "gradient")
+        for name in shipped_for(physics.with_noise(P.GaussianNoise(0.1)), channels, solver)
+    ]
+    assert explicit == [False, False, channels == 1]
 
 
 @pytest.mark.parametrize(("task", "weights"), [("denoise", GRADIENT_WEIGHTS), ("Deblurring()", MINIMISER_WEIGHTS)])

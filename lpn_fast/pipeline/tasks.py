@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import solvers
-from ..choice import ONE_PASS, Choice, shipped_for
+from ..choice import Choice, shipped_for
 from ..networks import LPN, ExplicitLPN, InTiles
 from ..per_sample import norm
 from ..prior import Verdict, prior
@@ -264,12 +264,7 @@ class Reconstruct(Task):
     @property
     def networks(self) -> dict[str, tuple[str, ...]]:
         """Those of `lpn_fast.reconstruct`, or the one of them that suits the solver."""
-        names = {kind: shipped_for(self.problem.physics, channels) for kind, channels in CHANNELS.items()}
-        if self.solver is None:
-            return names
-        instead = {} if self.solver == "gradient" else ONE_PASS
-        descents = {kind: some[min(1, len(some) - 1)] for kind, some in names.items()}
-        return {kind: (instead.get(name, name),) for kind, name in descents.items()}
+        return {kind: shipped_for(self.problem.physics, n, self.solver) for kind, n in CHANNELS.items()}
 
     def settings(self) -> dict:
         names = ("noise", "solver") if self.solver is None else ("noise", "solver", "iterations", "tol", "sigma")

@@ -186,7 +186,16 @@ def test_a_run_writes_rows_and_pictures(root, tmp_path, capsys):
     options = ["--data", str(root), "--quick", "--out", str(tmp_path), "--threads", "1", "--only", "quality"]
     assert main([*options, "--tasks", "deblur-1-0.04", "--methods", "degraded|TV|Dn|WCRR|tuned|pgd|published"]) == 0
     rows = {row["method"]: row for row in rows_of(tmp_path / "quality.csv")}
-    assert list(rows) == ["degraded", "TV", "PnP-DnCNN", "WCRR", "lpn-tuned", "lpn-pgd", "lpn-published"]
+    assert list(rows) == [
+        "degraded",
+        "TV",
+        "PnP-DnCNN",
+        "PnP-DnCNN-30",
+        "WCRR",
+        "lpn-tuned",
+        "lpn-pgd",
+        "lpn-published",
+    ]
     assert json.loads(rows["lpn-tuned"]["config_json"])["assumed_noise"] in ours.ASSUMED_GRID
     assert rows["lpn-tuned"]["outside_factor"] == "1.0"
     assert float(rows["lpn-pgd"]["psnr_mean"]) > float(rows["degraded"]["psnr_mean"])

@@ -9,6 +9,8 @@ from .networks import LPN, ExplicitLPN, pretrained
 from .physics import Blur, LinearOperator
 from .physics.noise import without_noise
 
+Network = LPN | ExplicitLPN
+
 GRAY, COLOR = "natural-gray-mixture", "natural-color-mixture"
 # Networks of the descent, by that of the pilot: R itself, and those trained through the minimisers of blurs.
 EXPLICIT = {GRAY: "natural-gray-explicit"}
@@ -21,8 +23,8 @@ ONE_PASS = {EXPLICIT[GRAY]: GRAY, BLUR[GRAY]: "natural-gray-deblur"}
 class Choice:
     """Networks of pilot and descent, why these, and the one that tries weights; None is that of the descent."""
 
-    pilot: LPN | ExplicitLPN
-    descent: LPN | ExplicitLPN
+    pilot: Network
+    descent: Network
     reason: str
     trial: LPN | None = None
 
@@ -42,11 +44,11 @@ class Choice:
         return self.by_gradient or self.through_minimisers
 
 
-def choose(model: LPN | ExplicitLPN | Choice | str, physics: LinearOperator, x: Tensor) -> Choice:
+def choose(model: Network | Choice | str, physics: LinearOperator, x: Tensor) -> Choice:
     """The networks for images like x, (N, C, H, W): its channels, device and type."""
     if isinstance(model, Choice):
         return model
-    if isinstance(model, LPN | ExplicitLPN):
+    if isinstance(model, Network):
         own = next(model.parameters())
         if own.dtype != x.dtype:
             raise TypeError(f"y must be {own.dtype} as the model is, got {x.dtype}; convert with y.to({own.dtype})")
@@ -67,7 +69,7 @@ def choose(model: LPN | ExplicitLPN | Choice | str, physics: LinearOperator, x: 
     return chosen(networks, reason if len(names) == 1 else f"{reason}, {names[1]} to descend")
 
 
-def chosen(networks: Sequence[LPN | ExplicitLPN], reason: str) -> Choice:
+def chosen(networks: Sequence[Network], reason: str) -> Choice:
     """The choice of the networks of `shipped_for`."""
     return Choice(networks[0], networks[min(1, len(networks) - 1)], reason, *networks[2:])
 

@@ -45,17 +45,8 @@ class Effort:
 
 
 FULL = Effort(16, 160, 14, 512, 2, 100, 300, 200)
-MAIN = Effort(
-    8,
-    96,
-    2,
-    128,
-    2,
-    60,
-    200,
-    80,
-    methods="degraded|FBP|squares|TV|DnCNN|WCRR|BM3D|auto|fista|tuned|falling|admm|publ|cont",
-)
+MAIN_METHODS = "degraded|FBP|squares|TV|DnCNN|WCRR|BM3D|auto|fista|tuned|falling|admm|publ|cont"
+MAIN = Effort(8, 96, 2, 128, 2, 60, 200, 80, methods=MAIN_METHODS)
 QUICK = Effort(2, 64, 1, 128, 1, 15, 30, 15, thinned=2)
 QUICK_TASKS = ("deblur-1-0.04", "ct")
 

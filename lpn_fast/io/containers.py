@@ -273,9 +273,9 @@ def _pack_h5(source: Path, parts: Parts, out: Path) -> None:
 @functools.lru_cache(maxsize=2)
 def _archive(path: Path, version: tuple) -> zipfile.ZipFile:
     """Its list of files is read, and checked, once for all members; any thread may read from it."""
-    archive = zipfile.ZipFile(path)
+    archive, size = zipfile.ZipFile(path), path.stat().st_size
     for entry in archive.infolist():
-        check_size(entry.file_size, min(entry.compress_size, path.stat().st_size))
+        check_size(entry.file_size, min(entry.compress_size, size))
     return archive
 
 

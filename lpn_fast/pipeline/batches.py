@@ -19,12 +19,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..choice import Choice, chosen
+from ..choice import COLOR, GRAY, Choice, Network, chosen
 from ..io import Image
-from ..networks import LPN, ExplicitLPN, pretrained
+from ..networks import pretrained
 
 AUTO = "auto"
-SHIPPED = {"gray": "natural-gray-mixture", "colour": "natural-color-mixture", "CT": "ct"}  # denoisers, by the image
+SHIPPED = {"gray": GRAY, "colour": COLOR, "CT": "ct"}  # denoisers, by the image
 CHANNELS = {"gray": 1, "colour": 3, "CT": 1}
 
 # Activations of a 64-channel network take about 1.6 kB per pixel; one 512 x 512 plane keeps them near 400 MB.
@@ -37,7 +37,6 @@ MEMORY_SHARE = 0.25  # fraction of free memory: solvers keep a few images beside
 KEPT = 4  # tensors of a stage's size that an evaluation holds at once, at most: u, z, e and a copy
 
 Job = TypeVar("Job")
-Network = LPN | ExplicitLPN
 
 
 class Networks:
@@ -57,8 +56,9 @@ class Networks:
         if given == AUTO:
             names = {kind: (name,) for kind, name in SHIPPED.items()} | (instead or {})
             self.names = {kind: " + ".join(some[:2]) for kind, some in names.items()}
-            self._models = {kind: [pretrained(name, device) for name in some] for kind, some in names.items()}
-        elif not isinstance(given, LPN | ExplicitLPN):
+            loaded = {name: pretrained(name, device) for name in dict.fromkeys(itertools.chain(*names.values()))}
+            self._models = {kind: [loaded[name] for name in some] for kind, some in names.items()}
+        elif not isinstance(given, Network):
             raise TypeError(f'model must be "{AUTO}", an LPN or an ExplicitLPN, got {given!r}')
         elif len(given.spec.axes) != 2:
             kind = "vectors" if given.spec.is_dense else "volumes; call it, or a solver, on tensors"
@@ -80,7 +80,7 @@ class Networks:
 
     @property
     def all(self) -> list[Network]:
-        return list(itertools.chain(*self._models.values()))
+        return list(dict.fromkeys(itertools.chain(*self._models.values())))  # kinds may share them
 
     @property
     def widest(self) -> Network:

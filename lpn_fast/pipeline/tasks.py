@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from .. import solvers
-from ..choice import Choice, shipped_for
-from ..networks import LPN, ExplicitLPN, InTiles
+from ..choice import Choice, Network, shipped_for
+from ..networks import LPN, InTiles
 from ..per_sample import norm
 from ..prior import Verdict, prior
 from ..restoration import reconstruct
@@ -37,7 +37,7 @@ MOST_AT_ONCE = 2**20  # pixels of an image, beyond which it is evaluated in tile
 TILE_SIDE = 512
 
 Progress = Callable[[float], None] | None  # called with the number of iterations done, or a part of one
-Model = LPN | ExplicitLPN | Choice  # a network, or one for the pilot and one for the descent
+Model = Network | Choice  # a network, or one for the pilot and one for the descent
 
 
 class Task:

@@ -286,7 +286,7 @@ def baseline(name: str, root: Path):
     if name == "cdncnn":
         return ColourDnCNN()
     if name == "tv":
-        grid = (3.0, 5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0)
+        grid = (3.0, 5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0, 110.0)
         return Variational("tv", baselines.total_variation, grid, 0)
     regulariser = baselines.RidgeRegulariser(root)
     size = sum(k.numel() for k in regulariser.kernels) + regulariser.scaling.numel()

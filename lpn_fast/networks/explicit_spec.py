@@ -6,7 +6,12 @@ from dataclasses import asdict, dataclass, fields
 from ..algebra.parameters import Slot
 from ..algebra.spec import Stage
 
-ADDED = {"filters": 0, "ndim": 2, "blocks": 0, "joint": 0}  # what files that are older than these mean, and others leave out
+ADDED = {
+    "filters": 0,
+    "ndim": 2,
+    "blocks": 0,
+    "joint": 0,
+}  # what files that are older than these mean, and others leave out
 SOLVE_IMAGES = 30  # that a solve holds at once: pairs of L-BFGS and iterates
 
 

@@ -77,6 +77,14 @@ class ExplicitSpec:
         return (self.groups - self.joint) // self.blocks if self.blocks else 0
 
     @property
+    def products(self) -> int:
+        """Multiply-adds of a patch and sweep: four mirrored filters by parts that they share, and no group's zeros."""
+        taps = self.channels * self.kernel**self.ndim
+        return self.atoms * (
+            taps // (4 if self.filters else 1) + (self.own + self.joint if self.blocks else self.groups)
+        )
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
         """What a solve keeps per pixel, as if it were one stage's units: for whoever sizes batches by memory."""
         return (Stage(SOLVE_IMAGES * self.channels),)

@@ -65,12 +65,16 @@ class ExplicitPrior {
   // Potentials of the n-th image.
   GroupPotentials potentials_of(int64_t n) const;
 
+  bool atoms_are_mirrored() const;
+  void split_atoms();
+
   int64_t image_size() const { return op_.channels * op_.height * op_.width; }
   int64_t positions() const { return op_.height + op_.kernel - 1; }  // along a column
 
-  Frame op_{};
+  PriorFrame op_{};
   PriorParameters parameters_;
   std::vector<float> weights_;  // of positions, those along columns with zeros behind
+  std::vector<float> parts_;    // of atoms in fours
   int64_t images_, groups_, group_columns_;
   int64_t rows_;    // rows of positions that go together
   int64_t blocks_;  // per image

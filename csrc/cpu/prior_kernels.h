@@ -20,11 +20,20 @@ struct GroupPotentials {
   int64_t groups;
 };
 
-// Scratch of one worker. Of the Frame `filters` are the atoms, and weights of rows include 1 / k^2.
+// Of the Frame `filters` are the atoms, and weights of rows include 1 / k^2. Atoms in fours, a seed and its
+// mirror images, have parts (isa/prior_fold.h): first both axes even, then columns odd, rows odd, both odd.
+struct PriorFrame : Frame {
+  const float* parts[4];  // [seeds, columns, rows and channels] of that parity each, or nullptr
+  int64_t spread_margin;  // kernel - 1 in whole vectors
+  int64_t spread_line;    // floats of a row of `spread`
+};
+
+// Scratch of one worker.
 struct PriorScratch {
   float* lines;    // [rows + kernel - 1, channels, line]   the continued image
   float* v_lines;  // as lines, of v
-  float* c;        // [atoms, line]   a row of coefficients, kernel - 1 zeros before and after
+  float* c;        // [atoms, line]   a row of coefficients, kernel - 1 zeros before and after; of a tile with
+                   // parts and in parameter gradients, [atoms, block_rows]
   float* dc;       // as c, of v
   float* energy;   // [atoms, block_rows]   c^2 of a tile
   float* cross;    // as energy, c dc
@@ -32,7 +41,12 @@ struct PriorScratch {
   float* third;    // as gates
   float* columns;  // [2, block_rows, group columns]   of parameter gradients: gates and third, turned
   float* patches;  // [2, block_rows + 1, columns]     of parameter gradients
-  Term* terms;     // [channels kernel]
+  float* folded;  // [kernel, channels, line]   rows of a row of patches, folded; this and the rest with parts
+  float* v_folded;  // as folded, of v
+  float* operands;  // [channels kernel (kernel + 1) / 2, block_rows]   what half of the parts are correlated
+                    // with
+  float* spread;    // [channels kernel^2, spread_line]   taps of a tile between margins; zeros at the start
+  Term* terms;      // [channels kernel]
 };
 
 // Some rows of positions of one image; `v` of Hessian products only.

@@ -7,14 +7,14 @@
 //   product = E^T sum of w A^T (dc U^T g - c U^T (g3 U (c dc)))
 //
 // As in frame.h only images touch memory. E x is made row by row where it is read; sums are those of E x,
-// which the caller folds. Per position 2 atoms (atoms + groups) multiply-adds for the gradient, 11,074 for 49
-// atoms and 64 groups, and two reciprocal square roots for each group; 3 atoms^2 + 4 atoms groups for the
-// product.
+// which the caller folds. Per position 2 atoms (taps + groups) multiply-adds for the gradient, taps = kernel^2
+// channels, and two reciprocal square roots for each group; atoms (3 taps + 4 groups) for the product. Atoms in
+// fours (prior_fold.h) cost a quarter of their taps: 22,120 for 80 atoms of 13 x 13 and 96 groups, not 42,400.
 
 #pragma once
 
 #include "../prior_kernels.h"
-#include "frame_maps.h"
+#include "prior_fold.h"
 
 namespace lpn {
 namespace {
@@ -37,9 +37,24 @@ inline Vec reciprocal_root(Vec x) {
 #endif
 }
 
+// finish(unit, lane, c) for the coefficients of a tile from lane `at` of a row on.
+template <class Finish>
+inline void prior_coefficients(const PriorFrame& op,
+                               const PriorScratch& scratch,
+                               const float* lines,  // [kernel, channels, line]
+                               float* folded,       // as lines: scratch, kept from the row's first tile on
+                               int64_t at,
+                               int64_t count,
+                               float* c,  // scratch, [units, block_rows]
+                               Finish finish) {
+  if (!op.parts[0]) return coefficients(op, scratch.terms, lines + at, count, finish);
+  if (at == 0) fold_rows(op, lines, folded);
+  folded_coefficients(op, scratch, folded + at, count, c, finish);
+}
+
 // Gates of a tile, their third-order parts of Hessian products, and the tile's part of R.
 template <bool with_value, bool has_tangent>
-inline void prior_gates(const Frame& op,
+inline void prior_gates(const PriorFrame& op,
                         const PriorScratch& scratch,
                         const GroupPotentials& pot,
                         int64_t count,
@@ -72,9 +87,10 @@ inline void prior_gates(const Frame& op,
 
 template <bool with_value, bool has_tangent>
 void prior_rows_of(
-    const Frame& op, const PriorScratch& scratch, const PriorRows& io, int64_t begin, int64_t end) {
+    const PriorFrame& op, const PriorScratch& scratch, const PriorRows& io, int64_t begin, int64_t end) {
   const GroupPotentials& pot = io.potentials;
-  const int64_t margin = op.kernel - 1;
+  const bool parts = op.parts[0];
+  const int64_t margin = op.kernel - 1, stride = parts ? block_rows : op.line;
   double value = 0.0;
   continue_rows(op, io.x, scratch.lines, begin, end);
   if constexpr (has_tangent) continue_rows(op, io.v, scratch.v_lines, begin, end);
@@ -83,27 +99,27 @@ void prior_rows_of(
   for_each_tile(
       op, end - begin,
       [&](int64_t row, int64_t at, int64_t count, int64_t) {
-        const int64_t below = row * op.channels * op.line + at;
+        const int64_t below = row * op.channels * op.line;
         const float* weights = op.mirror.column_weights + at;
         const float row_weight = op.mirror.row_weights[begin + row];
-        float* c = scratch.c + margin + at;
-        float* dc = scratch.dc + margin + at;
-        coefficients(op, scratch.terms, scratch.lines + below, count,
-                     [&](int64_t unit, int64_t lane, auto sum) {
-                       store(c + unit * op.line + lane, sum);
-                       store(scratch.energy + unit * block_rows + lane, sum * sum);
-                     });
+        float* c = parts ? scratch.c : scratch.c + margin + at;
+        float* dc = parts ? scratch.dc : scratch.dc + margin + at;
+        prior_coefficients(op, scratch, scratch.lines + below, scratch.folded, at, count, c,
+                           [&](int64_t unit, int64_t lane, auto sum) {
+                             store(c + unit * stride + lane, sum);
+                             store(scratch.energy + unit * block_rows + lane, sum * sum);
+                           });
         if constexpr (has_tangent)
-          coefficients(op, scratch.terms, scratch.v_lines + below, count,
-                       [&](int64_t unit, int64_t lane, auto sum) {
-                         const auto own = load(sum, c + unit * op.line + lane);
-                         store(dc + unit * op.line + lane, sum);
-                         store(scratch.cross + unit * block_rows + lane, own * sum);
-                       });
+          prior_coefficients(op, scratch, scratch.v_lines + below, scratch.v_folded, at, count, dc,
+                             [&](int64_t unit, int64_t lane, auto sum) {
+                               const auto own = load(sum, c + unit * stride + lane);
+                               store(dc + unit * stride + lane, sum);
+                               store(scratch.cross + unit * block_rows + lane, own * sum);
+                             });
         prior_gates<with_value, has_tangent>(op, scratch, pot, count, weights, row_weight, &value);
         const Term back{pot.energies, 1, op.units, scratch.gates, block_rows, pot.groups};
         product(&back, 1, op.units, count, [&](int64_t unit, int64_t lane, auto sum) {
-          float* to = (has_tangent ? dc : c) + unit * op.line + lane;
+          float* to = (has_tangent ? dc : c) + unit * stride + lane;
           store(to, load(sum, to) * sum * (load(sum, weights + lane) * row_weight));
         });
         if constexpr (has_tangent) {
@@ -114,18 +130,22 @@ void prior_rows_of(
           });
           const Term down{pot.energies, 1, op.units, scratch.third, block_rows, pot.groups};
           product(&down, 1, op.units, count, [&](int64_t unit, int64_t lane, auto sum) {
-            float* to = dc + unit * op.line + lane;
-            const auto own = load(sum, c + unit * op.line + lane);
+            float* to = dc + unit * stride + lane;
+            const auto own = load(sum, c + unit * stride + lane);
             store(to, load(sum, to) - own * sum * (load(sum, weights + lane) * row_weight));
           });
         }
+        if (parts)
+          add_folded_adjoint(op, scratch, result, at, count, io.sum + row * op.channels * op.sum_line);
       },
-      [&](int64_t row) { add_adjoint(op, scratch.terms, result, io.sum + row * op.channels * op.sum_line); });
+      [&](int64_t row) {
+        if (!parts) add_adjoint(op, scratch.terms, result, io.sum + row * op.channels * op.sum_line);
+      });
   if constexpr (with_value) *io.value = value;
 }
 
 void prior_rows(
-    const Frame& op, const PriorScratch& scratch, const PriorRows& io, int64_t begin, int64_t end) {
+    const PriorFrame& op, const PriorScratch& scratch, const PriorRows& io, int64_t begin, int64_t end) {
   if (io.v) return prior_rows_of<false, true>(op, scratch, io, begin, end);
   return io.value ? prior_rows_of<true, false>(op, scratch, io, begin, end)
                   : prior_rows_of<false, false>(op, scratch, io, begin, end);

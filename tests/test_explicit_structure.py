@@ -1,9 +1,10 @@
-"""What the CPU's kernel of explicit priors makes of structure: filters in fours of mirror images; torch in float64."""
+"""What the CPU's kernel of explicit priors makes of filters in fours and of zeros in U: the digits of float64."""
 
 import pytest
 import torch
-from cases import on_threads, relative
+from cases import on_threads
 
+from lpn_fast.algebra.patches import Patches
 from lpn_fast.networks.explicit_filters import mirrored
 from lpn_fast.ops.explicit import Potentials, cpu, plain
 
@@ -49,8 +50,11 @@ def assert_digits(pot, x, k):
     v, weights = normal(*x.shape, seed=6), normal(len(x), seed=7).abs() + 0.5
     names = ["value", "gradient", "product"] + [f"{of} of {name}" for of in ("gradient", "value")
              for name in ("atoms", "energies", "slope", "near", "far")]  # fmt: skip
+    constants = (pot.slope * pot.near.sqrt()).sum(1) * Patches(x.shape[2:], k, x).weights.sum() / k**2
+    scale = float(constants.repeat_interleave(len(x) // len(constants)).norm())  # the kernel's R has them at first
     for name, found, wanted in zip(names, kernels(pot, x, v, weights, k), exact(pot, x, v, weights, k), strict=True):
-        assert found.shape == wanted.shape and relative(found, wanted) < 3e-6, name
+        size = float(wanted.norm()) + (scale if name == "value" else 0.0)
+        assert found.shape == wanted.shape and float((found - wanted).norm()) < 3e-6 * size, name
 
 
 @pytest.mark.parametrize("k", range(1, 16))
@@ -92,9 +96,42 @@ def test_fours_and_what_is_left_over():
     )
 
 
+def in_blocks(pot, groups, filters, dense) -> Potentials:
+    """So many groups after another see so many filters and no others, `dense` ones at the end all of them."""
+    m, n = pot.energies.shape[1:]
+    group, filter_ = torch.arange(m)[:, None], torch.arange(n)
+    seen = (group // groups == filter_ // filters) | (group >= m - dense)
+    return Potentials(pot.atoms, pot.energies * seen, pot.slope, pot.near, pot.far)
+
+
+@pytest.mark.parametrize(("groups", "filters", "dense"), [(8, 8, 5), (3, 8, 1), (13, 4, 0), (7, 10, 2), (1, 1, 0)])
+@pytest.mark.parametrize("k", [3, 4])
+def test_groups_that_see_blocks_of_filters(isa, k, groups, filters, dense):
+    pot = in_blocks(in_fours(1, k, seeds=10, groups=47), groups, filters, dense)
+    assert_digits(pot, normal(2, 1, 12, 70, seed=5), k)
+    pot.atoms[1] += pot.atoms[2]  # in fours no more
+    assert_digits(Potentials(*(t.float().double() for t in pot.tensors())), normal(2, 1, 12, 20, seed=5), k)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 0.95])
+def test_zeros_anywhere_and_sets_that_have_them_elsewhere(isa, share):
+    pot = in_fours(1, 3, seeds=10, groups=29, sets=3)
+    pot.energies[torch.rand(pot.energies.shape, generator=torch.Generator().manual_seed(8)) >= share] = 0.0
+    pot.energies[0, :, 7], pot.energies[1, 5] = 0.5, 0.5
+    assert_digits(pot, normal(6, 1, 9, 20, seed=5), 3)
+
+
+def test_zeros_in_u_are_skipped(isa):
+    """What is multiplied by zero is NaN where it is infinite."""
+    pot = Potentials(*single(*in_blocks(in_fours(1, 4, seeds=10, groups=20), 4, 8, 0).tensors()))
+    pot.atoms[8:16] *= 1e25
+    of_slope = cpu.gradients(pot, normal(1, 1, 9, 20).float(), None, torch.ones(1), 4)[2][0]
+    assert of_slope.isfinite().tolist() == [group // 4 != 1 for group in range(20)]
+
+
 @pytest.mark.parametrize(("channels", "k"), [(1, 13), (3, 4)])
 def test_the_same_bits_on_any_number_of_threads(isa, channels, k):
-    pot, x = in_fours(channels, k, sets=2), normal(2, channels, 70, 45, seed=5)
+    pot, x = in_blocks(in_fours(channels, k, sets=2), 4, 8, 3), normal(2, channels, 70, 45, seed=5)
     results = []
     for threads in (1, 2, 3):
         with on_threads(threads):

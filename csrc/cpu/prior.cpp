@@ -23,6 +23,7 @@ constexpr int64_t chunks_wanted = 32;
 
 ExplicitPrior::ExplicitPrior(const PriorShape& shape, const PriorParameters& parameters, const Mirror& mirror)
     : parameters_(parameters),
+      supports_(parameters.energies, parameters.sets, shape.groups, shape.atoms),
       images_(shape.images),
       groups_(shape.groups),
       group_columns_(round_up(shape.groups, column_multiple)) {
@@ -80,8 +81,13 @@ void ExplicitPrior::split_atoms() {
 
 GroupPotentials ExplicitPrior::potentials_of(int64_t n) const {
   const int64_t set = n / (images_ / parameters_.sets), at = set * groups_;
-  return {parameters_.energies + at * op_.units, parameters_.slope + at, parameters_.near + at,
-          parameters_.far + at, groups_};
+  return {parameters_.energies + at * op_.units,
+          parameters_.slope + at,
+          parameters_.near + at,
+          parameters_.far + at,
+          groups_,
+          supports_.of_rows(set),
+          supports_.of_columns(set)};
 }
 
 // Level 0 for gradients, 1 for Hessian products too, 2 for gradients of parameters too.
@@ -103,7 +109,8 @@ class ExplicitPrior::Scratch {
         (level ? 2 : 1) * (lines + row + tile + gates + folded) + columns + patches + operands + spread;
     memory_ = allocate_floats(workers * each);
     std::fill(memory_.get(), memory_.get() + workers * each, 0.0f);  // ends of rows are read, never written
-    terms_.resize(workers * std::max(terms, frame.kernel));
+    const int64_t most_terms = std::max(terms, prior.supports_.most_runs());
+    terms_.resize(workers * most_terms);
     float* next = memory_.get();
     const auto take = [&next](int64_t count) { return std::exchange(next, next + count); };
     for (int64_t worker = 0; worker < workers; ++worker) {
@@ -124,7 +131,7 @@ class ExplicitPrior::Scratch {
       scratch.spread = take(spread);
       scratch.columns = take(columns);
       scratch.patches = take(patches);
-      scratch.terms = terms_.data() + worker * std::max(terms, frame.kernel);
+      scratch.terms = terms_.data() + worker * most_terms;
       scratches_.push_back(scratch);
     }
   }

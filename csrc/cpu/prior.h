@@ -6,6 +6,7 @@
 
 #include "mlp.h"
 #include "prior_kernels.h"
+#include "support.h"
 
 namespace lpn {
 
@@ -73,6 +74,7 @@ class ExplicitPrior {
 
   PriorFrame op_{};
   PriorParameters parameters_;
+  Supports supports_;           // of the energies
   std::vector<float> weights_;  // of positions, those along columns with zeros behind
   std::vector<float> parts_;    // of atoms in fours
   int64_t images_, groups_, group_columns_;

@@ -10,6 +10,23 @@
 
 namespace lpn {
 
+// Units of a product with U, or its transpose, that read the same runs of its depth: there is nothing but
+// zeros elsewhere.
+struct SupportRun {
+  int64_t begin, end;
+};
+
+struct SupportBlock {
+  int64_t unit, units;  // the first one, and how many
+  int64_t run, run_count;
+};
+
+struct Support {
+  const SupportBlock* blocks;
+  int64_t block_count;  // together they have all units
+  const SupportRun* runs;
+};
+
 // Potentials of one image: P_g(u) = slope sqrt(near + u) - H(u) + const, Huber's function of sqrt(u):
 // H = u / 2 up to u = far^2, then far sqrt(u) - far^2 / 2.
 struct GroupPotentials {
@@ -18,6 +35,7 @@ struct GroupPotentials {
   const float* near;      // [groups]
   const float* far;       // [groups]
   int64_t groups;
+  Support rows, columns;  // of U, and of its transpose
 };
 
 // Of the Frame `filters` are the atoms, and weights of rows include 1 / k^2. Atoms in fours, a seed and its
@@ -46,7 +64,7 @@ struct PriorScratch {
   float* operands;  // [channels kernel (kernel + 1) / 2, block_rows]   what half of the parts are correlated
                     // with
   float* spread;    // [channels kernel^2, spread_line]   taps of a tile between margins; zeros at the start
-  Term* terms;      // [channels kernel]
+  Term* terms;      // [channels kernel, or more: the runs of a block]
 };
 
 // Some rows of positions of one image; `v` of Hessian products only.

@@ -7,9 +7,11 @@
 //   product = E^T sum of w A^T (dc U^T g - c U^T (g3 U (c dc)))
 //
 // As in frame.h only images touch memory. E x is made row by row where it is read; sums are those of E x,
-// which the caller folds. Per position 2 atoms (taps + groups) multiply-adds for the gradient, taps = kernel^2
-// channels, and two reciprocal square roots for each group; atoms (3 taps + 4 groups) for the product. Atoms in
-// fours (prior_fold.h) cost a quarter of their taps: 22,120 for 80 atoms of 13 x 13 and 96 groups, not 42,400.
+// which the caller folds. Per position 2 atoms (taps + groups) multiply-adds for the gradient, taps =
+// kernel^2 channels, and two reciprocal square roots for each group; atoms (3 taps + 4 groups) for the
+// product. Atoms in fours (prior_fold.h) cost a quarter of their taps: 22,120 for 80 atoms of 13 x 13 and 96
+// groups, not 42,400. Groups and atoms that have nothing but zeros of U between them are skipped where they
+// lie together (support.cpp): groups that see 8 atoms each count as 8 atoms.
 
 #pragma once
 
@@ -52,6 +54,47 @@ inline void prior_coefficients(const PriorFrame& op,
   folded_coefficients(op, scratch, folded + at, count, c, finish);
 }
 
+// Weights times operand of a tile, where they are not zero. Dense matrices are one block of one run.
+template <class Finish>
+inline void supported_product(
+    const Term& whole, const Support& support, Term* terms, int64_t count, Finish finish) {
+  for (const SupportBlock* block = support.blocks; block != support.blocks + support.block_count; ++block) {
+    for (int64_t i = 0; i < block->run_count; ++i) {
+      const SupportRun run = support.runs[block->run + i];
+      terms[i] = whole;
+      terms[i].weights += block->unit * whole.unit_stride + run.begin * whole.depth_stride;
+      terms[i].operand += run.begin * whole.operand_stride;
+      terms[i].depth = run.end - run.begin;
+    }
+    product(terms, block->run_count, block->units, count,
+            [&](int64_t unit, int64_t lane, auto sum) { finish(block->unit + unit, lane, sum); });
+  }
+}
+
+// finish(group, lane, sum) with U times what atoms have, ...
+template <class Finish>
+inline void to_groups(const PriorFrame& op,
+                      const PriorScratch& scratch,
+                      const GroupPotentials& pot,
+                      const float* operand,  // [atoms, block_rows]
+                      int64_t count,
+                      Finish finish) {
+  const Term whole{pot.energies, op.units, 1, operand, block_rows, op.units};
+  supported_product(whole, pot.rows, scratch.terms, count, finish);
+}
+
+// ... and finish(atom, lane, sum) with U^T times what groups have.
+template <class Finish>
+inline void to_atoms(const PriorFrame& op,
+                     const PriorScratch& scratch,
+                     const GroupPotentials& pot,
+                     const float* operand,  // [groups, block_rows]
+                     int64_t count,
+                     Finish finish) {
+  const Term whole{pot.energies, 1, op.units, operand, block_rows, pot.groups};
+  supported_product(whole, pot.columns, scratch.terms, count, finish);
+}
+
 // Gates of a tile, their third-order parts of Hessian products, and the tile's part of R.
 template <bool with_value, bool has_tangent>
 inline void prior_gates(const PriorFrame& op,
@@ -61,9 +104,8 @@ inline void prior_gates(const PriorFrame& op,
                         const float* weights,  // [count]
                         float row_weight,
                         double* value) {
-  Term term{pot.energies, op.units, 1, scratch.energy, block_rows, op.units};
   Vec totals[block_rows / lanes] = {};
-  product(&term, 1, pot.groups, count, [&](int64_t group, int64_t lane, auto u) {
+  to_groups(op, scratch, pot, scratch.energy, count, [&](int64_t group, int64_t lane, auto u) {
     const float slope = pot.slope[group], far = pot.far[group], bend = far * far;
     const auto first = u + pot.near[group];
     const auto second = map(u, [bend](Vec x) { return larger_of(bend, x); });
@@ -117,19 +159,16 @@ void prior_rows_of(
                                store(scratch.cross + unit * block_rows + lane, own * sum);
                              });
         prior_gates<with_value, has_tangent>(op, scratch, pot, count, weights, row_weight, &value);
-        const Term back{pot.energies, 1, op.units, scratch.gates, block_rows, pot.groups};
-        product(&back, 1, op.units, count, [&](int64_t unit, int64_t lane, auto sum) {
+        to_atoms(op, scratch, pot, scratch.gates, count, [&](int64_t unit, int64_t lane, auto sum) {
           float* to = (has_tangent ? dc : c) + unit * stride + lane;
           store(to, load(sum, to) * sum * (load(sum, weights + lane) * row_weight));
         });
         if constexpr (has_tangent) {
-          const Term up{pot.energies, op.units, 1, scratch.cross, block_rows, op.units};
-          product(&up, 1, pot.groups, count, [&](int64_t group, int64_t lane, auto sum) {
+          to_groups(op, scratch, pot, scratch.cross, count, [&](int64_t group, int64_t lane, auto sum) {
             float* third = scratch.third + group * block_rows + lane;
             store(third, load(sum, third) * sum);
           });
-          const Term down{pot.energies, 1, op.units, scratch.third, block_rows, pot.groups};
-          product(&down, 1, op.units, count, [&](int64_t unit, int64_t lane, auto sum) {
+          to_atoms(op, scratch, pot, scratch.third, count, [&](int64_t unit, int64_t lane, auto sum) {
             float* to = dc + unit * stride + lane;
             const auto own = load(sum, c + unit * stride + lane);
             store(to, load(sum, to) - own * sum * (load(sum, weights + lane) * row_weight));

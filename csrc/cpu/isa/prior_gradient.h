@@ -39,15 +39,12 @@ inline void gates_and_gradients(const PriorFrame& op,
                                 int64_t count,
                                 const float* weights,  // [count]
                                 float row_weight) {
-  const int64_t atoms = op.units;
   if constexpr (has_tangent) {
-    const Term up{pot.energies, atoms, 1, scratch.cross, block_rows, atoms};
-    product(&up, 1, pot.groups, count, [&](int64_t group, int64_t lane, auto sum) {
+    to_groups(op, scratch, pot, scratch.cross, count, [&](int64_t group, int64_t lane, auto sum) {
       store(scratch.third + group * block_rows + lane, sum * (load(sum, weights + lane) * row_weight));
     });
   }
-  const Term up{pot.energies, atoms, 1, scratch.energy, block_rows, atoms};
-  product(&up, 1, pot.groups, count, [&](int64_t group, int64_t lane, auto u) {
+  to_groups(op, scratch, pot, scratch.energy, count, [&](int64_t group, int64_t lane, auto u) {
     const float slope = pot.slope[group], far = pot.far[group], bend = far * far;
     const float root = __builtin_sqrtf(pot.near[group]);
     const auto w = load(u, weights + lane) * row_weight;
@@ -132,14 +129,12 @@ void gradient_rows_of(const PriorFrame& op,
                                          row_weight);
         energies_gradient<has_tangent>(op, scratch, pot.groups, io.partial, count);
         if constexpr (has_tangent) {
-          const Term down{pot.energies, 1, frame.units, scratch.third, block_rows, pot.groups};
-          product(&down, 1, frame.units, count, [&](int64_t unit, int64_t lane, auto sum) {
+          to_atoms(frame, scratch, pot, scratch.third, count, [&](int64_t unit, int64_t lane, auto sum) {
             store(scratch.energy + unit * block_rows + lane,
                   load(sum, c + unit * block_rows + lane) * sum * 2.0f);
           });
         }
-        const Term back{pot.energies, 1, frame.units, scratch.gates, block_rows, pot.groups};
-        product(&back, 1, frame.units, count, [&](int64_t unit, int64_t lane, auto sum) {
+        to_atoms(frame, scratch, pot, scratch.gates, count, [&](int64_t unit, int64_t lane, auto sum) {
           const int64_t i = unit * block_rows + lane;
           const auto own = load(sum, c + i) * sum;
           if constexpr (has_tangent) {

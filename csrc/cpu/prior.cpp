@@ -23,6 +23,7 @@ constexpr int64_t chunks_wanted = 32;
 
 ExplicitPrior::ExplicitPrior(const PriorShape& shape, const PriorParameters& parameters, const Mirror& mirror)
     : parameters_(parameters),
+      supports_(parameters.energies, parameters.sets, shape.groups, shape.atoms),
       images_(shape.images),
       groups_(shape.groups),
       group_columns_(round_up(shape.groups, column_multiple)) {
@@ -34,32 +35,82 @@ ExplicitPrior::ExplicitPrior(const PriorShape& shape, const PriorParameters& par
   op_.width = shape.width;
   op_.columns = round_up(shape.channels * shape.kernel * shape.kernel, column_multiple);
   continue_mirrored(mirror, op_, weights_);
+  op_.spread_margin = round_up(op_.kernel - 1, column_multiple);
+  op_.spread_line = block_rows + 2 * op_.spread_margin;
+  if (atoms_are_mirrored()) split_atoms();
   rows_ = std::clamp(positions() / blocks_wanted, least_rows, most_rows);
   blocks_ = (positions() + rows_ - 1) / rows_;
 }
 
+// Whether atoms come in fours: one, its columns mirrored, its rows, and both.
+bool ExplicitPrior::atoms_are_mirrored() const {
+  const int64_t k = op_.kernel, lines = op_.channels * k;
+  for (int64_t unit = 0; unit < op_.units; ++unit) {
+    const float* seed = op_.filters + unit / 4 * 4 * lines * k;
+    const float* own = op_.filters + unit * lines * k;
+    for (int64_t line = 0; line < lines; ++line) {
+      const float* from = seed + (unit & 2 ? line / k * k + k - 1 - line % k : line) * k;
+      for (int64_t t = 0; t < k; ++t)
+        if (own[line * k + t] != from[unit & 1 ? k - 1 - t : t]) return false;
+    }
+  }
+  return op_.units % 4 == 0;
+}
+
+// Coefficients of the sums and differences of pixels opposite one another, along both axes.
+void ExplicitPrior::split_atoms() {
+  const int64_t k = op_.kernel, plane = k * k, seeds = op_.units / 4, sizes[2] = {k - k / 2, k / 2};
+  parts_.resize(seeds * op_.channels * plane);
+  float* next = parts_.data();
+  for (int64_t part = 0; part < 4; ++part) {
+    const float down = part & 2 ? -1.0f : 1.0f, across = part & 1 ? -1.0f : 1.0f;
+    op_.parts[part] = next;
+    for (int64_t seed = 0; seed < seeds; ++seed)
+      for (int64_t t = 0; t < sizes[part & 1]; ++t)
+        for (int64_t i = 0; i < sizes[part / 2]; ++i)
+          for (int64_t channel = 0; channel < op_.channels; ++channel) {
+            const float* tap = op_.filters + (4 * seed * op_.channels + channel) * plane;
+            const auto folded = [&](int64_t row) {
+              const float one = tap[row * k + t], other = tap[row * k + k - 1 - t];
+              return 2 * t == k - 1 ? one : (one + across * other) / 2;
+            };
+            *next++ = 2 * i == k - 1 ? folded(i) : (folded(i) + down * folded(k - 1 - i)) / 2;
+          }
+  }
+}
+
 GroupPotentials ExplicitPrior::potentials_of(int64_t n) const {
   const int64_t set = n / (images_ / parameters_.sets), at = set * groups_;
-  return {parameters_.energies + at * op_.units, parameters_.slope + at, parameters_.near + at,
-          parameters_.far + at, groups_};
+  return {parameters_.energies + at * op_.units,
+          parameters_.slope + at,
+          parameters_.near + at,
+          parameters_.far + at,
+          groups_,
+          supports_.of_rows(set),
+          supports_.of_columns(set)};
 }
 
 // Level 0 for gradients, 1 for Hessian products too, 2 for gradients of parameters too.
 class ExplicitPrior::Scratch {
  public:
   Scratch(const ExplicitPrior& prior, int64_t items, int threads, int level) {
-    const Frame& frame = prior.op_;
+    const PriorFrame& frame = prior.op_;
     const int64_t workers = std::clamp<int64_t>(items, 1, threads);
     const int64_t lines = (prior.rows_ + frame.kernel - 1) * frame.channels * frame.line;
-    const int64_t row = frame.units * frame.line, tile = frame.units * block_rows,
+    const int64_t row = frame.units * std::max(frame.line, block_rows), tile = frame.units * block_rows,
                   gates = prior.groups_ * block_rows;
     const int64_t columns = level > 1 ? 2 * block_rows * prior.group_columns_ : 0;
     const int64_t patches = level > 1 ? 2 * (block_rows + 1) * frame.columns : 0;
-    const int64_t each = (level ? 2 : 1) * (lines + row + tile + gates) + columns + patches,
-                  terms = frame.channels * frame.kernel;
+    const int64_t terms = frame.channels * frame.kernel, taps = terms * frame.kernel;
+    const bool parts = frame.parts[0];
+    const int64_t folded = parts ? terms * frame.line : 0, spread = parts ? taps * frame.spread_line : 0;
+    const int64_t operands = parts ? terms * ((frame.kernel + 1) / 2) * block_rows : 0;
+    const int64_t each =
+        (level ? 2 : 1) * (lines + row + tile + gates + folded) + columns + patches + operands + spread;
     memory_ = allocate_floats(workers * each);
     std::fill(memory_.get(), memory_.get() + workers * each, 0.0f);  // ends of rows are read, never written
-    terms_.resize(workers * std::max(terms, frame.kernel));
+    const int64_t most_terms = std::max(terms, prior.supports_.most_runs());
+    terms_.resize(workers * most_terms);
     float* next = memory_.get();
     const auto take = [&next](int64_t count) { return std::exchange(next, next + count); };
     for (int64_t worker = 0; worker < workers; ++worker) {
@@ -73,10 +124,14 @@ class ExplicitPrior::Scratch {
         scratch.dc = take(row);
         scratch.cross = take(tile);
         scratch.third = take(gates);
+        scratch.v_folded = take(folded);
       }
+      scratch.folded = take(folded);
+      scratch.operands = take(operands);
+      scratch.spread = take(spread);
       scratch.columns = take(columns);
       scratch.patches = take(patches);
-      scratch.terms = terms_.data() + worker * std::max(terms, frame.kernel);
+      scratch.terms = terms_.data() + worker * most_terms;
       scratches_.push_back(scratch);
     }
   }

@@ -6,6 +6,7 @@
 
 #include "mlp.h"
 #include "prior_kernels.h"
+#include "support.h"
 
 namespace lpn {
 
@@ -65,12 +66,17 @@ class ExplicitPrior {
   // Potentials of the n-th image.
   GroupPotentials potentials_of(int64_t n) const;
 
+  bool atoms_are_mirrored() const;
+  void split_atoms();
+
   int64_t image_size() const { return op_.channels * op_.height * op_.width; }
   int64_t positions() const { return op_.height + op_.kernel - 1; }  // along a column
 
-  Frame op_{};
+  PriorFrame op_{};
   PriorParameters parameters_;
+  Supports supports_;           // of the energies
   std::vector<float> weights_;  // of positions, those along columns with zeros behind
+  std::vector<float> parts_;    // of atoms in fours
   int64_t images_, groups_, group_columns_;
   int64_t rows_;    // rows of positions that go together
   int64_t blocks_;  // per image

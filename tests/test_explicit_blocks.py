@@ -7,7 +7,7 @@ import torch
 from test_explicit_filters import images
 
 import lpn_fast as lf
-from lpn_fast.networks.explicit_blocks import of_all_groups, of_all_images
+from lpn_fast.networks.explicit_blocks import of_all_groups, shared_out
 
 
 def drawn(channels=1, kernel=5, filters=24, blocks=3, groups=28, joint=4, spread=0.5) -> lf.ExplicitLPN:
@@ -41,10 +41,16 @@ def test_mirror_images_have_the_same_prior(channels, axes):
 
 
 def test_images_of_groups_see_images_of_filters():
-    logits = torch.arange(8.0).view(1, 1, 8)
-    seen = of_all_images(logits)[0]
-    assert seen[:, :4].tolist() == [[0, 1, 2, 3], [1, 0, 3, 2], [2, 3, 0, 1], [3, 2, 1, 0]]
-    assert torch.equal(seen[:, 4:], seen[:, :4] + 4)
+    logits = torch.randn(1, 2, 8, generator=torch.Generator().manual_seed(0))
+    shares = shared_out(logits)[0]  # [8, 8]
+    order = [[0, 1, 2, 3], [1, 0, 3, 2], [2, 3, 0, 1], [3, 2, 1, 0]]
+    for group in (0, 4):
+        for image, seen in enumerate(order):
+            for seed in (0, 4):
+                columns = [seed + i for i in seen]
+                assert torch.equal(shares[group + image, seed : seed + 4], shares[group, columns])
+    wanted = torch.cat([logits[0, :, :4].flatten(), torch.zeros(1)]).softmax(0)[:-1].view(2, 4)
+    assert torch.allclose(shares[::4, :4], wanted)
 
 
 def test_energies_of_blocks_lie_on_the_diagonal():

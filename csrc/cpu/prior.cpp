@@ -37,9 +37,16 @@ ExplicitPrior::ExplicitPrior(const PriorShape& shape, const PriorParameters& par
   continue_mirrored(mirror, op_, weights_);
   op_.spread_margin = round_up(op_.kernel - 1, column_multiple);
   op_.spread_line = block_rows + 2 * op_.spread_margin;
+  op_.column_count = op_.width + op_.kernel - 1;
   if (atoms_are_mirrored()) split_atoms();
-  rows_ = std::clamp(positions() / blocks_wanted, least_rows, most_rows);
-  blocks_ = (positions() + rows_ - 1) / rows_;
+  all_ = used_ = divided(0, op_.height + op_.kernel - 1);
+  centred_ = op_;
+  if (op_.parts[0] && op_.kernel % 2 && groups_are_mirrored()) leave_out_copies();
+}
+
+ExplicitPrior::Rows ExplicitPrior::divided(int64_t first, int64_t count) const {
+  const int64_t together = std::clamp(count / blocks_wanted, least_rows, most_rows);
+  return {first, first + count, together, (count + together - 1) / together};
 }
 
 // Whether atoms come in fours: one, its columns mirrored, its rows, and both.
@@ -79,6 +86,38 @@ void ExplicitPrior::split_atoms() {
   }
 }
 
+// Whether groups come in fours, too: image r sees image q of a seed as the group itself sees image q xor r.
+bool ExplicitPrior::groups_are_mirrored() const {
+  const int64_t groups = parameters_.sets * groups_;
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t first = group / 4 * 4, image = group % 4;
+    for (const float* number : {parameters_.slope, parameters_.near, parameters_.far})
+      if (number[group] != number[first]) return false;
+    const float* own = parameters_.energies + group * op_.units;
+    const float* seen = parameters_.energies + first * op_.units;
+    for (int64_t unit = 0; unit < op_.units; ++unit)
+      if (own[unit] != seen[unit ^ image]) return false;
+  }
+  return groups_ % 4 == 0;
+}
+
+// The patch at a position whose middle lies beyond the border is the mirror image of one inside, and means
+// the same to such a prior: that one counts for both.
+void ExplicitPrior::leave_out_copies() {
+  const int64_t reach = op_.kernel / 2, down = op_.height + op_.kernel - 1;
+  centred_weights_.assign(weights_.size(), 0.0f);
+  const auto gather = [reach](const float* from, const int64_t* sources, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; ++i) to[sources[i + reach] + reach] += from[i];
+  };
+  gather(op_.mirror.row_weights, op_.mirror.rows, down, centred_weights_.data());
+  gather(op_.mirror.column_weights, op_.mirror.columns, op_.column_count, centred_weights_.data() + down);
+  centred_.mirror.row_weights = centred_weights_.data();
+  centred_.mirror.column_weights = centred_weights_.data() + down;
+  centred_.first_column = reach;
+  centred_.column_count = op_.width;
+  used_ = divided(reach, op_.height);
+}
+
 GroupPotentials ExplicitPrior::potentials_of(int64_t n) const {
   const int64_t set = n / (images_ / parameters_.sets), at = set * groups_;
   return {parameters_.energies + at * op_.units,
@@ -96,7 +135,7 @@ class ExplicitPrior::Scratch {
   Scratch(const ExplicitPrior& prior, int64_t items, int threads, int level) {
     const PriorFrame& frame = prior.op_;
     const int64_t workers = std::clamp<int64_t>(items, 1, threads);
-    const int64_t lines = (prior.rows_ + frame.kernel - 1) * frame.channels * frame.line;
+    const int64_t lines = (prior.all_.together + frame.kernel - 1) * frame.channels * frame.line;
     const int64_t row = frame.units * std::max(frame.line, block_rows), tile = frame.units * block_rows,
                   gates = prior.groups_ * block_rows;
     const int64_t columns = level > 1 ? 2 * block_rows * prior.group_columns_ : 0;
@@ -146,16 +185,16 @@ class ExplicitPrior::Scratch {
 
 void ExplicitPrior::run(const float* x, const float* v, double* value, float* out, int threads) const {
   const Kernels& kernels = active_kernels();
-  const int64_t blocks = images_ * blocks_;
-  const Folding folding(op_, rows_, blocks_);
+  const int64_t each = used_.blocks, blocks = images_ * each;
+  const Folding folding(centred_, used_.together, each, used_.first, used_.end - used_.first);
   const Floats sums = allocate_floats(blocks * folding.sum_size());
   std::vector<double> values(value ? blocks : 0);
   const Scratch scratch(*this, blocks, threads, v ? 1 : 0);
   parallel_for(blocks, 1, threads, [&](int worker, int64_t index, int64_t) {
-    const int64_t n = index / blocks_, begin = index % blocks_ * rows_;
+    const int64_t n = index / each, block = index % each;
     const PriorRows io{potentials_of(n), x + n * image_size(), v ? v + n * image_size() : nullptr,
                        sums.get() + index * folding.sum_size(), value ? values.data() + index : nullptr};
-    kernels.prior_rows(op_, scratch[worker], io, begin, std::min(begin + rows_, positions()));
+    kernels.prior_rows(centred_, scratch[worker], io, used_.begin_of(block), used_.end_of(block));
   });
   parallel_for(images_ * op_.height, 16, threads, [&](int, int64_t first, int64_t last) {
     std::vector<float> line(op_.sum_line);
@@ -164,13 +203,13 @@ void ExplicitPrior::run(const float* x, const float* v, double* value, float* ou
       for (int64_t channel = 0; channel < op_.channels; ++channel) {
         float* to = out + n * image_size() + (channel * op_.height + y) * op_.width;
         std::fill(to, to + op_.width, 0.0f);
-        folding.add_row(sums.get() + n * blocks_ * folding.sum_size(), channel, y, line.data(), to);
+        folding.add_row(sums.get() + n * each * folding.sum_size(), channel, y, line.data(), to);
       }
     }
   });
   for (int64_t n = 0; value && n < images_; ++n) {
     value[n] = 0.0;
-    for (int64_t block = n * blocks_; block < (n + 1) * blocks_; ++block) value[n] += values[block];
+    for (int64_t block = n * each; block < (n + 1) * each; ++block) value[n] += values[block];
   }
 }
 
@@ -187,7 +226,7 @@ PriorPartial ExplicitPrior::partial_at(float* memory) const {
 
 void ExplicitPrior::parameter_gradient(const PriorGradients& io, int threads) const {
   const Kernels& kernels = active_kernels();
-  const int64_t sets = parameters_.sets, blocks = images_ / sets * blocks_, size = partial_size();
+  const int64_t sets = parameters_.sets, blocks = images_ / sets * all_.blocks, size = partial_size();
   const int64_t per_set =
       std::clamp<int64_t>((chunks_wanted + sets - 1) / sets, 1, std::max<int64_t>(1, blocks));
   const Floats partials = allocate_floats(sets * per_set * size);
@@ -197,11 +236,11 @@ void ExplicitPrior::parameter_gradient(const PriorGradients& io, int threads) co
     float* own = partials.get() + chunk * size;
     std::fill(own, own + size, 0.0f);
     for (int64_t block = part * blocks / per_set; block < (part + 1) * blocks / per_set; ++block) {
-      const int64_t n = set * (images_ / sets) + block / blocks_, begin = block % blocks_ * rows_;
+      const int64_t n = set * (images_ / sets) + block / all_.blocks, rows_of = block % all_.blocks;
       const PriorGradientRows rows{potentials_of(n), io.x + n * image_size(),
                                    io.v ? io.v + n * image_size() : nullptr, io.v ? 0.0f : io.p[n],
                                    partial_at(own)};
-      kernels.prior_gradient_rows(op_, scratch[worker], rows, begin, std::min(begin + rows_, positions()));
+      kernels.prior_gradient_rows(op_, scratch[worker], rows, all_.begin_of(rows_of), all_.end_of(rows_of));
     }
   });
   add_up(partials.get(), per_set, io, threads);

@@ -44,6 +44,7 @@ struct PriorFrame : Frame {
   const float* parts[4];  // [seeds, columns, rows and channels] of that parity each, or nullptr
   int64_t spread_margin;  // kernel - 1 in whole vectors
   int64_t spread_line;    // floats of a row of `spread`
+  int64_t first_column, column_count;  // positions along a row that count, the others are left out
 };
 
 // Scratch of one worker.

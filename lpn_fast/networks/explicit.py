@@ -21,7 +21,7 @@ from ..ops.explicit.descent import linear_solve
 from ..ops.explicit.level import Level
 from ..ops.tracing import uncompiled
 from ..per_sample import broadcast, dot, norm
-from .explicit_blocks import check_blocks, of_all_groups, of_all_images
+from .explicit_blocks import check_blocks, of_all_groups, shared_out
 from .explicit_filters import limit_, mirrored, peak
 from .explicit_spec import ExplicitSpec
 from .explicit_start import draw_start_
@@ -225,12 +225,11 @@ class ExplicitLPN(Summarised):
         atoms, shares, far, bends, tails = self.of_level(prefix)
         logits = torch.tensordot(mixed, shares, 1)  # [N, M, n - C]
         if spec.blocks:
-            logits = of_all_images(logits)
+            energies = of_all_groups(spec.concavity * shared_out(logits), spec.blocks, spec.own)
             far, bends, tails = (t.repeat_interleave(4, 1) for t in (far, bends, tails))
-        logits = torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1)
-        energies = spec.concavity * logits.softmax(1)[:, :-1]
-        if spec.blocks:
-            energies = of_all_groups(energies, spec.blocks, spec.own)
+        else:
+            logits = torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1)
+            energies = spec.concavity * logits.softmax(1)[:, :-1]
         means = atoms.shape[0] - energies.shape[2]  # of channels: without a potential
         energies = torch.cat([energies.new_zeros(*energies.shape[:2], means), energies], dim=2)
         e = (mixed @ far).exp()

@@ -31,11 +31,17 @@ def check_blocks(filters: int, groups: int, blocks: int, joint: int) -> None:
         )
 
 
-def of_all_images(logits: Tensor) -> Tensor:
-    """[N, 4 rows, n] of every image of the groups, from [N, rows, n] of one."""
+def shared_out(logits: Tensor) -> Tensor:
+    """Shares [N, 4 rows, n] of all images of the groups, of filters, from logits [N, rows, n] of one image each.
+
+    A softmax over the groups and a slack whose logit is 0, taken once for the four filters of a seed: they have the
+    same shares in another order, to the last bit, by which kernels know them.
+    """
+    by_seed = logits.unflatten(2, (-1, 4)).movedim(-1, 2)  # [N, rows, 4, seeds]
+    flat = by_seed.flatten(1, 2)
+    shares = torch.cat([flat, torch.zeros_like(flat[:, :1])], dim=1).softmax(1)[:, :-1].view_as(by_seed)
     image = torch.arange(4, device=logits.device)
-    by_seed = logits.unflatten(2, (-1, 4))
-    return by_seed[..., image[:, None] ^ image].movedim(-2, 2).flatten(-2).flatten(1, 2)
+    return shares[:, :, image[:, None] ^ image].movedim(3, 4).flatten(3).flatten(1, 2)
 
 
 def of_all_groups(energies: Tensor, blocks: int, own: int) -> Tensor:

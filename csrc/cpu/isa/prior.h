@@ -11,7 +11,8 @@
 // kernel^2 channels, and two reciprocal square roots for each group; atoms (3 taps + 4 groups) for the
 // product. Atoms in fours (prior_fold.h) cost a quarter of their taps: 22,120 for 80 atoms of 13 x 13 and 96
 // groups, not 42,400. Groups and atoms that have nothing but zeros of U between them are skipped where they
-// lie together (support.cpp): groups that see 8 atoms each count as 8 atoms.
+// lie together (support.cpp): groups that see 8 atoms each count as 8 atoms. If groups are their own mirror
+// images, too, only patches with their middle in the image are computed (prior.cpp).
 
 #pragma once
 
@@ -50,7 +51,7 @@ inline void prior_coefficients(const PriorFrame& op,
                                float* c,  // scratch, [units, block_rows]
                                Finish finish) {
   if (!op.parts[0]) return coefficients(op, scratch.terms, lines + at, count, finish);
-  if (at == 0) fold_rows(op, lines, folded);
+  if (at == op.first_column) fold_rows(op, lines, folded);
   folded_coefficients(op, scratch, folded + at, count, c, finish);
 }
 
@@ -139,7 +140,7 @@ void prior_rows_of(
   clear_sums(op, io.sum, end - begin);
   float* result = has_tangent ? scratch.dc : scratch.c;
   for_each_tile(
-      op, end - begin,
+      op.first_column, op.column_count, end - begin,
       [&](int64_t row, int64_t at, int64_t count, int64_t) {
         const int64_t below = row * op.channels * op.line;
         const float* weights = op.mirror.column_weights + at;

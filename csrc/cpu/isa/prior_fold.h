@@ -130,7 +130,7 @@ inline void add_folded_adjoint(const PriorFrame& op,
                                int64_t at,
                                int64_t count,
                                float* sums) {  // [kernel, channels, sum_line]
-  const int64_t seeds = op.units / 4, positions = op.width + op.kernel - 1;
+  const int64_t seeds = op.units / 4, positions = op.first_column + op.column_count;
   mix_fours(e, op.units, count,
             [&](int64_t unit, int64_t lane, auto sum) { store(e + unit * block_rows + lane, sum); });
   float* spread = scratch.spread + op.spread_margin;

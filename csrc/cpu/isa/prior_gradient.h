@@ -106,7 +106,7 @@ void gradient_rows_of(const PriorFrame& op,
   continue_rows(op, io.x, scratch.lines, begin, end);
   if constexpr (has_tangent) continue_rows(op, io.v, scratch.v_lines, begin, end);
   for_each_tile(
-      frame, end - begin,
+      frame.first_column, frame.column_count, end - begin,
       [&](int64_t row, int64_t at, int64_t count, int64_t) {
         const int64_t below = row * frame.channels * frame.line;
         const float row_weight =

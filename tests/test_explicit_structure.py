@@ -138,3 +138,11 @@ def test_the_same_bits_on_any_number_of_threads(isa, channels, k):
             results.append(kernels(pot, x, x.flip(-1), normal(2), k))
     for found in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found, results[0], strict=True))
+
+
+def test_images_that_are_not_numbers_leave_the_others_alone(isa):
+    pot, x = Potentials(*single(*in_fours(1, 5).tensors())), normal(3, 1, 20, 100, seed=5).float()
+    x[1] = float("nan")
+    with on_threads(1):
+        gradient = cpu.run(pot, x, None, 5, False)[1]
+        assert gradient[1].isnan().all() and torch.equal(gradient[::2], cpu.run(pot, x[::2], None, 5, False)[1])

@@ -146,3 +146,48 @@ def test_images_that_are_not_numbers_leave_the_others_alone(isa):
     with on_threads(1):
         gradient = cpu.run(pot, x, None, 5, False)[1]
         assert gradient[1].isnan().all() and torch.equal(gradient[::2], cpu.run(pot, x[::2], None, 5, False)[1])
+
+
+def all_in_fours(channels, k, groups=12, sets=1) -> Potentials:
+    """Groups in fours as well: image r sees image q of a seed as the group itself sees image q xor r."""
+    pot, image = in_fours(channels, k, groups=groups, sets=sets), torch.arange(4)
+    by_seed = pot.energies[:, ::4].unflatten(2, (-1, 4))  # [sets, groups / 4, seeds, 4]
+    energies = by_seed[..., image[:, None] ^ image].movedim(3, 2).flatten(3).flatten(1, 2)
+    return Potentials(pot.atoms, energies, *(t[:, ::4].repeat_interleave(4, 1) for t in (pot.slope, pot.near, pot.far)))
+
+
+@pytest.mark.parametrize(("shape", "k"), [
+    ((2, 1, 21, 30), 3),
+    ((1, 1, 3, 2), 7),  # smaller than patches, mirrored again and again
+    ((2, 1, 1, 1), 5),
+    ((1, 1, 1, 17), 3),
+    ((1, 1, 6, 5), 13),
+    ((1, 1, 9, 150), 13),
+    ((1, 1, 7, 64), 3),
+    ((1, 1, 70, 65), 5),
+    ((2, 3, 33, 49), 3),
+    ((1, 1, 20, 30), 4),  # no position has its middle on a pixel
+])  # fmt: skip
+def test_priors_that_are_their_own_mirror_images(isa, shape, k):
+    assert_digits(all_in_fours(shape[1], k), normal(*shape, seed=5), k)
+
+
+def test_priors_that_are_their_own_mirror_images_in_several_sets(isa):
+    assert_digits(all_in_fours(1, 5, groups=8, sets=3), normal(6, 1, 9, 70, seed=5), 5)
+
+
+@pytest.mark.parametrize("name", ["energies", "slope", "near", "far"])
+@pytest.mark.parametrize("last", [False, True])
+def test_priors_that_are_nearly_their_own_mirror_images(name, last):
+    pot = all_in_fours(1, 5, sets=2)
+    getattr(pot, name)[-last][(-2 if last else 1, ...)] *= 1.5
+    assert_digits(pot, normal(2, 1, 11, 13, seed=5), 5)
+
+
+def test_their_bits_do_not_depend_on_threads(isa):
+    pot, x = all_in_fours(1, 5), normal(2, 1, 70, 45, seed=5)
+    results = []
+    for threads in (1, 3):
+        with on_threads(threads):
+            results.append(kernels(pot, x, x.flip(-1), normal(2), 5))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -4,7 +4,8 @@ pass     grad R of a batch of photographs, beside one prox of the one-pass mixtu
          plain torch and differentiated by autograd, eager and by torch.compile
 params   gradients of all parameters of <v, grad R> and of R for crops at four noise levels, and a step of score
          matching: by the kernels, and with torch's operations in their place for the parameters
-solve    f(y) to a residual of 1e-4 |y|: passes of grad R, and the time of the kernels against that of the torch path
+solve    f(y) to a residual of 1e-4 |y|: passes of grad R from y and from the prox of the mixture, and the time of the
+         kernels against that of the torch path
 values   R(x) of many small images: one pass, against the certified batch inversion of the mixture (lf.prior), and
          against the published way, scipy's conjugate gradients image by image; the latter on some, extrapolated
 """
@@ -72,7 +73,7 @@ def run(args) -> int:
     if "params" in args.parts:
         rows += parameter_passes(model, data.photographs(root, "validation", 4, 112))
     if "solve" in args.parts:
-        rows += solves(model, data.photographs(root, "validation", 4, 256))
+        rows += solves(model, mixture, data.photographs(root, "validation", 4, 256))
     if "values" in args.parts:
         rows += values(model, mixture, crops(root, args.images), args.published)
     out = Path(args.out or ROOT / "bench" / "results" / "explicit")
@@ -169,22 +170,34 @@ def parameter_passes(model: lf.ExplicitLPN, x: Tensor) -> list[dict]:
     return rows
 
 
-def solves(model: lf.ExplicitLPN, x: Tensor) -> list[dict]:
+def solves(model: lf.ExplicitLPN, mixture: lf.LPN, x: Tensor) -> list[dict]:
     y = x + SIGMA * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     pot = model.potentials(torch.tensor([SIGMA]))
-    _, solution = proximal_point(pot, y / SIGMA, torch.ones(len(y)), model.spec.kernel, SolveLimits(TOL))
-    found = {
-        "passes": int(solution.iterations.max()) + 1,
-        "converged": int(solution.converged.sum()),
-        "images": len(x),
-        "worst_residual": float((solution.residual * SIGMA / norm(y)).max()),
-    }
+
+    def found(start: Tensor | None) -> dict:
+        of_start = None if start is None else start / SIGMA
+        ones, limits = torch.ones(len(y)), SolveLimits(TOL)
+        _, solution = proximal_point(pot, y / SIGMA, ones, model.spec.kernel, limits, of_start)
+        return {
+            "passes": int(solution.iterations.max()) + 1,
+            "converged": int(solution.converged.sum()),
+            "images": len(x),
+            "worst_residual": float((solution.residual * SIGMA / norm(y)).max()),
+        }
 
     def in_torch():
         with lf.use_backend("torch"):
             return model(y, SIGMA, tol=TOL)
 
-    return timed("solve", {"f": lambda: model(y, SIGMA, tol=TOL), "f, torch path": in_torch}, {"f": found})
+    return timed(
+        "solve",
+        {
+            "f": lambda: model(y, SIGMA, tol=TOL),
+            "f from the prox of the mixture": lambda: model(y, SIGMA, tol=TOL, start=mixture(y, SIGMA)),
+            "f, torch path": in_torch,
+        },
+        {"f": found(None), "f from the prox of the mixture": found(mixture(y, SIGMA))},
+    )
 
 
 def crops(root: Path, count: int, side: int = 64) -> Tensor:

@@ -10,7 +10,7 @@ void continue_mirrored(const Mirror& mirror, Frame& op, std::vector<float>& weig
   const int64_t margin = op.kernel - 1, down = op.height + margin, across = op.width + margin;
   op.sum_line = round_up(across + margin, column_multiple);
   op.line = op.sum_line + round_up(op.kernel, column_multiple);
-  weights.assign(down + round_up(across, column_multiple), 0.0f);
+  weights.assign(down + round_up(across, column_multiple) + column_multiple, 0.0f);
   float* columns = weights.data() + down;
   const float largest = *std::max_element(mirror.column_weights, mirror.column_weights + across);
   std::transform(mirror.row_weights, mirror.row_weights + down, weights.data(),
@@ -20,7 +20,8 @@ void continue_mirrored(const Mirror& mirror, Frame& op, std::vector<float>& weig
   op.mirror = {mirror.rows, mirror.columns, weights.data(), columns};
 }
 
-Folding::Folding(const Frame& op, int64_t rows, int64_t blocks) : op_(op), rows_(rows), blocks_(blocks) {
+Folding::Folding(const Frame& op, int64_t rows, int64_t blocks, int64_t first, int64_t count)
+    : op_(op), rows_(rows), blocks_(blocks), first_(first), count_(count) {
   if (!op.mirror.rows) return;
   copies_.resize(op.height);
   for (int64_t row = 0; row < op.height + 2 * (op.kernel - 1); ++row)
@@ -39,6 +40,8 @@ void Folding::add_row(const float* sums, int64_t channel, int64_t y, float* line
 
 // Row `row` of the continued image, of all blocks that have it.
 void Folding::add_blocks(const float* sums, int64_t channel, int64_t row, float* to, int64_t count) const {
+  row -= first_;
+  if (row < 0 || row >= count_ + op_.kernel - 1) return;
   const int64_t first = std::max<int64_t>(0, row - op_.kernel + 1) / rows_;
   const int64_t last = std::min(row / rows_, blocks_ - 1);
   for (int64_t block = first; block <= last; ++block) {

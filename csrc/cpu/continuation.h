@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "frame_kernels.h"
+#include "kernels.h"
 
 namespace lpn {
 
@@ -16,11 +17,19 @@ void continue_mirrored(const Mirror& mirror, Frame& op, std::vector<float>& weig
 class Folding {
  public:
   Folding(const Frame& op,
-          int64_t rows,     // of positions in a block
-          int64_t blocks);  // in an image
+          int64_t rows,    // of positions in a block
+          int64_t blocks,  // in an image
+          int64_t first,   // row of positions
+          int64_t count);  // rows of positions in an image
 
-  // Floats that a block writes: [rows + kernel - 1, channels, sum_line].
-  int64_t sum_size() const { return (rows_ + op_.kernel - 1) * op_.channels * op_.sum_line; }
+  // Of all positions.
+  Folding(const Frame& op, int64_t rows, int64_t blocks)
+      : Folding(op, rows, blocks, 0, op.height + op.kernel - 1) {}
+
+  // Floats that a block writes: [rows + kernel - 1, channels, sum_line], and zeros behind.
+  int64_t sum_size() const {
+    return (rows_ + op_.kernel - 1) * op_.channels * op_.sum_line + column_multiple;
+  }
 
   // to += row y of a channel of E^T of the sum of all blocks. The order of additions depends on shapes alone.
   void add_row(const float* sums,  // [blocks, sum_size()] of the image
@@ -34,7 +43,7 @@ class Folding {
   void add_blocks(const float* sums, int64_t channel, int64_t row, float* to, int64_t count) const;
 
   const Frame& op_;
-  int64_t rows_, blocks_;
+  int64_t rows_, blocks_, first_, count_;
   std::vector<std::vector<int64_t>> copies_;  // rows of the continued image that repeat a row; mirrored only
 };
 

@@ -347,9 +347,9 @@ struct Kernels {
   void (*frame_prox)(const Frame&, const FrameScratch&, const FrameProx&, int64_t begin, int64_t end);
   void (*frame_second)(const Frame&, const FrameScratch&, const FrameSecond&, int64_t begin, int64_t end);
   // Rows begin <= r < end of the positions of patches of one image.
-  void (*prior_rows)(const Frame&, const PriorScratch&, const PriorRows&, int64_t begin, int64_t end);
+  void (*prior_rows)(const PriorFrame&, const PriorScratch&, const PriorRows&, int64_t begin, int64_t end);
   void (*prior_gradient_rows)(
-      const Frame&, const PriorScratch&, const PriorGradientRows&, int64_t begin, int64_t end);
+      const PriorFrame&, const PriorScratch&, const PriorGradientRows&, int64_t begin, int64_t end);
   // Lines of the parallel-beam projector, in both precisions.
   ResampleKernels<float> resample_float;
   ResampleKernels<double> resample_double;

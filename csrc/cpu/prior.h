@@ -2,10 +2,12 @@
 
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "mlp.h"
 #include "prior_kernels.h"
+#include "support.h"
 
 namespace lpn {
 
@@ -57,6 +59,13 @@ class ExplicitPrior {
  private:
   class Scratch;
 
+  // Rows of positions of an image, in blocks that go together.
+  struct Rows {
+    int64_t first, end, together, blocks;
+    int64_t begin_of(int64_t block) const { return first + block * together; }
+    int64_t end_of(int64_t block) const { return std::min(begin_of(block) + together, end); }
+  };
+
   // Floats of a chunk's gradients, and where they lie.
   int64_t partial_size() const;
   PriorPartial partial_at(float* memory) const;
@@ -65,15 +74,21 @@ class ExplicitPrior {
   // Potentials of the n-th image.
   GroupPotentials potentials_of(int64_t n) const;
 
-  int64_t image_size() const { return op_.channels * op_.height * op_.width; }
-  int64_t positions() const { return op_.height + op_.kernel - 1; }  // along a column
+  bool atoms_are_mirrored() const;
+  void split_atoms();
+  bool groups_are_mirrored() const;
+  void leave_out_copies();
+  Rows divided(int64_t first, int64_t count) const;
 
-  Frame op_{};
+  int64_t image_size() const { return op_.channels * op_.height * op_.width; }
+  PriorFrame op_{};
+  PriorFrame centred_{};  // op_, or without positions that repeat others
   PriorParameters parameters_;
-  std::vector<float> weights_;  // of positions, those along columns with zeros behind
+  Supports supports_;           // of the energies
+  std::vector<float> weights_, centred_weights_;  // of positions, those along columns with zeros behind
+  std::vector<float> parts_;    // of atoms in fours
   int64_t images_, groups_, group_columns_;
-  int64_t rows_;    // rows of positions that go together
-  int64_t blocks_;  // per image
+  Rows all_, used_;  // positions of op_ and of centred_
 };
 
 }  // namespace lpn

@@ -53,8 +53,7 @@ class Work:
 def forward_macs(spec, height: int = 1, width: int = 1) -> int:
     """Multiply-adds of one value sweep of one sample; height and width of the image, for convolutional networks."""
     if spec.kind == "explicit":
-        taps = spec.channels * spec.kernel**spec.ndim
-        return positions(spec, height, width) * spec.atoms * (taps + spec.groups)
+        return positions(spec, height, width) * spec.products
     sizes = _sizes(spec, height, width)
     total, before = 0, 0
     for stage, size in zip(spec.stages, sizes, strict=True):

@@ -21,6 +21,7 @@ from ..ops.explicit.descent import linear_solve
 from ..ops.explicit.level import Level
 from ..ops.tracing import uncompiled
 from ..per_sample import broadcast, dot, norm
+from .explicit_blocks import check_blocks, of_all_groups, shared_out
 from .explicit_filters import limit_, mirrored, peak
 from .explicit_spec import ExplicitSpec
 from .explicit_start import draw_start_
@@ -32,7 +33,7 @@ from .summary import Summarised
 
 TOL = {torch.float32: 1e-5, torch.float64: 1e-12}  # for |residual| / |y| of a solve: what each type surely reaches
 # In training mode. A solve that stops early trains another map than the one that is used: potentials grow without end.
-TRAINING_TOL, TRAINING_ADJOINT_TOL = 1e-4, 1e-2  # for the solve, and the linear system behind its derivatives
+TRAINING_TOL, TRAINING_ADJOINT_TOL = 3e-4, 3e-2  # for the solve, and the linear system behind its derivatives
 MOST_FILTERS = 256
 STEPS = {"atoms": 1.5, "seeds": 1.5, "shares": 15.0, "far": 5.0, "bends": 15.0, "tails": 15.0}  # sizes for an optimizer
 
@@ -40,7 +41,14 @@ STEPS = {"atoms": 1.5, "seeds": 1.5, "shares": 15.0, "far": 5.0, "bends": 15.0, 
 @register(
     "explicit",
     "R itself is learned and evaluated in one pass; its prox is a certified solve",
-    {"kernel": "skip_kernel", "groups": "hidden", "filters": "filters"},
+    {
+        "kernel": "skip_kernel",
+        "groups": "hidden",
+        "filters": "filters",
+        "blocks": "blocks",
+        "joint": "joint",
+        "bend": "bend",
+    },
     noise="always",
     own_start=True,
 )
@@ -67,6 +75,9 @@ class ExplicitLPN(Summarised):
         Free filters in place of the n atoms, a multiple of four: seeds and their mirror images. 0 for the atoms.
     ndim : 2 or 3
         Axes of space. With 3 images are volumes, x is (N, C, D, H, W), and torch's operations compute everything.
+    blocks, joint : int
+        Free filters in so many blocks of neighbours, each with groups of its own, and how many of the groups see all
+        filters; groups come in fours of mirror images, too (networks/explicit_blocks.py). 0 blocks: all see all.
 
     Notes
     -----
@@ -103,6 +114,8 @@ class ExplicitLPN(Summarised):
         coarse_groups: int = 32,
         filters: int = 0,
         ndim: int = 2,
+        blocks: int = 0,
+        joint: int = 0,
     ):
         super().__init__()
         check_side("kernel", kernel, 2, 15)
@@ -125,8 +138,12 @@ class ExplicitLPN(Summarised):
                 raise ValueError(
                     f"coarse_kernel must be 0 with free filters, which see means, too, got {coarse_kernel}"
                 )
+        if blocks or joint:
+            check_blocks(filters, groups, blocks, joint)
         knots, coarse = noise_knots(sigma_conditional), (coarse_kernel, coarse_groups if coarse_kernel else 0)
-        self.spec = ExplicitSpec(channels, kernel, groups, concavity, bend, knots, *coarse, filters, ndim)
+        self.spec = ExplicitSpec(
+            channels, kernel, groups, concavity, bend, knots, *coarse, filters, ndim, blocks, joint
+        )
         self.card: dict = {}
         # shares: logits of U / mu, the slack's are 0; far: log e; bends: log-odds of (rho^2 - 1) / (bend - 1);
         # tails: log(tau - 1)
@@ -140,7 +157,7 @@ class ExplicitLPN(Summarised):
         """A fresh model of that architecture."""
         levels = spec.noise_levels
         coarse = spec.coarse_kernel, spec.coarse_groups
-        rest = *coarse, spec.filters, spec.ndim
+        rest = *coarse, spec.filters, spec.ndim, spec.blocks, spec.joint
         return cls(spec.channels, spec.kernel, spec.groups, spec.concavity, spec.bend, levels, *rest)
 
     def levels(self) -> dict[str, tuple[int, int]]:
@@ -207,8 +224,12 @@ class ExplicitLPN(Summarised):
         spec = self.spec
         atoms, shares, far, bends, tails = self.of_level(prefix)
         logits = torch.tensordot(mixed, shares, 1)  # [N, M, n - C]
-        logits = torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1)
-        energies = spec.concavity * logits.softmax(1)[:, :-1]
+        if spec.blocks:
+            energies = of_all_groups(spec.concavity * shared_out(logits), spec.blocks, spec.own)
+            far, bends, tails = (t.repeat_interleave(4, 1) for t in (far, bends, tails))
+        else:
+            logits = torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1)
+            energies = spec.concavity * logits.softmax(1)[:, :-1]
         means = atoms.shape[0] - energies.shape[2]  # of channels: without a potential
         energies = torch.cat([energies.new_zeros(*energies.shape[:2], means), energies], dim=2)
         e = (mixed @ far).exp()

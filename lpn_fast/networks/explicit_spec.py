@@ -6,7 +6,12 @@ from dataclasses import asdict, dataclass, fields
 from ..algebra.parameters import Slot
 from ..algebra.spec import Stage
 
-ADDED = {"filters": 0, "ndim": 2}  # what files that are older than these mean, and others leave out
+ADDED = {
+    "filters": 0,
+    "ndim": 2,
+    "blocks": 0,
+    "joint": 0,
+}  # what files that are older than these mean, and others leave out
 SOLVE_IMAGES = 30  # that a solve holds at once: pairs of L-BFGS and iterates
 
 
@@ -30,6 +35,10 @@ class ExplicitSpec:
         Free filters, in fours of a seed and its mirror images; 0 for an orthonormal basis of patches.
     ndim : int
         Axes of space: 2 for images, 3 for volumes.
+    blocks : int
+        Of filters, each seen by as many groups of its own, in fours of mirror images; 0: all groups see all filters.
+    joint : int
+        How many of the groups see the filters of all blocks; the last ones.
     """
 
     channels: int
@@ -42,6 +51,8 @@ class ExplicitSpec:
     coarse_groups: int = 0
     filters: int = 0
     ndim: int = 2
+    blocks: int = 0
+    joint: int = 0
 
     # what callers ask of the spec of any network
     kind = "explicit"
@@ -59,6 +70,19 @@ class ExplicitSpec:
     def atoms(self) -> int:
         """n: free filters, or C k^ndim."""
         return self.filters or self.channels * self.kernel**self.ndim
+
+    @property
+    def own(self) -> int:
+        """Groups of every block."""
+        return (self.groups - self.joint) // self.blocks if self.blocks else 0
+
+    @property
+    def products(self) -> int:
+        """Multiply-adds of a patch and sweep: four mirrored filters by parts that they share, and no group's zeros."""
+        taps = self.channels * self.kernel**self.ndim
+        return self.atoms * (
+            taps // (4 if self.filters else 1) + (self.own + self.joint if self.blocks else self.groups)
+        )
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -91,9 +115,12 @@ class ExplicitSpec:
     def _shapes(self, prefix: str, kernel: int, groups: int) -> dict[str, tuple[int, ...]]:
         n, knots, patch = self.channels * kernel**self.ndim, len(self.noise_levels), (kernel,) * self.ndim
         free = self.filters and not prefix
+        rows = groups
+        if self.blocks:
+            rows, groups = (self.own + self.joint) // 4, groups // 4
         return {
             prefix + ("seeds" if free else "atoms"): (self.filters // 4 if free else n, self.channels, *patch),
-            prefix + "shares": (knots, groups, self.filters if free else n - self.channels),
+            prefix + "shares": (knots, rows, self.filters if free else n - self.channels),
             **dict.fromkeys((prefix + "far", prefix + "bends", prefix + "tails"), (knots, groups)),
         }
 

@@ -151,6 +151,9 @@ class ModelConfig:
     kernel: int = option("side of the core kernels", 3)
     skip_kernel: int = option("side of the skip kernels, or of the frame", 5)
     filters: int = option("free filters of an explicit prior, in fours; 0 for a basis of patches", 0)
+    blocks: int = option("blocks of these filters, with groups of their own; 0: all groups see all filters", 0)
+    joint: int = option("how many groups of an explicit prior see the filters of all blocks", 0)
+    bend: float | None = option("bound on the curvature of an explicit prior, over that of its concave part", None)
     heads: str = option("stages that enter the potential", "all", choices=("last", "all"))
     squared_head: bool = option("first stage: head on z^2 too", True)
     gates: tuple[tuple[int, int, int], ...] | None = option(

@@ -123,19 +123,24 @@ inline void filter_gradient(const Frame& op,
 }
 
 // body(row, at, count, pixels) for tiles of `count` lanes from coefficient `at` of a row on, of which
-// `pixels` are of the image; after(row) behind each row. Tiles are of nearly equal size: one of one vector
-// would wait for itself.
+// `pixels` are of the `width` ones from the first on; after(row) behind each row. Tiles are of nearly equal
+// size: one of one vector would wait for itself.
 template <class Body, class After>
-inline void for_each_tile(const Frame& op, int64_t rows, Body body, After after) {
-  const int64_t width = op.width + op.kernel - 1, vectors = (width + lanes - 1) / lanes;
+inline void for_each_tile(int64_t first, int64_t width, int64_t rows, Body body, After after) {
+  const int64_t vectors = (width + lanes - 1) / lanes;
   const int64_t most = block_rows / lanes, tiles = (vectors + most - 1) / most;
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t at = i * vectors / tiles * lanes, count = (i + 1) * vectors / tiles * lanes - at;
-      body(row, at, count, width - at < count ? width - at : count);
+      body(row, first + at, count, width - at < count ? width - at : count);
     }
     after(row);
   }
+}
+
+template <class Body, class After>
+inline void for_each_tile(const Frame& op, int64_t rows, Body body, After after) {
+  for_each_tile(0, op.width + op.kernel - 1, rows, body, after);
 }
 
 // How often the pixels of a tile count: weights of its columns, 1, 1/2 or 0, times that of its row.

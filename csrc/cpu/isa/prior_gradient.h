@@ -9,11 +9,10 @@
 //                 d near = -slope/2 sum of w q r1 / sqrt(near)
 //                 dU = sum of w g/2 (x) c^2,   dA = sum of (2 c U^T w g/2) (x) patch(E x);   w includes p
 //
-// As there c and all that follows is recomputed and only images and sums are in memory. Per position 4
-// atoms^2
-// + 6 atoms groups multiply-adds, 28,420 for 49 atoms and 64 groups: 2.6 gradients of R, of which the outer
-// products, whose depth is the positions of a tile, are four in ten. 10 KB of sums a chunk stay in L2 beside
-// a tile's 90 KB, so that products decide.
+// As there c and all that follows is recomputed and only images and sums are in memory. Per position atoms
+// (4 taps + 6 groups) multiply-adds, 28,420 for 49 atoms of 7 x 7 and 64 groups: 2.6 gradients of R, of which
+// the outer products, whose depth is the positions of a tile, are four in ten. Atoms in fours have 2.5 taps
+// instead of 4. 10 KB of sums a chunk stay in L2 beside a tile's 90 KB, so that products decide.
 
 #pragma once
 
@@ -33,22 +32,19 @@ inline void add_lanes(float* to, const Group<count>& a) {  // to: [sum_lanes]
 
 // w g and g' t of a tile, or w g/2, and the gradients of the numbers of a group.
 template <bool has_tangent>
-inline void gates_and_gradients(const Frame& op,
+inline void gates_and_gradients(const PriorFrame& op,
                                 const PriorScratch& scratch,
                                 const GroupPotentials& pot,
                                 const PriorPartial& partial,
                                 int64_t count,
                                 const float* weights,  // [count]
                                 float row_weight) {
-  const int64_t atoms = op.units;
   if constexpr (has_tangent) {
-    const Term up{pot.energies, atoms, 1, scratch.cross, block_rows, atoms};
-    product(&up, 1, pot.groups, count, [&](int64_t group, int64_t lane, auto sum) {
+    to_groups(op, scratch, pot, scratch.cross, count, [&](int64_t group, int64_t lane, auto sum) {
       store(scratch.third + group * block_rows + lane, sum * (load(sum, weights + lane) * row_weight));
     });
   }
-  const Term up{pot.energies, atoms, 1, scratch.energy, block_rows, atoms};
-  product(&up, 1, pot.groups, count, [&](int64_t group, int64_t lane, auto u) {
+  to_groups(op, scratch, pot, scratch.energy, count, [&](int64_t group, int64_t lane, auto u) {
     const float slope = pot.slope[group], far = pot.far[group], bend = far * far;
     const float root = __builtin_sqrtf(pot.near[group]);
     const auto w = load(u, weights + lane) * row_weight;
@@ -79,7 +75,7 @@ inline void gates_and_gradients(const Frame& op,
 
 // dU of a tile. Groups along lanes: of those there are mostly whole vectors, of atoms hardly ever.
 template <bool has_tangent>
-inline void energies_gradient(const Frame& op,
+inline void energies_gradient(const PriorFrame& op,
                               const PriorScratch& scratch,
                               int64_t groups,
                               const PriorPartial& partial,
@@ -100,45 +96,46 @@ inline void energies_gradient(const Frame& op,
 }
 
 template <bool has_tangent>
-void gradient_rows_of(
-    const Frame& op, const PriorScratch& scratch, const PriorGradientRows& io, int64_t begin, int64_t end) {
-  const Frame& frame = op;
+void gradient_rows_of(const PriorFrame& op,
+                      const PriorScratch& scratch,
+                      const PriorGradientRows& io,
+                      int64_t begin,
+                      int64_t end) {
+  const PriorFrame& frame = op;
   const GroupPotentials& pot = io.potentials;
   continue_rows(op, io.x, scratch.lines, begin, end);
   if constexpr (has_tangent) continue_rows(op, io.v, scratch.v_lines, begin, end);
   for_each_tile(
-      frame, end - begin,
+      frame.first_column, frame.column_count, end - begin,
       [&](int64_t row, int64_t at, int64_t count, int64_t) {
-        const int64_t below = row * frame.channels * frame.line + at;
+        const int64_t below = row * frame.channels * frame.line;
         const float row_weight =
             has_tangent ? op.mirror.row_weights[begin + row] : op.mirror.row_weights[begin + row] * io.p;
         float* c = scratch.c;
         float* dc = scratch.dc;
-        coefficients(frame, scratch.terms, scratch.lines + below, count,
-                     [&](int64_t unit, int64_t lane, auto sum) {
-                       store(c + unit * frame.line + lane, sum);
-                       store(scratch.energy + unit * block_rows + lane, sum * sum);
-                     });
+        prior_coefficients(frame, scratch, scratch.lines + below, scratch.folded, at, count, c,
+                           [&](int64_t unit, int64_t lane, auto sum) {
+                             store(c + unit * block_rows + lane, sum);
+                             store(scratch.energy + unit * block_rows + lane, sum * sum);
+                           });
         if constexpr (has_tangent)
-          coefficients(frame, scratch.terms, scratch.v_lines + below, count,
-                       [&](int64_t unit, int64_t lane, auto sum) {
-                         store(dc + unit * frame.line + lane, sum);
-                         store(scratch.cross + unit * block_rows + lane,
-                               load(sum, c + unit * frame.line + lane) * sum);
-                       });
+          prior_coefficients(frame, scratch, scratch.v_lines + below, scratch.v_folded, at, count, dc,
+                             [&](int64_t unit, int64_t lane, auto sum) {
+                               store(dc + unit * block_rows + lane, sum);
+                               store(scratch.cross + unit * block_rows + lane,
+                                     load(sum, c + unit * block_rows + lane) * sum);
+                             });
         gates_and_gradients<has_tangent>(op, scratch, pot, io.partial, count, op.mirror.column_weights + at,
                                          row_weight);
         energies_gradient<has_tangent>(op, scratch, pot.groups, io.partial, count);
         if constexpr (has_tangent) {
-          const Term down{pot.energies, 1, frame.units, scratch.third, block_rows, pot.groups};
-          product(&down, 1, frame.units, count, [&](int64_t unit, int64_t lane, auto sum) {
+          to_atoms(frame, scratch, pot, scratch.third, count, [&](int64_t unit, int64_t lane, auto sum) {
             store(scratch.energy + unit * block_rows + lane,
-                  load(sum, c + unit * frame.line + lane) * sum * 2.0f);
+                  load(sum, c + unit * block_rows + lane) * sum * 2.0f);
           });
         }
-        const Term back{pot.energies, 1, frame.units, scratch.gates, block_rows, pot.groups};
-        product(&back, 1, frame.units, count, [&](int64_t unit, int64_t lane, auto sum) {
-          const int64_t i = unit * frame.line + lane;
+        to_atoms(frame, scratch, pot, scratch.gates, count, [&](int64_t unit, int64_t lane, auto sum) {
+          const int64_t i = unit * block_rows + lane;
           const auto own = load(sum, c + i) * sum;
           if constexpr (has_tangent) {
             store(c + i, own);
@@ -147,15 +144,18 @@ void gradient_rows_of(
             store(c + i, own + own);
           }
         });
-        const FilterTerm of_x{has_tangent ? dc : c, frame.line, scratch.lines + below};
-        const FilterTerm of_v{has_tangent ? c : nullptr, frame.line, scratch.v_lines + below};
+        const FilterTerm of_x{has_tangent ? dc : c, block_rows, scratch.lines + below + at};
+        const FilterTerm of_v{has_tangent ? c : nullptr, block_rows, scratch.v_lines + below + at};
         filter_gradient(frame, scratch.patches, of_x, of_v, count, io.partial.atoms);
       },
       [](int64_t) {});
 }
 
-void prior_gradient_rows(
-    const Frame& op, const PriorScratch& scratch, const PriorGradientRows& io, int64_t begin, int64_t end) {
+void prior_gradient_rows(const PriorFrame& op,
+                         const PriorScratch& scratch,
+                         const PriorGradientRows& io,
+                         int64_t begin,
+                         int64_t end) {
   return io.v ? gradient_rows_of<true>(op, scratch, io, begin, end)
               : gradient_rows_of<false>(op, scratch, io, begin, end);
 }

@@ -84,9 +84,9 @@ class ExplicitPrior {
   PriorFrame op_{};
   PriorFrame centred_{};  // op_, or without positions that repeat others
   PriorParameters parameters_;
-  Supports supports_;           // of the energies
+  Supports supports_;                             // of the energies
   std::vector<float> weights_, centred_weights_;  // of positions, those along columns with zeros behind
-  std::vector<float> parts_;    // of atoms in fours
+  std::vector<float> parts_;                      // of atoms in fours
   int64_t images_, groups_, group_columns_;
   Rows all_, used_;  // positions of op_ and of centred_
 };

@@ -10,17 +10,15 @@ The start of its recursion, and the preconditioner of the conjugate gradients, i
 
     B = I - 1/k^d E'^T sum_p A^T diag(1 - 1 / (1 + t SHARE D)) A patch_p,     D: curvature at zero along the atoms,
 
-as one correlation with its (2k - 1)^d kernel, made even along all axes, on the mirrored image: the cosine transform
-diagonalises that, with positive eigenvalues because no frequency counts more than once in A.
+as one correlation with its (2k - 1)^d kernel, made even along all axes, on the image and its mirror images: the cosine
+transform diagonalises that, with positive eigenvalues because no frequency counts more than once in A.
 """
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ...algebra.patches import Patches
 from ...per_sample import broadcast, choose, dot, norm
 from . import potentials
 from .potentials import Potentials
@@ -66,20 +64,28 @@ class Preconditioner:
         product = torch.einsum("nj,jc...,jd...->ncd...", scale.to(spectrum.dtype), spectrum, spectrum.conj())
         kernel = -torch.fft.irfftn(product, s=size, dim=axes).roll((k - 1,) * len(axes), axes) / k ** len(axes)
         kernel[(..., *(k - 1,) * len(axes))] += torch.eye(channels).to(kernel)
-        for axis in reversed(axes):
+        for axis, side in zip(axes, like.shape[2:], strict=True):
             kernel = (kernel + kernel.flip(axis)) / 2
-        self.kernel, self.k = kernel, k
+            # what a frequency of the image with its mirror image, 2 side pixels, is multiplied by
+            frequencies = torch.arange(side + 1 if axis == -1 else 2 * side, device=like.device)
+            offsets = torch.arange(1 - k, k, device=like.device)
+            waves = torch.cos(torch.pi / side * (frequencies[:, None] * offsets % (2 * side)).double()).to(kernel)
+            kernel = torch.movedim(torch.movedim(kernel, axis, -1) @ waves.T, -1, axis)
+        self.spectrum, self.axes = kernel, axes  # [N, C, C, 2 H, W + 1]
 
     def __call__(self, v: Tensor) -> Tensor:
-        extended = Patches(v.shape[2:], self.k, v).extended(v)
-        kernel = self.kernel.expand(len(v), *self.kernel.shape[1:]).flatten(0, 1)
-        extended = extended.reshape(1, -1, *extended.shape[2:])
-        correlate = F.conv2d if v.dim() == 4 else F.conv3d
-        return correlate(extended, kernel, groups=len(v)).view(v.shape)
+        mirrored = v
+        for axis in self.axes:
+            mirrored = torch.cat([mirrored, mirrored.flip(axis)], axis)
+        transformed = (self.spectrum * torch.fft.rfftn(mirrored, dim=self.axes)[:, None]).sum(2)
+        result = torch.fft.irfftn(transformed, s=mirrored.shape[2:], dim=self.axes)
+        for axis, side in zip(self.axes, v.shape[2:], strict=True):
+            result = result.narrow(axis, 0, side)
+        return result
 
     def keep(self, rows: Tensor) -> None:
-        if len(self.kernel) > 1:
-            self.kernel = self.kernel[rows]
+        if len(self.spectrum) > 1:
+            self.spectrum = self.spectrum[rows]
 
 
 @torch.no_grad()

@@ -41,9 +41,9 @@ struct GroupPotentials {
 // Of the Frame `filters` are the atoms, and weights of rows include 1 / k^2. Atoms in fours, a seed and its
 // mirror images, have parts (isa/prior_fold.h): first both axes even, then columns odd, rows odd, both odd.
 struct PriorFrame : Frame {
-  const float* parts[4];  // [seeds, columns, rows and channels] of that parity each, or nullptr
-  int64_t spread_margin;  // kernel - 1 in whole vectors
-  int64_t spread_line;    // floats of a row of `spread`
+  const float* parts[4];               // [seeds, columns, rows and channels] of that parity each, or nullptr
+  int64_t spread_margin;               // kernel - 1 in whole vectors
+  int64_t spread_line;                 // floats of a row of `spread`
   int64_t first_column, column_count;  // positions along a row that count, the others are left out
 };
 

@@ -74,16 +74,28 @@ def test_spectra_stay_near_one_while_seeds_are_changed():
         limit_(seeds)
     assert peak(mirrored(seeds)) <= 1 and seeds.mean((-2, -1)).abs().max() < 1e-12
     spectrum = torch.fft.rfft2(mirrored(seeds), s=(40, 40)).abs().square().sum((0, 1)) / 49
-    assert spectrum.median() > 0.87  # a bound alone leaves 0.81 of it
+    assert spectrum.median() > 0.93  # a bound alone leaves 0.81 of it
 
 
-def test_limited_seeds_are_limited_once():
+def test_limits_settle_whatever_the_scale():
     seeds = drawn(kernel=7, filters=48).seeds.detach()
+    for _ in range(12):
+        limit_(seeds)
     before = seeds.clone()
     limit_(seeds)
-    assert (seeds - before).norm() < 0.02 * before.norm()
+    assert (seeds - before).norm() < 0.003 * before.norm()
     limit_(seeds.mul_(3))
-    assert (seeds - before).norm() < 0.05 * before.norm()
+    assert (seeds - before).norm() < 0.006 * before.norm()
+
+
+def test_frequencies_that_filters_leave_are_not_raised():
+    """Raising them changed seeds by 5 % a step, and trained priors lost 0.08 dB."""
+    k, t = 9, torch.arange(9, dtype=torch.float64) + 0.5
+    cosines = [torch.cos(torch.pi / k * i * t) for i in range(1, k)]  # without the constant: no wave along one axis alone
+    seeds = torch.stack([a[:, None] * b / (2 * a.norm() * b.norm()) for a in cosines for b in cosines])[:, None]
+    before = seeds.clone()  # of four images each: S is one at most, and small along the axes
+    limit_(seeds)
+    assert (seeds - before).norm() < 0.02 * before.norm()
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, (7, 9)), (3, (4, 6))])

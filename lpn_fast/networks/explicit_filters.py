@@ -20,9 +20,8 @@ from torch import Tensor
 from ..algebra.cosines import cosine_atoms
 
 FINE = 32  # frequencies of a grid over k, along an axis
-ROUNDS = 3  # towards S <= I in a step of an optimizer, whose steps are small
+ROUNDS = 6  # towards S <= I in a step of an optimizer, whose steps are small
 HIGHEST, NEXT, LOWEST = 0.82, 1.5, 1.8  # frequencies of the start: over pi, from one to the next, lowest times k / pi
-BOTH_WAYS = (0.25, 2.0)  # least S that is raised to one in a round, and the largest gain
 NEAR = 0.99  # median of S^(1/2) before peaks are cut
 SMALL = 0.6  # size of differences of neighbours among them
 
@@ -52,28 +51,29 @@ def peak(filters: Tensor) -> float:
 
 @torch.no_grad()
 def limit_(seeds: Tensor, rounds: int = ROUNDS) -> None:
-    """Seeds near to these whose filters have zero means and S <= I, and near to I where it can be; in place.
+    """Seeds near to these whose filters have zero means and S <= I, and I at most frequencies; in place.
 
-    What is lost at a frequency is concavity that the certificate allows and nobody uses: a bound alone would lose half
-    of it in some hundred steps, as S is divided by its peak.
+    What is lost at a frequency is concavity that the certificate allows and nobody uses, and divided by its peak S would
+    lose half of it in some hundred steps. So the median is held, and peaks are cut. Nothing is raised by itself:
+    trained priors leave S at a third to a half at the lowest frequencies, and have better uses for their filters.
     """
-    h = _limited(seeds.double(), rounds, *BOTH_WAYS)
-    h = _limited(h * (NEAR / math.sqrt(max(_median(h), 1e-12))), 2 * rounds)
+    h = seeds.double()
+    h = _limited(h * (NEAR / math.sqrt(max(_median(h), 1e-12))), rounds)
     seeds.copy_(h / math.sqrt(max(1.0, peak(mirrored(h)) * (1 + 1e-6))))
 
 
-def _limited(h: Tensor, rounds: int, lowest: float = 1.0, largest: float = 1.0) -> Tensor:
-    """Seeds after rounds in which frequencies are multiplied by S^(-1/2), within bounds, and cut to k x k again."""
+def _limited(h: Tensor, rounds: int) -> Tensor:
+    """Seeds after rounds in which frequencies where S exceeds one are divided by its root, and cut to k x k again."""
     k = h.shape[-1]
     side = 6 * k
     for _ in range(rounds):
         h = h - h.mean((-2, -1), keepdim=True)
         s = _products(h, side)
         if len(s[0, 0]) == 1:
-            gain = s.real.clamp(min=lowest).rsqrt().clamp(max=largest).to(s.dtype)
+            gain = s.real.clamp(min=1).rsqrt().to(s.dtype)
         else:
             values, vectors = torch.linalg.eigh(s)
-            gains = values.clamp(min=lowest).rsqrt().clamp(max=largest).to(vectors.dtype)
+            gains = values.clamp(min=1).rsqrt().to(vectors.dtype)
             gain = vectors @ (gains[..., None] * vectors.mH)
         h = torch.fft.irfft2(torch.einsum("hwcd,jdhw->jchw", gain, torch.fft.rfft2(h, s=(side, side))), s=(side, side))
         h = h[..., :k, :k]
@@ -104,7 +104,7 @@ def start_of_seeds(channels: int, k: int, count: int) -> Tensor:
         for index, wave in zip(own, _waves(k, len(own)), strict=True):
             seeds[index] = colours[colour].view(-1, 1, 1) * wave
     h = k * seeds
-    limit_(h, rounds=20)
+    limit_(h, rounds=40)
     return h
 
 

@@ -42,12 +42,19 @@ def find(argument: str | None) -> Path:
 
 def photographs(root: Path, part: str, count: int, side: int) -> Tensor:  # (count, 1, side, side) in [0, 1]
     """Gray centre crops: "validation" is the list of 32, "train" the training folder in the order of names."""
+    return torch.stack([_centre(_gray(path), side) for path in _photograph_paths(root, part)[:count]])
+
+
+def color_photographs(root: Path, part: str, count: int, side: int) -> Tensor:  # (count, 3, side, side) in [0, 1]
+    """The same in colour."""
+    return torch.stack([_centre(_read(path, "RGB"), side) for path in _photograph_paths(root, part)[:count]])
+
+
+def _photograph_paths(root: Path, part: str) -> list[Path]:
     folder = root / "natural" / "bsds500"
     if part == "validation":
-        paths = [folder / name for name in (folder / "val32.txt").read_text().split()]
-    else:
-        paths = sorted((folder / "train").glob("*.jpg"))
-    return torch.stack([_centre(_gray(path), side) for path in paths[:count]])
+        return [folder / name for name in (folder / "val32.txt").read_text().split()]
+    return sorted((folder / "train").glob("*.jpg"))
 
 
 def slices(root: Path, part: str, count: int, side: int) -> Tensor:  # (count, 1, side, side) in [0, 1]
@@ -82,8 +89,13 @@ def weights(root: Path, name: str) -> dict[str, Tensor]:
 
 
 def _gray(path: Path) -> Tensor:  # (1, H, W)
+    return _read(path, "L")
+
+
+def _read(path: Path, mode: str) -> Tensor:  # (C, H, W) in [0, 1]
     with Image.open(path) as image:
-        return torch.from_numpy(np.asarray(image.convert("L"), dtype=np.float32) / 255)[None]
+        pixels = np.asarray(image.convert(mode), dtype=np.float32) / 255
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).movedim(-1, 0).contiguous()
 
 
 def _centre(image: Tensor, side: int) -> Tensor:

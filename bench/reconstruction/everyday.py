@@ -98,7 +98,9 @@ TASKS = (
     Everyday("inpaint-20", "photographs", "fill", None, 128, 4),
     Everyday("inpaint-50", "photographs", "fill", None, 128, 4),
     Everyday("inpaint-80", "photographs", "fill", None, 128, 4),
+    Everyday("inpaint-50-color", "color_photographs", "fill", None, 128, 4),
     Everyday("downsample-2", "photographs", "bicubic", None, 128, 4),
+    Everyday("downsample-2-color", "color_photographs", "bicubic", None, 128, 4),
     Everyday("downsample-3", "photographs", "bicubic", None, 128, 4),
     Everyday("mri-4", "slices", "zero-filled", None, 128, 4),
     Everyday("world-1.6", "photographs", "degraded", None, 128, 10),
@@ -172,7 +174,7 @@ def _methods(task: Task, root: Path, train: Instance) -> dict[str, Callable[[], 
     if kind == "world":
         found["circular"] = lambda: circular
     if (root / "weights").is_dir():
-        denoiser = baselines.FlexibleDnCNN(root, "color" if kind == "faces" else "gray")
+        denoiser = baselines.FlexibleDnCNN(root, "color" if train.x.shape[1] == 3 else "gray")
         for steps in (8, 30):
             found[f"DPIR {steps}"] = lambda steps=steps: _tuned(
                 lambda i, c: baselines.falling(denoiser, i, c, steps, i.noise / i.physics.norm()),

@@ -428,6 +428,6 @@ class ExplicitLPN(Summarised):
 
     def extra_repr(self) -> str:
         spec = self.spec
-        filters = f"filters={spec.filters}, " if spec.filters else ""
-        sizes = f"channels={spec.channels}, kernel={spec.kernel}, {filters}groups={spec.groups}"
-        return f"{sizes}, concavity={spec.concavity:g}"
+        sizes = {"channels": spec.channels, "kernel": spec.kernel, "filters": spec.filters, "groups": spec.groups}
+        sizes |= {"blocks": spec.blocks, "joint": spec.joint, "concavity": spec.concavity, "bend": spec.bend}
+        return ", ".join(f"{name}={size:g}" for name, size in sizes.items() if size)

@@ -4,12 +4,12 @@
     pilot     a falling noise level, from the start towards the noise of y              (solvers/continuation.py)
     descent   on one fixed objective from there, inside its theorem, until an iteration cannot be seen
 
-The descent goes down the gradient of h + w R where R itself was learned (`ExplicitLPN`), as for all but blurs in colour.
-With other networks it is half-quadratic splitting at the pilot's last level: its objective, h smoothed by a penalty
-plus the weighted prior, falls whatever the operator. FISTA minimises h + w R instead where the noise is below the least that the
-network knows, so that the prior has to be weakened, and where a shipped model was trained through the minimisers of
-such problems (blurs). An operator with A^T A = c I leaves nothing to continue, and a network of one noise level
-cannot: gradient descent begins at the start.
+The descent goes down the gradient of h + w R where R itself was learned (`ExplicitLPN`), as for all but blurs in
+colour. With other networks it is half-quadratic splitting at the pilot's last level: its objective, h smoothed by a
+penalty plus the weighted prior, falls whatever the operator. FISTA minimises h + w R instead where the noise is below
+the least that the network knows, so that the prior has to be weakened, and where a shipped model was trained through
+the minimisers of such problems (blurs). An operator with A^T A = c I leaves nothing to continue, and a network of one
+noise level cannot: gradient descent begins at the start.
 
 The weight of the prior is a quarter of that of MAP for networks that are denoisers, and about MAP's for those trained
 through minimisers. Descents on R itself have half of MAP's, and an eighth where A attenuates and its inverse makes

@@ -428,6 +428,5 @@ class ExplicitLPN(Summarised):
 
     def extra_repr(self) -> str:
         spec = self.spec
-        sizes = {"channels": spec.channels, "kernel": spec.kernel, "filters": spec.filters, "groups": spec.groups}
-        sizes |= {"blocks": spec.blocks, "joint": spec.joint, "concavity": spec.concavity, "bend": spec.bend}
-        return ", ".join(f"{name}={size:g}" for name, size in sizes.items() if size)
+        shown = "channels", "kernel", "filters", "groups", "blocks", "joint", "concavity", "bend"
+        return ", ".join(f"{name}={getattr(spec, name):g}" for name in shown if getattr(spec, name))

@@ -53,8 +53,8 @@ def peak(filters: Tensor) -> float:
 def limit_(seeds: Tensor, rounds: int = ROUNDS) -> None:
     """Seeds near to these whose filters have zero means and S <= I, and I at most frequencies; in place.
 
-    What is lost at a frequency is concavity that the certificate allows and nobody uses, and divided by its peak S would
-    lose half of it in some hundred steps. So the median is held, and peaks are cut. Nothing is raised by itself:
+    What is lost at a frequency is concavity that the certificate allows and nobody uses, and divided by its peak S
+    would lose half of it in some hundred steps. So the median is held, and peaks are cut. Nothing is raised by itself:
     trained priors leave S at a third to a half at the lowest frequencies, and have better uses for their filters.
     """
     h = seeds.double()

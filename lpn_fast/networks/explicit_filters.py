@@ -55,7 +55,7 @@ def limit_(seeds: Tensor, rounds: int = ROUNDS) -> None:
 
     What is lost at a frequency is concavity that the certificate allows and nobody uses, and divided by its peak S
     would lose half of it in some hundred steps. So the median is held, and peaks are cut. Nothing is raised by itself:
-    trained priors leave S at a third to a half at the lowest frequencies, and have better uses for their filters.
+    trained priors leave S far below one at the lowest frequencies, and have better uses for their filters.
     """
     h = seeds.double()
     h = _limited(h * (NEAR / math.sqrt(max(_median(h), 1e-12))), rounds)

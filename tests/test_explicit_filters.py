@@ -89,7 +89,7 @@ def test_limits_settle_whatever_the_scale():
 
 
 def test_frequencies_that_filters_leave_are_not_raised():
-    """Raised to one, these seeds change by 15 %, and so did those of every step of a training."""
+    """Raised to one, these seeds change by 15 %."""
     k, t = 9, torch.arange(9, dtype=torch.float64) + 0.5
     cosines = [torch.cos(torch.pi / k * i * t) for i in range(1, k)]  # no constant: no wave along one axis
     seeds = torch.stack([a[:, None] * b / (2 * a.norm() * b.norm()) for a in cosines for b in cosines])[:, None]

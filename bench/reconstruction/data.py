@@ -47,7 +47,7 @@ def photographs(root: Path, part: str, count: int, side: int) -> Tensor:  # (cou
 
 def color_photographs(root: Path, part: str, count: int, side: int) -> Tensor:  # (count, 3, side, side) in [0, 1]
     """The same in colour."""
-    return torch.stack([_centre(_read(path, "RGB"), side) for path in _photograph_paths(root, part)[:count]])
+    return validation_batch(_photograph_paths(root, part)[:count], 3, side)
 
 
 def _photograph_paths(root: Path, part: str) -> list[Path]:
@@ -89,13 +89,8 @@ def weights(root: Path, name: str) -> dict[str, Tensor]:
 
 
 def _gray(path: Path) -> Tensor:  # (1, H, W)
-    return _read(path, "L")
-
-
-def _read(path: Path, mode: str) -> Tensor:  # (C, H, W) in [0, 1]
     with Image.open(path) as image:
-        pixels = np.asarray(image.convert(mode), dtype=np.float32) / 255
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).movedim(-1, 0).contiguous()
+        return torch.from_numpy(np.asarray(image.convert("L"), dtype=np.float32) / 255)[None]
 
 
 def _centre(image: Tensor, side: int) -> Tensor:

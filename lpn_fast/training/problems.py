@@ -18,9 +18,8 @@ from ..physics import MRI, Blur, Inpainting, gaussian_kernel, shake_kernel
 from ..solvers.continuation import TRUST
 from .equilibrium import STEP, equilibrium
 
-SIDES = (5, 15)  # smallest and largest kernel, odd numbers of pixels
-RIM = SIDES[1] // 2  # border of a crop, left out of its image for what the blur spreads
-SMALLEST = 2 * SIDES[1] - 1  # crop: its image is as large as a kernel
+SIDES = (5, 27)  # smallest and largest kernel, odd numbers of pixels; recorded shakes have 13 to 27
+SMALLEST = 29  # crop: with the largest kernel that its image can hold, one of 15 pixels
 KINDS = ("denoise", "deblur", "inpaint", "fourier")
 DRAWN = ("denoise", "denoise", "denoise", "deblur", "inpaint", "fourier")
 SEEN = (0.2, 0.8)  # share of the pixels of `inpaint`
@@ -70,32 +69,33 @@ class Deblurring:
         sigma: Tensor | None,  # (N,)
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
-        """Minimisers x^ of problems whose truths are x without its rim, and these truths, (N, C, H - 14, W - 14) each.
+        """Minimisers x^ of problems whose truths are x without its rim, and these truths.
 
-        `noise`, of standard deviation sigma, is that of the measurements. The minimisers are differentiable in the
-        parameters of `model`, an LPN; `generator`, on the CPU, draws the kernels. ValueError for crops below 29 pixels.
+        Kernels have up to 27 pixels, or as many as their truths; the rim is half of the largest, and left out for what
+        the blur spreads. `noise`, of standard deviation sigma, is that of the measurements. The minimisers are
+        differentiable in the parameters of `model`, an LPN; `generator`, on the CPU, draws the kernels. ValueError for
+        crops below 29 pixels.
         """
-        if min(x.shape[-2:]) < SMALLEST:
+        shortest = min(x.shape[-2:])
+        if shortest < SMALLEST:
             raise ValueError(f"crops must be at least {SMALLEST} x {SMALLEST} for deblurring, got {tuple(x.shape)}")
-        truth = _without_rim(x)
-        physics = Blur(torch.stack([self._kernel(generator) for _ in x]), boundary="full")
+        largest = min(SIDES[1], 2 * ((shortest - 1) // 4) + 1)  # odd, and twice its half leaves as much
+        rim = largest // 2
+        truth = x[..., rim:-rim, rim:-rim]
+        physics = Blur(torch.stack([self._kernel(largest, generator) for _ in x]), boundary="full")
         measured = physics.A(truth) + noise / STEP**0.5
-        start = _without_rim(measured)
+        start = measured[..., rim:-rim, rim:-rim]
         return equilibrium(model, physics, measured, start, sigma, self.iterations, self.inner), truth
 
-    def _kernel(self, generator: torch.Generator) -> Tensor:
+    def _kernel(self, largest: int, generator: torch.Generator) -> Tensor:
         """A Gaussian cut off to a square, or a shake; zeros around it up to the largest side."""
         shaken, place, width = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
-        side = SIDES[0] + 2 * int(place * (1 + (SIDES[1] - SIDES[0]) // 2))
+        side = SIDES[0] + 2 * int(place * (1 + (largest - SIDES[0]) // 2))
         low, high = self.blur
         kernel = (
             shake_kernel(side, generator) if shaken < self.shakes else gaussian_kernel(low + (high - low) * width, side)
         )
-        return torch.nn.functional.pad(kernel, ((SIDES[1] - side) // 2,) * 4)
-
-
-def _without_rim(x: Tensor) -> Tensor:
-    return x[..., RIM:-RIM, RIM:-RIM]
+        return torch.nn.functional.pad(kernel, ((largest - side) // 2,) * 4)
 
 
 class Problems:

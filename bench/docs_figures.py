@@ -57,7 +57,7 @@ def laplacian(path: Path) -> None:
 
 def descent(path: Path) -> None:
     """Objectives, float64."""
-    model = lf.pretrained("natural-gray").double()
+    model = lf.pretrained("frame-gray").double()
     truth = torch.from_numpy(synthetic_images("dead-leaves", 1, 96)).double()
     physics = lf.physics.Blur.gaussian(1.6)
     y = physics.A(truth) + 0.03 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0)).double()

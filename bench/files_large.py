@@ -47,7 +47,7 @@ def denoise(folder: Path, limit: int) -> None:
     start = peak()
     resource.setrlimit(resource.RLIMIT_DATA, (limit << 20, limit << 20))
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        words = ["denoise", str(folder / "large.png"), "-o", str(folder / "out"), "--model", "natural-gray"]
+        words = ["denoise", str(folder / "large.png"), "-o", str(folder / "out"), "--model", "frame-gray"]
         code = cli.main([*words, "--sigma", "0.05", "--threads", "1"])
     if code:
         print(said.getvalue())

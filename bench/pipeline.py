@@ -77,7 +77,7 @@ def photographs(folder: Path, count: int, side: int, distinct: int = 8) -> Path:
 def overhead(count: int, rounds: int, seconds: float, threads: int) -> list[Measurement]:
     """Measure every task, print, and return the rows."""
     torch.set_num_threads(threads)
-    model, where, rows = lf.pretrained("natural-gray"), surroundings(threads), []
+    model, where, rows = lf.pretrained("frame-gray"), surroundings(threads), []
     print(f"{where['device']}, {threads} threads, torch {where['torch']}, commit {where['commit']}")
     for name, (task, share) in TASKS.items():
         rows += _overhead(name, task, model, max(1, int(share * count)), rounds, seconds / len(TASKS), where)
@@ -197,7 +197,7 @@ def peak(folder: Path, threads: int) -> dict:
 
 
 def _base(task: str, side: int, mode: str, where: dict, config: str) -> dict:
-    fixed = {"op": f"pipeline {task}", "family": "natural-gray" if mode == "overhead" else "ConvLPN", "mode": mode}
+    fixed = {"op": f"pipeline {task}", "family": "frame-gray" if mode == "overhead" else "ConvLPN", "mode": mode}
     fixed |= {"shape": f"1x{side}x{side}", "batch": 1, "backend": "cpu", "precision": "fp32", "flop": "", "bytes": ""}
     return fixed | {"roofline_fraction": "", "config_json": config} | where
 

@@ -24,17 +24,17 @@ BLUR = {"blur-sigma": 1.6, "boundary": "circular", "noise": NOISE, "iterations":
 TASKS = {  # command, its options, the same of the network alone
     "denoise": (
         "denoise",
-        {"sigma": SIGMA, "model": "natural-gray"},
+        {"sigma": SIGMA, "model": "frame-gray"},
         lambda model, y: model.prox_and_prior(y, sigma=SIGMA),
     ),
     "deblur": (
         "reconstruct",
-        {**BLUR, "model": "natural-gray-deblur"},
+        {**BLUR, "model": "fast-gray-deblur"},
         lambda model, y: lf.solvers.pgd(y, lf.physics.Blur.gaussian(1.6), model, noise=NOISE, max_iter=ITERATIONS),
     ),
     "prior": (
         "prior",
-        {"sigma": SIGMA, "model": "natural-gray", "max-iter": ITERATIONS},
+        {"sigma": SIGMA, "model": "frame-gray", "max-iter": ITERATIONS},
         lambda model, y: lf.prior(model, y, sigma=SIGMA, max_iter=ITERATIONS),
     ),
 }

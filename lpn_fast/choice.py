@@ -11,12 +11,12 @@ from .physics.noise import without_noise
 
 Network = LPN | ExplicitLPN
 
-GRAY, COLOR = "natural-gray-mixture", "natural-color-mixture"
+GRAY, COLOR = "fast-gray", "fast-color"
 # Networks of the descent, by that of the pilot: R itself, and those trained through the minimisers of blurs.
-EXPLICIT = {GRAY: "natural-gray-explicit", COLOR: "natural-color-explicit"}
-BLUR = {GRAY: "natural-gray-deblur-explicit", COLOR: "natural-color-deblur"}
+EXPLICIT = {GRAY: "natural-gray", COLOR: "natural-color"}
+BLUR = {GRAY: "natural-gray-deblur", COLOR: "natural-color-deblur"}
 # Instead, where the prox is asked for; behind blurs these try the weights, too, which takes a tenth of the time.
-ONE_PASS = {EXPLICIT[GRAY]: GRAY, EXPLICIT[COLOR]: COLOR, BLUR[GRAY]: "natural-gray-deblur"}
+ONE_PASS = {EXPLICIT[GRAY]: GRAY, EXPLICIT[COLOR]: COLOR, BLUR[GRAY]: "fast-gray-deblur"}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def model():
-    return lf.pretrained("natural-gray").eval().requires_grad_(False)
+    return lf.pretrained("frame-gray").eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

@@ -219,7 +219,7 @@ def test_samples_do_not_see_each_other(build):
         assert relative(own[0], psi[n : n + 1]) < 1e-13 and relative(own[1], f[n : n + 1]) < 1e-13
 
 
-@pytest.mark.parametrize("name", ["natural-gray", "natural-gray-mixture"])
+@pytest.mark.parametrize("name", ["frame-gray", "fast-gray"])
 @torch.no_grad()
 def test_at_the_border_of_a_smooth_image_a_mirrored_one_is_better(name):
     """The same weights, without training: a shipped model, whose own border is of zeros."""

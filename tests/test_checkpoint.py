@@ -8,6 +8,7 @@ from cases import Case, files_below
 from safetensors.torch import save_file
 
 import lpn_fast as lf
+from lpn_fast.networks.shipped import RENAMED, is_shipped
 
 
 def test_round_trip_is_bit_exact(case, tmp_path):
@@ -118,9 +119,26 @@ def test_truncated_and_missing_files(tmp_path):
 
 def test_shipped_models_load_small_and_carry_their_card():
     names = lf.list_pretrained()
-    assert "natural-gray" in names
+    by_use = {"natural-gray", "natural-color", "ct", "mnist", "synthetic-gray", "fast-gray", "fast-color"}
+    assert by_use <= set(names)
     for name in names:
         model = lf.pretrained(name)
         assert {"sigma", "value_range", "data", "result"} <= set(model.card)
         assert sum(p.numel() * p.element_size() for p in model.parameters()) < 5e6
         assert all((p >= 0).all() for n, p in model.named_parameters() if n.endswith(("core", "head", "head_squared")))
+
+
+def test_former_names_load_what_they_are_called_now():
+    for former, now in RENAMED.items():
+        assert former not in lf.list_pretrained() and is_shipped(former)
+        with pytest.warns(DeprecationWarning, match=f"'{former}' is called '{now}' now"):
+            model = lf.pretrained(former)
+        assert model.source == now and torch.equal(model.packed(), lf.pretrained(now).packed())
+    assert not is_shipped("natural-infrared")
+
+
+def test_names_say_whether_f_is_one_pass():
+    for name in lf.list_pretrained():
+        is_solve = isinstance(lf.pretrained(name), lf.ExplicitLPN)
+        assert not (is_solve and name.startswith(("fast-", "frame-"))), name
+    assert all(isinstance(lf.pretrained(name), lf.ExplicitLPN) for name in ("natural-gray", "natural-color", "ct"))

@@ -206,8 +206,8 @@ def test_info_fits_on_a_screen_and_tells_the_rest_of_a_model(capsys, place):
     assert cli.main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 40 and max(map(len, lines)) <= 120
-    assert "  natural-gray: gray, 8,114 parameters, noise 0.01 to 0.251" in lines
-    assert cli.main(["info", "natural-gray"]) == 0
+    assert "  frame-gray: gray, 8,114 parameters, noise 0.01 to 0.251" in lines
+    assert cli.main(["info", "frame-gray"]) == 0
     out = capsys.readouterr().out
     assert "asymptotic_gain: 0.9994" in out and "result:\n    step: 1000" in out
     assert cli.main(["info", str(place / "model.safetensors")]) == 0

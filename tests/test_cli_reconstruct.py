@@ -119,7 +119,7 @@ def test_with_nothing_to_choose_a_photograph_is_reconstructed_as_by_the_library(
     found = np.asarray(Pillow.open("out/a.png"), np.float64) / 255
     assert found.shape == (SIDE, SIDE) and np.abs(found - wanted).max() <= 0.51 / 255
     (line,) = read_results(place / "out").values()
-    assert line.model == "natural-gray-mixture + natural-gray-deblur-explicit" and line.settings["boundary"] == "valid"
+    assert line.model == "fast-gray + natural-gray-deblur" and line.settings["boundary"] == "valid"
     run("photos", "-o", "pgd", "--noise", 0.02, "--solver", "pgd", "--iterations", 5)
     assert Pillow.open("pgd/a.png").size == (SIDE, SIDE)
 
@@ -139,7 +139,7 @@ def test_with_nothing_to_choose_measurements_are_reconstructed_as_by_the_library
         wanted = lf.reconstruct(y, physics, noise=known).x
         assert np.abs(np.load(place / words[0] / "y.npy") - wanted[:, 0].numpy()).max() < 1e-3
         used = {line.model for line in read_results(place / words[0]).values()}
-        assert used == {"natural-gray-mixture + natural-gray-explicit"}
+        assert used == {"fast-gray + natural-gray"}
 
 
 @pytest.mark.parametrize(("boundary", "side"), [(None, SIDE), ("valid", SIDE - 4), ("full", SIDE)])
@@ -245,10 +245,10 @@ def test_a_matrix_is_the_operator_that_it_says(place):
     sparse.save_npz("system.npz", sparse.csr_matrix(np.where(np.abs(blur) > 1e-9, blur, 0)))
     y = noisy(Blur.gaussian(1.0).A(x), 0.02)
     np.save("y.npy", y.flatten(2)[:, 0].numpy())
-    options = ["--noise", "0.02", "--solver", "pgd", "--iterations", "20", "--model", "natural-gray"]
+    options = ["--noise", "0.02", "--solver", "pgd", "--iterations", "20", "--model", "frame-gray"]
     run("y.npy", "-o", "out", "--physics", "matrix", "--operator", "system.npz", "--size", SIDE, SIDE, *options)
     task = Reconstruct(problems.blur(Blur.gaussian(1.0)), noise=0.02, solver="pgd", iterations=20)
-    wanted = task.solve(y, lf.pretrained("natural-gray")).x[:, 0].numpy()
+    wanted = task.solve(y, lf.pretrained("frame-gray")).x[:, 0].numpy()
     assert np.abs(np.load("out/y.npy") - wanted).max() < 0.02  # ||A|| is bounded, not known: other steps
     physics = problems.matrix(sparse.load_npz("system.npz"), (SIDE, SIDE)).physics
     v = torch.rand(2, 3, SIDE, SIDE)
@@ -301,7 +301,7 @@ def test_measurements_of_another_shape_or_kind_fail_alone(place):
     physics = problems.ct(ParallelBeamCT(SIDE, 40))
     task = Reconstruct(physics, noise=0.1, solver="pgd", iterations=2)
     files = ["wide.npy", "complex.npy", "nan.npy", "good.npy", "seen.png"]
-    summary = run_job(files, place / "out", task=task, model=lf.pretrained("ct"))
+    summary = run_job(files, place / "out", task=task, model=lf.pretrained("fast-ct"))
     assert [r.item for r in summary.done] == ["good.npy"]
     errors = {r.item: r.error for r in summary.failed}
     assert "must have the shape (40, 46) that the operator measures, got (40, 99)" in errors["wide.npy"]

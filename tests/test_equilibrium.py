@@ -210,9 +210,25 @@ def test_problems_say_what_is_wrong(wrong, message):
         Deblurring(**wrong)
 
 
+@pytest.mark.parametrize(("side", "largest"), [(29, 15), (32, 15), (33, 17), (52, 25), (53, 27), (80, 27)])
+def test_kernels_are_as_large_as_recorded_ones_where_crops_allow(side, largest):
+    x, generator = smooth(2, torch.Generator().manual_seed(6), side=side), torch.Generator().manual_seed(7)
+    drawn = []
+
+    class Noted(Deblurring):
+        def _kernel(self, largest, generator):
+            drawn.append(super()._kernel(largest, generator))
+            return drawn[-1]
+
+    _, truth = Noted(iterations=1, inner=1)(frame(), x, torch.zeros_like(x), torch.tensor([0.05, 0.05]), generator)
+    rim = largest // 2
+    assert {k.shape for k in drawn} == {(largest, largest)} and min(truth.shape[2:]) >= largest
+    assert torch.equal(truth, x[..., rim:-rim, rim:-rim])
+
+
 def test_kernels_are_gaussians_and_shakes_of_all_sides_in_the_middle_of_the_largest():
     generator = torch.Generator().manual_seed(5)
-    kernels = torch.stack([Deblurring()._kernel(generator) for _ in range(200)])
+    kernels = torch.stack([Deblurring()._kernel(15, generator) for _ in range(200)])
     assert kernels.shape == (200, 15, 15) and (kernels >= 0).all()
     assert torch.allclose(kernels.sum((1, 2)), torch.ones(200, dtype=torch.float64))
     symmetric = (kernels - kernels.flip(1, 2)).abs().amax((1, 2)) < 1e-12
@@ -220,7 +236,7 @@ def test_kernels_are_gaussians_and_shakes_of_all_sides_in_the_middle_of_the_larg
     sides = {15 - 2 * min(int(k.sum(d).nonzero()[0]) for d in (0, 1)) for k in kernels[symmetric]}
     assert sides == {5, 7, 9, 11, 13, 15}
     only = Deblurring(shakes=0.0)
-    assert all(torch.allclose(k, k.flip(0)) for k in (only._kernel(generator) for _ in range(20)))
+    assert all(torch.allclose(k, k.flip(0)) for k in (only._kernel(15, generator) for _ in range(20)))
 
 
 def test_trainer_says_what_does_not_go_with_problems():

@@ -7,7 +7,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 import lpn_fast as lf
 from bench.gpu import arithmetic
 
-SPEC = lf.pretrained("natural-gray-mixture").spec  # 49 coefficients of 7 x 7, 128 experts
+SPEC = lf.pretrained("fast-gray").spec  # 49 coefficients of 7 x 7, 128 experts
 SHAPE = (64, 1, 512, 512)
 POSITIONS, PIXELS = 64 * 518 * 518, 64 * 512 * 512
 
@@ -88,4 +88,4 @@ def test_a_gradients_bytes_are_those_counted_by_hand_and_every_frame_has_its_row
 
 def test_the_command_prints_a_table(capsys):
     assert arithmetic.main(["--batch", "1", "--size", "64", "64", "--markdown"]) == 0
-    assert "natural-gray, synthetic-gray | H200 | fp16 | triton |" in capsys.readouterr().out
+    assert "frame-gray, synthetic-gray | H200 | fp16 | triton |" in capsys.readouterr().out

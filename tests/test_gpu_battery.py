@@ -80,7 +80,7 @@ def test_the_battery_takes_a_group_and_packs_what_it_found(tmp_path):
 
 def test_the_truth_of_the_checks_is_that_of_a_trained_conditional_network():
     """In units of the noise, and with weights at zero, whose gradients the projection may keep back."""
-    model = lf.pretrained("natural-gray").eval()
+    model = lf.pretrained("frame-gray").eval()
     x, v = torch.randn(2, 2, 1, 9, 8)
     sigma = torch.full((2,), 0.1)
     with lf.use_backend("torch"):

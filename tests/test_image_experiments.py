@@ -34,9 +34,9 @@ def folder(tmp_path_factory):
 
 def test_denoising_measures_models_and_baselines(folder, tmp_path):
     arguments = ["--data", str(folder), *"--images 2 --baseline-images 1 --levels 25 --baselines tv".split()]
-    assert main(["denoising", *arguments, "--models", "natural-gray", "--out", str(tmp_path)]) == 0
+    assert main(["denoising", *arguments, "--models", "frame-gray", "--out", str(tmp_path)]) == 0
     rows = rows_of(tmp_path / "results.csv")
-    assert [row["method"] for row in rows] == ["natural-gray", "tv"]
+    assert [row["method"] for row in rows] == ["frame-gray", "tv"]
     assert all(float(row["psnr"]) > float(row["psnr_noisy"]) + 3 for row in rows)
     assert abs(float(rows[0]["psnr_noisy"]) - 20.17) < 0.1  # -20 log10(25 / 255)
     assert all(row["commit"] and row["torch"] == torch.__version__ for row in rows)
@@ -54,13 +54,13 @@ def test_faces_are_denoised_in_gray_and_colour(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(denoising.data, "FACE_SAMPLES", {"train": (0, 4), "validation": (4, 6)})
     monkeypatch.setitem(denoising.COUNTS, "faces", 2)
     arguments = ["--on", "faces", "--levels", "25", "--baseline-images", "1", "--baselines", "tv"]
-    models = ["--models", "natural-gray", "natural-color"]
+    models = ["--models", "frame-gray", "frame-color"]
     assert main(["denoising", "--data", str(folder), *arguments, *models, "--out", str(tmp_path)]) == 0
     rows = rows_of(tmp_path / "results.csv")
     seen = [(row["on"], row["method"], row["channels"], row["images"]) for row in rows]
     assert seen == [
-        ("faces", "natural-gray", "1", "2"),
-        ("faces", "natural-color", "3", "2"),
+        ("faces", "frame-gray", "1", "2"),
+        ("faces", "frame-color", "3", "2"),
         ("faces", "tv", "1", "1"),
     ]
     assert all(float(row["psnr"]) > float(row["psnr_noisy"]) + 5 for row in rows)
@@ -185,7 +185,7 @@ def test_ranking_tells_noise_from_clean_images(folder, tmp_path):
 
 
 def test_an_explicit_prior_ranks_by_its_values_and_gradients_too(folder, tmp_path):
-    options = ["--model", "natural-gray-explicit", "--count", "2", "--sigmas", "0.05", "--out", str(tmp_path)]
+    options = ["--model", "natural-gray", "--count", "2", "--sigmas", "0.05", "--out", str(tmp_path)]
     assert main(["ranking", "--data", str(folder), *options]) == 0
     noise = next(row for row in rows_of(tmp_path / "results.csv") if row["damage"] == "noise 0.03")
     assert float(noise["R at 0.05"]) == float(noise["|grad R| at 0.05"]) == 1.0

@@ -36,7 +36,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def shipped():
-    return lf.pretrained("natural-gray").double().requires_grad_(False)
+    return lf.pretrained("frame-gray").double().requires_grad_(False)
 
 
 def photograph():

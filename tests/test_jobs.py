@@ -61,7 +61,7 @@ def test_files_in_a_batch_become_the_bytes_that_a_job_writes(folder, tmp_path, c
             assert getattr(line, name) == batch[name][row]
 
 
-@pytest.mark.parametrize("model", ["natural-gray", "natural-gray-mixture", "natural-gray-deblur"])
+@pytest.mark.parametrize("model", ["frame-gray", "fast-gray", "fast-gray-deblur"])
 @pytest.mark.parametrize("solver", ["denoise", "pgd", "admm"])
 def test_pixels_do_not_depend_on_the_batch(solver, model):
     images = np.random.default_rng(1).random((12, 24, 24)).astype(np.float32)
@@ -79,7 +79,7 @@ def test_pixels_do_not_depend_on_the_batch(solver, model):
 
 def test_a_prox_that_is_a_solve_is_as_exact_in_a_batch_as_alone():
     images = np.random.default_rng(1).random((5, 24, 24)).astype(np.float32)
-    alone, together = (Reconstructor(Denoise(), "natural-gray-explicit", batch_pixels=n) for n in (1, None))
+    alone, together = (Reconstructor(Denoise(), "natural-gray", batch_pixels=n) for n in (1, None))
     found = together({"image": images})["image"]
     assert np.abs(found - alone({"image": images})["image"]).max() < 1e-4
 

@@ -14,7 +14,7 @@ from lpn_fast.pipeline import Denoise, Score
 from lpn_fast.pipeline.manifest import read_results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TASK, MODEL = Denoise(0.1), "natural-gray"
+TASK, MODEL = Denoise(0.1), "frame-gray"
 
 
 @pytest.fixture

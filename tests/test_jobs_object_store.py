@@ -37,12 +37,12 @@ def test_a_job_on_an_object_store_loses_nothing(images, tmp_path, monkeypatch, s
     start, end = (f"s3://{BUCKET}/{share}/{name}" for name in ("in", "out"))
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     monkeypatch.setattr(places, "FIRST_PAUSE", 0.01)
-    pipeline.reconstruct(images, tmp_path / "one", task=Denoise(0.1), model=lf.pretrained("natural-gray"))
+    pipeline.reconstruct(images, tmp_path / "one", task=Denoise(0.1), model=lf.pretrained("frame-gray"))
     with object_store(share) as store:
         places.place_of(start).put({path.name: path.read_bytes() for path in images.iterdir()})
-        tally = jobs.reconstruct(start, end, task=Denoise(0.1), model="natural-gray", batch_images=16)
+        tally = jobs.reconstruct(start, end, task=Denoise(0.1), model="frame-gray", batch_images=16)
         assert (tally.done, tally.failed) == (COUNT, 0)
-        again = jobs.reconstruct(start, end, task=Denoise(0.1), model="natural-gray")
+        again = jobs.reconstruct(start, end, task=Denoise(0.1), model="frame-gray")
         assert (again.done, again.earlier) == (0, COUNT)
         there = sorted(entry.name for entry in places.place_of(end).entries())
         assert there == [*(f"{number:03d}.npy" for number in range(COUNT)), "manifest.jsonl"]

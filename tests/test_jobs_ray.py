@@ -42,12 +42,12 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(images, tmp_path_factory):
     out = tmp_path_factory.mktemp("alone")
-    pipeline.reconstruct(images, out, task=Denoise(0.1), model=lf.pretrained("natural-gray"))
+    pipeline.reconstruct(images, out, task=Denoise(0.1), model=lf.pretrained("frame-gray"))
     return out
 
 
 def test_the_callable_is_one_of_ray_data(cluster, images, alone):
-    restore = jobs.Reconstructor(Denoise(0.1), "natural-gray")
+    restore = jobs.Reconstructor(Denoise(0.1), "frame-gray")
     files = cluster.data.read_binary_files(str(images), include_paths=True)
     rows = files.map_batches(restore, batch_size=16).take_all()
     assert len(rows) == COUNT + 1 and [os.path.basename(row["path"]) for row in rows if row["error"]] == ["broken.npy"]
@@ -60,7 +60,7 @@ def test_a_job_on_ray_is_a_job(cluster, images, alone, tmp_path, capsys, monkeyp
     monkeypatch.setattr("lpn_fast.jobs.inputs.MOST_BYTES", BATCH * 200)  # several batches
     monkeypatch.setattr(on_ray, "BATCHES", 3)  # in several pipelines
     monkeypatch.setattr(on_ray, "BATCHES_PER_WORKER", 1)
-    command = ["denoise", str(images), "-o", str(tmp_path / "out"), "--sigma", "0.1", "--model", "natural-gray"]
+    command = ["denoise", str(images), "-o", str(tmp_path / "out"), "--sigma", "0.1", "--model", "frame-gray"]
     assert cli.main([*command, "--engine", "ray", "--workers", "2"]) == 1
     assert f"{COUNT} done, 1 failed" in capsys.readouterr().out
     for path in alone.glob("*.npy"):

@@ -9,7 +9,7 @@ import tqdm.auto
 
 import lpn_fast as lf
 
-GRAY = lf.pretrained("natural-gray")
+GRAY = lf.pretrained("frame-gray")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def result():
 def test_a_model_prints_as_what_a_user_asks_first():
     text = repr(GRAY)
     for part in (
-        "FrameLPN 'natural-gray'", "gray images (N, 1, H, W), values in [0, 1]", "sigma from 0.01 to 0.3", "8,114",
+        "FrameLPN 'frame-gray'", "gray images (N, 1, H, W), values in [0, 1]", "sigma from 0.01 to 0.3", "8,114",
         "trained on: BSDS500", "cpu, float32", "precision fp32",
     ):  # fmt: skip
         assert part in text

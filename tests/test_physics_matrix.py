@@ -82,9 +82,9 @@ def test_a_matrix_is_reconstructed_from():
     physics = P.from_matrix(mask, (1, size, size))
     x = torch.linspace(0, 1, size).expand(1, 1, size, size).contiguous()
     y = physics.A(x) + 0.01 * randn(1, len(keep)).float()
-    result = lf.reconstruct(y, physics, lf.pretrained("natural-gray"), noise=0.01)
+    result = lf.reconstruct(y, physics, lf.pretrained("frame-gray"), noise=0.01)
     assert result.conditions.all_hold and lf.metrics.psnr(result.x, x) > 25
-    steps = lf.solvers.pgd(y, physics, lf.pretrained("natural-gray"), noise=0.01, max_iter=1).conditions
+    steps = lf.solvers.pgd(y, physics, lf.pretrained("frame-gray"), noise=0.01, max_iter=1).conditions
     assert "fails with probability 1e-09" in str(steps)
 
 

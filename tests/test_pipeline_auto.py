@@ -72,7 +72,7 @@ def test_every_image_is_denoised_by_what_it_shows(folder, tmp_path):
         noisy_picture(folder / f"{name}.png", sigma, seed=ord(name))
     Pillow.fromarray(np.full((SIDE, SIDE), 90, np.uint8)).save(folder / "blank.png")
     Pillow.fromarray(np.full((SIDE, 4), 90, np.uint8)).save(folder / "narrow.png")
-    model = lf.pretrained("natural-gray")
+    model = lf.pretrained("frame-gray")
     summary = reconstruct(folder, tmp_path / "out", task=Denoise(), model=model, batch_pixels=3 * SIDE * SIDE)
     done = {r.item: r for r in summary.done}
     assert [done[f"{name}.png"].sigma for name in "abc"] == pytest.approx([0.02, 0.1, 0.05], rel=0.15)
@@ -90,7 +90,7 @@ def test_every_image_is_denoised_by_what_it_shows(folder, tmp_path):
 def test_a_level_far_from_what_images_show_is_warned_of(folder, tmp_path, capsys):
     noisy_picture(folder / "a.png", 0.01)
     noisy_picture(folder / "b.png", 0.08, seed=1)
-    command = ["denoise", str(folder), "--model", "natural-gray"]
+    command = ["denoise", str(folder), "--model", "frame-gray"]
     assert cli.main([*command, "-o", str(tmp_path / "far"), "--sigma", "0.1"]) == 0
     out = capsys.readouterr().out
     assert "warning: the noise given, 0.1, is off by a factor above 3 from what 1 of 2 images show" in out
@@ -143,7 +143,7 @@ def test_colour_gray_and_ct_get_their_own_networks(folder, tmp_path, capsys):
     noisy_picture(folder / "gray.png", 0.05)
     noisy_picture(folder / "colour.png", 0.05, channels=3)
     write_ct(folder / "slice.dcm")
-    wanted = {"gray.png": "natural-gray-mixture", "colour.png": "natural-color-mixture", "slice.dcm": "ct"}
+    wanted = {"gray.png": "fast-gray", "colour.png": "fast-color", "slice.dcm": "fast-ct"}
     summary = reconstruct(folder, tmp_path / "out", task=Denoise(0.05), model="auto")
     assert {r.item: r.model for r in summary.done} == wanted
     for item, name in wanted.items():
@@ -161,7 +161,7 @@ def test_colour_is_restored_better_in_colour_than_plane_by_plane(folder, tmp_pat
     noisy = mixed + 0.1 * torch.randn(mixed.shape, generator=torch.Generator().manual_seed(0))
     np.save(folder / "a.npy", noisy.numpy().astype(np.float32))
     error = {}
-    for model in ("auto", lf.pretrained("natural-gray-mixture")):
+    for model in ("auto", lf.pretrained("fast-gray")):
         out = tmp_path / str(len(error))
         reconstruct(folder, out, task=Denoise(0.1), model=model)
         error[len(error)] = float((torch.from_numpy(np.load(out / "a.npy")) - mixed).square().mean())
@@ -180,7 +180,7 @@ def test_scores_are_those_of_the_network_that_suits(folder, tmp_path):
 def test_jobs_take_a_network_that_is_the_prior_itself(folder, tmp_path, capsys):
     noisy_picture(folder / "gray.png", 0.05, side=32)
     noisy_picture(folder / "colour.png", 0.05, channels=3, side=32)
-    name = "natural-gray-explicit"
+    name = "natural-gray"
     model = lf.pretrained(name)
     assert cli.main(["denoise", str(folder), "-o", str(tmp_path / "out"), "--model", name, "--sigma", "0.05"]) == 0
     options = ["-o", str(tmp_path / "r.csv"), "--model", name, "--sigma", "0.05"]
@@ -196,5 +196,5 @@ def test_jobs_take_a_network_that_is_the_prior_itself(folder, tmp_path, capsys):
 
 def test_a_word_that_is_no_network_is_refused(folder, tmp_path):
     noisy_picture(folder / "gray.png", 0.05)
-    with pytest.raises(TypeError, match="model must be \"auto\", an LPN or an ExplicitLPN, got 'natural-gray'"):
-        reconstruct(folder, tmp_path / "out", task=Denoise(0.1), model="natural-gray")
+    with pytest.raises(TypeError, match="model must be \"auto\", an LPN or an ExplicitLPN, got 'frame-gray'"):
+        reconstruct(folder, tmp_path / "out", task=Denoise(0.1), model="frame-gray")

@@ -397,7 +397,7 @@ def test_what_is_read_ahead_is_bounded_in_bytes():
 
 @pytest.mark.parametrize("shape", [(70, 45), (64, 64)])
 def test_large_images_are_evaluated_in_tiles_with_the_same_result_and_progress(tmp_path, monkeypatch, shape):
-    model = lf.pretrained("natural-gray")
+    model = lf.pretrained("frame-gray")
     images = torch.rand(2, 1, *shape, generator=torch.Generator().manual_seed(0))
     whole = Denoise(0.1).solve(images, model)
     monkeypatch.setattr("lpn_fast.pipeline.tasks.MOST_AT_ONCE", 1000)
@@ -407,9 +407,9 @@ def test_large_images_are_evaluated_in_tiles_with_the_same_result_and_progress(t
     assert torch.allclose(tiled.x, whole.x, atol=1e-5)
     assert torch.allclose(tiled.objective, whole.objective, rtol=1e-4)
     assert len(shares) > 4 and shares == sorted(shares) and shares[-1] == 1 and shares[0] < 0.3
-    mixture = lf.pretrained("natural-gray-mixture")
+    mixture = lf.pretrained("fast-gray")
     assert torch.allclose(Denoise(0.1).solve(images, mixture).x, mixture(images, sigma=0.1), atol=1e-5)
-    explicit = lf.pretrained("natural-gray-explicit")  # no network for tiles, since its prox is a solve
+    explicit = lf.pretrained("natural-gray")  # no network for tiles, since its prox is a solve
     assert torch.allclose(Denoise(0.1).solve(images, explicit).x, explicit(images, sigma=0.1), atol=1e-4)
 
 

@@ -280,7 +280,7 @@ def test_refusals_name_the_settings_that_differ(folder, tmp_path, model):
 
 def test_a_closed_pipe_ends_a_command_quietly():
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    command = f"{sys.executable} -m lpn_fast.cli info natural-gray | true; echo ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m lpn_fast.cli info frame-gray | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("141\n", "")
 

@@ -13,7 +13,7 @@ NETWORKS = {
     "frame": lambda: lf.FrameLPN(2, kernel=3, gates=((1, 1, 5),)),
     "two stages of gates": lambda: lf.FrameLPN(1, kernel=2, gates=((1, 1, 5), (1, 1, 4))),
     "no gates": lambda: lf.FrameLPN(1, kernel=2, gates=()),
-    "mixture": lambda: lf.pretrained("natural-gray-mixture"),
+    "mixture": lambda: lf.pretrained("fast-gray"),
 }
 
 

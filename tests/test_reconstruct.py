@@ -15,7 +15,7 @@ from lpn_fast.metrics import psnr
 from lpn_fast.restoration import GRADIENT_WEIGHTS, MINIMISER_WEIGHTS, SPLIT, _usual_weight
 from lpn_fast.solvers.problem import checked_problem
 
-GRAY = lf.pretrained("natural-gray")
+GRAY = lf.pretrained("frame-gray")
 SIDE = 48
 OPERATORS = {
     "inpainting": lambda: P.Inpainting.random(SIDE, seen=0.3),
@@ -49,8 +49,8 @@ def test_the_result_is_ahead_of_the_start_and_inside_its_theorem(name):
     assert psnr(result.x, x) > psnr(start.x, x) + 1 and psnr(result.x, x) > psnr(pilot.x, x) - 0.3
     assert torch.equal(descent.x, result.x) and result.conditions.all_hold and result.converged.all()
     assert float(result.objective.diff(dim=0).clamp_min(0).sum()) <= 1e-6 * float(result.objective.abs().max())
-    assert "natural-gray-mixture" in pilot.note
-    own = "natural-gray-deblur-explicit" if name == "blur" else "natural-gray-explicit"
+    assert "fast-gray" in pilot.note
+    own = "natural-gray-deblur" if name == "blur" else "natural-gray"
     assert own in pilot.note and "quasi-Newton" in descent.note
 
 
@@ -88,7 +88,7 @@ def test_an_isometry_needs_no_pilot():
     x, noisy = blobs(SIDE, SIDE).float(), blobs(SIDE, SIDE).float() + 0.1 * randn(1, 1, SIDE, SIDE).float()
     result = lf.reconstruct(noisy, P.Denoising())
     assert [stage.name for stage in result.stages] == ["start", "descent"]
-    assert "natural-gray-explicit" in result.stages[1].note
+    assert "natural-gray" in result.stages[1].note
     assert psnr(result.x, x) > psnr(noisy, x) + 6
 
 
@@ -109,8 +109,8 @@ def test_exact_measurements_are_no_error():
 
 def test_colour_gets_the_colour_model_and_other_channels_one_by_one():
     physics = P.Inpainting.random(SIDE, seen=0.5)
-    color = "natural-color-mixture for images of three channels, natural-color-explicit to descend"
-    for channels, name in ((3, color), (2, "natural-gray-mixture for each of 2 channels")):
+    color = "fast-color for images of three channels, natural-color to descend"
+    for channels, name in ((3, color), (2, "fast-gray for each of 2 channels")):
         y = physics.A(blobs(SIDE, SIDE).float().repeat(1, channels, 1, 1))
         result = lf.reconstruct(y + 0.02 * randn(*y.shape).float() * (y != 0), physics, noise=0.02)
         assert name in result.stages[1].note and result.x.shape[1] == channels
@@ -234,14 +234,14 @@ def test_a_misfit_far_from_one_is_noticed():
         (lambda y, a: lf.solvers.hqs(y.double(), a, GRAY, noise=1), TypeError, "y must be torch.float32"),
         (lambda y, a: lf.reconstruct((255 * y).byte(), a), TypeError, "y must be float32 or float64, got torch.uint8"),
         (lambda y, a: lf.reconstruct(y, a, noise="0.1"), TypeError, "noise must be a number or a tensor, got '0.1'"),
-        (lambda y, a: lf.reconstruct(y, a, lf.pretrained("natural-color"), noise=1), ValueError, "N, 3, H, W"),
+        (lambda y, a: lf.reconstruct(y, a, lf.pretrained("frame-color"), noise=1), ValueError, "N, 3, H, W"),
         (lambda y, a: lf.reconstruct(y[..., :52, :20], EveryOther()), ValueError, r"\(1, 1, 52, 20\) is refused by"),
-        (lambda y, a: lf.solvers.pgd(y, a, "natural-gray"), TypeError, r"lf.pretrained\('natural-gray'\) loads"),
+        (lambda y, a: lf.solvers.pgd(y, a, "frame-gray"), TypeError, r"lf.pretrained\('frame-gray'\) loads"),
         (lambda y, a: lf.solvers.pgd(y, a, torch.nn.Conv2d(1, 1, 3)), TypeError, "a denoiser alone has no R"),
-        (lambda y, a: lf.pretrained("natural_gray"), ValueError, "did you mean 'natural-gray'"),
+        (lambda y, a: lf.pretrained("natural_gray"), ValueError, "did you mean 'frame-gray'"),
         (lambda y, a: GRAY(y[0], sigma=0.1), ValueError, r"add a batch axis with x\[None\]"),
         (lambda y, a: GRAY(y.permute(0, 2, 3, 1), sigma=0.1), ValueError, r"x.permute\(0, 3, 1, 2\)"),
-        (lambda y, a: lf.pretrained("natural-color")(torch.rand(8, 9, 3), sigma=0.1), ValueError,
+        (lambda y, a: lf.pretrained("frame-color")(torch.rand(8, 9, 3), sigma=0.1), ValueError,
          r"x.permute\(2, 0, 1\)\[None\]"),
         (lambda y, a: GRAY(y, sigma="0.1"), TypeError, "sigma must be a number or a tensor, got '0.1'"),
         (lambda y, a: lf.reconstruct(y, None), TypeError, "physics must have a method A"),
@@ -336,7 +336,7 @@ def test_what_a_prior_was_trained_through_decides_between_which_weights_measurem
         return lf.solvers.gradient(*arguments, noise=noise, **options)
 
     monkeypatch.setattr("lpn_fast.restoration.gradient", descent)
-    lf.reconstruct(y, physics, Choice(lf.pretrained("natural-gray-mixture"), prior, "a test"), noise=0.02)
+    lf.reconstruct(y, physics, Choice(lf.pretrained("fast-gray"), prior, "a test"), noise=0.02)
     louder = 1 + SPLIT**2  # what is reconstructed from a part of the noise
     assert told[:-1] == pytest.approx([louder * weight for weight in weights]), "tried"
     assert min(abs(told[-1] - weight) for weight in weights) < 1e-6, "taken"
@@ -363,7 +363,7 @@ def test_a_weight_that_is_given_is_taken():
 def test_a_learned_prior_weighs_by_what_the_operator_does_to_noise(physics, noise, weight):
     y = physics.A(disc())
     level = torch.full((1,), noise, dtype=torch.float64)
-    model = lf.pretrained("natural-gray-explicit")
+    model = lf.pretrained("natural-gray")
     assert float(_usual_weight(checked_problem(y, physics), model, level)) == weight
 
 

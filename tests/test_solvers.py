@@ -309,7 +309,7 @@ def test_the_envelope_falls_on_a_nonconvex_prior(physics, strength, relaxation):
 
 @pytest.mark.parametrize("solver", [admm, drs])
 def test_inside_the_theorem_the_residual_of_a_network_falls_below_1e_5(solver):
-    model = lf.pretrained("natural-gray")
+    model = lf.pretrained("frame-gray")
     physics = lf.physics.Blur.gaussian(1.0, size="published")
     torch.manual_seed(0)
     y = physics.A(torch.rand(3, 1, 24, 24))

@@ -118,7 +118,7 @@ def test_the_shipped_network_needs_no_tuning():
     x, physics = smooth_image(), Blur.gaussian(1.0)
     y = physics.A(x)
     y = y + 0.05 * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
-    result = pgd(y, physics, lf.pretrained("natural-gray"), max_iter=30, strict=True)
+    result = pgd(y, physics, lf.pretrained("frame-gray"), max_iter=30, strict=True)
     assert (lf.metrics.psnr(result.x, x) > lf.metrics.psnr(y, x) + 5).all()
     assert result.misfit.tolist() == pytest.approx([1, 1], abs=0.1)
 
@@ -153,7 +153,7 @@ def test_a_network_of_known_levels_can_be_asked_for_the_discrepancy():
     x, physics = smooth_image(side=32), Blur.gaussian(1.0)
     y = physics.A(x)
     y = y + 0.06 * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
-    result = pgd(y, physics, lf.pretrained("natural-gray"), noise=0.06, strength="discrepancy", max_iter=60)
+    result = pgd(y, physics, lf.pretrained("frame-gray"), noise=0.06, strength="discrepancy", max_iter=60)
     assert result.settings.rule == "discrepancy" and result.conditions.all_hold
     assert result.misfit.tolist() == pytest.approx([1, 1], abs=0.03)
     # Only the frozen weight is recorded. Rounding of float32 is that of the squares which F and R sum.

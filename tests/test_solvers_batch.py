@@ -36,7 +36,7 @@ def test_a_result_does_not_depend_on_the_companions(solver):
 @EVERY_SOLVER
 def test_a_network_reconstructs_a_batch_as_it_does_one_image(solver):
     """float32, the shipped network, automatic settings of every sample: the 1e-5 that users may rely on."""
-    model, physics = lf.pretrained("natural-gray"), Blur.gaussian(1.2, boundary="full")
+    model, physics = lf.pretrained("frame-gray"), Blur.gaussian(1.2, boundary="full")
     torch.manual_seed(1)
     y = physics.A(torch.rand(3, 1, 16, 16))
     noise = torch.tensor([0.02, 0.005, 0.08])

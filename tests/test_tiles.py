@@ -68,7 +68,7 @@ def test_prior_in_tiles_and_in_a_solver():
 
 
 def test_float32_stays_within_rounding():
-    model = lf.pretrained("natural-gray")
+    model = lf.pretrained("frame-gray")
     x = torch.rand(1, 1, 150, 131)
     assert (lf.InTiles(model, 40)(x, 0.1) - model(x, 0.1)).abs().max() < 1e-5
 

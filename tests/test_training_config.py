@@ -216,8 +216,8 @@ def test_the_border_is_an_option_of_frames_and_turns_the_model_to_go_on_from(tmp
     assert built(start=str(first)).spec.border == "zero"
     with pytest.raises(ValueError, match="model.border is no option of the family 'ridge'"):
         built(family="ridge", hidden=4, skip_kernel=3, border="mirror")
-    with pytest.raises(ValueError, match="explicit priors are always mirrored: natural-gray-explicit"):
-        built(start="natural-gray-explicit", border="mirror")
+    with pytest.raises(ValueError, match="explicit priors are always mirrored: natural-gray"):
+        built(start="natural-gray", border="mirror")
 
 
 def test_training_needs_no_download(tmp_path):

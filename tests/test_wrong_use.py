@@ -7,7 +7,7 @@ import torch
 
 import lpn_fast as lf
 
-GRAY = lf.pretrained("natural-gray")
+GRAY = lf.pretrained("frame-gray")
 BLUR = lf.physics.Blur.gaussian(1.0)
 RAMP = torch.linspace(0.2, 0.8, 20).expand(2, 1, 20, 20).contiguous()  # (N, C, H, W), as it should be
 COLOUR = RAMP.expand(-1, 3, -1, -1)
@@ -120,7 +120,7 @@ OTHERS = {
                     "noise = 25 is more than 3 times off"),
     "model misspelt": (lambda: lf.pretrained("natural_grey"), ValueError, "did you mean 'natural-gray'"),
     "model by name": (lambda: lf.reconstruct(RAMP, BLUR, "natural-grey", noise=1), ValueError, "did you mean"),
-    "name for a file": (lambda: lf.load("natural-gray"), FileNotFoundError, r"lf.pretrained\('natural-gray'\)"),
+    "name for a file": (lambda: lf.load("frame-gray"), FileNotFoundError, r"lf.pretrained\('frame-gray'\)"),
     "name for a model": (lambda: lf.prior("ct", RAMP), TypeError, r"lf.pretrained\('ct'\) loads"),
     "name for a map": (lambda: lf.verify("ct", RAMP), TypeError, r"lf.pretrained\('ct'\) loads"),
     "boundary": (lambda: lf.physics.Blur.gaussian(1.0, "relfective"), ValueError, "did you mean 'reflective'"),

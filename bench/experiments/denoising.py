@@ -46,13 +46,13 @@ def add_parser(subparsers) -> None:
         "denoising",
         help="PSNR and SSIM on test photographs or faces, with baselines",
         description=__doc__.splitlines()[0],
-        epilog="examples:\n  python -m bench.experiments denoising --models natural-gray --data shared/data\n"
+        epilog="examples:\n  python -m bench.experiments denoising --models frame-gray --data shared/data\n"
         "  python -m bench.experiments denoising --on faces --images 60 --levels 25\n"
         "  python -m bench.experiments denoising --on half-slices --models ct --levels 5.1 12.75 25.5 --baselines tv",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", metavar="DIR", help="the data folder (default: LPN_FAST_DATA)")
-    parser.add_argument("--models", nargs="*", default=["natural-gray"], help="names or files (default: %(default)s)")
+    parser.add_argument("--models", nargs="*", default=["frame-gray"], help="names or files (default: %(default)s)")
     parser.add_argument("--on", choices=COUNTS, default="photographs", help="default: %(default)s")
     parser.add_argument("--baselines", nargs="*", choices=BASELINES, default=list(BASELINES), help="default: all")
     parser.add_argument("--images", type=int, help="how many of them (default: all)")

@@ -65,7 +65,7 @@ def run(args) -> int:
     if not isinstance(model, lf.ExplicitLPN):
         raise TypeError(f"--model must be an ExplicitLPN, got {type(model).__name__}")
     model.requires_grad_(False)
-    mixture = lf.pretrained("natural-gray-mixture").requires_grad_(False)
+    mixture = lf.pretrained("fast-gray").requires_grad_(False)
     root = data.find(args.data)
     rows: list[dict] = []
     if "pass" in args.parts:
@@ -136,7 +136,7 @@ def passes(model: lf.ExplicitLPN, mixture: lf.LPN, x: Tensor) -> list[dict]:
         "grad R": lambda: model.grad_prior(x, SIGMA),
         "R and grad R": lambda: model.prior_and_grad(x, SIGMA),
         "Hessian product": lambda: model.hessian_product(x, x, SIGMA),
-        "prox of natural-gray-mixture": lambda: mixture(x, SIGMA),
+        "prox of fast-gray": lambda: mixture(x, SIGMA),
         "grad R, autograd": lambda: plain(x / SIGMA),
         "grad R, torch.compile": lambda: compiled(x / SIGMA),
     }

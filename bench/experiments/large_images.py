@@ -3,7 +3,7 @@
     peak above input and network: see lpn_fast/benchmark/memory.py; warmed up on a small image, each in its own process
     largest difference: of f in tiles to f at once, on the part of the image where both are known
 
-natural-gray runs at once whatever the side; the stages of the default ConvLPN keep what they compute, so that at once
+frame-gray runs at once whatever the side; the stages of the default ConvLPN keep what they compute, so that at once
 its image is 1024 pixels a side. Linux only.
 """
 
@@ -23,7 +23,7 @@ from .provenance import ROOT, where, write_csv
 
 SIGMA = 0.1
 NETWORKS = {  # with the side of its image, and the largest side that is evaluated at once; None is any
-    "natural-gray": (lambda: lf.pretrained("natural-gray"), 4096, None),
+    "frame-gray": (lambda: lf.pretrained("frame-gray"), 4096, None),
     "ConvLPN": (lambda: lf.ConvLPN(1), 4096, 1024),
     "ConvLPN-volume": (lambda: lf.ConvLPN(1, ndim=3), 128, None),
 }

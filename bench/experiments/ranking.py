@@ -35,11 +35,11 @@ def add_parser(subparsers) -> None:
         "ranking",
         help="clean against damaged images by the prior, as areas under the curve",
         description=__doc__.splitlines()[0],
-        epilog="example: python -m bench.experiments ranking --data shared/data --model natural-gray",
+        epilog="example: python -m bench.experiments ranking --data shared/data --model frame-gray",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", metavar="DIR", help="the data folder (default: LPN_FAST_DATA)")
-    parser.add_argument("--model", default="natural-gray", help="name or file (default: %(default)s)")
+    parser.add_argument("--model", default="frame-gray", help="name or file (default: %(default)s)")
     parser.add_argument("--images", choices=("photographs", "slices"), default="photographs", help="%(default)s")
     parser.add_argument("--count", type=int, default=32, help="images (default: %(default)s)")
     parser.add_argument("--sigmas", nargs="+", type=float, default=list(SIGMAS), help="levels of the prior")

@@ -31,8 +31,8 @@ def cases(tiny: bool):
         return
     yield "lpn_128", trained_like(lf.paper_network("celeba")), (64, 3, 128, 128)
     yield "lpn_mnist", trained_like(lf.paper_network("mnist")), (64, 1, 28, 28)
-    yield "natural-gray", lf.pretrained("natural-gray"), (16, 1, 256, 256)
-    yield "natural-gray-mixture", lf.pretrained("natural-gray-mixture"), (16, 1, 256, 256)
+    yield "frame-gray", lf.pretrained("frame-gray"), (16, 1, 256, 256)
+    yield "fast-gray", lf.pretrained("fast-gray"), (16, 1, 256, 256)
     yield "ConvLPN 64", lf.ConvLPN(1, hidden=64), (16, 1, 256, 256)
 
 

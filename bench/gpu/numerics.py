@@ -33,10 +33,10 @@ def networks(tiny: bool):
     yield "mnist start", lf.paper_network("mnist"), (3, 1, 28, 28)  # e near 1e-9: below half precision, but for units
     yield "mnist", trained_like(lf.paper_network("mnist")), (7, 1, 28, 28)
     yield "celeba", trained_like(lf.paper_network("celeba")), (2, 3, 128, 128)
-    yield "natural-gray", lf.pretrained("natural-gray"), (2, 1, 45, 61)  # squared first stage, gates of single pixels
-    yield "natural-color", lf.pretrained("natural-color"), (1, 3, 33, 40)
-    yield "natural-gray-mixture", lf.pretrained("natural-gray-mixture"), (2, 1, 45, 161)  # gates that compete
-    yield "natural-color-mixture", lf.pretrained("natural-color-mixture"), (1, 3, 33, 140)
+    yield "frame-gray", lf.pretrained("frame-gray"), (2, 1, 45, 61)  # squared first stage, gates of single pixels
+    yield "frame-color", lf.pretrained("frame-color"), (1, 3, 33, 40)
+    yield "fast-gray", lf.pretrained("fast-gray"), (2, 1, 45, 161)  # gates that compete
+    yield "fast-color", lf.pretrained("fast-color"), (1, 3, 33, 140)
     yield "frame", lf.FrameLPN(1, kernel=4, gates=((3, 2, 24), (1, 1, 8))), (2, 1, 37, 30)
     yield "dense", lf.MLPLPN(5, hidden=64, layers=3), (129, 5)
 

@@ -23,8 +23,8 @@ BSDS = "natural/bsds500"
 NATURAL = ([f"{BSDS}/train", f"{BSDS}/test"], f"{BSDS}/val32.txt")
 DATA = {
     "synthetic-gray": None,
-    "natural-gray": NATURAL,
-    "natural-color": NATURAL,
+    "frame-gray": NATURAL,
+    "frame-color": NATURAL,
     "ct": (["ct/train"], "ct/validate"),
 }
 

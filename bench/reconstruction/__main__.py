@@ -46,9 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--model",
         nargs="+",
-        default=["natural-gray"],
+        default=["frame-gray"],
         metavar="MODEL",
-        help="shipped models or checkpoints; the first for the parts after quality (default: natural-gray)",
+        help="shipped models or checkpoints; the first for the parts after quality (default: frame-gray)",
     )
     parser.add_argument(
         "--seconds", type=float, default=120.0, help="for each of the two comparisons of throughput (default: 120)"

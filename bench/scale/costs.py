@@ -50,7 +50,7 @@ def measure() -> list[dict]:
         read = stages.read(columns)
         add("decode it", "s per image", _seconds(lambda: [decode(d, Path("a.npy")) for d in read["bytes"]]) / BATCH)
         begin = time.process_time()
-        reconstructor = jobs.Reconstructor(Denoise(0.1), "natural-gray", device="cpu")
+        reconstructor = jobs.Reconstructor(Denoise(0.1), "frame-gray", device="cpu")
         assert reconstructor.settings
         add("load the network", "s per worker", time.process_time() - begin)
         solve = stages.Solve(reconstructor)

@@ -18,7 +18,7 @@ from lpn_fast.io.formats import to_npy
 from lpn_fast.jobs.engine import in_this_process
 from lpn_fast.pipeline import Denoise, Reconstruct, problems
 
-MODEL, SIGMA, SCALE = "natural-gray", 0.1, 2**14  # the first pixel of image k is k / SCALE
+MODEL, SIGMA, SCALE = "frame-gray", 0.1, 2**14  # the first pixel of image k is k / SCALE
 OBJECT_STORE = 2**27
 
 

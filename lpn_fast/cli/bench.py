@@ -8,7 +8,7 @@ JSON, with a roofline picture (matplotlib); --compare shows two such results bes
 
 examples:
   lpn-fast bench
-  lpn-fast bench --model natural-color celeba --batch 1 16 --size 128 512 --work prox training-step
+  lpn-fast bench --model frame-color celeba --batch 1 16 --size 128 512 --work prox training-step
   lpn-fast bench --device cuda --sweep --out results/my-gpu
   lpn-fast bench --compare results/before results/after
 """
@@ -27,7 +27,7 @@ from . import options
 from .tables import table
 
 PAPER = ("celeba", "laplacian", "mayoct")
-SWEEP = ("natural-gray", "natural-gray-mixture", "natural-color-mixture", "natural-gray-explicit", *PAPER[:2])
+SWEEP = ("frame-gray", "fast-gray", "fast-color", "natural-gray", *PAPER[:2])
 SWEEPS = {"cpu": ((1, 8), ((64,), (256,))), "cuda": ((1, 8, 64), ((64,), (256,), (512,)))}  # batches, sizes
 WORK_NAMES = {name.replace(" ", "-"): op for op in suite.OPS for name in [suite.NAMES.get(op, op)]}
 TITLES = (
@@ -39,7 +39,7 @@ TITLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_machine(parser)
     add = parser.add_argument
-    names = f"shipped models, files of lpn_fast.save, published networks: {', '.join(PAPER)} (default: natural-gray)"
+    names = f"shipped models, files of lpn_fast.save, published networks: {', '.join(PAPER)} (default: fast-gray)"
     add("--model", nargs="+", metavar="NAME_OR_PATH", default=[options.DEFAULT_MODEL], help=names)
     add("--work", nargs="+", choices=list(WORK_NAMES), help="(default: all)")
     add("--batch", type=options.COUNT, nargs="+", metavar="N", default=[4], help="(default: 4)")

@@ -4,7 +4,7 @@ Write f, or f and psi, as a plain feed-forward graph: .onnx for onnxruntime and 
 torch.export. The file is checked against the model before it gets its name; sizes are free unless they are given.
 
 examples:
-  lpn-fast export natural-gray -o prox.onnx
+  lpn-fast export fast-gray -o prox.onnx
   lpn-fast export run/model.safetensors -o prox.pt2 --size 256 256 --batch 1 --potential
 """
 

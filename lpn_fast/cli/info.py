@@ -5,7 +5,7 @@ models that ship with the package; or everything that is known of one model. Not
 
 examples:
   lpn-fast info
-  lpn-fast info natural-gray                          what it was trained on, and what it reached
+  lpn-fast info fast-gray                             what it was trained on, and what it reached
   lpn-fast info runs/gray/model.safetensors
   LPN_FAST_BACKEND=torch lpn-fast info
 """

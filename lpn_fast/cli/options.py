@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from ..networks import LPN, list_pretrained, shipped_or_loaded
+from ..networks import LPN, is_shipped, list_pretrained, shipped_or_loaded
 
-DEFAULT_MODEL = "natural-gray"
+DEFAULT_MODEL = "fast-gray"
 AUTO = "auto"
 
 
@@ -49,7 +49,7 @@ def set_threads(threads: int | None) -> None:
 
 def load_model(name_or_path: str, device: str = "cpu") -> LPN:
     """A shipped model by name, or one from a file; FileNotFoundError for neither."""
-    if name_or_path in list_pretrained() or Path(name_or_path).is_file():
+    if is_shipped(name_or_path) or Path(name_or_path).is_file():
         return shipped_or_loaded(name_or_path, device)
     shipped = ", ".join(list_pretrained()) or "none"
     raise FileNotFoundError(f"--model must be a shipped model ({shipped}) or an existing file, got {name_or_path!r}")

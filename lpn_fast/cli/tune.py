@@ -7,7 +7,7 @@ nothing is known, but do not compile; LPN_FAST_TUNE=off leaves that out.
 
 examples:
   lpn-fast tune
-  lpn-fast tune --model natural-color --precision fp16 fp32
+  lpn-fast tune --model fast-color --precision fp16 fp32
 """
 
 import argparse

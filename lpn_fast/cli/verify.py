@@ -6,7 +6,7 @@ at image borders. Exit code 1 if one fails.
 
 examples:
   lpn-fast verify runs/gray/model.safetensors
-  lpn-fast verify natural-gray --images photos/ --json
+  lpn-fast verify fast-gray --images photos/ --json
 """
 
 import json

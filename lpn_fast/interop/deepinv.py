@@ -54,7 +54,7 @@ class LPNDenoiser(Denoiser):
 
     Examples
     --------
-    >>> denoiser = LPNDenoiser(lf.pretrained("natural-gray"))  # doctest: +SKIP
+    >>> denoiser = LPNDenoiser(lf.pretrained("fast-gray"))  # doctest: +SKIP
     >>> denoiser(torch.rand(2, 3, 31, 33), sigma=0.05).shape  # doctest: +SKIP
     torch.Size([2, 3, 31, 33])
     """
@@ -139,7 +139,7 @@ class LPNPrior(Prior):
 
     Examples
     --------
-    >>> prior = LPNPrior(lf.pretrained("natural-gray"), sigma=0.03)  # doctest: +SKIP
+    >>> prior = LPNPrior(lf.pretrained("fast-gray"), sigma=0.03)  # doctest: +SKIP
     >>> optimizer = deepinv.optim.PGD(L2(), prior, stepsize=0.9, lambda_reg=0.5)  # doctest: +SKIP
     >>> x = optimizer(y, physics)  # doctest: +SKIP
     """

@@ -216,7 +216,7 @@ def export(
     Examples
     --------
     >>> import lpn_fast as lf
-    >>> lf.interop.export(lf.pretrained("natural-gray"), "prox.onnx")  # doctest: +SKIP
+    >>> lf.interop.export(lf.pretrained("fast-gray"), "prox.onnx")  # doctest: +SKIP
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:

@@ -123,7 +123,7 @@ def reconstruct(
     >>> from lpn_fast.pipeline import Denoise, Encoding, write_image
     >>> folder = Path(tempfile.mkdtemp())
     >>> _ = write_image(folder / "a.png", torch.rand(1, 16, 16), Encoding(".png", "uint8"))
-    >>> reconstruct(folder, folder / "out", task=Denoise(0.1), model="natural-gray").done
+    >>> reconstruct(folder, folder / "out", task=Denoise(0.1), model="fast-gray").done
     1
     """
     if batch_images < 1:

@@ -82,7 +82,7 @@ class Reconstructor:
     Examples
     --------
     >>> from lpn_fast.pipeline import Denoise
-    >>> restore = Reconstructor(Denoise(0.1), "natural-gray")
+    >>> restore = Reconstructor(Denoise(0.1), "fast-gray")
     >>> batch = restore({"image": np.full((2, 16, 16), 0.5, np.float32), "id": np.array([7, 8])})
     >>> batch["image"].shape, batch["id"].tolist(), batch["error"].tolist()
     ((2, 16, 16), [7, 8], ['', ''])

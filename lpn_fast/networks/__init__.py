@@ -10,7 +10,7 @@ from .lpn import LPN
 from .mixture import MixtureLPN
 from .published import from_reference, paper_network
 from .ridge import RidgeLPN
-from .shipped import list_pretrained, pretrained, shipped_or_loaded
+from .shipped import is_shipped, list_pretrained, pretrained, shipped_or_loaded
 from .tiles import InTiles
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "explain",
     "from_reference",
     "limit_gain_",
+    "is_shipped",
     "list_pretrained",
     "load",
     "paper_network",

@@ -57,8 +57,8 @@ class LPN(Summarised):
     Examples
     --------
     >>> import lpn_fast as lf
-    >>> lf.pretrained("natural-gray")  # doctest: +ELLIPSIS
-    FrameLPN 'natural-gray'
+    >>> lf.pretrained("fast-gray")  # doctest: +ELLIPSIS
+    MixtureLPN 'fast-gray'
       input: gray images (N, 1, H, W), values in [0, 1]
       noise: sigma from 0.01 to 0.3, given with every call
       ...
@@ -122,7 +122,7 @@ class LPN(Summarised):
         Examples
         --------
         >>> import lpn_fast as lf
-        >>> lf.pretrained("natural-gray").with_border("mirror").extra_repr()
+        >>> lf.pretrained("fast-gray").with_border("mirror").extra_repr()
         'conv, channels=1, widths=[49, 96], beta=1, alpha=0.0001, border=mirror'
         """
         spec = dataclasses.replace(self.spec, border=border)

@@ -1,5 +1,10 @@
-"""Models that ship with the package, each a safetensors file with its card beside it."""
+"""Models that ship with the package, each a safetensors file with its card beside it.
 
+A name says what a model is for: natural-*, ct, mnist and synthetic-gray are the best of their kind, fast-* have f in
+one pass where these solve for it, and frame-* are the smallest ones.
+"""
+
+import warnings
 from importlib import resources
 
 import torch
@@ -8,6 +13,15 @@ from ..contract import check_name
 from .checkpoint import load
 from .lpn import LPN
 
+RENAMED = {  # names of former versions, which said how a model is built
+    "natural-gray-explicit": "natural-gray",
+    "natural-color-explicit": "natural-color",
+    "natural-gray-deblur-explicit": "natural-gray-deblur",
+    "ct-explicit": "ct",
+    "natural-gray-mixture": "fast-gray",
+    "natural-color-mixture": "fast-color",
+}
+
 
 def list_pretrained() -> list[str]:
     """Names that `pretrained` accepts.
@@ -15,7 +29,7 @@ def list_pretrained() -> list[str]:
     Examples
     --------
     >>> import lpn_fast as lf
-    >>> "natural-gray" in lf.list_pretrained()
+    >>> "fast-gray" in lf.list_pretrained()
     True
     """
     return sorted(
@@ -31,7 +45,7 @@ def pretrained(name: str, device: str | torch.device = "cpu") -> LPN:
     Parameters
     ----------
     name : str
-        One of `list_pretrained()`.
+        One of `list_pretrained()`. Names of former versions load with a DeprecationWarning.
     device : str or torch.device
 
     Raises
@@ -42,14 +56,27 @@ def pretrained(name: str, device: str | torch.device = "cpu") -> LPN:
     Examples
     --------
     >>> import lpn_fast as lf
-    >>> model = lf.pretrained("natural-gray")
+    >>> model = lf.pretrained("fast-gray")
     """
-    names = list_pretrained()
-    check_name("name", name, names)
+    if name in RENAMED:
+        warnings.warn(f"model {name!r} is called {RENAMED[name]!r} now", DeprecationWarning, stacklevel=2)
+        name = RENAMED[name]
+    check_name("name", name, list_pretrained())
     with resources.as_file(resources.files("lpn_fast") / "pretrained" / f"{name}.safetensors") as path:
         model = load(path, device)
     model.source = name
     return model
+
+
+def is_shipped(name: str) -> bool:
+    """Whether `pretrained` has a model of that name, a former one included.
+
+    Examples
+    --------
+    >>> is_shipped("natural-gray-mixture"), is_shipped("natural-grey")
+    (True, False)
+    """
+    return name in RENAMED or name in list_pretrained()
 
 
 def shipped_or_loaded(name_or_path: str, device: str | torch.device = "cpu") -> LPN:
@@ -57,7 +84,7 @@ def shipped_or_loaded(name_or_path: str, device: str | torch.device = "cpu") -> 
 
     Examples
     --------
-    >>> shipped_or_loaded("natural-gray").is_noise_conditional
+    >>> shipped_or_loaded("fast-gray").is_noise_conditional
     True
     """
-    return pretrained(name_or_path, device) if name_or_path in list_pretrained() else load(name_or_path, device)
+    return pretrained(name_or_path, device) if is_shipped(name_or_path) else load(name_or_path, device)

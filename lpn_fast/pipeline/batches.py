@@ -19,12 +19,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..choice import COLOR, GRAY, Choice, Network, chosen
+from ..choice import COLOR, EXPLICIT, GRAY, Choice, Network, chosen
 from ..io import Image
 from ..networks import pretrained
 
 AUTO = "auto"
-SHIPPED = {"gray": GRAY, "colour": COLOR, "CT": "ct"}  # denoisers, by the image
+SHIPPED = {"gray": GRAY, "colour": COLOR, "CT": "fast-ct"}  # denoisers, by the image
+ONE_PASS_PRIOR = {"gray": EXPLICIT[GRAY], "colour": EXPLICIT[COLOR], "CT": "ct"}  # where R is asked for
 CHANNELS = {"gray": 1, "colour": 3, "CT": 1}
 
 # Activations of a 64-channel network take about 1.6 kB per pixel; one 512 x 512 plane keeps them near 400 MB.

@@ -23,7 +23,7 @@ from ..networks import LPN, InTiles
 from ..per_sample import norm
 from ..prior import Verdict, prior
 from ..restoration import reconstruct
-from .batches import CHANNELS
+from .batches import CHANNELS, ONE_PASS_PRIOR
 from .problems import FEW_TILES, IMAGES, MOST_TILES, PROBE_SIDE, Problem
 
 SOLVERS = {name: getattr(solvers, name) for name in ("pgd", "fista", "admm", "drs", "hqs", "gradient")}
@@ -228,7 +228,7 @@ class Reconstruct(Task):
     >>> import lpn_fast as lf
     >>> from lpn_fast.pipeline import problems
     >>> task = Reconstruct(problems.blur(lf.physics.Blur.gaussian(1.6)), noise=0.03, solver="pgd", iterations=3)
-    >>> model = lf.pretrained("natural-gray")
+    >>> model = lf.pretrained("fast-gray")
     >>> y = task.degrade(torch.rand(1, 24, 24), torch.Generator().manual_seed(0))
     >>> task.solve(y[None], model).x.shape
     torch.Size([1, 1, 24, 24])
@@ -341,6 +341,7 @@ class Score(Task):
     name = "prior"
     makes_images = False
     estimates_noise = False
+    networks = MappingProxyType({kind: (name,) for kind, name in ONE_PASS_PRIOR.items()})
 
     def conditions(self, model: LPN) -> None:
         """None: the certificate of a value is its residual; ValueError for options that `prior` refuses."""

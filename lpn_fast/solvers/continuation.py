@@ -102,8 +102,8 @@ def pilot(
     >>> import torch, lpn_fast as lf
     >>> physics = lf.physics.Inpainting.random(32, seen=0.5)
     >>> y = physics.A(torch.full((1, 1, 32, 32), 0.5))
-    >>> start = lf.solvers.pilot(y, physics, lf.pretrained("natural-gray"), noise=0.01)
-    >>> result = lf.solvers.pgd(y, physics, lf.pretrained("natural-gray"), noise=0.01, x0=start.x, max_iter=5)
+    >>> start = lf.solvers.pilot(y, physics, lf.pretrained("fast-gray"), noise=0.01)
+    >>> result = lf.solvers.pgd(y, physics, lf.pretrained("fast-gray"), noise=0.01, x0=start.x, max_iter=5)
     """
     problem = checked_problem(y, physics, x0=x0)
     return follow_levels(problem, model, working_noise(problem, noise), progress)

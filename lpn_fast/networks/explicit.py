@@ -14,18 +14,17 @@ patches, or free filters whose spectra are limited (networks/explicit_filters.py
 import torch
 from torch import Tensor, nn
 
-from ..algebra.noise import noise_features
 from ..ops.explicit import Potentials, Solution, SolveLimits, prior_gradient, prior_value, proximal_point
 from ..ops.explicit import potentials as passes
 from ..ops.explicit.descent import linear_solve
 from ..ops.explicit.level import Level
 from ..ops.tracing import uncompiled
 from ..per_sample import broadcast, dot, norm
-from .explicit_blocks import check_blocks, of_all_groups, shared_out
 from .explicit_filters import limit_, mirrored, peak
+from .explicit_potentials import potentials_at
 from .explicit_spec import ExplicitSpec
 from .explicit_start import draw_start_
-from .families import check_reads_noise, check_side, noise_knots
+from .families import check_reads_noise, noise_knots
 from .frame import hold_orthonormal_, keep_rotations_
 from .inputs import checked_images, checked_levels, warn_of_units
 from .registry import register
@@ -34,7 +33,6 @@ from .summary import Summarised
 TOL = {torch.float32: 1e-5, torch.float64: 1e-12}  # for |residual| / |y| of a solve: what each type surely reaches
 # In training mode. A solve that stops early trains another map than the one that is used: potentials grow without end.
 TRAINING_TOL, TRAINING_ADJOINT_TOL = 3e-4, 3e-2  # for the solve, and the linear system behind its derivatives
-MOST_FILTERS = 256
 STEPS = {"atoms": 1.5, "seeds": 1.5, "shares": 15.0, "far": 5.0, "bends": 15.0, "tails": 15.0}  # sizes for an optimizer
 
 
@@ -118,35 +116,12 @@ class ExplicitLPN(Summarised):
         joint: int = 0,
     ):
         super().__init__()
-        check_side("kernel", kernel, 2, 15)
         check_reads_noise(sigma_conditional)
-        if groups < 1:
-            raise ValueError(f"groups must be at least 1, got {groups}")
-        if not 0 < concavity < 1:
-            raise ValueError(f"concavity must be in (0, 1), got {concavity}")
-        if ndim not in (2, 3):
-            raise ValueError(f"ndim must be 2 for images or 3 for volumes, got {ndim!r}")
-        if not bend > 1:
-            raise ValueError(f"bend must be above 1, got {bend}")
-        if filters % 4 or not 0 <= filters <= MOST_FILTERS:
-            raise ValueError(f"filters must be a multiple of 4 up to {MOST_FILTERS}, or 0 for none, got {filters}")
-        if filters and ndim != 2:
-            raise ValueError(f"ndim must be 2 with free filters, got {ndim}")
-        if coarse_kernel:
-            check_side("coarse_kernel", coarse_kernel, 2, 15)
-            if filters:
-                raise ValueError(
-                    f"coarse_kernel must be 0 with free filters, which see means, too, got {coarse_kernel}"
-                )
-        if blocks or joint:
-            check_blocks(filters, groups, blocks, joint)
         knots, coarse = noise_knots(sigma_conditional), (coarse_kernel, coarse_groups if coarse_kernel else 0)
         self.spec = ExplicitSpec(
             channels, kernel, groups, concavity, bend, knots, *coarse, filters, ndim, blocks, joint
         )
         self.card: dict = {}
-        # shares: logits of U / mu, the slack's are 0; far: log e; bends: log-odds of (rho^2 - 1) / (bend - 1);
-        # tails: log(tau - 1)
         for slot in self.spec.slots():
             self.register_parameter(slot.name, nn.Parameter(torch.empty(slot.shape)))
         draw_start_(self)
@@ -217,25 +192,7 @@ class ExplicitLPN(Summarised):
 
     def potentials(self, sigma: Tensor) -> Potentials:
         """Atoms and potentials at noise levels sigma, (N,); differentiable in the parameters."""
-        mixed = noise_features(sigma, self.spec.noise_levels)  # [N, knots]
-        return self._potentials("", mixed, self._potentials("coarse_", mixed) if self.spec.coarse_kernel else None)
-
-    def _potentials(self, prefix: str, mixed: Tensor, coarse: Potentials | None = None) -> Potentials:
-        spec = self.spec
-        atoms, shares, far, bends, tails = self.of_level(prefix)
-        logits = torch.tensordot(mixed, shares, 1)  # [N, M, n - C]
-        if spec.blocks:
-            energies = of_all_groups(spec.concavity * shared_out(logits), spec.blocks, spec.own)
-            far, bends, tails = (t.repeat_interleave(4, 1) for t in (far, bends, tails))
-        else:
-            logits = torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1)
-            energies = spec.concavity * logits.softmax(1)[:, :-1]
-        means = atoms.shape[0] - energies.shape[2]  # of channels: without a potential
-        energies = torch.cat([energies.new_zeros(*energies.shape[:2], means), energies], dim=2)
-        e = (mixed @ far).exp()
-        bend = 1 + (spec.bend - 1) * (mixed @ bends).sigmoid()  # rho^2
-        slope = e * (1 + (mixed @ tails).exp()) * (1 - bend**-2).rsqrt()
-        return Potentials(atoms.flatten(1), energies, slope, (slope / bend).square(), e, coarse)
+        return potentials_at(self, sigma)
 
     # ---- one pass
 

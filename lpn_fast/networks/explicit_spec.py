@@ -5,6 +5,10 @@ from dataclasses import asdict, dataclass, fields
 
 from ..algebra.parameters import Slot
 from ..algebra.spec import Stage
+from .explicit_blocks import check_blocks
+from .families import check_side
+
+MOST_FILTERS = 256
 
 ADDED = {
     "filters": 0,
@@ -60,6 +64,29 @@ class ExplicitSpec:
     image_size = None
     noise_units = True
     is_mirrored = True
+
+    def __post_init__(self):
+        check_side("kernel", self.kernel, 2, 15)
+        if self.groups < 1:
+            raise ValueError(f"groups must be at least 1, got {self.groups}")
+        if not 0 < self.concavity < 1:
+            raise ValueError(f"concavity must be in (0, 1), got {self.concavity}")
+        if self.ndim not in (2, 3):
+            raise ValueError(f"ndim must be 2 for images or 3 for volumes, got {self.ndim!r}")
+        if not self.bend > 1:
+            raise ValueError(f"bend must be above 1, got {self.bend}")
+        if self.filters % 4 or not 0 <= self.filters <= MOST_FILTERS:
+            raise ValueError(f"filters must be a multiple of 4 up to {MOST_FILTERS}, or 0 for none, got {self.filters}")
+        if self.filters and self.ndim != 2:
+            raise ValueError(f"ndim must be 2 with free filters, got {self.ndim}")
+        if self.coarse_kernel:
+            check_side("coarse_kernel", self.coarse_kernel, 2, 15)
+            if self.filters:
+                raise ValueError(
+                    f"coarse_kernel must be 0 with free filters, which see means, too, got {self.coarse_kernel}"
+                )
+        if self.blocks or self.joint:
+            check_blocks(self.filters, self.groups, self.blocks, self.joint)
 
     @property
     def axes(self) -> tuple[str, ...]:

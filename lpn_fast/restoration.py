@@ -237,28 +237,39 @@ def _descent(progress: bool | Callable[[int], object] = False, pilot: Tensor | N
 
 
 def _weight(problem: InverseProblem, choice: Choice, level: Tensor) -> Tensor | None:
-    """Which of WEIGHTS every sample wants, (N,), by a part of the noise that is kept from the reconstruction.
+    """Which of some weights every sample wants, (N,), by a part of the noise that is kept from the reconstruction.
 
     With y_1 = y + a n and y_2 = y - n / a, n as the noise of y: E |A x_1 - y_2|^2 = E |A x_1 - A x|^2 and a constant.
+    What is left by chance are products of A x_1 with n and with the noise of y; n and -n together take the first away.
     """
     if not _is_local(problem) or highest_level(problem) == MISSING:
         return None
     y, reached = problem.y, seen(problem.physics, problem.y)
     n = torch.where(reached, broadcast(level, y) * random_like(y), 0.0)
-    split = replace(problem, y=y + SPLIT * n)
-    choice = choice if choice.trial is None else Choice(choice.pilot, choice.trial, choice.reason)
-    louder, risks = level * (1 + SPLIT**2) ** 0.5, []
+    trial = choice if choice.trial is None else Choice(choice.pilot, choice.trial, choice.reason)
+    tried = MINIMISER_WEIGHTS if trial.through_minimisers else GRADIENT_WEIGHTS if trial.by_gradient else WEIGHTS
+    weights = torch.tensor(tried, dtype=torch.float64, device=y.device)
+    risks = torch.zeros(len(weights), len(y), dtype=torch.float64, device=y.device)
+    for noise in (n, -n):
+        images = _images_at(weights, problem, trial, level, noise)
+        missed = torch.where(reached, images - y + noise / SPLIT, 0.0)
+        risks += torch.stack([norm(image).square() for image in missed])
+    return weights[risks.argmin(0)]
+
+
+def _images_at(weights: Tensor, problem: InverseProblem, choice: Choice, level: Tensor, noise: Tensor) -> Tensor:
+    """A x of the reconstruction x of y and a part of more noise, like y, at every weight, [weights, N, ...]."""
+    split, louder = replace(problem, y=problem.y + SPLIT * noise), level * (1 + SPLIT**2) ** 0.5
     pilot = follow_levels(split, choice.pilot, louder) if choice.apart else None
-    x = split.x0 if pilot is None else pilot.x
-    weights = MINIMISER_WEIGHTS if choice.through_minimisers else GRADIENT_WEIGHTS if choice.by_gradient else WEIGHTS
-    for weight in torch.tensor(weights, dtype=torch.float64, device=y.device):
+    x, images = split.x0 if pilot is None else pilot.x, []
+    for weight in weights:
+        own = weight.expand(len(level))
         if pilot is None:
-            x = _solved(split, choice, louder, weight.expand(len(y)))[1].x
+            x = _solved(split, choice, louder, own)[1].x
         else:  # from the minimiser at the weight before
-            x = _descended(split, choice, louder, weight, pilot, x, _descent())[0].x
-        missed = torch.where(reached, problem.physics.A(x) - (y - n / SPLIT), 0.0)
-        risks.append(norm(missed))
-    return torch.tensor(weights, dtype=torch.float64, device=y.device)[torch.stack(risks).argmin(0)]
+            x = _descended(split, choice, louder, own, pilot, x, _descent())[0].x
+        images.append(problem.physics.A(x))
+    return torch.stack(images)
 
 
 def _closer_noise(problem: InverseProblem, choice: Choice, level: Tensor) -> Tensor:

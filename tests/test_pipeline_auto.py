@@ -155,6 +155,18 @@ def test_colour_gray_and_ct_get_their_own_networks(folder, tmp_path, capsys):
     assert "models: " in capsys.readouterr().out
 
 
+def test_priors_are_read_from_r_itself_in_one_pass(folder, tmp_path):
+    noisy_picture(folder / "gray.png", 0.05)
+    noisy_picture(folder / "colour.png", 0.05, channels=3)
+    write_ct(folder / "slice.dcm")
+    wanted = {"gray.png": "natural-gray", "colour.png": "natural-color", "slice.dcm": "ct"}
+    summary = reconstruct(folder, tmp_path / "out", task=Score(sigma=0.05), model="auto")
+    assert {r.item: r.model for r in summary.done} == wanted
+    for result in summary.done:
+        model, x = lf.pretrained(wanted[result.item]), read_image(folder / result.item).pixels[None]
+        assert result.value == pytest.approx(model.prior(x, sigma=0.05).item(), rel=1e-5) and result.iterations == 0
+
+
 def test_colour_is_restored_better_in_colour_than_plane_by_plane(folder, tmp_path):
     clean = torch.from_numpy(synthetic_images("dead-leaves", 3, 96)).reshape(3, 96, 96)
     mixed = torch.einsum("ij,jhw->ihw", torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.5, 0.3, 0.2]]), clean)
@@ -166,15 +178,6 @@ def test_colour_is_restored_better_in_colour_than_plane_by_plane(folder, tmp_pat
         reconstruct(folder, out, task=Denoise(0.1), model=model)
         error[len(error)] = float((torch.from_numpy(np.load(out / "a.npy")) - mixed).square().mean())
     assert error[0] < 0.8 * error[1]
-
-
-def test_scores_are_those_of_the_network_that_suits(folder, tmp_path):
-    noisy_picture(folder / "gray.png", 0.05)
-    noisy_picture(folder / "colour.png", 0.05, channels=3)
-    summary = reconstruct(folder, tmp_path / "out", task=Score(sigma=0.1), model="auto")
-    for result in summary.done:
-        x = read_image(folder / result.item).pixels[None]
-        assert result.value == pytest.approx(lf.prior(lf.pretrained(result.model), x, sigma=0.1).value.item(), rel=1e-4)
 
 
 def test_jobs_take_a_network_that_is_the_prior_itself(folder, tmp_path, capsys):

@@ -237,7 +237,7 @@ def _descent(progress: bool | Callable[[int], object] = False, pilot: Tensor | N
 
 
 def _weight(problem: InverseProblem, choice: Choice, level: Tensor) -> Tensor | None:
-    """Which of some weights every sample wants, (N,), by a part of the noise that is kept from the reconstruction.
+    """The weight that every sample wants, (N,), by a part of the noise that is kept from the reconstruction.
 
     With y_1 = y + a n and y_2 = y - n / a, n as the noise of y: E |A x_1 - y_2|^2 = E |A x_1 - A x|^2 and a constant.
     What is left by chance are products of A x_1 with n and with the noise of y; n and -n together take the first away.
@@ -254,7 +254,19 @@ def _weight(problem: InverseProblem, choice: Choice, level: Tensor) -> Tensor | 
         images = _images_at(weights, problem, trial, level, noise)
         missed = torch.where(reached, images - y + noise / SPLIT, 0.0)
         risks += torch.stack([norm(image).square() for image in missed])
-    return weights[risks.argmin(0)]
+    return _lowest(weights.log(), risks).exp()
+
+
+def _lowest(places: Tensor, values: Tensor) -> Tensor:
+    """Where parabolas through the least of values [W, N] and its neighbours at places, (W,), are lowest, (N,)."""
+    middle = values.argmin(0).clamp(1, len(places) - 2)
+    left, own, right = (places[middle + step] for step in (-1, 0, 1))
+    at = torch.arange(values.shape[1], device=values.device)
+    low, least, high = (values[middle + step, at] for step in (-1, 0, 1))
+    down, up = (low - least) / (own - left), (high - least) / (right - own)
+    bent = down + up > 0
+    vertex = own + 0.5 * ((right - own) * down - (own - left) * up) / torch.where(bent, down + up, 1)
+    return torch.where(bent, vertex, places[values.argmin(0)]).clamp(places[0], places[-1])
 
 
 def _images_at(weights: Tensor, problem: InverseProblem, choice: Choice, level: Tensor, noise: Tensor) -> Tensor:

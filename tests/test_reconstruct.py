@@ -12,7 +12,7 @@ import lpn_fast as lf
 from lpn_fast import physics as P
 from lpn_fast.choice import Choice, shipped_for
 from lpn_fast.metrics import psnr
-from lpn_fast.restoration import GRADIENT_WEIGHTS, MINIMISER_WEIGHTS, SPLIT, _usual_weight
+from lpn_fast.restoration import GRADIENT_WEIGHTS, MINIMISER_WEIGHTS, SPLIT, _lowest, _usual_weight
 from lpn_fast.solvers.problem import checked_problem
 
 GRAY = lf.pretrained("frame-gray")
@@ -341,7 +341,16 @@ def test_what_a_prior_was_trained_through_decides_between_which_weights_measurem
     assert told[:-1] == pytest.approx(2 * [louder * weight for weight in weights]), (
         "tried, with a noise and its negative"
     )
-    assert min(abs(told[-1] - weight) for weight in weights) < 1e-6, "taken"
+    assert min(weights) - 1e-9 <= told[-1] <= max(weights) + 1e-9, "taken"
+
+
+def test_a_weight_lies_where_the_risk_is_lowest_between_those_tried():
+    places = torch.tensor([-0.7, -0.2, 0.2, 0.6], dtype=torch.float64)
+    wanted = torch.tensor([0.05, -0.33, 0.31, 0.9, -1.0], dtype=torch.float64)  # two beyond what was tried
+    risks = 3 + 2 * (places[:, None] - wanted).square()
+    assert torch.allclose(_lowest(places, risks), wanted.clamp(-0.7, 0.6), atol=1e-12)
+    assert torch.isin(_lowest(places, -risks), places).all(), "of risks without a bottom one that was tried"
+    assert torch.equal(_lowest(places, torch.ones(4, 1).double()), places[:1]), "all alike"
 
 
 def test_a_weight_that_is_given_is_taken():

@@ -23,6 +23,7 @@ Where A misses much of the image, the minimiser of other networks is a worse pic
 the objective goes on to fall in steps that cannot be seen (`python -m bench.reconstruction`): these are not made.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -55,6 +56,7 @@ GRADIENT_WEIGHTS = (0.125, 0.25, 0.5)  # the same for R itself
 # as even.
 EVEN, EVEN_WEIGHTS, ATTENUATED_WEIGHTS = 0.2, (0.5, 1.0), (0.125, 0.5)
 MINIMISER_WEIGHTS = (0.5, 0.8, 1.2, 1.8)  # the same for networks that were trained through minimisers
+FEW = 2**14  # pixels; as many as an image of 128 x 128 leave chance in the choice of a weight
 SPLIT = 0.5  # a: noise added to what is reconstructed, over that of y
 CLOSER = 2.0  # an estimate of the noise this much above what a reconstruction leaves of y took signal for noise
 ASSUMED = 0.85  # noise told to the model for blurs over the true one: where its training ended (its card)
@@ -240,7 +242,8 @@ def _weight(problem: InverseProblem, choice: Choice, level: Tensor) -> Tensor | 
     """The weight that every sample wants, (N,), by a part of the noise that is kept from the reconstruction.
 
     With y_1 = y + a n and y_2 = y - n / a, n as the noise of y: E |A x_1 - y_2|^2 = E |A x_1 - A x|^2 and a constant.
-    What is left by chance are products of A x_1 with n and with the noise of y; n and -n together take the first away.
+    What is left by chance are products of A x_1 with n and with the noise of y; n and -n together take the first away,
+    where so few pixels need it.
     """
     if not _is_local(problem) or highest_level(problem) == MISSING:
         return None
@@ -250,7 +253,7 @@ def _weight(problem: InverseProblem, choice: Choice, level: Tensor) -> Tensor | 
     tried = MINIMISER_WEIGHTS if trial.through_minimisers else GRADIENT_WEIGHTS if trial.by_gradient else WEIGHTS
     weights = torch.tensor(tried, dtype=torch.float64, device=y.device)
     risks = torch.zeros(len(weights), len(y), dtype=torch.float64, device=y.device)
-    for noise in (n, -n):
+    for noise in (n, -n) if math.prod(y.shape[-2:]) <= FEW else (n,):
         images = _images_at(weights, problem, trial, level, noise)
         missed = torch.where(reached, images - y + noise / SPLIT, 0.0)
         risks += torch.stack([norm(image).square() for image in missed])

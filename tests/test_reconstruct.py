@@ -238,7 +238,7 @@ def test_a_misfit_far_from_one_is_noticed():
         (lambda y, a: lf.reconstruct(y[..., :52, :20], EveryOther()), ValueError, r"\(1, 1, 52, 20\) is refused by"),
         (lambda y, a: lf.solvers.pgd(y, a, "frame-gray"), TypeError, r"lf.pretrained\('frame-gray'\) loads"),
         (lambda y, a: lf.solvers.pgd(y, a, torch.nn.Conv2d(1, 1, 3)), TypeError, "a denoiser alone has no R"),
-        (lambda y, a: lf.pretrained("natural_gray"), ValueError, "did you mean 'frame-gray'"),
+        (lambda y, a: lf.pretrained("natural_gray"), ValueError, "did you mean 'natural-gray'"),
         (lambda y, a: GRAY(y[0], sigma=0.1), ValueError, r"add a batch axis with x\[None\]"),
         (lambda y, a: GRAY(y.permute(0, 2, 3, 1), sigma=0.1), ValueError, r"x.permute\(0, 3, 1, 2\)"),
         (lambda y, a: lf.pretrained("frame-color")(torch.rand(8, 9, 3), sigma=0.1), ValueError,

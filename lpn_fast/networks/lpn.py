@@ -123,7 +123,7 @@ class LPN(Summarised):
         --------
         >>> import lpn_fast as lf
         >>> lf.pretrained("fast-gray").with_border("mirror").extra_repr()
-        'conv, channels=1, widths=[49, 96], beta=1, alpha=0.0001, border=mirror'
+        'conv, channels=1, widths=[49, 128], beta=1, alpha=0.0001, border=mirror'
         """
         spec = dataclasses.replace(self.spec, border=border)
         model = copy.deepcopy(self)

@@ -252,11 +252,8 @@ def _weight(problem: InverseProblem, choice: Choice, level: Tensor) -> Tensor | 
     trial = choice if choice.trial is None else Choice(choice.pilot, choice.trial, choice.reason)
     tried = MINIMISER_WEIGHTS if trial.through_minimisers else GRADIENT_WEIGHTS if trial.by_gradient else WEIGHTS
     weights = torch.tensor(tried, dtype=torch.float64, device=y.device)
-    risks = torch.zeros(len(weights), len(y), dtype=torch.float64, device=y.device)
-    for noise in (n, -n) if math.prod(y.shape[-2:]) <= FEW else (n,):
-        images = _images_at(weights, problem, trial, level, noise)
-        missed = torch.where(reached, images - y + noise / SPLIT, 0.0)
-        risks += torch.stack([norm(image).square() for image in missed])
+    signs = (1, -1) if math.prod(y.shape[-2:]) <= FEW else (1,)
+    risks = torch.stack([_risks(weights, problem, trial, level, sign * n, reached) for sign in signs]).sum(0)
     return _lowest(weights.log(), risks).exp()
 
 
@@ -272,19 +269,22 @@ def _lowest(places: Tensor, values: Tensor) -> Tensor:
     return torch.where(bent, vertex, places[values.argmin(0)]).clamp(places[0], places[-1])
 
 
-def _images_at(weights: Tensor, problem: InverseProblem, choice: Choice, level: Tensor, noise: Tensor) -> Tensor:
-    """A x of the reconstruction x of y and a part of more noise, like y, at every weight, [weights, N, ...]."""
+def _risks(
+    weights: Tensor, problem: InverseProblem, choice: Choice, level: Tensor, noise: Tensor, reached: Tensor
+) -> Tensor:
+    """|A x_1 - y_2|^2 at every weight, [weights, N], with `noise`, like y, as n."""
     split, louder = replace(problem, y=problem.y + SPLIT * noise), level * (1 + SPLIT**2) ** 0.5
     pilot = follow_levels(split, choice.pilot, louder) if choice.apart else None
-    x, images = split.x0 if pilot is None else pilot.x, []
+    x, risks = split.x0 if pilot is None else pilot.x, []
     for weight in weights:
         own = weight.expand(len(level))
         if pilot is None:
             x = _solved(split, choice, louder, own)[1].x
         else:  # from the minimiser at the weight before
             x = _descended(split, choice, louder, own, pilot, x, _descent())[0].x
-        images.append(problem.physics.A(x))
-    return torch.stack(images)
+        missed = torch.where(reached, problem.physics.A(x) - (problem.y - noise / SPLIT), 0.0)
+        risks.append(norm(missed).square())
+    return torch.stack(risks)
 
 
 def _closer_noise(problem: InverseProblem, choice: Choice, level: Tensor) -> Tensor:

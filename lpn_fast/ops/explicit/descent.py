@@ -24,7 +24,7 @@ from . import potentials
 from .potentials import Potentials
 
 MEMORY = 8
-SHARE = 0.15  # part of the curvature at zero that patches have in the mean; 0.1 to 0.3 differ by a few passes
+SHARE = 0.12  # part of the curvature at zero that patches have in the mean; 0.1 to 0.3 differ by a few passes
 MOST_TRIALS = 12  # steps along one direction
 STEEPEST = 0.8  # slope after a step over the one before it
 

@@ -7,7 +7,8 @@ alpha, K and the squared head of the first stage, whose Hessian is at most 2 g_j
 
 of a squared first stage the same with q_j of `quadratic_heads` for g_j. Where images go on mirrored psi is a sum over
 patches that see every pixel at most k^2 times (algebra/patches.py), and the sup is k^2 times the largest eigenvalue of
-sum_j 2 q_j a_j a_j^T on patches: for the tight frames of networks/frame.py the same number. With gain < 1,
+sum_j 2 q_j a_j a_j^T on patches: for the tight frames of networks/frame.py the same number. Of experts that compete
+it is that of the expert with the largest. With gain < 1,
 psi(x) <= gain/2 |x|^2 + O(|x|), hence
 
     R(x) = psi*(x) - 1/2 |x|^2 >= (1/gain - 1)/2 |x|^2 - O(|x|):
@@ -67,6 +68,12 @@ def asymptotic_gain(model: Network) -> float:
     if any("squared" in stage.heads for stage in model.spec.stages[1:]):
         return math.inf
     first, operators = model.stages[0], []
+    if model.spec.gates_pixels and [stage.competing for stage in model.spec.stages] == [False, True]:
+        # log sum exp(W c^2 + b) <= max_m W_m c^2 + const: a form of each patch, and k^2 patches see a pixel
+        last = model.stages[1]
+        weights = 2 * (_head(first, first.skip) + last.head.clamp(min=0) * last.core.clamp(min=0).flatten(1))
+        largest = torch.linalg.eigvalsh(forms_of(first.skip.flatten(1), weights))[:, -1].max().item()
+        return model.alpha + first.skip.shape[-1] ** 2 * largest
     if model.spec.square_first:
         weight = (2 * quadratic_heads(model)).sqrt()
         operators.append(first.skip * weight.view(-1, *(1,) * (first.skip.dim() - 1)))
@@ -112,6 +119,11 @@ def lipschitz_bound(model: Network) -> float:
     if model.spec.quadratic:
         operators.append(model.quadratic)
     return model.alpha + transfer_bound(model.spec, _stacked(operators))
+
+
+def forms_of(filters: Tensor, weights: Tensor) -> Tensor:
+    """sum_j q_mj a_j a_j^T on patches, [M, d, d]; filters a [n, d], weights q [M, n]."""
+    return (weights @ (filters[:, :, None] * filters[:, None]).flatten(1)).unflatten(1, (filters.shape[1],) * 2)
 
 
 def quadratic_heads(model: Network) -> Tensor:

@@ -16,12 +16,17 @@ directions. It learns them, and a temperature: W and b divided by T, w times T.
 The gates of FrameLPN open one by one as energy rises. Experts compete: energy that speaks for one of them closes what
 the others would let pass.
 
-`project_` keeps, for any weights, the frame orthonormal, the patch means passed by h and out of W, h_j = 0 elsewhere,
-and w W_mj <= (LIMIT - alpha) / 2. The log-sum-exp is at most a constant above its largest term, hence
+In a basis all covariances have the same eigenvectors. More `filters` than a basis has let each expert have directions
+of its own, which sums of squares of enough filters approach; psi is convex whatever they are, as long as W >= 0.
+
+`project_` keeps, for any weights, the basis orthonormal, or more filters of unit norm and without means; the patch
+means passed by h and out of W, h_j = 0 elsewhere; and w sum_j W_mj a_j a_j^T <= (LIMIT - alpha) / 2, which in a basis
+is w W_mj <= (LIMIT - alpha) / 2. The log-sum-exp is at most a constant above its largest term, hence
 psi(x) <= LIMIT/2 |x|^2 + const: R is coercive, as in networks/frame.py.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -29,7 +34,17 @@ from torch import Tensor
 from ..algebra.spec import Spec, Stage
 from .families import check_reads_noise, check_side, noise_knots
 from .frame import LIMIT, cosine_atoms, hold_orthonormal_, keep_rotations_, sizes_at_start
+from .gain import forms_of
 from .lpn import LPN
+from .mixture_filters import (
+    forms_beyond,
+    forms_of_experts,
+    hold_unit_norms_,
+    keep_tangents_,
+    keep_to_limit_,
+    scale_rows_,
+)
+from .mixture_start import Sampler, mixture_at_patches, nonnegative_fit, waves
 from .registry import register
 
 # Experts at the start: variances contrast * spectrum(radius) * direction(angle) of the coefficients
@@ -44,12 +59,14 @@ COLOUR = 0.1  # variance of differences of channels over that of their mean
 # While training:
 LOG_ODDS = 12.0  # largest, with W_mj as a share of its limit: variances of 1e5 and, where they vanish, of 1e-5
 LOG_SCALES = {"core": 10.0, "bias": 10.0, "noise": 10.0, "head": 3.0}  # sizes of steps in logarithms
+NEAR = 1e-4  # relative distance to the limit of the gain at which an expert counts as being there
+TURNS = 7.0  # steps of filters that need not stay orthogonal, over those of a basis
 
 
 @register(
     "mixture",
     "experts, as of a mixture of Gaussians, compete for the coefficients of a learned frame; R is coercive",
-    {"kernel": "skip_kernel", "experts": "hidden", "alpha": "alpha", "border": "border"},
+    {"kernel": "skip_kernel", "experts": "hidden", "filters": "filters", "alpha": "alpha", "border": "border"},
     noise="always",
     own_start=True,
 )
@@ -61,9 +78,11 @@ class MixtureLPN(LPN):
     channels : int
         Image channels.
     kernel : int
-        Side of the patches, 2 to 15; there are n = channels * kernel^2 filters.
+        Side of the patches, 2 to 15.
     experts : int
         Experts M, at least 2.
+    filters : int
+        Filters n, more than channels * kernel^2; 0 for an orthonormal basis, of as many.
     alpha : float
         Strong convexity alpha/2 |x|^2.
     sigma_conditional : True or tuple of float
@@ -87,12 +106,20 @@ class MixtureLPN(LPN):
         alpha: float = 1e-4,
         sigma_conditional: bool | tuple[float, ...] = True,
         border: str = "zero",
+        filters: int = 0,
     ):
         check_side("kernel", kernel, 2, 15)
         if experts < 2:
             raise ValueError(f"experts must be at least 2, got {experts}")
+        basis = channels * kernel**2
+        if filters and filters <= basis:
+            raise ValueError(
+                f"filters must be more than channels * kernel^2 = {basis}, or 0 for a basis of as many, got {filters}"
+            )
         check_reads_noise(sigma_conditional)
-        super().__init__(_spec(channels, kernel, experts, alpha, noise_knots(sigma_conditional), border))
+        knots = noise_knots(sigma_conditional)
+        super().__init__(_spec(channels, kernel, filters or basis, experts, alpha, knots, border))
+        self._at_limit: Tensor | None = None  # experts that `project_gradients_` found there
         self._draw()
         self.project_()
 
@@ -102,12 +129,18 @@ class MixtureLPN(LPN):
         if spec.is_dense or not spec.noise_units or len(spec.stages) != 2:
             return False
         first, last = spec.stages
-        form = _spec(spec.channels, first.skip_kernel, last.width, spec.alpha, spec.noise_levels, spec.border)
-        return spec == form
+        sizes = spec.channels, first.skip_kernel, first.width, last.width
+        enough = first.width >= spec.channels * first.skip_kernel**2
+        return enough and spec == _spec(*sizes, spec.alpha, spec.noise_levels, spec.border)
+
+    @property
+    def in_basis(self) -> bool:
+        """Whether the filters are an orthonormal basis of patches, or more."""
+        return len(self.stages[0].skip) == self.stages[0].skip[0].numel()
 
     @property
     def _budget(self) -> float:
-        """What h_j and each w W_mj are at most."""
+        """What h_j and the eigenvalues of each w sum_j W_mj a_j a_j^T are at most."""
         return (LIMIT - self.alpha) / 2
 
     # ---- start, projection, gradients
@@ -118,26 +151,58 @@ class MixtureLPN(LPN):
         first, last = self.stages
         channels, k, experts = self.spec.channels, first.skip.shape[-1], len(last.core)
         atoms, frequencies = cosine_atoms(channels, k)
-        first.skip.copy_((atoms / k).view(first.skip.shape))
         variance = _spectra(frequencies * torch.tensor([7 / k, 7 / k, 1.0]))  # [shapes, n]
         contrast = torch.logspace(*(math.log10(c) for c in CONTRASTS), -(-experts // len(variance)))
         variance = (contrast[:, None, None] * variance).flatten(0, 1)[:experts]  # [M, n]
         variance *= torch.exp(0.1 * torch.randn(variance.shape))
-        last.core.copy_((k * k / 2 * variance / (1 + variance))[:, :, None, None])
+        passed = variance / (1 + variance)
+        if not self.in_basis:
+            atoms = torch.cat([atoms, waves(channels, k, len(first.skip) - len(atoms)).double()])
+            cosines = atoms[channels : channels * k * k]
+            forms = forms_of(cosines, passed[:, channels:].double())
+            passed = torch.cat([passed[:, :channels], nonnegative_fit(forms, atoms[channels:]).float()], 1)
+        first.skip.copy_((atoms / k).view(first.skip.shape))
+        last.core.copy_((k * k / 2 * passed)[:, :, None, None])
         last.bias.copy_(-0.5 * torch.log1p(variance).sum(1))
         last.noise.zero_()
         last.head.fill_(1 / k**2)
 
+    def start_from_(self, crops: Sampler, seed: int = 0, report: Callable[[str], None] | None = None) -> "MixtureLPN":
+        """Start at a mixture of Gaussians fitted to patches, in place; a minute or two. For more filters than a basis.
+
+        Parameters
+        ----------
+        crops : callable
+            Takes a count and a generator, returns clean images (count, C, side, side) in [0, 1].
+        seed : int
+        report : callable, optional
+            Takes a line after each round.
+        """
+        if self.in_basis:
+            raise ValueError("filters must be more than a basis has for a start from data, got an orthonormal basis")
+        generator = torch.Generator().manual_seed(seed)
+        filters, experts = mixture_at_patches(crops, self.spec, generator, report)
+        first, last = self.stages
+        first.skip.data[self.spec.channels :] = filters
+        for name, value in experts.items():
+            getattr(last, name).data.copy_(value)
+        return self.project_()
+
     @torch.no_grad()
     def project_(self) -> "MixtureLPN":
-        """Clamp what must not be negative; hold the frame orthonormal, its means ungated, and the gain; in place."""
+        """Clamp what must not be negative; hold the filters, their means ungated, and the gain; in place."""
         super().project_()
         (first, last), channels = self.stages, self.spec.channels
-        hold_orthonormal_(first.skip)
         first.head.zero_()
         first.head[:channels] = self._budget
         last.core[:, :channels] = 0
-        last.core.clamp_(max=self._budget / last.head.item() if last.head.item() > 0 else math.inf)
+        most = self._budget / last.head.item() if last.head.item() > 0 else math.inf
+        if self.in_basis:
+            hold_orthonormal_(first.skip)
+            last.core.clamp_(max=most)
+        else:
+            hold_unit_norms_(first.skip)
+            scale_rows_(last.core, *forms_beyond(first.skip, last.core, most), most)
         return self
 
     @torch.no_grad()
@@ -147,13 +212,17 @@ class MixtureLPN(LPN):
         Those of w and W are in log w and in the log-odds of W_mj as a share of its limit, which is log v_mj.
         """
         first, last = self.stages
-        keep_rotations_(first.skip)
         if first.head.grad is not None:
             first.head.grad.zero_()
         if last.core.grad is not None and last.head.grad is not None:
             slopes = last.core.grad * last.core  # in log W
             last.head.grad.mul_(last.head).sub_(slopes.sum())  # w W stays where log w moves
+            if not self.in_basis and first.skip.grad is not None:
+                most = (1 - NEAR) * self._budget / last.head.item()
+                self._at_limit = keep_to_limit_(first.skip, last.core, slopes, most)
             last.core.grad.copy_(slopes * (1 - last.core * (last.head / self._budget)))
+        if first.skip.grad is not None:
+            (keep_rotations_ if self.in_basis else keep_tangents_)(first.skip)
         return self
 
     @torch.no_grad()
@@ -169,18 +238,25 @@ class MixtureLPN(LPN):
         odds = torch.logit(last.core.double() * (last.head.double() / self._budget), 1e-9) + core
         last.head.mul_(head.exp())
         last.core.copy_(self._budget / last.head * odds.clamp(-LOG_ODDS, LOG_ODDS).sigmoid())
+        if not self.in_basis and self._at_limit is not None:
+            hold_unit_norms_(self.stages[0].skip)
+            forms = forms_of_experts(self.stages[0].skip, last.core[self._at_limit])
+            scale_rows_(last.core, self._at_limit, forms, (1 - NEAR / 2) * self._budget / last.head.item())
 
     def step_scales(self) -> dict[str, float]:
         """The size of each parameter at the start: steps of an optimizer are meant relative to it."""
         scales = sizes_at_start(self, MixtureLPN._draw)
+        if not self.in_basis:
+            scales["stages.0.skip"] *= TURNS
         scales["stages.0.head"] = self._budget
         return scales | {f"stages.1.{name}": scale for name, scale in LOG_SCALES.items()}
 
 
-def _spec(channels: int, kernel: int, experts: int, alpha: float, levels: tuple[float, ...], border: str) -> Spec:
-    first = Stage(
-        channels * kernel**2, skip_kernel=kernel, skip_padding=kernel - 1, bias=False, heads=("linear",)
-    )  # the padding of FrameLPN
+def _spec(
+    channels: int, kernel: int, filters: int, experts: int, alpha: float, levels: tuple[float, ...], border: str
+) -> Spec:
+    padding = kernel - 1  # as in FrameLPN
+    first = Stage(filters, skip_kernel=kernel, skip_padding=padding, bias=False, heads=("linear",))
     last = Stage(experts, kernel=1, skip_kernel=0, heads=("linear",), competing=True)
     levels = {"noise_levels": levels, "noise_units": True}
     return Spec("conv", channels, (first, last), 1.0, alpha, square_first=True, border=border, **levels)

@@ -150,7 +150,7 @@ class ModelConfig:
     strides: tuple[int, ...] = option("stride of each stage", (1, 2, 1, 2, 1))
     kernel: int = option("side of the core kernels", 3)
     skip_kernel: int = option("side of the skip kernels, or of the frame", 5)
-    filters: int = option("free filters of an explicit prior, in fours; 0 for a basis of patches", 0)
+    filters: int = option("filters of an explicit prior, in fours, or of a mixture; 0 for a basis of patches", 0)
     blocks: int = option("blocks of these filters, with groups of their own; 0: all groups see all filters", 0)
     joint: int = option("how many groups of an explicit prior see the filters of all blocks", 0)
     bend: float | None = option("bound on the curvature of an explicit prior, over that of its concave part", None)

@@ -5,14 +5,14 @@ from pathlib import Path
 import torch
 
 from ..data import ImageCrops, synthetic_crops, validation_batch
-from ..networks import LPN, shipped_or_loaded
+from ..networks import LPN, MixtureLPN, shipped_or_loaded
 from ..networks.initialise import best_start, initialise_as_
 from ..networks.registry import FAMILIES
 from .config import DataConfig, TrainingConfig
 from .denoiser import train_denoiser
 from .distributed import current_group
 from .problems import TASKS
-from .state import is_resume_file, take_weights_
+from .state import RESUME, is_resume_file, take_weights_
 
 SYNTHETIC_POOL = 64
 SYNTHETIC_SIDE = 256
@@ -48,6 +48,9 @@ def train(config: TrainingConfig, progress: bool = True) -> LPN:
     if progress and current_group().leads:
         size = sum(p.numel() for p in model.parameters())
         print(f"{len(crops)} images, {size:,} parameters, writing to {config.out}")
+    fresh = config.model.start is None and not (Path(config.out) / RESUME).exists()
+    if fresh and isinstance(model, MixtureLPN) and not model.in_basis:
+        model.start_from_(crops, config.seed, print if progress and current_group().leads else None)
     entries = model.spec.channels * crops.crop**2
     return train_denoiser(
         model.to(config.device),

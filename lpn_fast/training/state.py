@@ -72,6 +72,9 @@ def restore(
     return {n: torch.empty_like(p).copy_(average[n]) for n, p in model.named_parameters()} if average else {}
 
 
+RESUME = "resume.safetensors"  # in the folder of a run
+
+
 def is_resume_file(path: Path) -> bool:
     """Whether a file says that it is one; False for whatever else there may be, or nothing."""
     try:

@@ -359,7 +359,7 @@ class Trainer:
         if self.out is None or not self.group.leads or step == self._tried:
             return
         self._tried = step
-        path = self.out / "resume.safetensors"
+        path = self.out / state.RESUME
         try:
             state.write(path, self._good)
         except OSError as error:
@@ -371,7 +371,7 @@ class Trainer:
             return
         if self.group.leads:
             self.out.mkdir(parents=True, exist_ok=True)
-        path, own = self.out / "resume.safetensors", next(self.model.parameters())
+        path, own = self.out / state.RESUME, next(self.model.parameters())
         self.group.agree(True, own.device)  # wait for the folder
         if path.exists():
             snapshot = state.read(path)

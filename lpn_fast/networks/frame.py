@@ -243,13 +243,17 @@ def hold_orthonormal_(skip: Tensor) -> None:
 @torch.no_grad()
 def keep_rotations_(skip: Tensor) -> None:
     """Reduce the gradient of such filters, in place, to the part that rotates them and leaves the means alone."""
-    if skip.grad is None:
-        return
+    if skip.grad is not None:
+        skip.grad.copy_(rotations(skip, skip.grad))
+
+
+def rotations(skip: Tensor, gradient: Tensor) -> Tensor:
+    """The part of such a gradient, of its shape."""
     channels, basis = skip.shape[1], skip.flatten(1) * skip.shape[-1]
-    g = skip.grad.flatten(1)
+    g = gradient.flatten(1).clone()
     g[:channels] = 0
     g = g - g @ basis[:channels].T @ basis[:channels]
     symmetric = g @ basis.T
     g = g - (symmetric + symmetric.T) / 2 @ basis
     g[:channels] = 0
-    skip.grad.copy_(g.view(skip.shape))
+    return g.view(gradient.shape)

@@ -19,7 +19,7 @@ the others would let pass.
 In a basis all covariances have the same eigenvectors. More `filters` than a basis has let each expert have directions
 of its own, which sums of squares of enough filters approach; psi is convex whatever they are, as long as W >= 0.
 
-`project_` keeps, for any weights, the basis orthonormal, or more filters of unit norm and without means; the patch
+`project_` keeps, for any weights, the basis orthonormal and more filters of unit norm and without means; the patch
 means passed by h and out of W, h_j = 0 elsewhere; and w sum_j W_mj a_j a_j^T <= (LIMIT - alpha) / 2, which in a basis
 is w W_mj <= (LIMIT - alpha) / 2. The log-sum-exp is at most a constant above its largest term, hence
 psi(x) <= LIMIT/2 |x|^2 + const: R is coercive, as in networks/frame.py.
@@ -39,7 +39,7 @@ from .lpn import LPN
 from .mixture_filters import (
     forms_beyond,
     forms_of_experts,
-    hold_unit_norms_,
+    hold_filters_,
     keep_tangents_,
     keep_to_limit_,
     scale_rows_,
@@ -201,7 +201,7 @@ class MixtureLPN(LPN):
             hold_orthonormal_(first.skip)
             last.core.clamp_(max=most)
         else:
-            hold_unit_norms_(first.skip)
+            hold_filters_(first.skip)
             scale_rows_(last.core, *forms_beyond(first.skip, last.core, most), most)
         return self
 
@@ -239,7 +239,7 @@ class MixtureLPN(LPN):
         last.head.mul_(head.exp())
         last.core.copy_(self._budget / last.head * odds.clamp(-LOG_ODDS, LOG_ODDS).sigmoid())
         if not self.in_basis and self._at_limit is not None:
-            hold_unit_norms_(self.stages[0].skip)
+            hold_filters_(self.stages[0].skip)
             forms = forms_of_experts(self.stages[0].skip, last.core[self._at_limit])
             scale_rows_(last.core, self._at_limit, forms, (1 - NEAR / 2) * self._budget / last.head.item())
 

@@ -1,6 +1,7 @@
 """More filters than a basis of patches has, and experts over them whose gain is limited.
 
-Filters a_j / k are of unit norm and without means, but for the first C, which are the means. An expert passes the form
+The first of the filters a_j / k are an orthonormal basis, which begins with the C patch means: an expert that passes
+everything passes it exactly. The others are of unit norm and without means. An expert passes the form
 sum_j W_mj a_j a_j^T, whose largest eigenvalue lambda_m is limited. Cutting W_m after each step would wear experts off:
 of steps to and fro only those that lead beyond the limit are undone, and filters that turn raise lambda_m as often as
 they lower it. So an expert at the limit counts as L W_m / lambda_m. Gradients are those of that quotient, and after a
@@ -10,7 +11,7 @@ step W_m is scaled back to the limit from either side.
 import torch
 from torch import Tensor
 
-from ..algebra.cosines import cosine_atoms
+from .frame import hold_orthonormal_, rotations
 from .gain import forms_of
 
 
@@ -53,23 +54,24 @@ def keep_to_limit_(skip: Tensor, core: Tensor, slopes: Tensor, most: float) -> T
 
 
 @torch.no_grad()
-def hold_unit_norms_(skip: Tensor) -> None:
-    """Filters a_j / k, [n, C, k, k], with the patch means first and all others of unit norm and without means."""
-    channels, k = skip.shape[1], skip.shape[-1]
-    means = cosine_atoms(channels, k)[0][:channels].to(skip)
-    rest = skip.flatten(1)[channels:]
+def hold_filters_(skip: Tensor) -> None:
+    """Filters a_j / k, [n, C, k, k], as above, in place: an orthonormal basis, then unit norms without means."""
+    channels, k, basis = skip.shape[1], skip.shape[-1], skip[0].numel()
+    hold_orthonormal_(skip[:basis])
+    means, rest = skip.flatten(1)[:channels] * k, skip.flatten(1)[basis:]
     rest = rest - rest @ means.T @ means
     rest = rest / rest.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rest.dtype).tiny)
-    skip.copy_((torch.cat([means, rest]) / k).view(skip.shape))
+    skip[basis:] = (rest / k).view_as(skip[basis:])
 
 
 @torch.no_grad()
 def keep_tangents_(skip: Tensor) -> None:
-    """Reduce the gradient of such filters, in place, to what turns them without means."""
+    """Reduce the gradient of such filters, in place, to what rotates the basis and turns the others without means."""
     if skip.grad is None:
         return
-    channels, atoms, g = skip.shape[1], skip.flatten(1) * skip.shape[-1], skip.grad.flatten(1)
-    g = g - g @ atoms[:channels].T @ atoms[:channels]
-    g = g - (g * atoms).sum(1, keepdim=True) * atoms
-    g[:channels] = 0
-    skip.grad.copy_(g.view(skip.shape))
+    channels, k, basis = skip.shape[1], skip.shape[-1], skip[0].numel()
+    skip.grad[:basis] = rotations(skip[:basis], skip.grad[:basis])
+    means, others, g = (t.flatten(1) for t in (skip[:channels] * k, skip[basis:] * k, skip.grad[basis:]))
+    g = g - g @ means.T @ means
+    g = g - (g * others).sum(1, keepdim=True) * others
+    skip.grad[basis:] = g.view_as(skip[basis:])

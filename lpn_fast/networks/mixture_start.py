@@ -143,10 +143,13 @@ def common_directions(
 
 
 def nonnegative_fit(forms: Tensor, atoms: Tensor) -> Tensor:
-    """F >= 0, [M, n], with sum_j F_mj a_j a_j^T near each form [M, d, d], by multiplicative least squares."""
+    """F >= 0, [M, n], with sum_j F_mj a_j a_j^T near each form [M, d, d], by multiplicative least squares.
+
+    It begins in the basis that the first d atoms are, where an expert that passes everything has its place.
+    """
     gram = (atoms @ atoms.T).square()
     wanted = torch.einsum("ji,mik,jk->mj", atoms, forms, atoms).clamp(min=1e-6)
-    fitted = 0.2 * wanted + 0.01
+    fitted = torch.cat([wanted[:, : forms.shape[1]], 0.05 * wanted[:, forms.shape[1] :]], 1)
     for _ in range(FIT_ROUNDS):
         fitted = fitted * (wanted / (fitted @ gram))
     return fitted

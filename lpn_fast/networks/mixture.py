@@ -202,7 +202,8 @@ class MixtureLPN(LPN):
             last.core.clamp_(max=most)
         else:
             hold_filters_(first.skip)
-            scale_rows_(last.core, *forms_beyond(first.skip, last.core, most), most)
+            if math.isfinite(most):
+                scale_rows_(last.core, *forms_beyond(first.skip, last.core, most), most)
         return self
 
     @torch.no_grad()

@@ -124,10 +124,18 @@ def test_wide_ones_have_their_gradients_of_torch():
     assert any("torch's operations" in line for line in backend.details(spec, x, "fp32"))
 
 
-def test_those_of_several_stages_of_gates_are_refused_by_name():
-    spec = lf.FrameLPN(1, kernel=3, gates=((1, 1, 4), (1, 1, 3)), border="mirror").spec
-    refusal = TritonBackend().supports(spec, torch.ones(1, 1, 4, 4), "fp32")
-    assert refusal == "of networks with border 'mirror' only frames under one stage of gates are covered"
+@pytest.mark.parametrize(
+    "model",
+    [
+        lf.FrameLPN(1, kernel=3, gates=((1, 1, 4), (1, 1, 3)), border="mirror"),
+        lf.MixtureLPN(1, kernel=3, experts=4, filters=129, border="mirror"),
+        lf.MixtureLPN(1, kernel=9, experts=4, border="mirror"),
+    ],
+)
+def test_larger_ones_are_refused_by_name(model):
+    most = "only frames of up to 128 filters of side 8 under one stage of gates are covered"
+    refusal = TritonBackend().supports(model.spec, torch.ones(1, 1, 4, 4), "fp32")
+    assert refusal == f"of networks with border 'mirror' {most}"
 
 
 FAULTS = {

@@ -39,7 +39,8 @@ class TritonBackend(SweepsBackend):
             return "volumes are not covered"
         if (spec.stages[-1].competing or spec.is_mirrored) and not fused.covers(spec):
             which = "with border 'mirror'" if spec.is_mirrored else "whose last units compete"
-            return f"of networks {which} only frames under one stage of gates are covered"
+            most = f"up to {fused.MOST_UNITS} filters of side {fused.MOST_SIDE}"
+            return f"of networks {which} only frames of {most} under one stage of gates are covered"
         return device.refusal(x, precision)
 
     def evaluate(self, spec, x: Tensor, packed: Tensor, features, value: bool, tape: bool, precision: str):

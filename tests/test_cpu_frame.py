@@ -12,7 +12,7 @@ from lpn_fast.algebra.spec import BORDERS, Spec, Stage
 from lpn_fast.ops.backends.cpu import frame
 
 # (channels, kernel, gates, (H, W)): tiles of 64 pixels, blocks of 8 rows, 4 to 16 lanes; no gates, two stages of them,
-# and a number of experts, which compete
+# a number of experts, which compete, and these over so many filters
 CASES = [
     (1, 7, ((1, 1, 96),), (19, 37)),
     (3, 5, ((1, 1, 30),), (12, 70)),
@@ -25,6 +25,8 @@ CASES = [
     (3, 3, 17, (12, 70)),
     (1, 9, 2, (1, 1)),
     (2, 4, 7, (33, 131)),
+    (1, 7, {"experts": 130, "filters": 257}, (19, 37)),
+    (3, 3, {"experts": 5, "filters": 31}, (12, 70)),
 ]
 
 
@@ -36,8 +38,9 @@ def cpu():
 
 def network(channels=1, kernel=5, gates=((1, 1, 12),), size=0.3, beta=1.0, border="zero") -> lf.LPN:
     """Far from the start: no two filters, gates or experts, or noise levels alike."""
-    if isinstance(gates, int):
-        model = lf.MixtureLPN(channels, kernel, experts=gates, alpha=0.01, border=border).eval()
+    if isinstance(gates, int | dict):
+        experts = gates if isinstance(gates, dict) else {"experts": gates}
+        model = lf.MixtureLPN(channels, kernel, alpha=0.01, border=border, **experts).eval()
     else:
         model = lf.FrameLPN(channels, kernel, gates, beta=beta, alpha=0.01, border=border).eval()
     assert frame.supports(model.spec) and "one pass" in lf.explain(model, torch.zeros(1, channels, 9, 9))

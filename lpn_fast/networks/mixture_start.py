@@ -1,22 +1,24 @@
 """Where the training of a mixture over more filters than a basis has starts: at Gaussians fitted to patches.
 
-In units of the noise y = x + n, n ~ N(0, I), of patches without their means. Expectation maximisation fits
+In units of the noise, of patches without their means, expectation maximisation fits
 
-    p(y) = sum_m pi_m(sigma) N(y; 0, S_m),        S_m = I + V_m,
+    p(x) = sum_m pi_m(sigma) N(x; 0, V_m)
 
-to noisy patches at every knot of the noise level at once: covariances are shared, weights are each level's own. The
-posterior mean needs the quadratic forms V_m (I + V_m)^-1 = I - S_m^-1, which become sums of squares of common filters:
+to patches in the units of every knot of the noise level at once: covariances are shared, weights are each level's own.
+The posterior mean of x from y = x + n, n ~ N(0, I), needs the forms V_m (I + V_m)^-1, which become sums of squares of
+common filters:
 
-    I - S_m^-1  ~  sum_j F_mj a_j a_j^T,    F >= 0,    |a_j| = 1.
+    V_m (I + V_m)^-1  ~  sum_j F_mj a_j a_j^T,    F >= 0,    |a_j| = 1.
 
-Half of what makes such a network better than one in an orthonormal basis is there before the first step: each expert
-has directions of its own, which no single basis can hold.
+Patches carry a little noise of their own in the fit, without which covariances could become singular. With all of it
+experts that differ in what noise hides would become one, and the start is a worse denoiser.
 """
 
 import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..algebra.cosines import cosine_atoms
@@ -26,7 +28,8 @@ PATCHES = 160_000  # in all levels together
 ROUNDS = 12  # of expectation maximisation
 CHUNK = 2048
 LARGEST = 1e3  # variance, in those of the noise: larger ones pass as well
-PRIOR = 10.0  # patches of pure noise that every expert has seen beforehand
+LITTLE = 0.09  # variance of the noise in the fit
+PRIOR = 10.0  # patches of that noise alone which every expert has seen beforehand
 FIT_ROUNDS = 600  # multiplicative ones
 
 Sampler = Callable[[int, torch.Generator], Tensor]  # crops (count, C, side, side)
@@ -40,10 +43,11 @@ def mixture_at_patches(
     first, last = spec.stages
     channels, k = spec.channels, first.skip_kernel
     basis = cosine_atoms(channels, k)[0][channels:].float()  # what patches are without their means
-    patches = noisy_patches(crops, basis, k, spec.noise_levels, generator)
+    patches = patches_in_noise(crops, basis, k, spec.noise_levels, generator)
     shares, covariances = fit_gaussians(patches, last.width, generator, report)
     values, vectors = torch.linalg.eigh(covariances)
-    passed = 1 - 1 / values.clamp(1, LARGEST)
+    variances = (values - LITTLE).clamp(0, LARGEST)
+    passed = variances / (1 + variances)
     forms = (vectors * passed[:, None]) @ vectors.mT
     atoms = common_directions(vectors, passed, forms, shares.mean(0), first.width - channels, generator)
     core = torch.zeros(last.width, first.width, 1, 1)
@@ -67,10 +71,10 @@ def waves(channels: int, k: int, count: int) -> Tensor:
     return found.flatten(1) / found.flatten(1).norm(dim=1, keepdim=True)
 
 
-def noisy_patches(
+def patches_in_noise(
     crops: Sampler, basis: Tensor, k: int, levels: tuple[float, ...], generator: torch.Generator
 ) -> list[Tensor]:
-    """Coefficients in `basis` of noisy patches in units of the noise, [P, d] for each level."""
+    """Coefficients in `basis` of patches in units of the noise, and a little of it, [P, d] for each level."""
     found = []
     for sigma in levels:
         wanted = PATCHES // len(levels)
@@ -80,20 +84,21 @@ def noisy_patches(
             cut = images.unfold(2, k, 1).unfold(3, k, 1).movedim(1, 3).flatten(0, 2).flatten(1)  # (pixel, [C, k, k])
             parts.append(cut[torch.randperm(len(cut), generator=generator)[: max(wanted // 32, 1)]])
         clean = torch.cat(parts)[:wanted] @ basis.T / sigma
-        found.append(clean + torch.randn(clean.shape, generator=generator))
+        found.append(clean + LITTLE**0.5 * torch.randn(clean.shape, generator=generator))
     return found
 
 
 def fit_gaussians(
     patches: list[Tensor], experts: int, generator: torch.Generator, report: Callable[[str], None] | None
 ) -> tuple[Tensor, Tensor]:
-    """(weights [levels, M], covariances [M, d, d]) of the likeliest mixture of zero-mean Gaussians, at least I."""
+    """(weights [levels, M], covariances [M, d, d] of at least LITTLE) of the likeliest mixture, of means zero."""
     everything = torch.cat(patches)
-    d, eye = everything.shape[1], torch.eye(everything.shape[1], dtype=torch.float64)
+    d = everything.shape[1]
+    noise = LITTLE * torch.eye(d, dtype=torch.float64)
     drawn = everything[torch.randperm(len(everything), generator=generator)[:experts]].double()
     pooled = (everything.T @ everything).double()
-    contrast = (drawn.square().mean(1) - 1).clamp(min=0.01)
-    covariances = eye + 0.5 * contrast[:, None, None] * (pooled * (d / pooled.trace()))
+    contrast = (drawn.square().mean(1) - LITTLE).clamp(min=0.01)
+    covariances = noise + 0.5 * contrast[:, None, None] * (pooled * (d / pooled.trace()))
     covariances = covariances + 0.2 * drawn[:, :, None] * drawn[:, None]
     logs = torch.full((len(patches), experts), -math.log(experts), dtype=torch.float64)
     rows, columns = torch.triu_indices(d, d)
@@ -114,9 +119,9 @@ def fit_gaussians(
                 moments += p.T @ products
         sums = moments.new_zeros(experts, d, d)
         sums[:, rows, columns] = sums[:, columns, rows] = moments
-        covariances = (sums + PRIOR * eye) / (counts.sum(0) + PRIOR)[:, None, None]
+        covariances = (sums + PRIOR * noise) / (counts.sum(0) + PRIOR)[:, None, None]
         values, vectors = torch.linalg.eigh(covariances)
-        covariances = (vectors * values.clamp(min=1)[:, None]) @ vectors.mT  # noise is in every direction
+        covariances = (vectors * values.clamp(min=LITTLE)[:, None]) @ vectors.mT
         logs = (counts / counts.sum(1, keepdim=True)).clamp(min=1e-8).log()
         if report is not None:
             report(f"mixture of {experts} Gaussians, round {done + 1} of {ROUNDS}: {likelihood / len(everything):.3f}")
@@ -130,7 +135,9 @@ def common_directions(
     basis = torch.linalg.eigh(forms.mean(0))[1].mT
     weights = (passed * frequent.sqrt()[:, None]).flatten()
     lines = vectors.mT.flatten(0, 1)
-    centres = lines[torch.multinomial(weights, count - len(basis), generator=generator)]
+    more = count - len(basis)
+    drawn = torch.multinomial(weights.clamp(min=1e-12), more, replacement=more > len(weights), generator=generator)
+    centres = F.normalize(lines[drawn] + 0.01 * torch.randn(more, len(basis), generator=generator), dim=1)
     for _ in range(15):  # k-means of lines, whose ends are alike
         products = lines @ centres.T
         near = products.abs().argmax(1)

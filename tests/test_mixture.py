@@ -21,6 +21,18 @@ def mixture(size=0.5) -> lf.MixtureLPN:
     return perturbed(lf.MixtureLPN(1, kernel=3, experts=7).double(), size)
 
 
+def averaged_posterior_mean(density, x, sigma, k, means):
+    """y + grad log p(y) of every patch y of x / sigma, put back where it came from; the means pass beside it."""
+    n, (height, width) = means.shape[1], x.shape[2:]
+    y = F.unfold(F.pad(x / sigma, (k - 1,) * 4), k)  # [N, n, patches]
+    flat = y.transpose(1, 2).reshape(-1, n).requires_grad_()
+    mean = flat + torch.autograd.grad(density.log_prob(flat).sum(), flat)[0]
+    mean = mean + LIMIT * flat.detach() @ means.T @ means  # the experts give no mean back: v = 0 there
+    patches = mean.view(len(x), -1, n).transpose(1, 2)
+    padded = F.fold(patches, (height + 2 * (k - 1), width + 2 * (k - 1)), k)[..., k - 1 : 1 - k, k - 1 : 1 - k]
+    return sigma * padded / k**2
+
+
 @pytest.mark.parametrize("channels", [1, 2])
 def test_f_is_the_posterior_mean_of_each_patch_averaged(channels):
     """Against torch's mixture distribution: y + grad log p(y) of every patch, put back where it came from."""
@@ -39,14 +51,8 @@ def test_f_is_the_posterior_mean_of_each_patch_averaged(channels):
     density = MixtureSameFamily(Categorical(weights), MultivariateNormal(torch.zeros(n).double(), covariance))
 
     x = torch.rand(2, channels, 7, 8, dtype=torch.float64)
-    y = F.unfold(F.pad(x / sigma, (k - 1,) * 4), k)  # [N, n, patches]
-    flat = y.transpose(1, 2).reshape(-1, n).requires_grad_()
-    mean = flat + torch.autograd.grad(density.log_prob(flat).sum(), flat)[0]
     means = basis[:channels]
-    mean = mean + LIMIT * flat.detach() @ means.T @ means  # the experts give no mean back: v = 0 there
-    patches = mean.view(2, -1, n).transpose(1, 2)
-    padded = F.fold(patches, (7 + 2 * (k - 1), 8 + 2 * (k - 1)), k)[..., k - 1 : 1 - k, k - 1 : 1 - k]
-    assert torch.allclose(model(x, sigma), sigma * padded / k**2, atol=1e-10)
+    assert torch.allclose(model(x, sigma), averaged_posterior_mean(density, x, sigma, k, means), atol=1e-10)
 
 
 def wide(size=0.5) -> lf.MixtureLPN:
@@ -77,12 +83,7 @@ def test_with_filters_of_its_own_for_each_expert_f_is_the_posterior_mean_of_any_
     density = MixtureSameFamily(Categorical(weights), MultivariateNormal(torch.zeros(n).double(), covariance))
 
     x = torch.rand(2, 1, 7, 8, dtype=torch.float64)
-    y = F.unfold(F.pad(x / sigma, (k - 1,) * 4), k)  # [N, n, patches]
-    flat = y.transpose(1, 2).reshape(-1, n).requires_grad_()
-    mean = flat + torch.autograd.grad(density.log_prob(flat).sum(), flat)[0] + LIMIT * flat.detach() @ means.T @ means
-    patches = mean.view(2, -1, n).transpose(1, 2)
-    padded = F.fold(patches, (7 + 2 * (k - 1), 8 + 2 * (k - 1)), k)[..., k - 1 : 1 - k, k - 1 : 1 - k]
-    assert torch.allclose(model(x, sigma), sigma * padded / k**2, atol=1e-10)
+    assert torch.allclose(model(x, sigma), averaged_posterior_mean(density, x, sigma, k, means), atol=1e-10)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .. import atomic
 
 FORMAT = "lpn-fast-training"
+RESUME = "resume.safetensors"  # in the folder of a run
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,6 @@ def restore(
     generator.set_state(snapshot.tensors["generator"].cpu())
     average = snapshot.part("average")  # a file sorts by name
     return {n: torch.empty_like(p).copy_(average[n]) for n, p in model.named_parameters()} if average else {}
-
-
-RESUME = "resume.safetensors"  # in the folder of a run
 
 
 def is_resume_file(path: Path) -> bool:

@@ -2,7 +2,7 @@
 
 Exactly two differentiable tensors cross the operator boundary, x and P. The order below is the contract:
 
-    stage by stage  W_l, A_l, b_l, B_l, w_l, g_l   (those present),   then  c, c0, K.
+    stage by stage  W_l, A_l, b_l, B_l, w_l, g_l, log s   (those present),   then  c, c0, K.
 """
 
 import functools
@@ -61,6 +61,8 @@ def layout(spec: Spec) -> tuple[Slot, ...]:
             add(prefix + "head", (1 if stage.competing else stage.width,), nonnegative=True)
         if "squared" in stage.heads:
             add(prefix + "head_squared", (stage.width,), nonnegative=True)
+        if stage.window:
+            add(prefix + "sharpness", (max(1, len(spec.noise_levels)),))
         before = stage.width
     if spec.linear:
         add("linear", (spec.channels,))
@@ -86,6 +88,7 @@ class StageParameters:
     noise: Tensor | None = None  # [H_l, features]        B_l
     head: Tensor | None = None  # [H_l], competing: [1]   w_l >= 0
     head_squared: Tensor | None = None  # [H_l]           g_l >= 0
+    sharpness: Tensor | None = None  # [features or 1]    log s
 
 
 @dataclass(frozen=True)

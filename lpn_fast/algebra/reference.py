@@ -27,9 +27,15 @@ def potential(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None = N
         height, width = x.shape[2:]
         patches = Patches((height, width), spec.stages[0].skip_kernel, x)
         weights_at, at = patches.weights, patches.extended(x)
-    for stage, weights in zip(spec.stages, p.stages, strict=True):
+    for stage, above, weights in zip(spec.stages, (*spec.stages[1:], None), p.stages, strict=True):
         u = x.new_zeros(())  # [N, H_l, ..]
-        if weights.core is not None and z is not None:
+        if stage.window:
+            log_s = weights.sharpness if features is None else features @ weights.sharpness
+            s = log_s.exp().view(-1, 1, 1, 1)
+            largest = z.detach().amax(1, keepdim=True)
+            sums = _apply(spec, (z - largest).exp(), weights.core, 1, 0)
+            u = s * _averaged(sums.log() + largest, stage.window, weights_at)
+        elif weights.core is not None and z is not None:
             u = u + _apply(spec, z, weights.core, stage.stride, stage.padding)
         if weights.skip is not None:
             resized = _published_resize(at, stage.resize)
@@ -42,7 +48,9 @@ def potential(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None = N
                 raise ValueError("features must have shape (N, F) for a noise-conditional network, got None")
             u = u + _per_channel(features @ weights.noise.T, x.dim())
         if stage.competing:
-            z = (spec.beta * u).logsumexp(1, keepdim=True) / spec.beta
+            z = (spec.beta * u).logsumexp(1, keepdim=True) / (s if stage.window else spec.beta)
+        elif above is not None and above.window:
+            z = u
         else:
             z = u * u if z is None and spec.square_first else F.softplus(u, spec.beta, SOFTPLUS_THRESHOLD)
         if weights.head is not None:
@@ -93,6 +101,20 @@ def _apply(spec: Spec, z: Tensor, weight: Tensor, stride: int, padding: int) -> 
 def _per_channel(t: Tensor, dims: int) -> Tensor:
     """[N, H] as [N, H, 1, ..] where the network has pixels."""
     return t.reshape(t.shape + (1,) * (dims - 2))
+
+
+def _averaged(l: Tensor, side: int, weights: Tensor) -> Tensor:
+    """G of algebra/windows.py as matrices, applied to l (N, C, h, w); weights (h, w) or ()."""
+    height, width = l.shape[2:]
+    near = []
+    for length in (height, width):
+        at = torch.arange(length, device=l.device)
+        distance = (at[:, None] - at).abs()
+        t = torch.cos(torch.pi * distance.to(l.dtype) / (side + 1)).square()
+        near.append(torch.where(distance <= side // 2, t, 0.0))
+    rows, columns = near  # symmetric
+    w = weights.expand(height, width)
+    return rows @ (l * (w / (rows @ w @ columns))) @ columns
 
 
 def _published_resize(x: Tensor, factor: int) -> Tensor:

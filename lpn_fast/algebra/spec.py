@@ -14,6 +14,14 @@ With `square_first` the first stage is z_1 = u_1^2, u_1 = A_1 D_1 x: it reads x 
 The units of a last stage that is `competing` share one output per pixel, z = 1/beta log sum_j exp(beta u_j): convex
 and increasing in every u_j, and of any sign, which no stage after it could take. Its head w_L is one number.
 
+Where the last stage has a `window`, its units are contexts, in which the units of the stage before compete. With z = u
+in that stage and the window's averages G, which give every pixel all its weight back (algebra/windows.py),
+
+    y_c = G log sum_m W_cm exp(u_m),      z_L = 1/s log sum_c exp(s y_c + b_c + B_c phi(sigma)),      s > 0:
+
+as of a mixture of mixtures whose context holds for a neighbourhood. Both sums are convex and increasing in every u_m,
+and so is what they are composed of.
+
 With the `border` "mirror" an image is continued by mirrored pixels in the place of zeros, and the pixels of every z
 count in psi with the weights w_p of algebra/patches.py. Networks that `gates_pixels` have the choice: their stages
 after the first look at one pixel each, so that psi is a sum over patches, which w_p >= 0 leaves convex.
@@ -52,6 +60,7 @@ class Stage:
     bias: bool = True
     heads: tuple[str, ...] = ()  # which of w . z ("linear") and g . z^2 ("squared") enter psi
     competing: bool = False  # z is the soft maximum over the units, in place of softplus(u); last stage only
+    window: int = 0  # side of the neighbourhood of a context; 0 = units are no contexts; last stage only
 
 
 class _Encoded:
@@ -107,11 +116,21 @@ class Spec(_Encoded):
     @property
     def gates_pixels(self) -> bool:
         """Whether this is a squared first stage over all patches of an image, under gates of single pixels."""
+        return self.reads_patches and not self.has_contexts
+
+    @property
+    def reads_patches(self) -> bool:
+        """Whether psi is a sum over the patches of an image, of what gates of single pixels or contexts make of them."""
         if len(self.axes) != 2 or not self.square_first or self.linear or self.constant or self.quadratic:
             return False
         first, *gates = self.stages
         whole = first.skip_stride == 1 and first.resize == 1 and first.skip_padding == first.skip_kernel - 1
         return whole and all(_is_gate(stage) for stage in gates) and "linear" in self.stages[-1].heads
+
+    @property
+    def has_contexts(self) -> bool:
+        """Whether the units of the last stage are contexts, in which those before it compete."""
+        return self.stages[-1].window > 0
 
     def stage_sizes(self, *image: int) -> list[tuple[int, ...]]:
         """(H_l, W_l) or (D_l, H_l, W_l) of every z_l for an input of so many pixels per axis (conv only)."""
@@ -137,11 +156,14 @@ class Spec(_Encoded):
 
 
 def to_dict(spec: Spec) -> dict:
-    """Plain JSON-ready dictionary of a spec, without what is as it was before there was a choice: `ndim`, `border`."""
+    """Plain JSON-ready dictionary of a spec, without what is as it was before there was a choice."""
     data = dataclasses.asdict(spec)
     for name, before in (("ndim", 2), ("border", "zero")):
         if data[name] == before:
             del data[name]
+    for stage in data["stages"]:
+        if not stage["window"]:
+            del stage["window"]
     return data
 
 
@@ -248,11 +270,26 @@ def _check(spec: Spec) -> None:
     )
     need(any(stage.heads for stage in spec.stages), "no stage has a head, so psi would not depend on the stages")
     need(spec.border in BORDERS, f"border must be one of {BORDERS}, got {spec.border!r}")
+    for index, stage in enumerate(spec.stages):
+        need(stage.window == 0 or index == len(spec.stages) - 1, f"stage {index}: only a last stage has a window")
+    if spec.has_contexts:
+        _check_contexts(spec, need)
     need(
-        not spec.is_mirrored or spec.gates_pixels,
+        not spec.is_mirrored or spec.reads_patches,
         "border 'mirror' requires a frame of images under gates of single pixels (side 1, stride 1), "
         f"got {_in_words(spec)}",
     )
+
+
+def _check_contexts(spec: Spec, need) -> None:
+    *_, experts, last = (None, *spec.stages)
+    need(last.window % 2 == 1, f"window must be odd, or 0 for units that are no contexts, got {last.window}")
+    need(
+        last.competing and spec.reads_patches and len(spec.stages) == 3 and not experts.heads,
+        "a window requires competing units, after experts without a head over a squared first stage of images, got "
+        f"{spec.stages}",
+    )
+    need(spec.beta == 1, f"beta must be 1 where experts compete in contexts, got {spec.beta}")
 
 
 def _in_words(spec: Spec) -> str:

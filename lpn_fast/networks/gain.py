@@ -8,7 +8,7 @@ alpha, K and the squared head of the first stage, whose Hessian is at most 2 g_j
 of a squared first stage the same with q_j of `quadratic_heads` for g_j. Where images go on mirrored psi is a sum over
 patches that see every pixel at most k^2 times (algebra/patches.py), and the sup is k^2 times the largest eigenvalue of
 sum_j 2 q_j a_j a_j^T on patches: for the tight frames of networks/frame.py the same number. Of experts that compete
-it is that of the expert with the largest. With gain < 1,
+it is that of the expert with the largest, in contexts or not. With gain < 1,
 psi(x) <= gain/2 |x|^2 + O(|x|), hence
 
     R(x) = psi*(x) - 1/2 |x|^2 >= (1/gain - 1)/2 |x|^2 - O(|x|):
@@ -68,10 +68,11 @@ def asymptotic_gain(model: Network) -> float:
     if any("squared" in stage.heads for stage in model.spec.stages[1:]):
         return math.inf
     first, operators = model.stages[0], []
-    if model.spec.gates_pixels and [stage.competing for stage in model.spec.stages] == [False, True]:
+    competing = [stage.competing for stage in model.spec.stages]
+    if model.spec.has_contexts or (model.spec.gates_pixels and competing == [False, True]):
         # log sum exp(W c^2 + b) <= max_m W_m c^2 + const: a form of each patch, and k^2 patches see a pixel
-        last = model.stages[1]
-        weights = 2 * (_head(first, first.skip) + last.head.clamp(min=0) * last.core.clamp(min=0).flatten(1))
+        core, head = model.stages[1].core.clamp(min=0), model.stages[-1].head.clamp(min=0)
+        weights = 2 * (_head(first, first.skip) + head * core.flatten(1))
         largest = torch.linalg.eigvalsh(forms_of(first.skip.flatten(1), weights))[:, -1].max().item()
         return model.alpha + first.skip.shape[-1] ** 2 * largest
     if model.spec.square_first:

@@ -19,10 +19,14 @@ the others would let pass.
 In a basis all covariances have the same eigenvectors. More `filters` than a basis has let each expert have directions
 of its own, which sums of squares of enough filters approach; psi is convex whatever they are, as long as W >= 0.
 
+Patches that overlap know nothing of each other's expert. `contexts` let neighbours agree: in context c, which holds for
+a neighbourhood, experts have the odds V_cm times pi_m, and contexts compete by what all patches around say for them
+(algebra/spec.py): as a mixture of mixtures would, whose components are textures, edges, plain areas.
+
 `project_` keeps, for any weights, the basis orthonormal and more filters of unit norm and without means; the patch
 means passed by h and out of W, h_j = 0 elsewhere; and w sum_j W_mj a_j a_j^T <= (LIMIT - alpha) / 2, which in a basis
 is w W_mj <= (LIMIT - alpha) / 2. The log-sum-exp is at most a constant above its largest term, hence
-psi(x) <= LIMIT/2 |x|^2 + const: R is coercive, as in networks/frame.py.
+psi(x) <= LIMIT/2 |x|^2 + const: R is coercive, as in networks/frame.py. Contexts change the constant alone.
 """
 
 import math
@@ -44,6 +48,7 @@ from .mixture_filters import (
     keep_to_limit_,
     scale_rows_,
 )
+from .mixture_contexts import contexts_at_images
 from .mixture_start import Sampler, mixture_at_patches, nonnegative_fit, waves
 from .registry import register
 
@@ -56,17 +61,24 @@ SPREAD = 20.0  # degrees
 FLOOR = 0.02  # share of energy across the direction
 COLOUR = 0.1  # variance of differences of channels over that of their mean
 
+SHARPNESS = 16.0  # s of contexts
+SHARPNESSES = (0.1, 1e3)
+
 # While training:
 LOG_ODDS = 12.0  # largest, with W_mj as a share of its limit: variances of 1e5 and, where they vanish, of 1e-5
-LOG_SCALES = {"core": 10.0, "bias": 10.0, "noise": 10.0, "head": 3.0}  # sizes of steps in logarithms
+LOG_SCALES = {"core": 10.0, "bias": 10.0, "noise": 10.0, "head": 3.0, "sharpness": 5.0}  # of steps in logarithms
 NEAR = 1e-4  # relative distance to the limit of the gain at which an expert counts as being there
+LOG_CONTEXT = 9.0  # largest log V_cm, and its negative: no context makes an expert impossible
 TURNS = 7.0  # steps of filters that need not stay orthogonal, over those of a basis
 
 
 @register(
     "mixture",
     "experts, as of a mixture of Gaussians, compete for the coefficients of a learned frame; R is coercive",
-    {"kernel": "skip_kernel", "experts": "hidden", "filters": "filters", "alpha": "alpha", "border": "border"},
+    {
+        "kernel": "skip_kernel", "experts": "hidden", "filters": "filters", "contexts": "contexts", "window": "window",
+        "alpha": "alpha", "border": "border",
+    },
     noise="always",
     own_start=True,
 )
@@ -89,6 +101,10 @@ class MixtureLPN(LPN):
         Knots of the noise level between which the experts' weights may vary; every call takes `sigma`.
     border : "zero" or "mirror"
         How images go on beyond their border, as for FrameLPN.
+    contexts : int
+        Contexts C in which the experts compete, at least 2; 0 for none.
+    window : int
+        Side of the neighbourhood that has one context, odd. Without contexts it means nothing.
 
     Examples
     --------
@@ -107,6 +123,8 @@ class MixtureLPN(LPN):
         sigma_conditional: bool | tuple[float, ...] = True,
         border: str = "zero",
         filters: int = 0,
+        contexts: int = 0,
+        window: int = 17,
     ):
         check_side("kernel", kernel, 2, 15)
         if experts < 2:
@@ -116,9 +134,14 @@ class MixtureLPN(LPN):
             raise ValueError(
                 f"filters must be more than channels * kernel^2 = {basis}, or 0 for a basis of as many, got {filters}"
             )
+        if contexts < 0 or contexts == 1:
+            raise ValueError(f"contexts must be at least 2, or 0 for none, got {contexts}")
+        if window < 3 or window % 2 == 0:
+            raise ValueError(f"window must be odd and at least 3, got {window}")
         check_reads_noise(sigma_conditional)
         knots = noise_knots(sigma_conditional)
-        super().__init__(_spec(channels, kernel, filters or basis, experts, alpha, knots, border))
+        sizes = channels, kernel, filters or basis, experts, contexts, window
+        super().__init__(_spec(*sizes, alpha, knots, border))
         self._at_limit: Tensor | None = None  # experts that `project_gradients_` found there
         self._draw()
         self.project_()
@@ -126,10 +149,11 @@ class MixtureLPN(LPN):
     @staticmethod
     def has_form_of(spec: Spec) -> bool:
         """Whether networks of this class have such a spec."""
-        if spec.is_dense or not spec.noise_units or len(spec.stages) != 2:
+        if spec.is_dense or not spec.noise_units or len(spec.stages) not in (2, 3):
             return False
-        first, last = spec.stages
-        sizes = spec.channels, first.skip_kernel, first.width, last.width
+        first, experts = spec.stages[:2]
+        contexts = (spec.stages[2].width, spec.stages[2].window) if spec.has_contexts else (0, 0)
+        sizes = spec.channels, first.skip_kernel, first.width, experts.width, *contexts
         enough = first.width >= spec.channels * first.skip_kernel**2
         return enough and spec == _spec(*sizes, spec.alpha, spec.noise_levels, spec.border)
 
@@ -137,6 +161,11 @@ class MixtureLPN(LPN):
     def in_basis(self) -> bool:
         """Whether the filters are an orthonormal basis of patches, or more."""
         return len(self.stages[0].skip) == self.stages[0].skip[0].numel()
+
+    @property
+    def has_start_from_data(self) -> bool:
+        """Whether training should start with `start_from_`."""
+        return self.spec.has_contexts or not self.in_basis
 
     @property
     def _budget(self) -> float:
@@ -148,7 +177,7 @@ class MixtureLPN(LPN):
     @torch.no_grad()
     def _draw(self) -> None:
         """Start: the cosine frame, and the experts of the constants above, in turn over their shapes."""
-        first, last = self.stages
+        first, last = self.stages[:2]
         channels, k, experts = self.spec.channels, first.skip.shape[-1], len(last.core)
         atoms, frequencies = cosine_atoms(channels, k)
         variance = _spectra(frequencies * torch.tensor([7 / k, 7 / k, 1.0]))  # [shapes, n]
@@ -165,10 +194,19 @@ class MixtureLPN(LPN):
         last.core.copy_((k * k / 2 * passed)[:, :, None, None])
         last.bias.copy_(-0.5 * torch.log1p(variance).sum(1))
         last.noise.zero_()
-        last.head.fill_(1 / k**2)
+        self.stages[-1].head.fill_(1 / k**2)
+        if self.spec.has_contexts:
+            contexts = self.stages[2]
+            contexts.core.copy_(torch.exp(0.5 * torch.randn(contexts.core.shape)))
+            contexts.bias.zero_()
+            contexts.noise.zero_()
+            contexts.sharpness.fill_(math.log(SHARPNESS))
 
     def start_from_(self, crops: Sampler, seed: int = 0, report: Callable[[str], None] | None = None) -> "MixtureLPN":
-        """Start at a mixture of Gaussians fitted to patches, in place; a minute or two. For more filters than a basis.
+        """Start at what is fitted to images, in place; some minutes. For `has_start_from_data`.
+
+        More filters than a basis has start at a mixture of Gaussians of patches (networks/mixture_start.py), contexts
+        where its experts are found together (networks/mixture_contexts.py).
 
         Parameters
         ----------
@@ -178,25 +216,34 @@ class MixtureLPN(LPN):
         report : callable, optional
             Takes a line after each round.
         """
-        if self.in_basis:
-            raise ValueError("filters must be more than a basis has for a start from data, got an orthonormal basis")
+        if not self.has_start_from_data:
+            raise ValueError("a start from data requires more filters than a basis has, or contexts, got neither")
         generator = torch.Generator().manual_seed(seed)
-        filters, experts = mixture_at_patches(crops, self.spec, generator, report)
-        first, last = self.stages
-        first.skip.data[self.spec.channels :] = filters
-        for name, value in experts.items():
-            getattr(last, name).data.copy_(value)
+        if not self.in_basis:
+            filters, experts = mixture_at_patches(crops, self.spec, generator, report)
+            self.stages[0].skip.data[self.spec.channels :] = filters
+            self.stages[-1].head.data.copy_(experts.pop("head"))
+            for name, value in experts.items():
+                getattr(self.stages[1], name).data.copy_(value)
+            self.project_()
+        if self.spec.has_contexts:
+            for name, value in contexts_at_images(crops, self, generator).items():
+                getattr(self.stages[2], name).data.copy_(value)
         return self.project_()
 
     @torch.no_grad()
     def project_(self) -> "MixtureLPN":
         """Clamp what must not be negative; hold the filters, their means ungated, and the gain; in place."""
         super().project_()
-        (first, last), channels = self.stages, self.spec.channels
+        (first, last), channels = self.stages[:2], self.spec.channels
         first.head.zero_()
         first.head[:channels] = self._budget
         last.core[:, :channels] = 0
-        most = self._budget / last.head.item() if last.head.item() > 0 else math.inf
+        head = self.stages[-1].head.item()
+        most = self._budget / head if head > 0 else math.inf
+        if self.spec.has_contexts:
+            self.stages[2].core.clamp_(math.exp(-LOG_CONTEXT), math.exp(LOG_CONTEXT))
+            self.stages[2].sharpness.clamp_(*map(math.log, SHARPNESSES))
         if self.in_basis:
             hold_orthonormal_(first.skip)
             last.core.clamp_(max=most)
@@ -210,18 +257,20 @@ class MixtureLPN(LPN):
     def project_gradients_(self) -> "MixtureLPN":
         """Gradients onto what `project_` leaves free: the basis only rotates, and h is fixed.
 
-        Those of w and W are in log w and in the log-odds of W_mj as a share of its limit, which is log v_mj.
+        Those of w and V are in their logarithms, those of W in the log-odds of W_mj as a share of its limit, log v_mj.
         """
-        first, last = self.stages
+        (first, last), head = self.stages[:2], self.stages[-1].head
         if first.head.grad is not None:
             first.head.grad.zero_()
-        if last.core.grad is not None and last.head.grad is not None:
+        if last.core.grad is not None and head.grad is not None:
             slopes = last.core.grad * last.core  # in log W
-            last.head.grad.mul_(last.head).sub_(slopes.sum())  # w W stays where log w moves
+            head.grad.mul_(head).sub_(slopes.sum())  # w W stays where log w moves
             if not self.in_basis and first.skip.grad is not None:
-                most = (1 - NEAR) * self._budget / last.head.item()
+                most = (1 - NEAR) * self._budget / head.item()
                 self._at_limit = keep_to_limit_(first.skip, last.core, slopes, most)
-            last.core.grad.copy_(slopes * (1 - last.core * (last.head / self._budget)))
+            last.core.grad.copy_(slopes * (1 - last.core * (head / self._budget)))
+        if self.spec.has_contexts and self.stages[2].core.grad is not None:
+            self.stages[2].core.grad.mul_(self.stages[2].core)
         if first.skip.grad is not None:
             (keep_rotations_ if self.in_basis else keep_tangents_)(first.skip)
         return self
@@ -233,16 +282,18 @@ class MixtureLPN(LPN):
         Variances of all sizes move at the same rate there, and none is stopped at zero, where steps to and fro would
         leave it above zero.
         """
-        steps, last = dict(steps), self.stages[1]
-        core, head = steps.pop("stages.1.core"), steps.pop("stages.1.head")
+        steps, last, head = dict(steps), self.stages[1], self.stages[-1].head
+        core, rise = steps.pop("stages.1.core"), steps.pop(f"stages.{len(self.stages) - 1}.head")
+        if self.spec.has_contexts:
+            self.stages[2].core.mul_(steps.pop("stages.2.core").exp())
         super().step_(steps)
-        odds = torch.logit(last.core.double() * (last.head.double() / self._budget), 1e-9) + core
-        last.head.mul_(head.exp())
-        last.core.copy_(self._budget / last.head * odds.clamp(-LOG_ODDS, LOG_ODDS).sigmoid())
+        odds = torch.logit(last.core.double() * (head.double() / self._budget), 1e-9) + core
+        head.mul_(rise.exp())
+        last.core.copy_(self._budget / head * odds.clamp(-LOG_ODDS, LOG_ODDS).sigmoid())
         if not self.in_basis and self._at_limit is not None:
             hold_filters_(self.stages[0].skip)
             forms = forms_of_experts(self.stages[0].skip, last.core[self._at_limit])
-            scale_rows_(last.core, self._at_limit, forms, (1 - NEAR / 2) * self._budget / last.head.item())
+            scale_rows_(last.core, self._at_limit, forms, (1 - NEAR / 2) * self._budget / head.item())
 
     def step_scales(self) -> dict[str, float]:
         """The size of each parameter at the start: steps of an optimizer are meant relative to it."""
@@ -250,17 +301,29 @@ class MixtureLPN(LPN):
         if not self.in_basis:
             scales["stages.0.skip"] *= TURNS
         scales["stages.0.head"] = self._budget
-        return scales | {f"stages.1.{name}": scale for name, scale in LOG_SCALES.items()}
+        return {name: LOG_SCALES[name.split(".")[-1]] if name[7] > "0" else scale for name, scale in scales.items()}
 
 
 def _spec(
-    channels: int, kernel: int, filters: int, experts: int, alpha: float, levels: tuple[float, ...], border: str
+    channels: int,
+    kernel: int,
+    filters: int,
+    experts: int,
+    contexts: int,
+    window: int,
+    alpha: float,
+    levels: tuple[float, ...],
+    border: str,
 ) -> Spec:
     padding = kernel - 1  # as in FrameLPN
-    first = Stage(filters, skip_kernel=kernel, skip_padding=padding, bias=False, heads=("linear",))
-    last = Stage(experts, kernel=1, skip_kernel=0, heads=("linear",), competing=True)
+    stages = [Stage(filters, skip_kernel=kernel, skip_padding=padding, bias=False, heads=("linear",))]
+    compete = {"kernel": 1, "skip_kernel": 0, "heads": ("linear",), "competing": True}
+    if contexts:
+        stages += [Stage(experts, kernel=1, skip_kernel=0), Stage(contexts, window=window, **compete)]
+    else:
+        stages += [Stage(experts, **compete)]
     levels = {"noise_levels": levels, "noise_units": True}
-    return Spec("conv", channels, (first, last), 1.0, alpha, square_first=True, border=border, **levels)
+    return Spec("conv", channels, tuple(stages), 1.0, alpha, square_first=True, border=border, **levels)
 
 
 def _spectra(frequencies: Tensor) -> Tensor:

@@ -105,6 +105,8 @@ def _vjp_fake(x, packed, features, p, v, tape, spec, precision):
 
 def _has_tape(spec: Spec, x: Tensor, precision: str) -> bool:
     """Whether a tape is kept: by every backend or by none, so that shapes are known before one is chosen."""
+    if spec.has_contexts:
+        return False
     if x.device.type == "cpu":
         return not frame.supports(spec)
     return not (x.device.type == "cuda" and x.dtype == torch.float32 and fused.covers_gradients(spec, precision))

@@ -49,7 +49,7 @@ def train(config: TrainingConfig, progress: bool = True) -> LPN:
         size = sum(p.numel() for p in model.parameters())
         print(f"{len(crops)} images, {size:,} parameters, writing to {config.out}")
     fresh = config.model.start is None and not (Path(config.out) / RESUME).exists()
-    if fresh and isinstance(model, MixtureLPN) and not model.in_basis:
+    if fresh and isinstance(model, MixtureLPN) and model.has_start_from_data:
         model.start_from_(crops, config.seed, print if progress and current_group().leads else None)
     entries = model.spec.channels * crops.crop**2
     return train_denoiser(

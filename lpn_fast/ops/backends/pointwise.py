@@ -56,7 +56,7 @@ def _value_prox(spec: Spec, x, packed, features, with_value: bool) -> tuple[Tens
         psi += _counted(z, weights) @ first.head
     steps = []  # softmax(beta u) of gates that compete, u of the others
     for gate in gates:
-        u, last = _affine(z, gate.core.flatten(1), _bias(gate, features)), gate is gates[-1]
+        u, last = affine(z, gate.core.flatten(1), bias_of(gate, features)), gate is gates[-1]
         if last and competing:
             if with_value:
                 psi += gate.head * _counted(u.mul(spec.beta).logsumexp(2).div_(spec.beta), weights)
@@ -77,7 +77,7 @@ def _value_prox(spec: Spec, x, packed, features, with_value: bool) -> tuple[Tens
             e = e.mul_(a)
         below, scale = (gates[l - 1].head, 1.0) if l else (first.head, 2.0)
         weight = (weight * scale).T
-        a = e @ weight.T if below is None else _affine(e, weight, scale * below[None])
+        a = e @ weight.T if below is None else affine(e, weight, scale * below[None])
     if a is None:
         a = 2 * first.head
     e = c.mul(a)
@@ -97,13 +97,13 @@ def _counted(t: Tensor, weights: Tensor | None) -> Tensor:
     return (t * weights.view(-1, *(1,) * (t.dim() - 2))).sum(1)
 
 
-def _affine(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def affine(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """z weight^T + bias, [N, L, m], from z [N, L, n], weight [m, n] and bias [1 or N, m]."""
     if len(bias) == 1:
         return torch.addmm(bias[0], z.flatten(0, 1), weight.T).unflatten(0, z.shape[:2])
     return torch.baddbmm(bias[:, None], z, weight.T.expand(len(z), -1, -1))
 
 
-def _bias(gate, features: Tensor | None) -> Tensor:
+def bias_of(gate, features: Tensor | None) -> Tensor:
     """b + B phi(sigma), [1 or N, m]."""
     return gate.bias[None] if gate.noise is None else torch.addmm(gate.bias, features, gate.noise.T)

@@ -10,7 +10,7 @@ from ..epilogues import TorchEpilogues
 from ..maps import maps_for
 from ..precision import storage
 from ..sweeps import Sweeps, Tape
-from . import pointwise
+from . import contexts, pointwise
 from .cpu import frame
 
 
@@ -55,10 +55,23 @@ class TorchBackend(SweepsBackend):
     name = "torch"
 
     def evaluate(self, spec, x: Tensor, packed: Tensor, features: Tensor | None, value: bool, tape: bool, precision):
-        if tape or not frame.supports(spec):
+        if not spec.has_contexts and (tape or not frame.supports(spec)):
             return super().evaluate(spec, x, packed, features, value, tape, precision)
-        with products(x, "fp32" if precision == "fp32" else "tf32"):
-            return *pointwise.value_prox(spec, x, packed, features, value), []
+        form = contexts if spec.has_contexts else pointwise
+        with _unrounded(x, precision):
+            return *form.value_prox(spec, x, packed, features, value), []
+
+    def hvp(self, spec, x: Tensor, packed: Tensor, features: Tensor | None, v: Tensor, tape: list[Tensor], precision):
+        if not spec.has_contexts:
+            return super().hvp(spec, x, packed, features, v, tape, precision)
+        with _unrounded(x, precision):
+            return contexts.hvp(spec, x, packed, features, v)
+
+    def vjp(self, spec, x, packed, features, p: Tensor | None, v: Tensor | None, tape: list[Tensor], precision):
+        if not spec.has_contexts:
+            return super().vjp(spec, x, packed, features, p, v, tape, precision)
+        with _unrounded(x, precision):
+            return contexts.vjp(spec, x, packed, features, p, v)
 
     def supports(self, spec: Spec, x: Tensor, precision: str) -> str | None:
         if precision != "fp32" and x.dtype != torch.float32:
@@ -66,6 +79,11 @@ class TorchBackend(SweepsBackend):
         if precision == "tf32" and x.device.type != "cuda":
             return f"TF32 products are a GPU's, x is on {x.device}"
         return None
+
+
+def _unrounded(x: Tensor, precision: str):
+    """Products where nothing is stored in 16 bits: TF32's where those are named."""
+    return products(x, "fp32" if precision == "fp32" else "tf32")
 
 
 @contextlib.contextmanager

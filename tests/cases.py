@@ -106,6 +106,8 @@ FAMILIES = {
     "mixture": (lambda: lf.MixtureLPN(2, kernel=3, experts=7), (2, 2, 9, 10)),
     "frame-mirrored": (lambda: lf.FrameLPN(2, 3, ((1, 1, 7), (1, 1, 4)), border="mirror"), (2, 2, 9, 10)),
     "mixture-wide": (lambda: lf.MixtureLPN(1, kernel=3, experts=7, filters=14, border="mirror"), (2, 1, 9, 10)),
+    "contexts": (lambda: lf.MixtureLPN(2, kernel=3, experts=7, contexts=4, window=5), (2, 2, 9, 10)),
+    "contexts-mirrored": (lambda: lf.MixtureLPN(1, 3, 6, filters=14, contexts=3, border="mirror"), (3, 1, 12, 7)),
     "mixture-mirrored": (lambda: lf.MixtureLPN(1, kernel=4, experts=5, border="mirror"), (3, 1, 2, 7)),
     "square": (lambda: square("conv"), (2, 2, 9, 10)),
     "square-dense": (lambda: square("dense"), (5, 2)),

@@ -2,7 +2,7 @@
 
 Exactly two differentiable tensors cross the operator boundary, x and P. The order below is the contract:
 
-    stage by stage  W_l, A_l, b_l, B_l, w_l, g_l, log s   (those present),   then  c, c0, K.
+    stage by stage  W_l or V, A_l, b_l, B_l, w_l, g_l, log s   (those present),   then  c, c0, K.
 """
 
 import functools
@@ -21,7 +21,7 @@ class Slot:
     name: str  # as in the module's state_dict
     shape: tuple[int, ...]
     offset: int
-    nonnegative: bool  # W, w, g: the projection clamps these
+    nonnegative: bool  # W, V, w, g: the projection clamps these
 
     @property
     def size(self) -> int:
@@ -49,7 +49,9 @@ def layout(spec: Spec) -> tuple[Slot, ...]:
     before = 0
     for index, stage in enumerate(spec.stages):
         prefix = f"stages.{index}."
-        if index:
+        if stage.window:
+            add(prefix + "odds", (max(1, len(spec.noise_levels)), stage.width, before), nonnegative=True)
+        elif index:
             add(prefix + "core", matrix(stage.width, before, stage.kernel), nonnegative=True)
         if stage.skip_kernel:
             add(prefix + "skip", matrix(stage.width, spec.channels, stage.skip_kernel))
@@ -88,6 +90,7 @@ class StageParameters:
     noise: Tensor | None = None  # [H_l, features]        B_l
     head: Tensor | None = None  # [H_l], competing: [1]   w_l >= 0
     head_squared: Tensor | None = None  # [H_l]           g_l >= 0
+    odds: Tensor | None = None  # [features or 1, H_l, H_{l-1}]  V >= 0
     sharpness: Tensor | None = None  # [features or 1]    log s
 
 

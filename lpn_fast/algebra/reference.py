@@ -29,11 +29,11 @@ def potential(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None = N
         weights_at, at = patches.weights, patches.extended(x)
     for stage, above, weights in zip(spec.stages, (*spec.stages[1:], None), p.stages, strict=True):
         u = x.new_zeros(())  # [N, H_l, ..]
-        if stage.window:
-            log_s = weights.sharpness if features is None else features @ weights.sharpness
-            s = log_s.exp().view(-1, 1, 1, 1)
+        if stage.window and z is not None:
+            at_sigma = x.new_ones(len(x), 1) if features is None else features
+            s = (at_sigma @ weights.sharpness).exp().view(-1, 1, 1, 1)
             largest = z.detach().amax(1, keepdim=True)
-            sums = _apply(spec, (z - largest).exp(), weights.core, 1, 0)
+            sums = torch.einsum("nf,fcm,nmij->ncij", at_sigma, weights.odds, (z - largest).exp())
             u = s * _averaged(sums.log() + largest, stage.window, weights_at)
         elif weights.core is not None and z is not None:
             u = u + _apply(spec, z, weights.core, stage.stride, stage.padding)

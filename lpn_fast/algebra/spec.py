@@ -17,10 +17,10 @@ and increasing in every u_j, and of any sign, which no stage after it could take
 Where the last stage has a `window`, its units are contexts, in which the units of the stage before compete. With z = u
 in that stage and the window's averages G, which give every pixel all its weight back (algebra/windows.py),
 
-    y_c = G log sum_m W_cm exp(u_m),      z_L = 1/s log sum_c exp(s y_c + b_c + B_c phi(sigma)),      s > 0:
+    y_c = G log sum_m V_cm exp(u_m),      z_L = 1/s log sum_c exp(s y_c + b_c + B_c phi(sigma)),      V >= 0, s > 0:
 
-as of a mixture of mixtures whose context holds for a neighbourhood. Both sums are convex and increasing in every u_m,
-and so is what they are composed of.
+as of a mixture of mixtures whose context holds for a neighbourhood. V and log s are phi(sigma) times what they are at
+its knots. Both sums are convex and increasing in every u_m, and so is what they are composed of.
 
 With the `border` "mirror" an image is continued by mirrored pixels in the place of zeros, and the pixels of every z
 count in psi with the weights w_p of algebra/patches.py. Networks that `gates_pixels` have the choice: their stages

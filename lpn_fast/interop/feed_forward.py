@@ -23,6 +23,7 @@ from .. import atomic
 from ..algebra.parameters import unpack
 from ..algebra.patches import Patches
 from ..algebra.spec import Stage
+from ..algebra.windows import Windows
 from ..networks import LPN
 
 SUFFIXES = (".pt2", ".onnx")
@@ -55,7 +56,7 @@ class FeedForward(nn.Module):
         with torch.no_grad():
             weights = unpack(self.spec, model.packed())
         for l, stage in enumerate(weights.stages):
-            for name in ("core", "skip", "bias", "noise", "head", "head_squared"):
+            for name in ("core", "skip", "bias", "noise", "head", "head_squared", "odds", "sharpness"):
                 self._own(f"{name}_{l}", getattr(stage, name))
         for name in ("linear", "constant", "quadratic"):
             self._own(name, getattr(weights, name))
@@ -81,7 +82,12 @@ class FeedForward(nn.Module):
                 u = u + _channels(self._of("bias", l)[None], x)
             if self._of("noise", l) is not None:
                 u = u + _channels(features @ self._of("noise", l).T, x)
-            if stage.competing:
+            if stage.window:
+                head = _channels(self._of("head", l)[None], x)
+                z[l], slopes[l - 1] = self._in_contexts(z[l - 1], features, head, patches)
+            elif l + 1 < len(spec.stages) and spec.stages[l + 1].window:
+                z[l] = u
+            elif stage.competing:
                 z[l], slopes[l] = (spec.beta * u).logsumexp(1, keepdim=True) / spec.beta, (spec.beta * u).softmax(1)
             elif l == 0 and spec.square_first:
                 z[l], slopes[l] = u * u, 2 * u
@@ -92,6 +98,28 @@ class FeedForward(nn.Module):
         if unit is not None:
             f, psi = unit * f, None if psi is None else sigma * sigma * psi
         return (f, psi) if self.with_potential else f
+
+    def _in_contexts(self, u: Tensor, features: Tensor | None, head: Tensor, patches: Patches | None):
+        """(z of the contexts, slopes of their part of psi in u over w_p), [N, 1 or M, h, w]."""
+        l = len(self.spec.stages) - 1
+        if patches is None:
+            rows, columns = (torch.ones_like(u[0, 0].select(axis, 0)) for axis in (1, 0))
+        else:
+            rows, columns = patches.axis_weights
+        average, weights = Windows(self.spec.stages[l].window, rows, columns), rows[:, None] * columns
+        at_sigma = torch.ones_like(u[:, :1, 0, 0]) if features is None else features
+        odds = torch.tensordot(at_sigma, self._of("odds", l), 1)
+        s = (at_sigma @ self._of("sharpness", l)).exp().reshape(-1, 1, 1, 1)
+        bias = self._of("bias", l)[None]
+        if self._of("noise", l) is not None:
+            bias = bias + features @ self._of("noise", l).T
+        largest = u.amax(1, keepdim=True)
+        powers = (u - largest).exp()
+        sums = (odds @ powers.flatten(2)).unflatten(2, u.shape[2:])
+        v = s * average(sums.log() + largest) + _channels(bias, u)
+        z = v.logsumexp(1, keepdim=True) / s
+        slopes = average.adjoint(v.softmax(1) * head * weights) / weights / sums
+        return z, powers * (odds.mT @ slopes.flatten(2)).unflatten(2, u.shape[2:])
 
     def _own(self, name: str, t: Tensor | None) -> None:
         """A buffer, or a plain None: torch.export miscounts buffers that are None."""
@@ -149,6 +177,9 @@ class FeedForward(nn.Module):
             if self._of("head_squared", l) is not None:
                 curved = 2 * _channels(self._of("head_squared", l)[None], x) * z[l]
                 a = curved if a is None else a + curved
+            if stage.window:
+                a = 1.0  # the slopes of the experts hold everything above
+                continue
             if a is None:
                 continue  # a stage that psi does not reach
             e = a * (slopes[l] if l in slopes else 1 - torch.exp(-spec.beta * z[l]))

@@ -66,7 +66,8 @@ SHARPNESSES = (0.1, 1e3)
 
 # While training:
 LOG_ODDS = 12.0  # largest, with W_mj as a share of its limit: variances of 1e5 and, where they vanish, of 1e-5
-LOG_SCALES = {"core": 10.0, "bias": 10.0, "noise": 10.0, "head": 3.0, "sharpness": 5.0}  # of steps in logarithms
+# sizes of steps in logarithms
+LOG_SCALES = {"core": 10.0, "odds": 10.0, "bias": 10.0, "noise": 10.0, "head": 3.0, "sharpness": 5.0}
 NEAR = 1e-4  # relative distance to the limit of the gain at which an expert counts as being there
 LOG_CONTEXT = 9.0  # largest log V_cm, and its negative: no context makes an expert impossible
 TURNS = 7.0  # steps of filters that need not stay orthogonal, over those of a basis
@@ -76,7 +77,7 @@ TURNS = 7.0  # steps of filters that need not stay orthogonal, over those of a b
     "mixture",
     "experts, as of a mixture of Gaussians, compete for the coefficients of a learned frame; R is coercive",
     {
-        "kernel": "skip_kernel", "experts": "hidden", "filters": "filters", "contexts": "contexts", "window": "window",
+        "kernel": "skip_kernel", "experts": "hidden", "filters": "filters", "contexts": "contexts", "window": "context_window",
         "alpha": "alpha", "border": "border",
     },
     noise="always",
@@ -197,7 +198,7 @@ class MixtureLPN(LPN):
         self.stages[-1].head.fill_(1 / k**2)
         if self.spec.has_contexts:
             contexts = self.stages[2]
-            contexts.core.copy_(torch.exp(0.5 * torch.randn(contexts.core.shape)))
+            contexts.odds.copy_(torch.exp(0.5 * torch.randn(contexts.odds.shape[1:])))
             contexts.bias.zero_()
             contexts.noise.zero_()
             contexts.sharpness.fill_(math.log(SHARPNESS))
@@ -242,7 +243,7 @@ class MixtureLPN(LPN):
         head = self.stages[-1].head.item()
         most = self._budget / head if head > 0 else math.inf
         if self.spec.has_contexts:
-            self.stages[2].core.clamp_(math.exp(-LOG_CONTEXT), math.exp(LOG_CONTEXT))
+            self.stages[2].odds.clamp_(math.exp(-LOG_CONTEXT), math.exp(LOG_CONTEXT))
             self.stages[2].sharpness.clamp_(*map(math.log, SHARPNESSES))
         if self.in_basis:
             hold_orthonormal_(first.skip)
@@ -269,8 +270,8 @@ class MixtureLPN(LPN):
                 most = (1 - NEAR) * self._budget / head.item()
                 self._at_limit = keep_to_limit_(first.skip, last.core, slopes, most)
             last.core.grad.copy_(slopes * (1 - last.core * (head / self._budget)))
-        if self.spec.has_contexts and self.stages[2].core.grad is not None:
-            self.stages[2].core.grad.mul_(self.stages[2].core)
+        if self.spec.has_contexts and self.stages[2].odds.grad is not None:
+            self.stages[2].odds.grad.mul_(self.stages[2].odds)
         if first.skip.grad is not None:
             (keep_rotations_ if self.in_basis else keep_tangents_)(first.skip)
         return self
@@ -285,7 +286,7 @@ class MixtureLPN(LPN):
         steps, last, head = dict(steps), self.stages[1], self.stages[-1].head
         core, rise = steps.pop("stages.1.core"), steps.pop(f"stages.{len(self.stages) - 1}.head")
         if self.spec.has_contexts:
-            self.stages[2].core.mul_(steps.pop("stages.2.core").exp())
+            self.stages[2].odds.mul_(steps.pop("stages.2.odds").exp())
         super().step_(steps)
         odds = torch.logit(last.core.double() * (head.double() / self._budget), 1e-9) + core
         head.mul_(rise.exp())

@@ -1,9 +1,10 @@
 """Where contexts of experts start: at what experts are found together in the neighbourhoods of images.
 
-Of noisy images at every knot of the noise level the shares of the experts, p_m, are averaged over windows. k-means of
-their square roots finds C neighbourhoods that are typical, and
+Of images in noise, at every knot of the noise level, the shares p_m of the experts are averaged over windows. k-means
+of their square roots finds C neighbourhoods that are typical, from one level to the next starting at the same
+places of the same images, and
 
-    V_cm = (share of expert m in neighbourhoods of kind c) / (its share at their noise levels):
+    V_cm = (share of expert m in neighbourhoods of kind c) / (its share everywhere):
 
 a context knows by how much its experts are more frequent than elsewhere. b_c is the logarithm of how frequent it is.
 """
@@ -21,7 +22,7 @@ from ..algebra.windows import Windows
 if TYPE_CHECKING:
     from .mixture import MixtureLPN
 
-IMAGES = 32  # crops at every noise level
+IMAGES = 48
 NEIGHBOURHOODS = 400  # of each
 ROUNDS = 20  # of k-means
 EVERYWHERE = 0.1  # share of the experts' usual shares in every context
@@ -31,26 +32,27 @@ EVERYWHERE = 0.1  # share of the experts' usual shares in every context
 def contexts_at_images(
     crops: Callable[[int, torch.Generator], Tensor], model: "MixtureLPN", generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """(core, bias, noise) of the contexts, for the experts that the network has."""
-    levels, count = model.spec.noise_levels, model.spec.stages[2].width
-    found, usual = [], []
-    for sigma in levels:
-        images = crops(IMAGES, generator)
+    """(odds, bias, noise) of the contexts, for the experts that the network has."""
+    count, images = model.spec.stages[2].width, crops(IMAGES, generator)
+    positions = (images.shape[2] + model.spec.stages[0].skip_kernel - 1) ** 2
+    places = torch.randperm(positions, generator=generator)[:NEIGHBOURHOODS]
+    kind, odds, frequent = None, [], []
+    for sigma in model.spec.noise_levels:
         noisy = images + sigma * torch.randn(images.shape, generator=generator)
-        shares = [shares_around(model, image[None] / sigma, sigma) for image in noisy]
-        usual.append(torch.cat(shares).mean(0).clamp(min=1e-7))
-        found.append(torch.cat([s[torch.randperm(len(s), generator=generator)[:NEIGHBOURHOODS]] for s in shares]))
-    kinds = kinds_of(torch.cat(found).sqrt(), count, generator).split([len(s) for s in found])
-    inside, expected, frequent = torch.zeros(count, len(usual[0])), torch.zeros(count, len(usual[0])), []
-    for kind, shares, share in zip(kinds, found, usual, strict=True):
+        found, usual = [], torch.zeros(model.spec.stages[1].width)
+        for image in noisy:
+            shares = shares_around(model, image[None] / sigma, sigma)
+            usual += shares.mean(0) / IMAGES
+            found.append(shares[places])
+        shares = torch.cat(found)
+        kind = kinds_of(shares.sqrt(), count, kind, generator)
         members = F.one_hot(kind, count).float()
-        inside += members.T @ shares
-        expected += members.sum(0)[:, None] * share
+        expected = members.sum(0)[:, None] * usual.clamp(min=1e-7)
+        odds.append((members.T @ shares + EVERYWHERE * expected + 1e-6) / ((1 + EVERYWHERE) * expected + 1e-6))
         frequent.append((members.mean(0) + 0.1 / count).log())
-    odds = (inside + EVERYWHERE * expected + 1e-6) / ((1 + EVERYWHERE) * expected + 1e-6)
     by_level = torch.stack(frequent)
     bias = by_level.mean(0)
-    return {"core": odds[:, :, None, None], "bias": bias, "noise": (by_level - bias).T}
+    return {"odds": torch.stack(odds), "bias": bias, "noise": (by_level - bias).T}
 
 
 def shares_around(model: "MixtureLPN", x: Tensor, sigma: float) -> Tensor:
@@ -64,14 +66,14 @@ def shares_around(model: "MixtureLPN", x: Tensor, sigma: float) -> Tensor:
     return Windows(model.spec.stages[2].window, *ones)(u.softmax(1))[0].flatten(1).T
 
 
-def kinds_of(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """k-means: which of `count` centres is nearest to each row, [rows]."""
-    centres = rows[torch.randperm(len(rows), generator=generator)[:count]]
-    kind = torch.zeros(len(rows), dtype=torch.int64)
-    for _ in range(ROUNDS):
+def kinds_of(rows: Tensor, count: int, kind: Tensor | None, generator: torch.Generator) -> Tensor:
+    """k-means from kinds [rows], or from any rows: which of `count` centres is nearest to each row, [rows]."""
+    if kind is None:
+        centres = rows[torch.randint(len(rows), (count,), generator=generator)]
         kind = torch.cdist(rows, centres).argmin(1)
-        sums = torch.zeros_like(centres).index_add_(0, kind, rows)
-        members = torch.bincount(kind, minlength=len(centres))[:, None]
-        elsewhere = rows[torch.randint(len(rows), (len(centres),), generator=generator)]
-        centres = torch.where(members > 0, sums / members.clamp(min=1), elsewhere)
+    for _ in range(ROUNDS):
+        sums = rows.new_zeros(count, rows.shape[1]).index_add_(0, kind, rows)
+        members = torch.bincount(kind, minlength=count)[:, None]
+        elsewhere = rows[torch.randint(len(rows), (count,), generator=generator)]
+        kind = torch.cdist(rows, torch.where(members > 0, sums / members.clamp(min=1), elsewhere)).argmin(1)
     return kind

@@ -20,6 +20,7 @@ from ..algebra.noise import noise_features
 from ..algebra.parameters import layout
 from ..algebra.patches import Patches
 from ..algebra.spec import Spec
+from ..algebra.windows import Windows
 
 
 class Network(Protocol):
@@ -57,9 +58,13 @@ class PlainPotential(nn.Module):
             at = patches.extended(x)
         for index, stage in enumerate(self.spec.stages):
             parts = [self._skip(index, at)] if stage.skip_kernel or self.spec.is_dense else []
-            parts += [self._core(index, z)] if index else []
-            u = sum(parts[1:], start=parts[0])
-            if stage.competing:
+            parts += [self._core(index, z)] if index and not stage.window else []
+            u = sum(parts[1:], start=parts[0]) if parts else None
+            if stage.window:
+                z = self._in_contexts(index, z, patches)
+            elif index + 1 < len(self.spec.stages) and self.spec.stages[index + 1].window:
+                z = u
+            elif stage.competing:
                 z = (self.spec.beta * u).logsumexp(1, keepdim=True) / self.spec.beta
             else:
                 z = u * u if self.spec.square_first and not index else F.softplus(u, self.spec.beta)
@@ -74,6 +79,18 @@ class PlainPotential(nn.Module):
         if self.spec.constant:
             psi = psi + self.constant
         return psi + 0.5 * self.spec.alpha * x.square().flatten(1).sum(1)
+
+    def _in_contexts(self, index: int, u: Tensor, patches: Patches | None) -> Tensor:
+        """The soft maximum over contexts of averaged soft maxima over the experts' u, (N, 1, h, w)."""
+        ones = [u.new_ones(side) for side in u.shape[2:]]
+        average = Windows(self.spec.stages[index].window, *(ones if patches is None else patches.axis_weights))
+        odds, log_s = self._of(index, "odds"), self._of(index, "sharpness")
+        odds, log_s = (odds[0], log_s[0]) if self.features is None else (
+            torch.tensordot(self.features.to(odds), odds, 1), self.features.to(log_s) @ log_s
+        )  # fmt: skip
+        y = average((u[:, None] + odds.log()[:, :, None, None]).logsumexp(2))
+        v = log_s.exp() * y + self._bias(index)[:, None, None]
+        return v.logsumexp(1, keepdim=True) / log_s.exp()
 
     def gradients(self) -> Tensor:
         """All parameters' gradients in the package's layout, (P,); zero where autograd left none (c0, in f)."""

@@ -152,7 +152,7 @@ class ModelConfig:
     skip_kernel: int = option("side of the skip kernels, or of the frame", 5)
     filters: int = option("filters of an explicit prior, in fours, or of a mixture; 0 for a basis of patches", 0)
     contexts: int = option("contexts in which experts compete, each for a neighbourhood; 0 for none", 0)
-    window: int | None = option("side of the neighbourhood that has one context", None)
+    context_window: int | None = option("side of the neighbourhood that has one context", None)
     blocks: int = option("blocks of these filters, with groups of their own; 0: all groups see all filters", 0)
     joint: int = option("how many groups of an explicit prior see the filters of all blocks", 0)
     bend: float | None = option("bound on the curvature of an explicit prior, over that of its concave part", None)

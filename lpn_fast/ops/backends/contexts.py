@@ -10,8 +10,10 @@ gradient of sum p psi + <v, f> has
     mu = w G^T (p rho + s rho (dy - dzeta))   for lambda in its part with psi, and of each expert
     delta = exp(u) V^T ((mu - lambda dl) / L) + e du,
 
-which goes down as e does: delta' = W^T delta + p h,  K^T (2 c delta' + 2 dc (W^T e + h)) + alpha (v + p x). With a
-mirrored border h, w and all that is linear in them carry w_p. Contexts see a neighbourhood, so that images go through
+which goes down as e does: delta' = W^T delta + p h,  K^T (2 c delta' + 2 dc (W^T e + h)) + alpha (v + p x). What all
+experts of a position share, the largest u and the mean of du, is taken off first: G gives it to all contexts alike,
+so that of psi and <v, f> it changes the sums over positions, where G^T w = w, and no slope. With a mirrored border h, w
+and all that is linear in them carry w_p. Contexts see a neighbourhood, so that images go through
 in two passes, whose blocks of rows keep exp(u) in the caches; it is computed anew in the second where all of it would
 be more than KEPT_BYTES.
 """
@@ -29,7 +31,7 @@ from ...algebra.spec import Spec
 from ...algebra.windows import Windows
 from .pointwise import affine, bias_of
 
-POSITIONS = 8192  # of a block of rows
+POSITIONS = 2048  # of a block of rows: what is computed of so many stays in the caches
 KEPT_BYTES = 1 << 28
 
 
@@ -86,12 +88,14 @@ class _Block:
     rows: slice
     patches: Tensor  # [N, C k^2, positions]
     c: Tensor
-    powers: Tensor  # exp(u - its largest)
+    largest: Tensor  # u, [N, positions, 1]
+    powers: Tensor  # exp(u - largest)
     sums: Tensor  # L of these
     directions: Tensor | None = None  # patches of v
     dc: Tensor | None = None
-    du: Tensor | None = None
-    dl: Tensor | None = None
+    mean: Tensor | None = None  # du, [N, positions, 1]
+    du: Tensor | None = None  # du - mean
+    dl: Tensor | None = None  # of these
 
 
 class _Images:
@@ -107,11 +111,10 @@ class _Images:
             rows, columns = self.patches.axis_weights
         self.weights = rows[:, None] * columns  # w_p, [h, w]
         self.average = Windows(spec.stages[2].window, rows, columns)
-        self.skip, self.core, self.odds = (
-            t.flatten(1) for t in (self.first.skip, self.experts.core, self.contexts.core)
-        )
-        log_s = self.contexts.sharpness if features is None else features @ self.contexts.sharpness
-        self.s = log_s.exp().view(-1, 1, 1, 1)
+        self.skip, self.core = self.first.skip.flatten(1), self.experts.core.flatten(1)
+        self.at_sigma = x.new_ones(len(x), 1) if features is None else features
+        self.odds = torch.tensordot(self.at_sigma, self.contexts.odds, 1)  # [N, C, M]
+        self.s = (self.at_sigma @ self.contexts.sharpness).exp().view(-1, 1, 1, 1)
         height, width = self.weights.shape
         step = max(1, POSITIONS // (len(x) * width))
         self.blocks = [slice(row, min(row + step, height)) for row in range(0, height, step)]
@@ -121,12 +124,11 @@ class _Images:
         """(psi (N,) or None, f)."""
         at, psi = self._continued(self.x), None
         l, _, blocks = self._upwards(at, None)
-        y = self.average(l)
-        v = self._competing(y)
+        v = self._competing(self.average(l))
         if with_value:
             zeta = v.logsumexp(1, keepdim=True) / self.s
             psi = 0.5 * self.spec.alpha * self.x.square().sum((1, 2, 3))
-            psi = psi + self.contexts.head * (zeta * self.weights).sum((1, 2, 3))
+            psi = psi + self.contexts.head * ((zeta * self.weights).sum((1, 2, 3)) + self.shared)
         slopes = self.average.adjoint(v.softmax(1).mul_(self.contexts.head * self.weights))
         out = torch.zeros_like(at)
         for block in blocks:
@@ -171,11 +173,11 @@ class _Images:
                 continue
             self._add(grads.stages[0].skip, back, block.patches.mT)
             self._add(grads.stages[1].core, delta, block.c.square())
-            self._add(grads.stages[2].core, change, block.powers)
+            self._add_odds(grads.stages[2].odds, change, block.powers)
             if v is not None:
                 self._add(grads.stages[0].skip, block.c.mul(below).mul_(2), block.directions.mT)
                 self._add(grads.stages[1].core, e, (block.c * block.dc).mul_(2))
-                self._add(grads.stages[2].core, slope, block.powers * block.du)
+                self._add_odds(grads.stages[2].odds, slope, block.powers * block.du)
             self._add_bias(grads.stages[1], delta.sum(1))
             if self.first.head is not None:
                 if p is not None:
@@ -218,48 +220,56 @@ class _Images:
             zeta = v.logsumexp(1, keepdim=True) / self.s
             sharper = 0.0  # in log s, per image
             if dl is not None:
-                own.head.add_((dzeta * self.weights).sum())
+                own.head.add_((dzeta * self.weights).sum() + self.shared_change.sum())
                 sharper = sharper + (self.s * curved * y * w).sum((1, 2, 3))
             if p is not None:
-                own.head.add_((p * zeta * self.weights).sum())
+                own.head.add_(((zeta * self.weights).sum((1, 2, 3)) + self.shared) @ p.flatten())
                 sharper = sharper + (p * w * ((rho * y).sum(1, keepdim=True) - zeta)).sum((1, 2, 3))
-            own.sharpness.add_(sharper.sum() if self.features is None else sharper @ self.features)
+            own.sharpness.add_(sharper @ self.at_sigma)
         return self.average.adjoint(rho.mul_(w)), self.average.adjoint(change)
 
     # ---- positions
 
     def _upwards(self, at: Tensor, v_at: Tensor | None) -> tuple[Tensor, Tensor | None, "Iterator[_Block]"]:
-        """(log L, its derivative along v, both [N, C, h, w]; the blocks, kept or once more)."""
-        shape = len(at), *self.weights.shape, len(self.odds)
+        """(log L, its derivative along v, both [N, C, h, w]; the blocks, kept or once more).
+
+        Sets what is shared, the largest u and the mean of du, summed over positions with w_p: [N] each.
+        """
+        shape = len(at), *self.weights.shape, self.odds.shape[1]
         l = at.new_empty(shape)
         dl = None if v_at is None else torch.empty_like(l)
         kept = []
+        self.shared, self.shared_change = at.new_zeros(len(at)), at.new_zeros(len(at))
         for rows in self.blocks:
-            block, largest = self._block(rows, at, v_at)
-            l[:, rows] = block.sums.log().add_(largest).view_as(l[:, rows])
+            block = self._block(rows, at, v_at)
+            weights = self._weights_of(block)
+            l[:, rows] = block.sums.log().view_as(l[:, rows])
+            self.shared += (block.largest * weights).sum((1, 2))
             if dl is not None:
                 dl[:, rows] = block.dl.view_as(dl[:, rows])
+                self.shared_change += (block.mean * weights).sum((1, 2))
             if self.keeps:
                 kept.append(block)
-        again = iter(kept) if self.keeps else (self._block(rows, at, v_at)[0] for rows in self.blocks)
+        again = iter(kept) if self.keeps else (self._block(rows, at, v_at) for rows in self.blocks)
         return l.movedim(3, 1), None if dl is None else dl.movedim(3, 1), again
 
-    def _block(self, rows: slice, at: Tensor, v_at: Tensor | None) -> tuple[_Block, Tensor]:
-        """(block, largest u [N, positions, 1])."""
+    def _block(self, rows: slice, at: Tensor, v_at: Tensor | None) -> _Block:
         patches = self._unfolded(at, rows)
         c = patches.mT @ self.skip.T
         u = affine(c * c, self.core, bias_of(self.experts, self.features))
         largest = u.amax(2, keepdim=True)
         powers = u.sub_(largest).exp_()
         # an expert without odds in any context leaves nothing where it is alone
-        sums = (powers @ self.odds.T).clamp_(min=torch.finfo(u.dtype).tiny)
-        block = _Block(rows, patches, c, powers, sums)
+        sums = (powers @ self.odds.mT).clamp_(min=torch.finfo(u.dtype).tiny)
+        block = _Block(rows, patches, c, largest, powers, sums)
         if v_at is not None:
             block.directions = self._unfolded(v_at, rows)
             block.dc = block.directions.mT @ self.skip.T
-            block.du = (c * block.dc).mul_(2) @ self.core.T
-            block.dl = (powers * block.du) @ self.odds.T / sums
-        return block, largest
+            du = (c * block.dc).mul_(2) @ self.core.T
+            block.mean = (powers * du).sum(2, keepdim=True) / powers.sum(2, keepdim=True)
+            block.du = du.sub_(block.mean)
+            block.dl = (powers * block.du) @ self.odds.mT / sums
+        return block
 
     def _to_energies(self, e: Tensor, weights: Tensor) -> Tensor:
         """W^T e + w_p h."""
@@ -294,6 +304,10 @@ class _Images:
     def _add(to: Tensor, e: Tensor, z: Tensor) -> None:
         """Add sum over images and positions of e (x) z."""
         to += (e.mT @ z).sum(0).view_as(to)
+
+    def _add_odds(self, to: Tensor, e: Tensor, z: Tensor) -> None:
+        """The same of V, which every image takes at its noise level."""
+        to += torch.tensordot(self.at_sigma.T, e.mT @ z, 1)
 
     def _add_bias(self, to, totals: Tensor) -> None:
         """Add the gradient of b + B phi(sigma), from that of every image, [N, units]."""

@@ -53,6 +53,8 @@ class CpuBackend:
             return f"x is on {x.device}, this backend runs on the CPU"
         if spec.ndim == 3:
             return "volumes are not covered"
+        if spec.has_contexts:
+            return "experts that compete in contexts are not covered"
         if x.dtype != torch.float32:
             return f"x is {x.dtype}, this backend computes in float32"
         if precision == "bf16" and not spec.is_dense:

@@ -37,6 +37,8 @@ class TritonBackend(SweepsBackend):
             return "dense networks are not covered, these kernels are convolutions"
         if spec.ndim == 3:
             return "volumes are not covered"
+        if spec.has_contexts:
+            return "experts that compete in contexts are not covered"
         if (spec.stages[-1].competing or spec.is_mirrored) and not fused.covers(spec):
             which = "with border 'mirror'" if spec.is_mirrored else "whose last units compete"
             most = f"up to {fused.MOST_UNITS} filters of side {fused.MOST_SIDE}"

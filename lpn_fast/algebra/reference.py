@@ -29,7 +29,7 @@ def potential(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None = N
         weights_at, at = patches.weights, patches.extended(x)
     for stage, above, weights in zip(spec.stages, (*spec.stages[1:], None), p.stages, strict=True):
         u = x.new_zeros(())  # [N, H_l, ..]
-        if stage.window and z is not None:
+        if weights.odds is not None and weights.sharpness is not None and z is not None:
             at_sigma = x.new_ones(len(x), 1) if features is None else features
             s = (at_sigma @ weights.sharpness).exp().view(-1, 1, 1, 1)
             largest = z.detach().amax(1, keepdim=True)

@@ -120,7 +120,7 @@ class Spec(_Encoded):
 
     @property
     def reads_patches(self) -> bool:
-        """Whether psi is a sum over the patches of an image, of what gates of single pixels or contexts make of them."""
+        """Whether psi is a sum over all patches of an image, of what gates of single pixels or contexts make of it."""
         if len(self.axes) != 2 or not self.square_first or self.linear or self.constant or self.quadratic:
             return False
         first, *gates = self.stages

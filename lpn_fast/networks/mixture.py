@@ -40,6 +40,7 @@ from .families import check_reads_noise, check_side, noise_knots
 from .frame import LIMIT, cosine_atoms, hold_orthonormal_, keep_rotations_, sizes_at_start
 from .gain import forms_of
 from .lpn import LPN
+from .mixture_contexts import contexts_at_images
 from .mixture_filters import (
     forms_beyond,
     forms_of_experts,
@@ -48,7 +49,6 @@ from .mixture_filters import (
     keep_to_limit_,
     scale_rows_,
 )
-from .mixture_contexts import contexts_at_images
 from .mixture_start import Sampler, mixture_at_patches, nonnegative_fit, waves
 from .registry import register
 
@@ -77,8 +77,13 @@ TURNS = 7.0  # steps of filters that need not stay orthogonal, over those of a b
     "mixture",
     "experts, as of a mixture of Gaussians, compete for the coefficients of a learned frame; R is coercive",
     {
-        "kernel": "skip_kernel", "experts": "hidden", "filters": "filters", "contexts": "contexts", "window": "context_window",
-        "alpha": "alpha", "border": "border",
+        "kernel": "skip_kernel",
+        "experts": "hidden",
+        "filters": "filters",
+        "contexts": "contexts",
+        "window": "context_window",
+        "alpha": "alpha",
+        "border": "border",
     },
     noise="always",
     own_start=True,
@@ -228,7 +233,7 @@ class MixtureLPN(LPN):
                 getattr(self.stages[1], name).data.copy_(value)
             self.project_()
         if self.spec.has_contexts:
-            for name, value in contexts_at_images(crops, self, generator).items():
+            for name, value in contexts_at_images(crops, self.spec, self.packed(), generator).items():
                 getattr(self.stages[2], name).data.copy_(value)
         return self.project_()
 

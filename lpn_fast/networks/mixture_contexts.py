@@ -9,18 +9,15 @@ places of the same images, and
 a context knows by how much its experts are more frequent than elsewhere. b_c is the logarithm of how frequent it is.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..algebra.noise import noise_features
+from ..algebra.parameters import unpack
+from ..algebra.spec import Spec
 from ..algebra.windows import Windows
-
-if TYPE_CHECKING:
-    from .mixture import MixtureLPN
+from .mixture_start import Sampler
 
 IMAGES = 48
 NEIGHBOURHOODS = 400  # of each
@@ -29,19 +26,17 @@ EVERYWHERE = 0.1  # share of the experts' usual shares in every context
 
 
 @torch.no_grad()
-def contexts_at_images(
-    crops: Callable[[int, torch.Generator], Tensor], model: "MixtureLPN", generator: torch.Generator
-) -> dict[str, Tensor]:
-    """(odds, bias, noise) of the contexts, for the experts that the network has."""
-    count, images = model.spec.stages[2].width, crops(IMAGES, generator)
-    positions = (images.shape[2] + model.spec.stages[0].skip_kernel - 1) ** 2
+def contexts_at_images(crops: Sampler, spec: Spec, packed: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """(odds, bias, noise) of the contexts, for the experts that P has."""
+    count, images, parameters = spec.stages[2].width, crops(IMAGES, generator), unpack(spec, packed)
+    positions = (images.shape[2] + spec.stages[0].skip_kernel - 1) ** 2
     places = torch.randperm(positions, generator=generator)[:NEIGHBOURHOODS]
     kind, odds, frequent = None, [], []
-    for sigma in model.spec.noise_levels:
+    for sigma in spec.noise_levels:
         noisy = images + sigma * torch.randn(images.shape, generator=generator)
-        found, usual = [], torch.zeros(model.spec.stages[1].width)
+        found, usual = [], torch.zeros(spec.stages[1].width)
         for image in noisy:
-            shares = shares_around(model, image[None] / sigma, sigma)
+            shares = shares_around(spec, parameters, image[None] / sigma, sigma)
             usual += shares.mean(0) / IMAGES
             found.append(shares[places])
         shares = torch.cat(found)
@@ -55,15 +50,14 @@ def contexts_at_images(
     return {"odds": torch.stack(odds), "bias": bias, "noise": (by_level - bias).T}
 
 
-def shares_around(model: "MixtureLPN", x: Tensor, sigma: float) -> Tensor:
+def shares_around(spec: Spec, parameters, x: Tensor, sigma: float) -> Tensor:
     """Shares of the experts, averaged over the window of every position, [positions, M]; x in units of the noise."""
-    first, experts = model.stages[:2]
-    k = first.skip.shape[-1]
-    phi = noise_features(x.new_tensor([sigma]), model.spec.noise_levels)
-    z = F.conv2d(F.pad(x, (k - 1,) * 4, mode="reflect"), first.skip).square()
+    first, experts = parameters.stages[:2]
+    phi, border = noise_features(x.new_tensor([sigma]), spec.noise_levels), spec.stages[0].skip_padding
+    z = F.conv2d(F.pad(x, (border,) * 4, mode="reflect"), first.skip).square()
     u = F.conv2d(z, experts.core, experts.bias + (phi @ experts.noise.T)[0])
     ones = [x.new_ones(side) for side in u.shape[2:]]
-    return Windows(model.spec.stages[2].window, *ones)(u.softmax(1))[0].flatten(1).T
+    return Windows(spec.stages[2].window, *ones)(u.softmax(1))[0].flatten(1).T
 
 
 def kinds_of(rows: Tensor, count: int, kind: Tensor | None, generator: torch.Generator) -> Tensor:

@@ -112,7 +112,7 @@ def test_it_starts_at_a_mixture_that_suits_its_data(monkeypatch):
     crops(64, None), torch.randn(x.shape, generator=generator)
     again.start_from_(crops, seed=0)
     assert torch.equal(again.packed(), model.packed()), "the same from the same data and seed"
-    with pytest.raises(ValueError, match="filters must be more than a basis has"):
+    with pytest.raises(ValueError, match="more filters than a basis has, or contexts, got neither"):
         mixture().start_from_(crops)
     many = lf.MixtureLPN(1, k, experts=2, filters=70).start_from_(crops)  # than two experts have directions
     assert len(many.stages[0].skip.flatten(1).unique(dim=0)) == 70

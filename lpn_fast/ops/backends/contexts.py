@@ -33,6 +33,7 @@ from .pointwise import affine, bias_of
 
 POSITIONS = 2048  # of a block of rows: what is computed of so many stays in the caches
 KEPT_BYTES = 1 << 28
+SMALLEST = -60.0  # log of a share that counts; denormal numbers would cost a hundred times as much
 
 
 def supports(spec: Spec) -> bool:
@@ -258,7 +259,7 @@ class _Images:
         c = patches.mT @ self.skip.T
         u = affine(c * c, self.core, bias_of(self.experts, self.features))
         largest = u.amax(2, keepdim=True)
-        powers = u.sub_(largest).exp_()
+        powers = u.sub_(largest).clamp_(min=SMALLEST).exp_()
         # an expert without odds in any context leaves nothing where it is alone
         sums = (powers @ self.odds.mT).clamp_(min=torch.finfo(u.dtype).tiny)
         block = _Block(rows, patches, c, largest, powers, sums)

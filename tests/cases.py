@@ -9,6 +9,7 @@ import torch
 import lpn_fast as lf
 from lpn_fast.algebra.parameters import layout
 from lpn_fast.algebra.spec import Spec, Stage
+from lpn_fast.networks import frame, mixture
 
 # Relative L2 errors against float64 (the algebra is exact, so these are rounding bounds).
 TOLERANCE = {
@@ -162,6 +163,11 @@ def everything(model: lf.LPN, x, p, v, sigma=None) -> tuple[torch.Tensor, ...]:
     gP = torch.cat([by_name[slot.name].reshape(-1) for slot in layout(model.spec)])
     with torch.no_grad():
         return psi, f, model.hvp(x, v, sigma), gx, gP
+
+
+def gain_limit(model: lf.LPN) -> float:
+    """The largest gain of a network of patches."""
+    return mixture.LIMIT if isinstance(model, lf.MixtureLPN) else frame.LIMIT
 
 
 def perturbed(model: lf.LPN, size: float = 0.5) -> lf.LPN:

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import perturbed, relative
+from cases import gain_limit, perturbed, relative
 
 import lpn_fast as lf
 from lpn_fast.algebra import reference
 from lpn_fast.algebra.parameters import unpack
 from lpn_fast.algebra.spec import Spec, Stage, from_dict, to_dict
-from lpn_fast.networks.frame import LIMIT
 from lpn_fast.ops.backends import pointwise
 from lpn_fast.ops.plain_torch import Eager
 
@@ -151,20 +150,21 @@ def test_it_is_an_exact_prox_and_its_prior_has_no_doubt(build):
 @pytest.mark.parametrize("size", [(23, 17), (6, 6), (5, 5), (4, 3), (1, 1), (2, 9)])
 @torch.no_grad()
 def test_the_gain_is_bounded_at_every_size(build, size):
-    """psi grows as LIMIT / 2 |x|^2 at most: also where an image is smaller than its patches."""
+    """psi grows as limit / 2 |x|^2 at most: also where an image is smaller than its patches."""
     model = build()
-    assert lf.asymptotic_gain(model) <= LIMIT * (1 + 1e-9)
+    limit = gain_limit(model)
+    assert lf.asymptotic_gain(model) <= limit * (1 + 1e-9)
     x = 1e6 * (images(model, size, 20) - 0.5)
-    assert (2 * model.potential(x, 0.1) / x.square().sum((1, 2, 3)) <= LIMIT * (1 + 1e-5)).all()
+    assert (2 * model.potential(x, 0.1) / x.square().sum((1, 2, 3)) <= limit * (1 + 1e-5)).all()
 
 
 @torch.no_grad()
 def test_without_gates_the_frame_is_tight():
-    """Every coefficient passes: f(x) = LIMIT x up to and including the border, which is where E and w come in."""
+    """Every coefficient passes: f(x) = limit x up to and including the border, which is where E and w come in."""
     for kernel, size in ((4, (9, 5)), (2, (1, 2)), (7, (6, 6))):
         model = frame(2, kernel, ())
         x = images(model, size)
-        assert relative(model(x, 0.1), LIMIT * x) < 1e-12
+        assert relative(model(x, 0.1), gain_limit(model) * x) < 1e-12
 
 
 @torch.no_grad()
@@ -202,11 +202,11 @@ def test_far_from_the_border_nothing_changes(build):
 
 @torch.no_grad()
 def test_constants_are_added_to_the_result_up_to_the_border(build):
-    """f(x + c) = f(x) + LIMIT c: the patches of a constant are means, which pass. By zeros they are edges."""
+    """f(x + c) = f(x) + limit c: the patches of a constant are means, which pass. By zeros they are edges."""
     model = build()
     x = images(model, (12, 9))
     c = torch.rand(len(x), model.spec.channels, 1, 1, dtype=torch.float64)
-    assert relative(model(x + c, 0.1) - model(x, 0.1), (LIMIT * c).expand_as(x)) < 1e-10
+    assert relative(model(x + c, 0.1) - model(x, 0.1), (gain_limit(model) * c).expand_as(x)) < 1e-10
 
 
 @torch.no_grad()

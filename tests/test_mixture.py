@@ -11,8 +11,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 import lpn_fast as lf
 from lpn_fast import training
 from lpn_fast.networks import mixture_start
-from lpn_fast.networks.frame import LIMIT
-from lpn_fast.networks.mixture import LOG_ODDS
+from lpn_fast.networks.mixture import LIMIT, LOG_ODDS
 from lpn_fast.networks.mixture_filters import forms_of_experts, keep_tangents_
 
 

@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import perturbed
+from cases import gain_limit, perturbed
 
 import lpn_fast as lf
-from lpn_fast.networks.frame import LIMIT
 from lpn_fast.networks.gain import quadratic_heads
 
 NETWORKS = {
@@ -33,7 +32,7 @@ def test_projection_keeps_frame_means_and_gain_and_is_idempotent(build, channels
     skip = model.stages[0].skip
     assert torch.allclose(rotation(model, kernel * skip), torch.eye(len(skip), dtype=skip.dtype), atol=1e-10)
     assert (model.stages[1].core[:, :channels] == 0).all(), "means are neither gated nor evidence"
-    assert (quadratic_heads(model) <= (LIMIT - model.alpha) / 2 * (1 + 1e-12)).all()
+    assert (quadratic_heads(model) <= (gain_limit(model) - model.alpha) / 2 * (1 + 1e-12)).all()
     assert lf.asymptotic_gain(model) <= 1
     before = model.packed().detach().clone()
     assert torch.allclose(model.project_().packed(), before, rtol=1e-9, atol=1e-12), "projecting twice changes nothing"

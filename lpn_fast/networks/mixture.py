@@ -37,7 +37,7 @@ from torch import Tensor
 
 from ..algebra.spec import Spec, Stage
 from .families import check_reads_noise, check_side, noise_knots
-from .frame import LIMIT, cosine_atoms, hold_orthonormal_, keep_rotations_, sizes_at_start
+from .frame import cosine_atoms, hold_orthonormal_, keep_rotations_, sizes_at_start
 from .gain import forms_of
 from .lpn import LPN
 from .mixture_contexts import contexts_at_images
@@ -63,6 +63,9 @@ COLOUR = 0.1  # variance of differences of channels over that of their mean
 
 SHARPNESS = 16.0  # s of contexts
 SHARPNESSES = (0.1, 1e3)
+
+# Largest gain. Nearer to one than that of frames: what passes loses contrast by so much, and the gain is known exactly
+LIMIT = 0.9995
 
 # While training:
 LOG_ODDS = 12.0  # largest, with W_mj as a share of its limit: variances of 1e5 and, where they vanish, of 1e-5

@@ -236,7 +236,7 @@ class MixtureLPN(LPN):
                 getattr(self.stages[1], name).data.copy_(value)
             self.project_()
         if self.spec.has_contexts:
-            for name, value in contexts_at_images(crops, self.spec, self.packed(), generator).items():
+            for name, value in contexts_at_images(crops, self.spec, self.packed().float().cpu(), generator).items():
                 getattr(self.stages[2], name).data.copy_(value)
         return self.project_()
 

@@ -119,13 +119,24 @@ def test_truncated_and_missing_files(tmp_path):
 
 def test_shipped_models_load_small_and_carry_their_card():
     names = lf.list_pretrained()
-    by_use = {"natural-gray", "natural-color", "ct", "mnist", "synthetic-gray", "fast-gray", "fast-color"}
+    by_use = {
+        "natural-gray",
+        "natural-color",
+        "denoise-gray",
+        "ct",
+        "mnist",
+        "synthetic-gray",
+        "fast-gray",
+        "fast-color",
+    }
     assert by_use <= set(names)
     for name in names:
         model = lf.pretrained(name)
         assert {"sigma", "value_range", "data", "result"} <= set(model.card)
         assert sum(p.numel() * p.element_size() for p in model.parameters()) < 5e6
-        assert all((p >= 0).all() for n, p in model.named_parameters() if n.endswith(("core", "head", "head_squared")))
+        assert all(
+            (p >= 0).all() for n, p in model.named_parameters() if n.endswith(("core", "head", "head_squared", "odds"))
+        )
 
 
 def test_former_names_load_what_they_are_called_now():
@@ -140,5 +151,5 @@ def test_former_names_load_what_they_are_called_now():
 def test_names_say_whether_f_is_one_pass():
     for name in lf.list_pretrained():
         is_solve = isinstance(lf.pretrained(name), lf.ExplicitLPN)
-        assert not (is_solve and name.startswith(("fast-", "frame-"))), name
+        assert not (is_solve and name.startswith(("denoise-", "fast-", "frame-"))), name
     assert all(isinstance(lf.pretrained(name), lf.ExplicitLPN) for name in ("natural-gray", "natural-color", "ct"))

@@ -35,7 +35,7 @@ def test_no_way_is_faster_than_the_roofline_and_every_model_has_its_rows():
     rows = arithmetic.table(64, (512, 512))
     assert all(0 < row.fraction <= 1.0 + 1e-9 for row in rows)
     known = {name for row in rows for name in row.model.split(", ")}
-    assert known == set(lf.list_pretrained())
+    assert known == set(lf.list_pretrained()) - {"denoise-gray"}, "contexts have no kernels"
     assert {row.precision for row in rows} == set(arithmetic.PRECISIONS)
     assert len({row.device for row in rows}) == 3
     by_model = {(row.model, row.device, row.precision): set() for row in rows}

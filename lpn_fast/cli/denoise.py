@@ -7,6 +7,7 @@ same command goes on where it stopped.
 examples:
   lpn-fast denoise noisy/ -o clean                           as noisy as each image looks
   lpn-fast denoise noisy/ -o clean --sigma 0.05
+  lpn-fast denoise noisy/ -o clean --model denoise-gray      the best one for gray photographs, which takes longer
   lpn-fast denoise series/ -o clean --sigma 0.01 --report clean.html    .dcm files, say; and a page about it
   torchrun --nproc-per-node 2 -m lpn_fast.cli denoise noisy/ -o clean --sigma 0.05
   lpn-fast denoise s3://scans/noisy -o s3://scans/clean --engine ray --address auto

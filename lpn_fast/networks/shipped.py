@@ -1,7 +1,7 @@
 """Models that ship with the package, each a safetensors file with its card beside it.
 
-A name says what a model is for: natural-*, ct, mnist and synthetic-gray are the best of their kind, fast-* have f in
-one pass where these solve for it, and frame-* are the smallest ones.
+A name says what a model is for: natural-*, ct, mnist and synthetic-gray are the best priors of their kind, denoise-*
+the best denoisers, fast-* have f in one pass where the first solve for it, and frame-* are the smallest ones.
 """
 
 import warnings

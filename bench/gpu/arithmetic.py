@@ -160,7 +160,7 @@ def floor(spec, shape: tuple[int, int, int, int], precision: str, device: Device
 def models() -> list[tuple[str, lf.LPN]]:
     """Shipped models that have kernels of ours, by name: all but those whose experts compete in contexts."""
     found = [(name, lf.pretrained(name)) for name in lf.list_pretrained()]
-    return [(name, model) for name, model in found if model.spec.kind == "explicit" or not model.spec.has_contexts]
+    return [(name, model) for name, model in found if not model.spec.has_contexts]
 
 
 def table(batch: int, size: tuple[int, int], what: str = "prox", chosen: list | None = None) -> list[Row]:

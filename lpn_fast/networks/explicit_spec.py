@@ -64,6 +64,7 @@ class ExplicitSpec:
     image_size = None
     noise_units = True
     is_mirrored = True
+    has_contexts = False
 
     def __post_init__(self):
         check_side("kernel", self.kernel, 2, 15)

@@ -23,8 +23,8 @@ as of a mixture of mixtures whose context holds for a neighbourhood. V and log s
 its knots. Both sums are convex and increasing in every u_m, and so is what they are composed of.
 
 With the `border` "mirror" an image is continued by mirrored pixels in the place of zeros, and the pixels of every z
-count in psi with the weights w_p of algebra/patches.py. Networks that `gates_pixels` have the choice: their stages
-after the first look at one pixel each, so that psi is a sum over patches, which w_p >= 0 leaves convex.
+count in psi with the weights w_p of algebra/patches.py. Networks that `reads_patches` describes have the
+choice: their psi is a sum over patches, which w_p >= 0 leaves convex.
 
 With `noise_units` the equations above hold for x measured in units of the noise, which is
 
@@ -256,6 +256,7 @@ def _check(spec: Spec) -> None:
                 stage.kernel <= 1 and stage.skip_kernel <= 1 and geometry == (1, 0, 1, 0, 1),
                 f"stage {index}: a dense network has kernel, stride and resize 1 and padding 0, got {stage}",
             )
+        need(stage.window == 0 or index == len(spec.stages) - 1, f"stage {index}: only a last stage has a window")
         last = index == len(spec.stages) - 1 and not (spec.square_first and index == 0)
         need(
             not stage.competing or (last and stage.heads == ("linear",)),
@@ -270,8 +271,6 @@ def _check(spec: Spec) -> None:
     )
     need(any(stage.heads for stage in spec.stages), "no stage has a head, so psi would not depend on the stages")
     need(spec.border in BORDERS, f"border must be one of {BORDERS}, got {spec.border!r}")
-    for index, stage in enumerate(spec.stages):
-        need(stage.window == 0 or index == len(spec.stages) - 1, f"stage {index}: only a last stage has a window")
     if spec.has_contexts:
         _check_contexts(spec, need)
     need(

@@ -32,13 +32,8 @@ from ...algebra.windows import Windows
 from .pointwise import affine, bias_of
 
 POSITIONS = 2048  # of a block of rows: what is computed of so many stays in the caches
-KEPT_BYTES = 1 << 28
+KEPT_BYTES = 1 << 28  # of exp(u); what is kept beside it is as much again, or three times that with directions
 SMALLEST = -60.0  # log of a share that counts; denormal numbers would cost a hundred times as much
-
-
-def supports(spec: Spec) -> bool:
-    """Whether this is for networks of `spec`."""
-    return spec.has_contexts
 
 
 def value_prox(
@@ -205,7 +200,7 @@ class _Images:
         v = self._competing(y)
         rho = v.softmax(1)
         w = self.contexts.head * self.weights
-        curved, change = None, None
+        change = None
         p = None if p is None else p.view(-1, 1, 1, 1)
         if dl is not None:
             dy = self.average(dl)
@@ -216,8 +211,8 @@ class _Images:
             change = p * rho if change is None else change + p * rho
         change = change * w
         if grads is not None:
-            own, totals = grads.stages[2], change.sum((2, 3)) / self.s.flatten(1)
-            self._add_bias(own, totals)
+            own = grads.stages[2]
+            self._add_bias(own, change.sum((2, 3)) / self.s.flatten(1))
             zeta = v.logsumexp(1, keepdim=True) / self.s
             sharper = 0.0  # in log s, per image
             if dl is not None:

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "experts_bindings.h"
 #include "frame_bindings.h"
 #include "isa.h"
 #include "mlp.h"
@@ -315,6 +316,7 @@ PYBIND11_MODULE(_cpu, module) {
   define_activations<BFloat16>(module, "_bfloat16");
   define_narrow(module);
   define_frame(module);
+  define_experts(module);
   define_prior(module);
 
   module.def("mlp_value_prox", &bind_mlp_value_prox, unlocked(), arg("x"), arg("P"), arg("table"),

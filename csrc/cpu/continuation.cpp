@@ -3,8 +3,43 @@
 #include <algorithm>
 
 #include "mlp.h"
+#include "threads.h"
 
 namespace lpn {
+namespace {
+
+// Pixels per range of a thread, where blocks are added up.
+constexpr int64_t pixels_per_range = int64_t{1} << 14;
+
+// Rows of positions that go together.
+constexpr int64_t least_rows = 8, most_rows = 32, blocks_wanted = 32;
+
+}  // namespace
+
+Frame frame_of(const FrameShape& shape,
+               const float* filters,
+               float alpha,
+               const Mirror& mirror,
+               std::vector<float>& weights) {
+  Frame op{};
+  op.filters = filters;
+  op.units = shape.units;
+  op.channels = shape.channels;
+  op.kernel = shape.kernel;
+  op.alpha = alpha;
+  op.height = shape.height;
+  op.width = shape.width;
+  op.line =
+      round_up(shape.width + shape.kernel - 1, column_multiple) + round_up(shape.kernel, column_multiple);
+  op.sum_line = round_up(shape.width, column_multiple);
+  if (mirror.rows) continue_mirrored(mirror, op, weights);
+  op.columns = round_up(shape.channels * shape.kernel * shape.kernel, column_multiple);
+  return op;
+}
+
+int64_t rows_together(const Frame& op) {
+  return std::clamp((op.height + op.kernel - 1) / blocks_wanted, least_rows, most_rows);
+}
 
 void continue_mirrored(const Mirror& mirror, Frame& op, std::vector<float>& weights) {
   const int64_t margin = op.kernel - 1, down = op.height + margin, across = op.width + margin;
@@ -36,6 +71,29 @@ void Folding::add_row(const float* sums, int64_t channel, int64_t y, float* line
   for (int64_t i = 0; i < width; ++i) to[i] += line[margin + i];
   for (int64_t i = 0; i < margin; ++i) to[op_.mirror.columns[i]] += line[i];
   for (int64_t i = margin + width; i < width + 2 * margin; ++i) to[op_.mirror.columns[i]] += line[i];
+}
+
+void Folding::fold(int64_t images,
+                   const float* sums,
+                   const float* direction,
+                   const float* p,
+                   const float* x,
+                   float* out,
+                   int threads) const {
+  const int64_t grain = std::max<int64_t>(1, pixels_per_range / (op_.width * op_.channels));
+  parallel_for(images * op_.height, grain, threads, [&](int, int64_t first, int64_t last) {
+    std::vector<float> line(op_.sum_line);
+    for (int64_t row = first; row < last; ++row) {
+      const int64_t n = row / op_.height, y = row % op_.height;
+      for (int64_t channel = 0; channel < op_.channels; ++channel) {
+        const int64_t at = ((n * op_.channels + channel) * op_.height + y) * op_.width;
+        for (int64_t i = 0; i < op_.width; ++i)
+          out[at + i] = direction ? op_.alpha * direction[at + i] : 0.0f;
+        for (int64_t i = 0; p && i < op_.width; ++i) out[at + i] += op_.alpha * p[n] * x[at + i];
+        add_row(sums + n * blocks_ * sum_size(), channel, y, line.data(), out + at);
+      }
+    }
+  });
 }
 
 // Row `row` of the continued image, of all blocks that have it.

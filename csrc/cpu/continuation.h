@@ -9,6 +9,23 @@
 
 namespace lpn {
 
+struct FrameShape {
+  int64_t images, channels, height, width;  // shape of x
+  int64_t units;                            // filters
+  int64_t kernel;
+};
+
+// A first stage, without what a worker needs; `weights` holds those of mirrored positions, and is read.
+Frame frame_of(const FrameShape& shape,
+               const float* filters,  // [units, channels, kernel, kernel]
+               float alpha,
+               const Mirror& mirror,
+               std::vector<float>& weights);
+
+// Rows of positions that go together. kernel - 1 rows of sums more are written than coefficients computed,
+// which asks for many rows; small images on many threads ask for few.
+int64_t rows_together(const Frame& op);
+
 // Lets op continue images mirrored. `mirror` may have any weights and none at the end; `weights` holds those
 // of op.
 void continue_mirrored(const Mirror& mirror, Frame& op, std::vector<float>& weights);
@@ -38,6 +55,15 @@ class Folding {
                float* line,  // scratch, [sum_line]
                float* to)    // [width]
       const;
+
+  // out = E^T of the sum of all blocks + alpha (direction + p x) of all images.
+  void fold(int64_t images,
+            const float* sums,       // [images, blocks, sum_size()]
+            const float* direction,  // [images, channels, height, width] or nullptr
+            const float* p,          // [images] or nullptr
+            const float* x,          // as direction, where p is
+            float* out,              // as direction
+            int threads) const;
 
  private:
   void add_blocks(const float* sums, int64_t channel, int64_t row, float* to, int64_t count) const;

@@ -9,23 +9,10 @@
 #include <utility>
 
 #include "isa.h"
+#include "patch_gradient.h"
 #include "threads.h"
 
 namespace lpn {
-namespace {
-
-// Rows that go together. kernel - 1 rows of sums more are written than coefficients computed, which asks for
-// many rows; small images on many threads ask for few.
-constexpr int64_t least_rows = 8, most_rows = 32, blocks_wanted = 32;
-
-// Partial gradients of a batch at least, as far as there are blocks.
-constexpr int64_t chunks_wanted = 32;
-
-// Pixels per range of a thread, where blocks are added up.
-constexpr int64_t pixels_per_range = int64_t{1} << 14;
-
-}  // namespace
-
 FrameNetwork::FrameNetwork(const FrameShape& shape,
                            const float* filters,
                            const Network& gates,
@@ -45,19 +32,8 @@ FrameNetwork::FrameNetwork(const FrameShape& shape,
           "squared head, and the last one a head; stage " +
           std::to_string(l) + " has others");
   }
-  op_.filters = filters;
-  op_.units = shape.units;
-  op_.channels = shape.channels;
-  op_.kernel = shape.kernel;
-  op_.alpha = alpha;
-  op_.height = shape.height;
-  op_.width = shape.width;
-  op_.line =
-      round_up(shape.width + shape.kernel - 1, column_multiple) + round_up(shape.kernel, column_multiple);
-  op_.sum_line = round_up(shape.width, column_multiple);
-  if (mirror.rows) continue_mirrored(mirror, op_, weights_);
-  op_.columns = round_up(shape.channels * shape.kernel * shape.kernel, column_multiple);
-  rows_ = std::clamp(height() / blocks_wanted, least_rows, most_rows);
+  op_ = frame_of(shape, filters, alpha, mirror, weights_);
+  rows_ = rows_together(op_);
   blocks_ = (height() + rows_ - 1) / rows_;
   for (int64_t n = 0; n < images_; ++n)
     for (int64_t l = 0; l < mlp.stage_count; ++l) {
@@ -129,7 +105,7 @@ void FrameNetwork::value_prox(const float* x, double* psi, float* f, int threads
                        psi ? values.data() + index : nullptr};
     kernels.frame_prox(op_, scratch[worker], io, begin, std::min(begin + rows_, height()));
   });
-  fold(folding, sums.get(), x, nullptr, nullptr, f, threads);
+  folding.fold(images_, sums.get(), x, nullptr, nullptr, f, threads);
   for (int64_t n = 0; psi && n < images_; ++n) {
     psi[n] = 0.0;
     for (int64_t block = n * blocks_; block < (n + 1) * blocks_; ++block) psi[n] += values[block];
@@ -138,17 +114,14 @@ void FrameNetwork::value_prox(const float* x, double* psi, float* f, int threads
 
 void FrameNetwork::vjp(const FrameVjp& io, int threads) const {
   const Kernels& kernels = active_kernels();
-  const Mlp& mlp = network_.mlp();
-  const int64_t filters_size = op_.units * op_.columns, size = network_.partial_size() + filters_size;
+  const PatchGradient gradient(op_, network_, images_, blocks_);
   if (io.gP) {
     network_.require_fits(io.numel);
     std::fill(io.gP, io.gP + io.numel, 0.0f);
     std::fill(io.bias_gradient, io.bias_gradient + images_ * network_.units(), 0.0f);
   }
   if (!io.v && !io.p) return std::fill(io.gx, io.gx + images_ * image_size(), 0.0f);
-  const int64_t per_image =
-      std::clamp<int64_t>((chunks_wanted + images_ - 1) / std::max<int64_t>(1, images_), 1, blocks_);
-  const int64_t chunks = images_ * per_image;
+  const int64_t per_image = gradient.per_image(), chunks = gradient.chunks(), size = gradient.size();
   const Folding folding(op_, rows_, blocks_);
   const Floats sums = allocate_floats(images_ * blocks_ * folding.sum_size());
   const Floats partials = allocate_floats(io.gP ? chunks * size : 0);
@@ -164,55 +137,13 @@ void FrameNetwork::vjp(const FrameVjp& io, int threads) const {
                                io.p ? io.p + n : nullptr,
                                sums.get() + (n * blocks_ + block) * folding.sum_size(),
                                partial,
-                               network_.partial_size()};
+                               gradient.filters_at()};
       kernels.frame_second(op_, scratch[worker], second, block * rows_,
                            std::min((block + 1) * rows_, height()));
     }
   });
-  fold(folding, sums.get(), io.v, io.p, io.x, io.gx, threads);
-  if (!io.gP) return;
-  std::vector<double> totals(size);
-  const MlpPartials parts{partials.get(), chunks, size, totals.data()};
-  parallel_for(size, sum_lanes * 64, threads,
-               [&](int, int64_t begin, int64_t end) { kernels.mlp_sum_partials(parts, begin, end); });
-  network_.scatter(totals.data(), io.gP);
-  const int64_t taps = op_.channels * op_.kernel * op_.kernel;
-  for (int64_t i = 0; i < op_.units * taps; ++i)
-    io.gP[io.filters_at + i] =
-        static_cast<float>(totals[network_.partial_size() + i / taps * op_.columns + i % taps]);
-  for (int64_t n = 0; n < images_; ++n)
-    for (int64_t l = 0; l < mlp.stage_count; ++l)
-      for (int64_t unit = 0; unit < mlp.stages[l].width; ++unit) {
-        double sum = 0.0;
-        for (int64_t chunk = n * per_image; chunk < (n + 1) * per_image; ++chunk)
-          for (int64_t lane = 0; lane < sum_lanes; ++lane)
-            sum += partials.get()[chunk * size + mlp.stages[l].bias_at + unit * sum_lanes + lane];
-        io.bias_gradient[n * network_.units() + mlp.stages[l].first_unit + unit] = static_cast<float>(sum);
-      }
-}
-
-// out = sum of the blocks + alpha (direction + p x)
-void FrameNetwork::fold(const Folding& folding,
-                        const float* sums,
-                        const float* direction,  // [images, channels, height, width] or nullptr
-                        const float* p,          // [images] or nullptr
-                        const float* x,          // as direction, where p is
-                        float* out,              // as direction
-                        int threads) const {
-  const int64_t grain = std::max<int64_t>(1, pixels_per_range / (op_.width * op_.channels));
-  parallel_for(images_ * op_.height, grain, threads, [&](int, int64_t first, int64_t last) {
-    std::vector<float> line(op_.sum_line);
-    for (int64_t row = first; row < last; ++row) {
-      const int64_t n = row / op_.height, y = row % op_.height;
-      for (int64_t channel = 0; channel < op_.channels; ++channel) {
-        const int64_t at = n * image_size() + (channel * op_.height + y) * op_.width;
-        for (int64_t i = 0; i < op_.width; ++i)
-          out[at + i] = direction ? op_.alpha * direction[at + i] : 0.0f;
-        for (int64_t i = 0; p && i < op_.width; ++i) out[at + i] += op_.alpha * p[n] * x[at + i];
-        folding.add_row(sums + n * blocks_ * folding.sum_size(), channel, y, line.data(), out + at);
-      }
-    }
-  });
+  folding.fold(images_, sums.get(), io.v, io.p, io.x, io.gx, threads);
+  if (io.gP) gradient.add_up(partials.get(), io.gP, io.filters_at, io.bias_gradient, threads);
 }
 
 }  // namespace lpn

@@ -10,12 +10,6 @@
 
 namespace lpn {
 
-struct FrameShape {
-  int64_t images, channels, height, width;  // shape of x
-  int64_t units;                            // filters
-  int64_t kernel;
-};
-
 struct FrameVjp {
   const float* x;  // [images, channels, height, width]
   const float* v;  // as x or nullptr, cotangent of f
@@ -54,13 +48,6 @@ class FrameNetwork {
 
   int64_t image_size() const { return op_.channels * op_.height * op_.width; }
   int64_t height() const { return op_.height + op_.kernel - 1; }  // size of the coefficients
-  void fold(const Folding& folding,
-            const float* sums,
-            const float* direction,
-            const float* p,
-            const float* x,
-            float* out,
-            int threads) const;
 
   Frame op_{};
   std::vector<float> weights_;  // of mirrored positions

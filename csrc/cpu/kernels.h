@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "experts_kernels.h"
 #include "frame_kernels.h"
 #include "prior_kernels.h"
 #include "projector_kernels.h"
@@ -346,6 +347,13 @@ struct Kernels {
   // Rows begin <= r < end of the coefficients of one image, under gates of single pixels.
   void (*frame_prox)(const Frame&, const FrameScratch&, const FrameProx&, int64_t begin, int64_t end);
   void (*frame_second)(const Frame&, const FrameScratch&, const FrameSecond&, int64_t begin, int64_t end);
+  // The same where experts compete in contexts.
+  void (*experts_up)(
+      const Frame&, const Experts&, const ExpertScratch&, const ExpertsUp&, int64_t begin, int64_t end);
+  void (*experts_down)(
+      const Frame&, const Experts&, const ExpertScratch&, const ExpertsDown&, int64_t begin, int64_t end);
+  // One map, [height, width]; line: [width + side + column_multiple].
+  void (*average_map)(const Average&, const float* from, float* to, float* line);
   // Rows begin <= r < end of the positions of patches of one image.
   void (*prior_rows)(const PriorFrame&, const PriorScratch&, const PriorRows&, int64_t begin, int64_t end);
   void (*prior_gradient_rows)(

@@ -5,6 +5,7 @@
 
 #include "../kernels.h"
 #include "activations.h"
+#include "experts.h"
 #include "frame.h"
 #include "frame_second.h"
 #include "mlp_blocks.h"
@@ -13,6 +14,7 @@
 #include "prior.h"
 #include "prior_gradient.h"
 #include "projector.h"
+#include "windows.h"
 #include "winograd.h"
 
 namespace lpn {
@@ -38,6 +40,9 @@ constexpr Kernels kernels_named(const char* name) {
           sum_partials,
           frame_prox,
           frame_second,
+          experts_up,
+          experts_down,
+          average_map,
           prior_rows,
           prior_gradient_rows,
           resample_kernels<float>(),

@@ -1,317 +1,133 @@
-"""Experts that compete in contexts (algebra/spec.py) by torch's operations: psi, f, Hessian products, gradients.
+"""Contexts in which experts compete (algebra/spec.py): slopes of psi in what experts say, and their derivatives.
 
-    c = K x,   z = c^2,   u = W z + b,   L = V exp(u),   y = G log L,   zeta = 1/s log sum_c exp(s y_c + b_c)
-    psi = h . z + w zeta,   rho = softmax(s y + b):   lambda = w G^T rho,   e = exp(u) V^T (lambda / L),
-    f = K^T (2 c (W^T e + h)) + alpha x
+    y = G l,   zeta = 1/s log sum_c exp(s y_c + b_c),   psi = w (sum of zeta, and of what is shared),
+    rho = softmax(s y + b),   lambda = w G^T rho
 
-Along v, with dc = K v, dz = 2 c dc, du = W dz, dl = V (exp(u) du) / L, dy = G dl, dzeta = sum_c rho_c dy_c, the
-gradient of sum p psi + <v, f> has
+for maps l = log L of the soft maxima of experts in every context, G the averages of algebra/windows.py, sums and rho
+with the weights w_p of a mirrored border. Along dl, with dy = G dl and dzeta = sum_c rho_c dy_c, lambda in the gradient
+of sum p psi + <v, f> becomes
 
-    mu = w G^T (p rho + s rho (dy - dzeta))   for lambda in its part with psi, and of each expert
-    delta = exp(u) V^T ((mu - lambda dl) / L) + e du,
+    mu = w G^T (p rho + s rho (dy - dzeta)).
 
-which goes down as e does: delta' = W^T delta + p h,  K^T (2 c delta' + 2 dc (W^T e + h)) + alpha (v + p x). What all
-experts of a position share, the largest u and the mean of du, is taken off first: G gives it to all contexts alike,
-so that of psi and <v, f> it changes the sums over positions, where G^T w = w, and no slope. With a mirrored border h, w
-and all that is linear in them carry w_p. Contexts see a neighbourhood, so that images go through
-in two passes, whose blocks of rows keep exp(u) in the caches; it is computed anew in the second where all of it would
-be more than KEPT_BYTES.
+What is found at positions is experts.py's, or csrc's (cpu/experts.py). What all contexts share, the largest u and the
+mean of du, is taken off before: G gives it to all of them alike, so that of psi and <v, f> it changes the sums over
+positions, where G^T w = w, and no slope.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ...algebra.parameters import Parameters, parameter_count, unpack
+from ...algebra.parameters import Parameters, StageParameters
 from ...algebra.patches import Patches
 from ...algebra.spec import Spec
 from ...algebra.windows import Windows
-from .pointwise import affine, bias_of
-
-POSITIONS = 2048  # of a block of rows: what is computed of so many stays in the caches
-KEPT_BYTES = 1 << 28  # of exp(u); what is kept beside it is as much again, or three times that with directions
-SMALLEST = -60.0  # log of a share that counts; denormal numbers would cost a hundred times as much
 
 
-def value_prox(
-    spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, with_value: bool
-) -> tuple[Tensor | None, Tensor]:
-    """(psi (N,) or None, f like x), for x (N, C, H, W), P (P,), noise features (N, F) or None."""
-    parts = [each.value_prox(with_value) for each in _some_images(spec, x, packed, features)]
-    if not parts:
-        return x.new_zeros(0) if with_value else None, x.clone()
-    return torch.cat([psi for psi, _ in parts]) if with_value else None, torch.cat([f for _, f in parts])
+class Contexts:
+    """The contexts of a network at images of one size and their noise levels.
 
+    Attributes
+    ----------
+    patches : Patches or None
+        Where the border is mirrored.
+    weights : Tensor, shape (h, w)
+        w_p.
+    at_sigma : Tensor, shape (N, F) or (1, 1)
+        Shares of the knots of the noise level.
+    odds : Tensor, shape (N or 1, C, M)
+        V of every image.
+    """
 
-def hvp(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, v: Tensor) -> Tensor:
-    """H v, like x; v (N, C, H, W)."""
-    return _second(spec, x, packed, features, None, v, None)
+    averages = Windows  # a backend may have another
 
-
-def vjp(
-    spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, p: Tensor | None, v: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Gradient of sum p psi + <v, f> in x and P; p (N,), v (N, C, H, W), either may be None."""
-    gradient = x.new_zeros(parameter_count(spec))
-    return _second(spec, x, packed, features, p, v, gradient), gradient
-
-
-def _second(spec, x, packed, features, p, v, gradient: Tensor | None) -> Tensor:
-    """H v + p f, like x; `gradient` of P is added to."""
-    gx, first = torch.empty_like(x, memory_format=torch.contiguous_format), 0
-    for each in _some_images(spec, x, packed, features):
-        some = slice(first, first := first + len(each.x))
-        gx[some] = each.second(None if p is None else p[some], None if v is None else v[some], gradient)
-    return gx
-
-
-def _some_images(spec: Spec, x, packed, features) -> "Iterator[_Images]":
-    """Small images go through many at a time."""
-    height, width = (side + spec.stages[0].skip_kernel - 1 for side in x.shape[2:])
-    images = max(1, POSITIONS // (height * width))
-    for first in range(0, len(x), images):
-        some = slice(first, first + images)
-        yield _Images(spec, x[some], packed, None if features is None else features[some])
-
-
-@dataclass
-class _Block:
-    """What the first pass finds out about some rows of positions, all but patches as [N, positions, units]."""
-
-    rows: slice
-    patches: Tensor  # [N, C k^2, positions]
-    c: Tensor
-    largest: Tensor  # u, [N, positions, 1]
-    powers: Tensor  # exp(u - largest)
-    sums: Tensor  # L of these
-    directions: Tensor | None = None  # patches of v
-    dc: Tensor | None = None
-    mean: Tensor | None = None  # du, [N, positions, 1]
-    du: Tensor | None = None  # du - mean
-    dl: Tensor | None = None  # of these
-
-
-class _Images:
-    """A network at some images x (N, C, H, W)."""
-
-    def __init__(self, spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None):
-        self.spec, self.x, self.features = spec, x, features
-        self.first, self.experts, self.contexts = unpack(spec, packed).stages
-        self.k = spec.stages[0].skip_kernel
-        self.patches = Patches(x.shape[2:], self.k, x) if spec.is_mirrored else None
-        rows, columns = (x.new_ones(side + self.k - 1) for side in x.shape[2:])
+    def __init__(self, spec: Spec, stage: StageParameters, size: torch.Size, like: Tensor, features: Tensor | None):
+        self._stage, k = stage, spec.stages[0].skip_kernel
+        self.patches = Patches(size, k, like) if spec.is_mirrored else None
+        rows, columns = (like.new_ones(side + k - 1) for side in size)
         if self.patches is not None:
             rows, columns = self.patches.axis_weights
-        self.weights = rows[:, None] * columns  # w_p, [h, w]
-        self.average = Windows(spec.stages[2].window, rows, columns)
-        self.skip, self.core = self.first.skip.flatten(1), self.experts.core.flatten(1)
-        self.at_sigma = x.new_ones(len(x), 1) if features is None else features
-        self.odds = torch.tensordot(self.at_sigma, self.contexts.odds, 1)  # [N, C, M]
-        self.s = (self.at_sigma @ self.contexts.sharpness).exp().view(-1, 1, 1, 1)
-        height, width = self.weights.shape
-        step = max(1, POSITIONS // (len(x) * width))
-        self.blocks = [slice(row, min(row + step, height)) for row in range(0, height, step)]
-        self.keeps = x.element_size() * len(x) * height * width * len(self.core) <= KEPT_BYTES
+        self.weights = rows[:, None] * columns
+        self._average = self.averages(spec.stages[2].window, rows, columns)
+        self.at_sigma = like.new_ones(1, 1) if features is None else features
+        self.odds = self._at_sigma(stage.odds)
+        self._s = self._at_sigma(stage.sharpness).exp().view(-1, 1, 1, 1)
+        bias = stage.bias if stage.noise is None else stage.bias + self._at_sigma(stage.noise.T)
+        self._bias = bias.view(-1, len(stage.bias), 1, 1)
 
-    def value_prox(self, with_value: bool) -> tuple[Tensor | None, Tensor]:
-        """(psi (N,) or None, f)."""
-        at, psi = self._continued(self.x), None
-        l, _, blocks = self._upwards(at, None)
-        v = self._competing(self.average(l))
-        if with_value:
-            zeta = v.logsumexp(1, keepdim=True) / self.s
-            psi = 0.5 * self.spec.alpha * self.x.square().sum((1, 2, 3))
-            psi = psi + self.contexts.head * ((zeta * self.weights).sum((1, 2, 3)) + self.shared)
-        slopes = self.average.adjoint(v.softmax(1).mul_(self.contexts.head * self.weights))
-        out = torch.zeros_like(at)
-        for block in blocks:
-            weights = self._weights_of(block)
-            if with_value and self.first.head is not None:
-                psi = psi + (block.c.square() * weights).sum(1) @ self.first.head
-            e = block.powers * ((_of(slopes, block) / block.sums) @ self.odds)
-            self._put_back(out, block, block.c.mul(self._to_energies(e, weights)).mul_(2))
-        return psi, self._folded(out).add_(self.x, alpha=self.spec.alpha)
+    def _at_sigma(self, levels: Tensor) -> Tensor:
+        """An image's own, which shall not depend on how many others there are."""
+        wide = _wide(levels)
+        return torch.tensordot(self.at_sigma.to(wide), levels.to(wide), 1).to(levels.dtype)
 
-    def second(self, p: Tensor | None, v: Tensor | None, gradient: Tensor | None) -> Tensor:
-        """H v + p f; p (N,), v like x, either may be None. The `gradient` of P is added to."""
-        at, v_at = self._continued(self.x), None if v is None else self._continued(v)
-        grads = None if gradient is None else unpack(self.spec, gradient)
-        l, dl, blocks = self._upwards(at, v_at)
-        slopes, changes = self._at_contexts(l, dl, p, grads)
-        out = torch.zeros_like(at)
-        p = None if p is None else p.view(-1, 1, 1)
-        for block in blocks:
-            weights = self._weights_of(block)
-            change = _of(changes, block)
-            if v is None:
-                e = below = None
-            else:
-                slope = _of(slopes, block) / block.sums
-                change = change - _of(slopes, block) * block.dl
-                e = block.powers * (slope @ self.odds)
-                below = self._to_energies(e, weights)
-            change = change / block.sums
-            delta = block.powers * (change @ self.odds)
-            if e is not None:
-                delta = delta.addcmul_(e, block.du)
-            under = delta @ self.core
-            if p is not None and self.first.head is not None:
-                under = under + p * weights * self.first.head
-            back = block.c.mul(under)
-            if v is not None:
-                back = back.addcmul_(block.dc, below)
-            back = back.mul_(2)
-            self._put_back(out, block, back)
-            if grads is None:
-                continue
-            self._add(grads.stages[0].skip, back, block.patches.mT)
-            self._add(grads.stages[1].core, delta, block.c.square())
-            self._add_odds(grads.stages[2].odds, change, block.powers)
-            if v is not None:
-                self._add(grads.stages[0].skip, block.c.mul(below).mul_(2), block.directions.mT)
-                self._add(grads.stages[1].core, e, (block.c * block.dc).mul_(2))
-                self._add_odds(grads.stages[2].odds, slope, block.powers * block.du)
-            self._add_bias(grads.stages[1], delta.sum(1))
-            if self.first.head is not None:
-                if p is not None:
-                    grads.stages[0].head.add_((block.c.square() * p * weights).sum((0, 1)))
-                if v is not None:
-                    grads.stages[0].head.add_((block.c * block.dc * weights).sum((0, 1)), alpha=2)
-        gx = self._folded(out)
-        if v is not None:
-            gx = gx.add_(v, alpha=self.spec.alpha)
-        return gx if p is None else gx.add_(p[..., None] * self.x, alpha=self.spec.alpha)
+    def value_slopes(self, l: Tensor, shared: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """(their part of psi, (N,), unless `shared` (N,) is None; lambda, (N, C, h, w)); l (N, C, h, w)."""
+        v = self._competing(self._average(l))
+        value = None
+        if shared is not None:
+            value = self._stage.head * (_summed(self._zeta(v) * self.weights) + shared)
+        return value, self._average.adjoint(v.softmax(1).mul_(self._stage.head * self.weights))
 
-    # ---- contexts
-
-    def _competing(self, y: Tensor) -> Tensor:
-        """s y + b, [N, C, h, w]."""
-        bias = bias_of(self.contexts, self.features)
-        return torch.addcmul(bias[:, :, None, None], self.s, y)
-
-    def _at_contexts(
-        self, l: Tensor, dl: Tensor | None, p: Tensor | None, grads: Parameters | None
+    def second(
+        self,
+        l: Tensor,
+        dl: Tensor | None,
+        p: Tensor | None,
+        shared: Tensor,
+        shared_change: Tensor | None,
+        grads: Parameters | None,
     ) -> tuple[Tensor, Tensor]:
-        """(lambda, mu), [N, C, h, w], and the gradients of the contexts themselves."""
-        y = self.average(l)
+        """(lambda, mu), (N, C, h, w); the contexts' own gradients, but that of their odds, are added to `grads`."""
+        y = self._average(l)
         v = self._competing(y)
         rho = v.softmax(1)
-        w = self.contexts.head * self.weights
+        w = self._stage.head * self.weights
         change = None
         p = None if p is None else p.view(-1, 1, 1, 1)
         if dl is not None:
-            dy = self.average(dl)
+            dy = self._average(dl)
             dzeta = (rho * dy).sum(1, keepdim=True)
             curved = dy.sub_(dzeta).mul_(rho)  # rho (dy - dzeta)
-            change = self.s * curved
+            change = self._s * curved
         if p is not None:
             change = p * rho if change is None else change + p * rho
         change = change * w
         if grads is not None:
             own = grads.stages[2]
-            self._add_bias(own, change.sum((2, 3)) / self.s.flatten(1))
-            zeta = v.logsumexp(1, keepdim=True) / self.s
+            self.add_bias(own, change.sum((2, 3)) / self._s.flatten(1))
             sharper = 0.0  # in log s, per image
             if dl is not None:
-                own.head.add_((dzeta * self.weights).sum() + self.shared_change.sum())
-                sharper = sharper + (self.s * curved * y * w).sum((1, 2, 3))
+                own.head.add_((_summed(dzeta * self.weights) + shared_change).sum())
+                sharper = sharper + _summed(self._s * curved * y * w)
             if p is not None:
-                own.head.add_(((zeta * self.weights).sum((1, 2, 3)) + self.shared) @ p.flatten())
-                sharper = sharper + (p * w * ((rho * y).sum(1, keepdim=True) - zeta)).sum((1, 2, 3))
-            own.sharpness.add_(sharper @ self.at_sigma)
-        return self.average.adjoint(rho.mul_(w)), self.average.adjoint(change)
+                zeta = self._zeta(v)
+                own.head.add_(((_summed(zeta * self.weights) + shared) * p.flatten()).sum())
+                sharper = sharper + _summed(p * w * ((rho * y).sum(1, keepdim=True) - zeta))
+            own.sharpness.add_(sharper.to(l.dtype) @ self.at_sigma.expand(len(l), -1))
+        return self._average.adjoint(rho.mul_(w)), self._average.adjoint(change)
 
-    # ---- positions
+    def add_odds(self, to: Tensor, of_images: Tensor) -> None:
+        """Add the gradient of V at the knots, from that of every image, (N, C, M)."""
+        to += torch.tensordot(self.at_sigma.expand(len(of_images), -1).T, of_images, 1)
 
-    def _upwards(self, at: Tensor, v_at: Tensor | None) -> tuple[Tensor, Tensor | None, "Iterator[_Block]"]:
-        """(log L, its derivative along v, both [N, C, h, w]; the blocks, kept or once more).
-
-        Sets what is shared, the largest u and the mean of du, summed over positions with w_p: [N] each.
-        """
-        shape = len(at), *self.weights.shape, self.odds.shape[1]
-        l = at.new_empty(shape)
-        dl = None if v_at is None else torch.empty_like(l)
-        kept = []
-        self.shared, self.shared_change = at.new_zeros(len(at)), at.new_zeros(len(at))
-        for rows in self.blocks:
-            block = self._block(rows, at, v_at)
-            weights = self._weights_of(block)
-            l[:, rows] = block.sums.log().view_as(l[:, rows])
-            self.shared += (block.largest * weights).sum((1, 2))
-            if dl is not None:
-                dl[:, rows] = block.dl.view_as(dl[:, rows])
-                self.shared_change += (block.mean * weights).sum((1, 2))
-            if self.keeps:
-                kept.append(block)
-        again = iter(kept) if self.keeps else (self._block(rows, at, v_at) for rows in self.blocks)
-        return l.movedim(3, 1), None if dl is None else dl.movedim(3, 1), again
-
-    def _block(self, rows: slice, at: Tensor, v_at: Tensor | None) -> _Block:
-        patches = self._unfolded(at, rows)
-        c = patches.mT @ self.skip.T
-        u = affine(c * c, self.core, bias_of(self.experts, self.features))
-        largest = u.amax(2, keepdim=True)
-        powers = u.sub_(largest).clamp_(min=SMALLEST).exp_()
-        # an expert without odds in any context leaves nothing where it is alone
-        sums = (powers @ self.odds.mT).clamp_(min=torch.finfo(u.dtype).tiny)
-        block = _Block(rows, patches, c, largest, powers, sums)
-        if v_at is not None:
-            block.directions = self._unfolded(v_at, rows)
-            block.dc = block.directions.mT @ self.skip.T
-            du = (c * block.dc).mul_(2) @ self.core.T
-            block.mean = (powers * du).sum(2, keepdim=True) / powers.sum(2, keepdim=True)
-            block.du = du.sub_(block.mean)
-            block.dl = (powers * block.du) @ self.odds.mT / sums
-        return block
-
-    def _to_energies(self, e: Tensor, weights: Tensor) -> Tensor:
-        """W^T e + w_p h."""
-        below = e @ self.core
-        return below if self.first.head is None else below.addcmul_(weights, self.first.head)
-
-    def _weights_of(self, block: _Block) -> Tensor:
-        """w_p, [positions, 1]."""
-        return self.weights[block.rows].reshape(-1, 1)
-
-    def _unfolded(self, at: Tensor, rows: slice) -> Tensor:
-        return F.unfold(at[:, :, rows.start : rows.stop + self.k - 1], self.k)
-
-    def _put_back(self, out: Tensor, block: _Block, e: Tensor) -> None:
-        """Add K^T e."""
-        part = out[:, :, block.rows.start : block.rows.stop + self.k - 1]
-        part += F.fold(self.skip.T @ e.mT, part.shape[2:], self.k)
-
-    def _continued(self, x: Tensor) -> Tensor:
-        return F.pad(x, (self.k - 1,) * 4) if self.patches is None else self.patches.extended(x)
-
-    def _folded(self, out: Tensor) -> Tensor:
-        """The adjoint of `_continued`."""
-        if self.patches is not None:
-            return self.patches.folded(out)
-        height, width = self.x.shape[2:]
-        return out[:, :, self.k - 1 : self.k - 1 + height, self.k - 1 : self.k - 1 + width].contiguous()
-
-    # ---- gradients
-
-    @staticmethod
-    def _add(to: Tensor, e: Tensor, z: Tensor) -> None:
-        """Add sum over images and positions of e (x) z."""
-        to += (e.mT @ z).sum(0).view_as(to)
-
-    def _add_odds(self, to: Tensor, e: Tensor, z: Tensor) -> None:
-        """The same of V, which every image takes at its noise level."""
-        to += torch.tensordot(self.at_sigma.T, e.mT @ z, 1)
-
-    def _add_bias(self, to, totals: Tensor) -> None:
-        """Add the gradient of b + B phi(sigma), from that of every image, [N, units]."""
-        to.bias.add_(totals.sum(0))
+    def add_bias(self, to: StageParameters, of_images: Tensor) -> None:
+        """Add the gradient of b + B phi(sigma), from that of every image, (N, units)."""
+        to.bias.add_(of_images.sum(0))
         if to.noise is not None:
-            to.noise.add_(totals.T @ self.features)
+            to.noise.add_(of_images.T @ self.at_sigma)
+
+    def _competing(self, y: Tensor) -> Tensor:
+        """s y + b, (N, C, h, w)."""
+        return torch.addcmul(self._bias, self._s, y)
+
+    def _zeta(self, v: Tensor) -> Tensor:
+        return v.logsumexp(1, keepdim=True) / self._s
 
 
-def _of(t: Tensor, block: _Block) -> Tensor:
-    """Maps [N, C, h, w] at the positions of a block, [N, positions, C]."""
-    return t.movedim(1, 3)[:, block.rows].flatten(1, 2)
+def _summed(t: Tensor) -> Tensor:
+    """Sums of all but the first axis of (N, C, h, w): along the rows first, whatever the threads and the images."""
+    return t.sum(3, dtype=_wide(t)).flatten(1).sum(1)
+
+
+def _wide(like: Tensor) -> torch.dtype:
+    """Double precision where there is one."""
+    return torch.float64 if like.device.type == "cpu" else like.dtype

@@ -10,7 +10,7 @@ from ..epilogues import TorchEpilogues
 from ..maps import maps_for
 from ..precision import storage
 from ..sweeps import Sweeps, Tape
-from . import contexts, pointwise
+from . import experts, pointwise
 from .cpu import frame
 
 
@@ -57,7 +57,7 @@ class TorchBackend(SweepsBackend):
     def evaluate(self, spec, x: Tensor, packed: Tensor, features: Tensor | None, value: bool, tape: bool, precision):
         if not spec.has_contexts and (tape or not frame.supports(spec)):
             return super().evaluate(spec, x, packed, features, value, tape, precision)
-        form = contexts if spec.has_contexts else pointwise
+        form = experts if spec.has_contexts else pointwise
         with _unrounded(x, precision):
             return *form.value_prox(spec, x, packed, features, value), []
 
@@ -65,13 +65,13 @@ class TorchBackend(SweepsBackend):
         if not spec.has_contexts:
             return super().hvp(spec, x, packed, features, v, tape, precision)
         with _unrounded(x, precision):
-            return contexts.hvp(spec, x, packed, features, v)
+            return experts.hvp(spec, x, packed, features, v)
 
     def vjp(self, spec, x, packed, features, p: Tensor | None, v: Tensor | None, tape: list[Tensor], precision):
         if not spec.has_contexts:
             return super().vjp(spec, x, packed, features, p, v, tape, precision)
         with _unrounded(x, precision):
-            return contexts.vjp(spec, x, packed, features, p, v)
+            return experts.vjp(spec, x, packed, features, p, v)
 
     def supports(self, spec: Spec, x: Tensor, precision: str) -> str | None:
         if precision != "fp32" and x.dtype != torch.float32:

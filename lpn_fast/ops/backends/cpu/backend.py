@@ -18,7 +18,7 @@ from ... import registry
 from ...epilogues import KeptAsItIs
 from ...packing import parameter_table
 from ..torch import SweepsBackend
-from . import frame, narrow
+from . import experts, frame, narrow
 from .maps import CpuConvMaps, Transposed
 
 try:
@@ -53,15 +53,14 @@ class CpuBackend:
             return f"x is on {x.device}, this backend runs on the CPU"
         if spec.ndim == 3:
             return "volumes are not covered"
-        if spec.has_contexts:
-            return "experts that compete in contexts are not covered"
         if x.dtype != torch.float32:
             return f"x is {x.dtype}, this backend computes in float32"
-        if precision == "bf16" and not spec.is_dense:
+        if precision == "bf16" and not spec.is_dense and not spec.has_contexts:
             multiplies = torch.ops.mkldnn._is_mkldnn_bf16_supported()
             return None if multiplies else "precision 'bf16' needs a CPU that multiplies bfloat16 (AVX-512)"
         if precision != "fp32":
-            return f"precision {precision!r} is not covered" + (" for dense networks" if precision == "bf16" else "")
+            covered = "in contexts" if spec.has_contexts else "for dense networks" if precision == "bf16" else ""
+            return f"precision {precision!r} is not covered {covered}".rstrip()
         if spec.is_dense and spec.noise_levels:
             return "dense networks with noise-dependent biases are not covered"
         if spec.is_dense and spec.square_first:
@@ -74,16 +73,18 @@ class CpuBackend:
 
     def in_one_pass(self, spec: Spec, precision: str) -> bool:
         """Whether everything is computed without activations in memory."""
-        return spec.is_dense or (precision == "fp32" and frame.supports(spec))
+        return spec.is_dense or (precision == "fp32" and spec.reads_patches)
 
     def details(self, spec: Spec, x: Tensor, precision: str) -> list[str]:
         """What is fused; for explain."""
+        if spec.has_contexts:
+            return ["all stages in two passes"]
         return ["all stages in one pass" if self.in_one_pass(spec, precision) else "stage by stage"]
 
     def evaluate(self, spec: Spec, x: Tensor, packed: Tensor, features, value: bool, tape: bool, precision):
         if not spec.is_dense:
             if self.in_one_pass(spec, precision):
-                return *frame.value_prox(spec, x, packed, features, value), []
+                return *_patches(spec).value_prox(spec, x, packed, features, value), []
             return self._conv.evaluate(spec, x, packed, features, value, tape, precision)
         x, packed = x.contiguous(), packed.contiguous()
         psi = x.new_empty(x.shape[0]) if value else None
@@ -97,7 +98,7 @@ class CpuBackend:
     def hvp(self, spec: Spec, x: Tensor, packed: Tensor, features, v: Tensor, tape: list[Tensor], precision):
         if not spec.is_dense:
             if self.in_one_pass(spec, precision):
-                return frame.hvp(spec, x, packed, features, v)
+                return _patches(spec).hvp(spec, x, packed, features, v)
             return self._conv.hvp(spec, x, packed, features, v, tape, precision)
         x, packed, v = x.contiguous(), packed.contiguous(), v.contiguous()
         out = torch.empty_like(x)
@@ -108,7 +109,7 @@ class CpuBackend:
     def vjp(self, spec, x, packed, features, p: Tensor | None, v: Tensor | None, tape: list[Tensor], precision):
         if not spec.is_dense:
             if self.in_one_pass(spec, precision):
-                return frame.vjp(spec, x, packed, features, p, v)
+                return _patches(spec).vjp(spec, x, packed, features, p, v)
             return self._conv.vjp(spec, x, packed, features, p, v, tape, precision)
         x, packed = x.contiguous(), packed.contiguous()
         p = None if p is None else p.contiguous()
@@ -129,6 +130,11 @@ class CpuBackend:
     def _own(spec: Spec, x: Tensor, tape: list[Tensor]) -> int:
         """Address of a tape that `evaluate` made here; 0 for none, and for another backend's."""
         return _at(tape[0]) if len(tape) == 1 and tape[0].shape == _tape_shape(spec, len(x)) else 0
+
+
+def _patches(spec: Spec):
+    """The kernels of networks that read patches."""
+    return experts if spec.has_contexts else frame
 
 
 class FusedEpilogues(KeptAsItIs):

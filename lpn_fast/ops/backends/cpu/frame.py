@@ -28,11 +28,11 @@ def value_prox(
 ) -> tuple[Tensor | None, Tensor]:
     """(psi (N,) or None, f like x), for x (N, C, H, W), P (P,), noise features (N, F) or None."""
     x, packed = x.contiguous(), packed.contiguous()
-    biases = _biases(_gates(spec, packed), features)
+    biases = biases_at(_gates(spec, packed), features)
     psi = torch.empty(len(x), dtype=torch.float64, device="cpu") if with_value else None
     f = torch.empty_like(x)
     problem, _kept = _problem(spec, x, packed, biases)
-    problem.value_prox(x.data_ptr(), _at(psi), f.data_ptr(), torch.get_num_threads())
+    problem.value_prox(x.data_ptr(), address(psi), f.data_ptr(), torch.get_num_threads())
     return None if psi is None else psi.to(x.dtype), f
 
 
@@ -61,12 +61,12 @@ def _vjp(spec, x, packed, features, p, v, gradient: Tensor | None) -> tuple[Tens
     x, packed = x.contiguous(), packed.contiguous()
     p = None if p is None else p.contiguous()
     v = None if v is None else v.contiguous()
-    biases = _biases(_gates(spec, packed), features)
+    biases = biases_at(_gates(spec, packed), features)
     gx = torch.empty_like(x)
     bias_gradient = None if gradient is None else x.new_empty(len(x), biases.shape[1])
     problem, _kept = _problem(spec, x, packed, biases)
     problem.vjp(
-        x.data_ptr(), _at(p), _at(v), gx.data_ptr(), _at(gradient), packed.numel(), _at(bias_gradient),
+        x.data_ptr(), address(p), address(v), gx.data_ptr(), address(gradient), packed.numel(), address(bias_gradient),
         torch.get_num_threads(),
     )  # fmt: skip
     return gx, bias_gradient
@@ -76,7 +76,7 @@ def _gates(spec: Spec, packed: Tensor) -> tuple[StageParameters, ...]:
     return unpack(spec, packed).stages[1:]
 
 
-def _biases(gates: tuple[StageParameters, ...], features: Tensor | None) -> Tensor:
+def biases_at(gates: tuple[StageParameters, ...], features: Tensor | None) -> Tensor:
     """b_l + B_l phi(sigma) of all stages side by side, (N, gates) or, without a noise level, (1, gates).
 
     In double precision: products in single precision add up in another order for few rows than for many, and the
@@ -97,16 +97,16 @@ def _problem(spec: Spec, x: Tensor, packed: Tensor, biases: Tensor):
     """(csrc's description of network and sizes, what must live as long); P, table and biases are read in place."""
     first = spec.stages[0]
     table, filters_at = _table(spec)
-    shared, mirror = len(biases) == 1, _mirror(spec, *x.shape[2:])
+    shared, mirror = len(biases) == 1, mirror_of(spec, *x.shape[2:])
     problem = _cpu().Frame(
         packed.data_ptr(), table.data_ptr(), len(spec.stages) - 1, filters_at, biases.data_ptr(), shared, *x.shape,
-        first.width, first.skip_kernel, spec.stages[-1].competing, spec.beta, spec.alpha, *map(_at, mirror),
+        first.width, first.skip_kernel, spec.stages[-1].competing, spec.beta, spec.alpha, *map(address, mirror),
     )  # fmt: skip
     return problem, mirror
 
 
 @functools.lru_cache(maxsize=64)
-def _mirror(spec: Spec, height: int, width: int) -> tuple[Tensor | None, ...]:
+def mirror_of(spec: Spec, height: int, width: int) -> tuple[Tensor | None, ...]:
     """Rows, columns and their weights (algebra/patches.py), or None where the image goes on by zeros."""
     if not spec.is_mirrored:
         return (None,) * 4
@@ -131,5 +131,5 @@ def _cpu():
     return importlib.import_module("lpn_fast._cpu")
 
 
-def _at(t: Tensor | None) -> int:
+def address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()

@@ -1,0 +1,180 @@
+"""Experts that compete in contexts on the CPU: positions by csrc/cpu/isa/experts.h, contexts by contexts.py.
+
+Two passes over blocks of rows, with c and exp(u) of all positions kept between them where that is less than KEPT_BYTES:
+they are read in a tenth of the time that computing them takes. All tensors are float32.
+"""
+
+import functools
+import importlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ....algebra.parameters import layout, parameter_count, unpack
+from ....algebra.spec import Spec
+from ....algebra.windows import Windows
+from ..contexts import Contexts
+from . import memory
+from .frame import address, biases_at, mirror_of
+
+KEPT_BYTES = 1 << 29  # of images that go through together
+
+
+def value_prox(
+    spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, with_value: bool
+) -> tuple[Tensor | None, Tensor]:
+    """(psi (N,) or None, f like x), for x (N, C, H, W), P (P,), noise features (N, F) or None."""
+    f = torch.empty_like(x, memory_format=torch.contiguous_format)
+    psi = x.new_empty(len(x)) if with_value else None
+    for some in _together(spec, x, 1):
+        at = _Images(spec, x[some], packed, features, some)
+        l, sums, _ = at.first(None)
+        shared, _, heads = at.totals
+        value, slopes = at.contexts.value_slopes(l, shared if with_value else None)
+        if psi is not None and value is not None:
+            psi[some] = value + heads + 0.5 * spec.alpha * x[some].square().sum(3, dtype=value.dtype).sum((1, 2))
+        at.second(None, None, slopes.div_(sums), None, f[some], None)
+    return psi, f
+
+
+def hvp(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, v: Tensor) -> Tensor:
+    """H v, like x; v (N, C, H, W)."""
+    return _second(spec, x, packed, features, None, v, None)
+
+
+def vjp(
+    spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, p: Tensor | None, v: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Gradient of sum p psi + <v, f> in x and P; p (N,), v (N, C, H, W), either may be None."""
+    gradient = x.new_zeros(parameter_count(spec))
+    return _second(spec, x, packed, features, p, v, gradient), gradient
+
+
+def _second(spec, x, packed, features, p, v, gradient: Tensor | None) -> Tensor:
+    """H v + p f, like x; `gradient` of P is added to."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if p is None and v is None:
+        return out.zero_()
+    grads = None if gradient is None else unpack(spec, gradient)
+    for some in _together(spec, x, 1 if v is None else 2):
+        at = _Images(spec, x[some], packed, features, some)
+        p_at = None if p is None else p[some].contiguous()
+        v_at = None if v is None else v[some].contiguous()
+        l, sums, dl = at.first(v_at)
+        shared, change, _ = at.totals
+        slopes, changes = at.contexts.second(l, dl, p_at, shared, change, grads)
+        if dl is None:
+            slopes = None
+        else:
+            changes = changes.addcmul_(slopes, dl, value=-1)
+            slopes = slopes.div_(sums)
+        at.second(v_at, p_at, slopes, changes.div_(sums), out[some], gradient)
+    return out
+
+
+def _together(spec: Spec, x: Tensor, copies: int) -> Iterator[slice]:
+    """Images that go through together, by what they keep."""
+    first, experts, _ = spec.stages
+    height, width = (side + first.skip_kernel - 1 for side in x.shape[2:])
+    images = max(1, KEPT_BYTES // (4 * copies * height * width * (first.width + experts.width)))
+    for start in range(0, len(x), images):
+        yield slice(start, start + images)
+
+
+class _Images:
+    """A network at some images x (N, C, H, W)."""
+
+    def __init__(self, spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, some: slice):
+        self.x, self.packed = x.contiguous(), packed.contiguous()
+        self.features = None if features is None else features[some].contiguous()
+        first, experts, contexts = unpack(spec, self.packed).stages
+        self.spec = spec
+        self.contexts = _Contexts(spec, contexts, x.shape[2:], x, self.features)
+        self._biases, self._odds = biases_at((experts,), self.features), self.contexts.odds.contiguous()
+        table, filters_at = _table(spec)
+        self._mirror = mirror_of(spec, *x.shape[2:])
+        self._problem = _cpu().Experts(
+            self.packed.data_ptr(), table.data_ptr(), filters_at, self._biases.data_ptr(), self._odds.data_ptr(),
+            spec.stages[2].width, features is None, *x.shape, len(first.skip), first.skip.shape[-1], spec.alpha,
+            *map(address, self._mirror),
+        )  # fmt: skip
+
+    def first(self, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(log L, L, its derivative dl along v or None), (N, C, h, w). Sets `totals`, each (N,)."""
+        shape = len(self.x), self.spec.stages[2].width, *self.contexts.weights.shape
+        sums = memory.empty(shape, torch.float32)
+        dl = None if v is None else memory.empty(shape, torch.float32)
+        size = self._problem.kept_size(v is not None)
+        self._kept = memory.empty((len(self.x), size), torch.float32) if 4 * size <= KEPT_BYTES else None
+        totals = torch.empty(len(self.x), 3, dtype=torch.float64, device="cpu")
+        self._problem.first(
+            self.x.data_ptr(), address(v), sums.data_ptr(), address(dl), address(self._kept), totals.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        self.totals = totals.unbind(1)  # float64: of the largest u, of the mean of du, of h . z_1
+        return sums.log(), sums, dl
+
+    def second(
+        self,
+        v: Tensor | None,
+        p: Tensor | None,
+        slopes: Tensor | None,
+        changes: Tensor | None,
+        out: Tensor,
+        gradient: Tensor | None,
+    ) -> None:
+        """f, or where there are changes H v + p f, into `out`; adds the gradients of all but the contexts' own."""
+        part = None if gradient is None else torch.empty_like(gradient)
+        biases = None if gradient is None else self.x.new_empty(len(self.x), self._biases.shape[1])
+        odds = None if gradient is None else self.x.new_empty(len(self.x), *self._odds.shape[1:])
+        slopes, changes = (None if t is None else t.contiguous() for t in (slopes, changes))
+        self._problem.second(
+            self.x.data_ptr(), address(v), address(p), address(slopes), address(changes), address(self._kept),
+            out.data_ptr(), address(part), 0 if part is None else part.numel(), address(biases), address(odds),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        self._kept = None
+        if gradient is None:
+            return
+        gradient += part
+        _, experts, contexts = unpack(self.spec, gradient).stages
+        if experts.noise is not None:
+            experts.noise.addmm_(biases.T, self.features)
+        self.contexts.add_odds(contexts.odds, odds)
+
+
+class _Averages(Windows):
+    def __call__(self, l: Tensor) -> Tensor:
+        rows, columns = self._given
+        return self._averaged(l, rows, columns, None, None)
+
+    def adjoint(self, e: Tensor) -> Tensor:
+        rows, columns = self._given
+        return self._averaged(e, None, None, rows, columns)
+
+    def _averaged(self, maps: Tensor, *weights: Tensor | None) -> Tensor:
+        maps = maps.contiguous()
+        out = memory.empty(tuple(maps.shape), torch.float32)
+        _cpu().average_maps(
+            maps.data_ptr(), out.data_ptr(), maps.shape[0] * maps.shape[1], *maps.shape[2:], self._taps.data_ptr(),
+            self._side, *map(address, weights), torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+
+class _Contexts(Contexts):
+    averages = _Averages
+
+
+@functools.cache
+def _table(spec: Spec) -> tuple[Tensor, int]:
+    """(csrc's table of the experts as a dense network of z_1, int64 [8], where K begins in P)."""
+    offsets = {slot.name: slot.offset for slot in layout(spec)}
+    core, bias = offsets["stages.1.core"], offsets["stages.1.bias"]
+    table = [spec.stages[1].width, -1, core, bias, -1, -1, offsets.get("stages.0.head", -1), -1]
+    return torch.tensor(table, dtype=torch.int64, device="cpu"), offsets["stages.0.skip"]
+
+
+def _cpu():
+    return importlib.import_module("lpn_fast._cpu")

@@ -72,10 +72,17 @@ def sampler(digits: np.ndarray) -> Callable[[int, torch.Generator], Tensor]:
     return draw
 
 
-def train(loss: str, digits: np.ndarray, steps: int, folder: Path, seed: int = 0) -> lf.LPN:
+# The published network, and an explicit prior of patches that see a third of a digit across.
+FAMILIES = {
+    "published": lambda: lf.paper_network("mnist"),
+    "explicit": lambda: lf.ExplicitLPN(1, kernel=9, groups=96, sigma_conditional=(SIGMA,)),
+}
+
+
+def train(loss: str, digits: np.ndarray, steps: int, folder: Path, seed: int = 0, family: str = "published") -> lf.LPN:
     """The network trained with one loss; a run found in `folder` is resumed, a finished one read."""
     return three_losses.train(
-        lambda: lf.paper_network("mnist"),
+        FAMILIES[family],
         sampler(digits),
         short_phases(loss, steps, ENTRIES),
         sigma=SIGMA,
@@ -86,9 +93,14 @@ def train(loss: str, digits: np.ndarray, steps: int, folder: Path, seed: int = 0
     )
 
 
+def sigma_of(model: lf.LPN) -> float | None:
+    """What a call of the network takes."""
+    return SIGMA if model.is_noise_conditional else None
+
+
 @torch.no_grad()
 def denoising_psnr(model: lf.LPN, clean: Tensor) -> float:
     """Mean PSNR in dB of f(x + noise) at the noise level of training, seeded noise."""
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(2024))
-    denoised = torch.cat([model(x) for x in (clean + SIGMA * noise).split(64)])
+    denoised = torch.cat([model(x, sigma_of(model)) for x in (clean + SIGMA * noise).split(64)])
     return lf.metrics.psnr(denoised, clean).mean().item()

@@ -24,13 +24,19 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "mnist-prior",
         help="R of digits under noise, blur and mixing, after training with three losses",
-        description="Trains the published MNIST network with proximal matching, l1 and l2 (a quarter of an hour on "
-        "one core; interrupted runs resume), evaluates R under perturbations, says whether it rises.",
+        description="Trains the published MNIST network, or an explicit prior, with proximal matching, l1 and l2 (a "
+        "quarter of an hour on one core; interrupted runs resume), evaluates R under perturbations, says whether it "
+        "rises.",
         epilog="example: python -m bench.experiments mnist-prior --data mnist.npz --quick --out look",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     mnist.add_data_option(parser)
-    parser.add_argument("--out", metavar="DIR", help="for CSV and figure (default: bench/results/mnist_prior)")
+    parser.add_argument(
+        "--family", choices=tuple(mnist.FAMILIES), default="published", help="what is trained (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="for CSV and figure (default: bench/results/mnist_prior, or mnist_prior_explicit)"
+    )
     parser.add_argument(
         "--runs", metavar="DIR", default="runs/mnist_prior", help="training runs (default: %(default)s)"
     )
@@ -50,7 +56,8 @@ def run(args) -> int:
     count = args.count or (QUICK["count"] if args.quick else 100)
     if args.quick and not args.out:
         raise ValueError("--quick requires --out DIR: its results are not for bench/results")
-    out = Path(args.out or ROOT / "bench" / "results" / "mnist_prior")
+    folder = "mnist_prior" if args.family == "published" else f"mnist_prior_{args.family}"
+    out = Path(args.out or ROOT / "bench" / "results" / folder)
     out.mkdir(parents=True, exist_ok=True)
 
     clean = mnist.as_images(digits[mnist.TEST][:count])
@@ -59,7 +66,7 @@ def run(args) -> int:
         quality = mnist.denoising_psnr(model, mnist.as_images(digits[mnist.VALIDATION][:count]))
         print(f"{name}: denoises to {quality:.2f} dB at noise {mnist.SIGMA:g}")
         config = {"steps": None if args.model else steps, "batch": mnist.BATCH, "tol": TOL, "count": count}
-        for row in evaluate(model, clean):
+        for row in evaluate(model, clean, sigma=mnist.sigma_of(model)):
             row = {"loss": name, **row, "denoising_psnr": round(quality, 3), **where(config)}
             rows.append(row)
             print(line(row), flush=True)
@@ -75,4 +82,5 @@ def _networks(args, digits, steps: int) -> Iterator[tuple[str, lf.LPN]]:
         yield model.card.get("loss", "given"), model
         return
     for loss in LOSSES:
-        yield loss, mnist.train(loss, digits, steps, Path(args.runs) / f"{loss}-{steps}")
+        run = f"{loss}-{steps}" if args.family == "published" else f"{args.family}-{loss}-{steps}"
+        yield loss, mnist.train(loss, digits, steps, Path(args.runs) / run, family=args.family)

@@ -58,7 +58,9 @@ def gaussian_blur(x: Tensor, deviation: float) -> Tensor:
     return planes.view(x.shape)
 
 
-def evaluate(model: lf.LPN, clean: Tensor, tol: float = TOL, degraded: Tensor | None = None) -> Iterator[dict]:
+def evaluate(
+    model: lf.LPN, clean: Tensor, tol: float = TOL, degraded: Tensor | None = None, sigma: float | None = None
+) -> Iterator[dict]:
     """A row per perturbation and level, started from the preimages of the level before.
 
     Parameters
@@ -69,6 +71,8 @@ def evaluate(model: lf.LPN, clean: Tensor, tol: float = TOL, degraded: Tensor | 
         Of the inversion, relative residual.
     degraded : Tensor, shape of clean, optional
         Without it there are no rows of that kind.
+    sigma : float, optional
+        For noise-conditional networks.
     """
     own = next(model.parameters())
     for kind, levels in LEVELS.items():
@@ -77,7 +81,7 @@ def evaluate(model: lf.LPN, clean: Tensor, tol: float = TOL, degraded: Tensor | 
         start = None
         for level in levels:
             x = perturb(clean, kind, level, degraded).to(own)
-            result = lf.prior(model, x, tol=tol, x0=start)
+            result = lf.prior(model, x, sigma=sigma, tol=tol, x0=start)
             start = torch.where(result.preimage.isfinite(), result.preimage, x)
             value = result.value[result.converged]
             yield {

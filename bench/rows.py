@@ -15,11 +15,24 @@ NETWORKS = {
     "lpn128": (lambda: lf.paper_network("celeba"), (3, 128, 128)),
     "frame": (lambda: lf.FrameLPN(1), (1, 256, 256)),
     "mixture": (lambda: lf.MixtureLPN(1, experts=128), (1, 256, 256)),
+    # as denoise-gray is
+    "contexts": (
+        lambda: lf.MixtureLPN(1, 9, 320, filters=385, contexts=64, window=17, border="mirror"),
+        (1, 128, 128),
+    ),
 }
 OURS = {"ours": "auto", "ours-torch": "torch"}  # provider -> backend asked for
 BASELINES = ("A", "A-cl", "C")
 # prox and hvp: as many suffice
-TRUTH_SAMPLES = {"mlp": 4096, "mlp-strongly-convex": 4096, "mnist": 64, "lpn128": 1, "frame": 1, "mixture": 1}
+TRUTH_SAMPLES = {
+    "mlp": 4096,
+    "mlp-strongly-convex": 4096,
+    "mnist": 64,
+    "lpn128": 1,
+    "frame": 1,
+    "mixture": 1,
+    "contexts": 1,
+}
 TRUTH_CHUNK = {"mlp": 2000, "mnist": 16, "lpn128": 1}  # samples of a gradient that fit in memory together
 
 
@@ -58,12 +71,14 @@ ROWS = (
     Row("lpn128 bf16 step 4", "step", "lpn128", 4, 40, {"A": 2.2, "C": 2.8}, quick=False, precision="bf16"),
     Row("frame prox 4", "prox", "frame", 4, 15, quick=False),
     Row("mixture prox 4", "prox", "mixture", 4, 15, quick=False),
+    Row("contexts prox 4", "prox", "contexts", 4, 20, quick=False),
     Row("mlp prox 0", "prox", "mlp", 0, 1),
     Row("mlp invert 2000", "invert", "mlp-strongly-convex", 2000, 10),
     Row("mlp hvp 2000", "hvp", "mlp", 2000, 5),
     Row("mnist hvp 64", "hvp", "mnist", 64, 8, quick=False),
     Row("frame hvp 1", "hvp", "frame", 1, 8, quick=False),
     Row("mixture hvp 1", "hvp", "mixture", 1, 8, quick=False),
+    Row("contexts hvp 1", "hvp", "contexts", 1, 12, quick=False),
     Row("lpn128 hvp 4", "hvp", "lpn128", 4, 20, quick=False),
 )
 

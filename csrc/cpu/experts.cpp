@@ -34,10 +34,8 @@ ExpertNetwork::ExpertNetwork(const FrameShape& shape,
   blocks_ = (height() + rows_ - 1) / rows_;
 }
 
-// As for_each_tile (isa/frame_maps.h) makes them: of block_rows lanes at most.
-int64_t ExpertNetwork::tiles() const {
-  return (round_up(width(), column_multiple) + block_rows - 1) / block_rows;
-}
+// As for_each_tile (isa/frame_maps.h) makes them, whatever the lanes: of block_rows positions at most.
+int64_t ExpertNetwork::tiles() const { return (width() + block_rows - 1) / block_rows; }
 
 Experts ExpertNetwork::at(int64_t image, bool along_v) const {
   const int64_t n = shared_ ? 0 : image;

@@ -59,17 +59,23 @@ class Contexts:
         wide = _wide(levels)
         return torch.tensordot(self.at_sigma.to(wide), levels.to(wide), 1).to(levels.dtype)
 
-    def value_slopes(self, l: Tensor, shared: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        """(their part of psi, (N,), unless `shared` (N,) is None; lambda, (N, C, h, w)); l (N, C, h, w)."""
-        v = self._competing(self._average(l))
+    def value_slopes(self, sums: Tensor, shared: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """(their part of psi, (N,), unless `shared` (N,) is None; lambda, (N, C, h, w)); L (N, C, h, w).
+
+        Two such maps more are in memory at most: of 64 contexts each is as much as the image in 64 channels.
+        """
+        v = self._competing(self._average(sums.log()))
+        largest = v.amax(1, keepdim=True)
+        total = v.sub_(largest).exp_().sum(1, keepdim=True)
         value = None
         if shared is not None:
-            value = self._stage.head * (_summed(self._zeta(v) * self.weights) + shared)
-        return value, self._average.adjoint(v.softmax(1).mul_(self._stage.head * self.weights))
+            zeta = total.log().add_(largest) / self._s
+            value = self._stage.head * (_summed(zeta * self.weights) + shared)
+        return value, self._average.adjoint(v.mul_(self._stage.head * self.weights / total))
 
     def second(
         self,
-        l: Tensor,
+        sums: Tensor,
         dl: Tensor | None,
         p: Tensor | None,
         shared: Tensor,
@@ -77,8 +83,8 @@ class Contexts:
         grads: Parameters | None,
     ) -> tuple[Tensor, Tensor]:
         """(lambda, mu), (N, C, h, w); the contexts' own gradients, but that of their odds, are added to `grads`."""
-        y = self._average(l)
-        v = self._competing(y)
+        y = self._average(sums.log())
+        v = self._competing(y.clone())
         rho = v.softmax(1)
         w = self._stage.head * self.weights
         change = None
@@ -102,7 +108,7 @@ class Contexts:
                 zeta = self._zeta(v)
                 own.head.add_(((_summed(zeta * self.weights) + shared) * p.flatten()).sum())
                 sharper = sharper + _summed(p * w * ((rho * y).sum(1, keepdim=True) - zeta))
-            own.sharpness.add_(sharper.to(l.dtype) @ self.at_sigma.expand(len(l), -1))
+            own.sharpness.add_(sharper.to(sums.dtype) @ self.at_sigma.expand(len(sums), -1))
         return self._average.adjoint(rho.mul_(w)), self._average.adjoint(change)
 
     def add_odds(self, to: Tensor, of_images: Tensor) -> None:
@@ -116,8 +122,8 @@ class Contexts:
             to.noise.add_(of_images.T @ self.at_sigma)
 
     def _competing(self, y: Tensor) -> Tensor:
-        """s y + b, (N, C, h, w)."""
-        return torch.addcmul(self._bias, self._s, y)
+        """s y + b, (N, C, h, w), in the place of y."""
+        return y.mul_(self._s).add_(self._bias)
 
     def _zeta(self, v: Tensor) -> Tensor:
         return v.logsumexp(1, keepdim=True) / self._s

@@ -26,7 +26,8 @@ from ...algebra.spec import Spec
 from .contexts import Contexts
 from .pointwise import affine, bias_of
 
-POSITIONS = 2048  # of a block of rows: what is computed of so many stays in the caches
+POSITIONS = 2048  # of a block of rows: what is computed of so many stays in a CPU's caches
+LONGER = 32  # blocks of devices, which want long kernels
 KEPT_BYTES = 1 << 28  # of exp(u); what is kept beside it is as much again, or three times that with directions
 SMALLEST = -60.0  # log of a share that counts; denormal numbers would cost a hundred times as much
 
@@ -66,10 +67,14 @@ def _second(spec, x, packed, features, p, v, gradient: Tensor | None) -> Tensor:
 def _some_images(spec: Spec, x, packed, features) -> "Iterator[_Images]":
     """Small images go through many at a time."""
     height, width = (side + spec.stages[0].skip_kernel - 1 for side in x.shape[2:])
-    images = max(1, POSITIONS // (height * width))
+    images = max(1, _positions(x) // (height * width))
     for first in range(0, len(x), images):
         some = slice(first, first + images)
         yield _Images(spec, x[some], packed, None if features is None else features[some])
+
+
+def _positions(x: Tensor) -> int:
+    return POSITIONS if x.device.type == "cpu" else LONGER * POSITIONS
 
 
 @dataclass
@@ -100,15 +105,15 @@ class _Images:
         self.patches, self.weights, self.odds = self.contexts.patches, self.contexts.weights, self.contexts.odds
         self.skip, self.core = self.first.skip.flatten(1), self.experts.core.flatten(1)
         height, width = self.weights.shape
-        step = max(1, POSITIONS // (len(x) * width))
+        step = max(1, _positions(x) // (len(x) * width))
         self.blocks = [slice(row, min(row + step, height)) for row in range(0, height, step)]
         self.keeps = x.element_size() * len(x) * height * width * len(self.core) <= KEPT_BYTES
 
     def value_prox(self, with_value: bool) -> tuple[Tensor | None, Tensor]:
         """(psi (N,) or None, f)."""
         at = self._continued(self.x)
-        l, _, blocks = self._upwards(at, None)
-        psi, slopes = self.contexts.value_slopes(l, self.shared if with_value else None)
+        sums, _, blocks = self._upwards(at, None)
+        psi, slopes = self.contexts.value_slopes(sums, self.shared if with_value else None)
         if psi is not None:
             psi = psi.to(at.dtype) + 0.5 * self.spec.alpha * self.x.square().sum((1, 2, 3))
         out = torch.zeros_like(at)
@@ -124,8 +129,8 @@ class _Images:
         """H v + p f; p (N,), v like x, either may be None. The `gradient` of P is added to."""
         at, v_at = self._continued(self.x), None if v is None else self._continued(v)
         grads = None if gradient is None else unpack(self.spec, gradient)
-        l, dl, blocks = self._upwards(at, v_at)
-        slopes, changes = self.contexts.second(l, dl, p, self.shared, self.shared_change, grads)
+        sums, dl, blocks = self._upwards(at, v_at)
+        slopes, changes = self.contexts.second(sums, dl, p, self.shared, self.shared_change, grads)
         out = torch.zeros_like(at)
         p = None if p is None else p.view(-1, 1, 1)
         for block in blocks:
@@ -173,19 +178,19 @@ class _Images:
     # ---- positions
 
     def _upwards(self, at: Tensor, v_at: Tensor | None) -> tuple[Tensor, Tensor | None, "Iterator[_Block]"]:
-        """(log L, its derivative along v, both [N, C, h, w]; the blocks, kept or once more).
+        """(L, its logarithm's derivative along v, both [N, C, h, w]; the blocks, kept or once more).
 
         Sets what is shared, the largest u and the mean of du, summed over positions with w_p: [N] each.
         """
         shape = len(at), *self.weights.shape, self.odds.shape[1]
-        l = at.new_empty(shape)
-        dl = None if v_at is None else torch.empty_like(l)
+        sums = at.new_empty(shape)
+        dl = None if v_at is None else torch.empty_like(sums)
         kept = []
         self.shared, self.shared_change = at.new_zeros(len(at)), at.new_zeros(len(at))
         for rows in self.blocks:
             block = self._block(rows, at, v_at)
             weights = self._weights_of(block)
-            l[:, rows] = block.sums.log().view_as(l[:, rows])
+            sums[:, rows] = block.sums.view_as(sums[:, rows])
             self.shared += (block.largest * weights).sum((1, 2))
             if dl is not None:
                 dl[:, rows] = block.dl.view_as(dl[:, rows])
@@ -193,7 +198,7 @@ class _Images:
             if self.keeps:
                 kept.append(block)
         again = iter(kept) if self.keeps else (self._block(rows, at, v_at) for rows in self.blocks)
-        return l.movedim(3, 1), None if dl is None else dl.movedim(3, 1), again
+        return sums.movedim(3, 1), None if dl is None else dl.movedim(3, 1), again
 
     def _block(self, rows: slice, at: Tensor, v_at: Tensor | None) -> _Block:
         patches = self._unfolded(at, rows)

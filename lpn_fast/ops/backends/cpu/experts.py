@@ -29,9 +29,9 @@ def value_prox(
     psi = x.new_empty(len(x)) if with_value else None
     for some in _together(spec, x, 1):
         at = _Images(spec, x[some], packed, features, some)
-        l, sums, _ = at.first(None)
+        sums, _ = at.first(None)
         shared, _, heads = at.totals
-        value, slopes = at.contexts.value_slopes(l, shared if with_value else None)
+        value, slopes = at.contexts.value_slopes(sums, shared if with_value else None)
         if psi is not None and value is not None:
             psi[some] = value + heads + 0.5 * spec.alpha * x[some].square().sum(3, dtype=value.dtype).sum((1, 2))
         at.second(None, None, slopes.div_(sums), None, f[some], None)
@@ -61,9 +61,9 @@ def _second(spec, x, packed, features, p, v, gradient: Tensor | None) -> Tensor:
         at = _Images(spec, x[some], packed, features, some)
         p_at = None if p is None else p[some].contiguous()
         v_at = None if v is None else v[some].contiguous()
-        l, sums, dl = at.first(v_at)
+        sums, dl = at.first(v_at)
         shared, change, _ = at.totals
-        slopes, changes = at.contexts.second(l, dl, p_at, shared, change, grads)
+        slopes, changes = at.contexts.second(sums, dl, p_at, shared, change, grads)
         if dl is None:
             slopes = None
         else:
@@ -100,8 +100,8 @@ class _Images:
             *map(address, self._mirror),
         )  # fmt: skip
 
-    def first(self, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(log L, L, its derivative dl along v or None), (N, C, h, w). Sets `totals`, each (N,)."""
+    def first(self, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(L, dl along v or None), (N, C, h, w). Sets `totals`, each (N,)."""
         shape = len(self.x), self.spec.stages[2].width, *self.contexts.weights.shape
         sums = memory.empty(shape, torch.float32)
         dl = None if v is None else memory.empty(shape, torch.float32)
@@ -113,7 +113,7 @@ class _Images:
             torch.get_num_threads(),
         )  # fmt: skip
         self.totals = totals.unbind(1)  # float64: of the largest u, of the mean of du, of h . z_1
-        return sums.log(), sums, dl
+        return sums, dl
 
     def second(
         self,

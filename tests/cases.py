@@ -108,6 +108,11 @@ FAMILIES = {
     "frame-mirrored": (lambda: lf.FrameLPN(2, 3, ((1, 1, 7), (1, 1, 4)), border="mirror"), (2, 2, 9, 10)),
     "mixture-wide": (lambda: lf.MixtureLPN(1, kernel=3, experts=7, filters=14, border="mirror"), (2, 1, 9, 10)),
     "contexts": (lambda: lf.MixtureLPN(2, kernel=3, experts=7, contexts=4, window=5), (2, 2, 9, 10)),
+    "spaced": (lambda: lf.MixtureLPN(2, kernel=4, experts=5, spacing=2), (2, 2, 9, 10)),
+    "spaced-contexts": (
+        lambda: lf.MixtureLPN(1, 4, 6, filters=18, contexts=3, window=9, border="mirror", spacing=2),
+        (3, 1, 13, 8),
+    ),
     "contexts-mirrored": (lambda: lf.MixtureLPN(1, 3, 6, filters=14, contexts=3, border="mirror"), (3, 1, 12, 7)),
     "mixture-mirrored": (lambda: lf.MixtureLPN(1, kernel=4, experts=5, border="mirror"), (3, 1, 2, 7)),
     "square": (lambda: square("conv"), (2, 2, 9, 10)),

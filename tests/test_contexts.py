@@ -18,7 +18,8 @@ from lpn_fast.ops.backends import experts
 
 def in_contexts(border="zero", channels=1, size=0.5, **options) -> lf.MixtureLPN:
     """A projected network far from its start, float64."""
-    model = lf.MixtureLPN(channels, kernel=3, experts=7, contexts=4, window=5, border=border, **options)
+    options = {"kernel": 3, "window": 5} | options
+    model = lf.MixtureLPN(channels, experts=7, contexts=4, border=border, **options)
     return perturbed(model.double(), size)
 
 
@@ -48,12 +49,15 @@ def test_averages_give_every_position_all_its_weight_back(weights, side, height,
 @pytest.mark.parametrize("border", ["zero", "mirror"])
 @pytest.mark.parametrize("kept", [1 << 28, 0], ids=["kept", "again"])
 @pytest.mark.parametrize("positions", [10, 300])
-def test_kernels_agree_with_the_reference(border, kept, positions, monkeypatch):
+@pytest.mark.parametrize("spacing", [1, 2])
+def test_kernels_agree_with_the_reference(border, kept, positions, spacing, monkeypatch):
     """In blocks of one row or of all, of single images or several, with energies kept or computed twice."""
     monkeypatch.setattr(experts, "POSITIONS", positions)
     monkeypatch.setattr(experts, "KEPT_BYTES", kept)
-    model = in_contexts(border, channels=2, filters=20)
+    wide = {"kernel": 4, "filters": 34, "spacing": 2, "window": 9}
+    model = in_contexts(border, channels=2, **({"filters": 20} if spacing == 1 else wide))
     x, packed, features, v, p = problem(model)
+    x = x / spacing  # larger energies cost the reference digits
     psi, f = experts.value_prox(model.spec, x, packed, features, True)
     assert torch.allclose(psi, reference.potential(model.spec, x, packed, features), rtol=1e-12)
     assert torch.allclose(f, reference.prox(model.spec, x, packed, features), rtol=1e-10, atol=1e-12)

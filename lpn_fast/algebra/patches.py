@@ -8,6 +8,9 @@ it is the product. A pixel i < k of an axis is then seen by i + 1 inner windows,
 as often through its mirror image: i + 1 + (k - 1 - i) = k. Axes shorter than k - 1 are mirrored again and again, w is
 reduced until no pixel is seen more than k times, and no position and its mirror image count more than one window
 inside, and = becomes <=.
+
+With a `spacing` of 2 there are positions at every second place of an axis alone, from the first one on. Where k is even
+they are mirrored onto each other, and every pixel is seen k / 2 times, at the border as well.
 """
 
 import functools
@@ -23,7 +26,7 @@ POSITIONS = 4096  # that go together: coefficients, energies and gates of so man
 
 
 class Patches:
-    """Geometry of the patches of images, or volumes, of one size.
+    """Geometry of the patches of images, or volumes, of one size, at every position or every second one of each axis.
 
     Attributes
     ----------
@@ -32,16 +35,16 @@ class Patches:
     sources : list of Tensor, shape (side + 2 k - 2,), int64
         Of every axis: pixel of x that every pixel of E x repeats.
     axis_weights : list of Tensor, shape (side + k - 1,)
-        w along the axes.
+        w along the axes; of the positions alone.
     weights : Tensor, shape (H + k - 1, W + k - 1) or (D + k - 1, H + k - 1, W + k - 1)
         w, their products.
     """
 
-    def __init__(self, size: Sequence[int], k: int, like: Tensor):
+    def __init__(self, size: Sequence[int], k: int, like: Tensor, spacing: int = 1):
         self.k, self.pixels = k, k ** len(size)
         # made where x is: a copy from the host would wait, and could not be captured
         self.sources = [_mirrored(side, k, like.device) for side in size]
-        self.axis_weights = [_weights(side, k, like.device).to(like.dtype) for side in size]
+        self.axis_weights = [_weights(side, k, spacing, like.device).to(like.dtype) for side in size]
         self.weights = functools.reduce(lambda a, b: a[..., None] * b, self.axis_weights)
 
     def extended(self, x: Tensor) -> Tensor:
@@ -121,8 +124,9 @@ def _unmirrored(extended: Tensor, axis: int, k: int) -> Tensor:
     return total
 
 
-def _weights(side: int, k: int, where: torch.device | str = "cpu") -> Tensor:
-    return _halved(side, k, where) if side >= k - 1 else _halved(side, k, where) / _excess(side, k)
+def _weights(side: int, k: int, spacing: int, where: torch.device | str = "cpu") -> Tensor:
+    weights = _halved(side, k, where)[::spacing]
+    return weights if side >= k - 1 else weights / _excess(side, k, spacing)
 
 
 def _halved(side: int, k: int, where: torch.device | str = "cpu") -> Tensor:
@@ -133,14 +137,14 @@ def _halved(side: int, k: int, where: torch.device | str = "cpu") -> Tensor:
 
 
 @functools.cache
-def _excess(side: int, k: int) -> float:
-    """How often a pixel of an axis is seen at most, with these weights, in units of k; at least 1."""
-    seen = torch.zeros(side, dtype=torch.float64)
+def _excess(side: int, k: int, spacing: int) -> float:
+    """How often a pixel of an axis is seen at most, with these weights, in units of k / spacing; at least 1."""
+    seen, weights = torch.zeros(side, dtype=torch.float64), _halved(side, k)[::spacing]
     for tap in range(k):
-        seen.index_add_(0, _mirrored(side, k)[tap : tap + side + k - 1], _halved(side, k))
+        seen.index_add_(0, _mirrored(side, k)[tap : tap + side + k - 1][::spacing], weights)
     if not side:
         return 1.0
     period = torch.zeros(2 * side, dtype=torch.float64)
-    period.index_add_(0, torch.arange(1 - k, side) % (2 * side), _halved(side, k))
+    period.index_add_(0, torch.arange(1 - k, side, spacing) % (2 * side), weights)
     pairs = period + period[(-k - torch.arange(2 * side)) % (2 * side)]  # of a position and its mirror image
-    return max(1.0, seen.max().item() / k, pairs.max().item())
+    return max(1.0, seen.max().item() * spacing / k, pairs.max().item())

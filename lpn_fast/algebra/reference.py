@@ -25,7 +25,7 @@ def potential(spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None = N
     weights_at, at = x.new_ones(()), x  # w_p, and the image as the skips read it
     if spec.is_mirrored:
         height, width = x.shape[2:]
-        patches = Patches((height, width), spec.stages[0].skip_kernel, x)
+        patches = Patches((height, width), spec.stages[0].skip_kernel, x, spec.spacing)
         weights_at, at = patches.weights, patches.extended(x)
     for stage, above, weights in zip(spec.stages, (*spec.stages[1:], None), p.stages, strict=True):
         u = x.new_zeros(())  # [N, H_l, ..]

@@ -116,15 +116,24 @@ class Spec(_Encoded):
     @property
     def gates_pixels(self) -> bool:
         """Whether this is a squared first stage over all patches of an image, under gates of single pixels."""
-        return self.reads_patches and not self.has_contexts
+        return self.reads_patches and self.spacing == 1 and not self.has_contexts
+
+    @property
+    def spacing(self) -> int:
+        """Pixels from one patch to the next along each axis, of networks that read patches."""
+        return self.stages[0].skip_stride
 
     @property
     def reads_patches(self) -> bool:
-        """Whether psi is a sum over all patches of an image, of what gates of single pixels or contexts make of it."""
+        """Whether psi is a sum over patches of an image, of what gates of single pixels or contexts make of it.
+
+        Over all, or where their side is even over every second one along each axis (`spacing`).
+        """
         if len(self.axes) != 2 or not self.square_first or self.linear or self.constant or self.quadratic:
             return False
         first, *gates = self.stages
-        whole = first.skip_stride == 1 and first.resize == 1 and first.skip_padding == first.skip_kernel - 1
+        whole = first.resize == 1 and first.skip_padding == first.skip_kernel - 1
+        whole = whole and first.skip_stride in (1, 2) and first.skip_kernel % first.skip_stride == 0
         return whole and all(_is_gate(stage) for stage in gates) and "linear" in self.stages[-1].heads
 
     @property

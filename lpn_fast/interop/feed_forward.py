@@ -68,7 +68,7 @@ class FeedForward(nn.Module):
         if spec.noise_units:
             unit = sigma.reshape(-1, *(1,) * (x.dim() - 1))  # [N, 1, ...]
             x = x / unit
-        patches = Patches(x.shape[2:], spec.stages[0].skip_kernel, x) if spec.is_mirrored else None
+        patches = Patches(x.shape[2:], spec.stages[0].skip_kernel, x, spec.spacing) if spec.is_mirrored else None
         inputs = self._resized(x) if patches is None else {1: patches.extended(x)}
         z, slopes = [None] * len(spec.stages), {}
         for l, stage in enumerate(spec.stages):

@@ -69,12 +69,12 @@ def asymptotic_gain(model: Network) -> float:
         return math.inf
     first, operators = model.stages[0], []
     competing = [stage.competing for stage in model.spec.stages]
-    if model.spec.has_contexts or (model.spec.gates_pixels and competing == [False, True]):
-        # log sum exp(W c^2 + b) <= max_m W_m c^2 + const: a form of each patch, and k^2 patches see a pixel
+    if model.spec.has_contexts or (model.spec.reads_patches and competing == [False, True]):
+        # log sum exp(W c^2 + b) <= max_m W_m c^2 + const: a form of each patch, and (k / s)^2 patches see a pixel
         core, head = model.stages[1].core.clamp(min=0), model.stages[-1].head.clamp(min=0)
         weights = 2 * (_head(first, first.skip) + head * core.flatten(1))
         largest = torch.linalg.eigvalsh(forms_of(first.skip.flatten(1), weights))[:, -1].max().item()
-        return model.alpha + first.skip.shape[-1] ** 2 * largest
+        return model.alpha + (first.skip.shape[-1] // model.spec.spacing) ** 2 * largest
     if model.spec.square_first:
         weight = (2 * quadratic_heads(model)).sqrt()
         operators.append(first.skip * weight.view(-1, *(1,) * (first.skip.dim() - 1)))
@@ -182,7 +182,7 @@ def transfer_bound(spec: Spec, kernels: Tensor) -> float:
     if spec.is_dense:
         return torch.linalg.matrix_norm(kernels, 2).item() ** 2
     if spec.is_mirrored:
-        return (kernels.shape[-1] * torch.linalg.matrix_norm(kernels.flatten(1), 2).item()) ** 2
+        return (kernels.shape[-1] / spec.spacing * torch.linalg.matrix_norm(kernels.flatten(1), 2).item()) ** 2
     degree = kernels.shape[-1] - 1
     # between samples a trigonometric polynomial of this degree exceeds its samples at most by this, per axis
     margin = 1 / math.cos(math.pi * degree / GRID[spec.ndim]) ** spec.ndim

@@ -29,8 +29,11 @@ is w W_mj <= (LIMIT - alpha) / 2. The log-sum-exp is at most a constant above it
 psi(x) <= LIMIT/2 |x|^2 + const: R is coercive, as in networks/frame.py. Contexts change the constant alone.
 """
 
+import copy
+import dataclasses
 import math
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -85,6 +88,7 @@ TURNS = 7.0  # steps of filters that need not stay orthogonal, over those of a b
         "filters": "filters",
         "contexts": "contexts",
         "window": "context_window",
+        "spacing": "spacing",
         "alpha": "alpha",
         "border": "border",
     },
@@ -113,7 +117,10 @@ class MixtureLPN(LPN):
     contexts : int
         Contexts C in which the experts compete, at least 2; 0 for none.
     window : int
-        Side of the neighbourhood that has one context, odd. Without contexts it means nothing.
+        Side of the neighbourhood that has one context in pixels, odd. Without contexts it means nothing.
+    spacing : 1 or 2
+        Pixels from one patch to the next along each axis: 2, of kernels of even side, computes a quarter of the
+        patches, and f commutes with shifts by two pixels alone.
 
     Examples
     --------
@@ -134,6 +141,7 @@ class MixtureLPN(LPN):
         filters: int = 0,
         contexts: int = 0,
         window: int = 17,
+        spacing: int = 1,
     ):
         check_side("kernel", kernel, 2, 15)
         if experts < 2:
@@ -145,11 +153,11 @@ class MixtureLPN(LPN):
             )
         if contexts < 0 or contexts == 1:
             raise ValueError(f"contexts must be at least 2, or 0 for none, got {contexts}")
-        if window < 3 or window % 2 == 0:
-            raise ValueError(f"window must be odd and at least 3, got {window}")
+        _check_window(window)
+        _check_spacing(spacing, kernel)
         check_reads_noise(sigma_conditional)
         knots = noise_knots(sigma_conditional)
-        sizes = channels, kernel, filters or basis, experts, contexts, window
+        sizes = channels, kernel, filters or basis, experts, contexts, window, spacing
         super().__init__(_spec(*sizes, alpha, knots, border))
         self._at_limit: Tensor | None = None  # experts that `project_gradients_` found there
         self._draw()
@@ -161,8 +169,8 @@ class MixtureLPN(LPN):
         if spec.is_dense or not spec.noise_units or len(spec.stages) not in (2, 3):
             return False
         first, experts = spec.stages[:2]
-        contexts = (spec.stages[2].width, spec.stages[2].window) if spec.has_contexts else (0, 0)
-        sizes = spec.channels, first.skip_kernel, first.width, experts.width, *contexts
+        contexts = (spec.stages[2].width, _in_pixels(spec)) if spec.has_contexts else (0, 0)
+        sizes = spec.channels, first.skip_kernel, first.width, experts.width, *contexts, spec.spacing
         enough = first.width >= spec.channels * first.skip_kernel**2
         return enough and spec == _spec(*sizes, spec.alpha, spec.noise_levels, spec.border)
 
@@ -179,7 +187,45 @@ class MixtureLPN(LPN):
     @property
     def _budget(self) -> float:
         """What h_j and the eigenvalues of each w sum_j W_mj a_j a_j^T are at most."""
-        return (LIMIT - self.alpha) / 2
+        return self.spec.spacing**2 * (LIMIT - self.alpha) / 2
+
+    def with_spacing(self, spacing: int | None = None, window: int | None = None) -> Self:
+        """A copy with the same weights whose patches lie so many pixels apart, or whose contexts have such a window.
+
+        Exact proxes all of them, with the same bound on the gain; f is the average of fewer patches or of more. Wider
+        ones are trained in less time, and a network of every patch that goes on from there learns the rest soon.
+
+        Parameters
+        ----------
+        spacing, window : int, optional
+            As for the class; None leaves it.
+
+        Raises
+        ------
+        ValueError
+            A spacing of 2 of kernels of odd side; a window without contexts.
+
+        Examples
+        --------
+        >>> import lpn_fast as lf
+        >>> lf.MixtureLPN(1, kernel=4, experts=12).with_spacing(2).spec.spacing
+        2
+        """
+        first, before = self.spec.stages[0], self.spec.spacing
+        spacing = before if spacing is None else spacing
+        _check_spacing(spacing, first.skip_kernel)
+        if window is not None:
+            if not self.spec.has_contexts:
+                raise ValueError(f"window is for networks with contexts, this one has none; got {window}")
+            _check_window(window)
+        stages = [dataclasses.replace(first, skip_stride=spacing), *self.spec.stages[1:]]
+        if self.spec.has_contexts:
+            stages[2] = dataclasses.replace(stages[2], window=_on_lattice(window or _in_pixels(self.spec), spacing))
+        model = copy.deepcopy(self)
+        model.spec = dataclasses.replace(self.spec, stages=tuple(stages))
+        with torch.no_grad():
+            model.stages[-1].head.mul_((spacing / before) ** 2)
+        return model.project_()
 
     # ---- start, projection, gradients
 
@@ -203,7 +249,7 @@ class MixtureLPN(LPN):
         last.core.copy_((k * k / 2 * passed)[:, :, None, None])
         last.bias.copy_(-0.5 * torch.log1p(variance).sum(1))
         last.noise.zero_()
-        self.stages[-1].head.fill_(1 / k**2)
+        self.stages[-1].head.fill_((self.spec.spacing / k) ** 2)
         if self.spec.has_contexts:
             contexts = self.stages[2]
             contexts.odds.copy_(torch.exp(0.5 * torch.randn(contexts.odds.shape[1:])))
@@ -320,19 +366,42 @@ def _spec(
     experts: int,
     contexts: int,
     window: int,
+    spacing: int,
     alpha: float,
     levels: tuple[float, ...],
     border: str,
 ) -> Spec:
     padding = kernel - 1  # as in FrameLPN
-    stages = [Stage(filters, skip_kernel=kernel, skip_padding=padding, bias=False, heads=("linear",))]
+    reads = {"skip_kernel": kernel, "skip_stride": spacing, "skip_padding": padding}
+    stages = [Stage(filters, **reads, bias=False, heads=("linear",))]
     compete = {"kernel": 1, "skip_kernel": 0, "heads": ("linear",), "competing": True}
     if contexts:
+        window = _on_lattice(window, spacing)
         stages += [Stage(experts, kernel=1, skip_kernel=0), Stage(contexts, window=window, **compete)]
     else:
         stages += [Stage(experts, **compete)]
     levels = {"noise_levels": levels, "noise_units": True}
     return Spec("conv", channels, tuple(stages), 1.0, alpha, square_first=True, border=border, **levels)
+
+
+def _check_spacing(spacing: int, kernel: int) -> None:
+    if spacing not in (1, 2) or kernel % spacing:
+        raise ValueError(f"spacing must be 1, or 2 for kernels of even side, got {spacing} for a side of {kernel}")
+
+
+def _check_window(window: int) -> None:
+    if window < 3 or window % 2 == 0:
+        raise ValueError(f"window must be odd and at least 3, got {window}")
+
+
+def _on_lattice(window: int, spacing: int) -> int:
+    """Positions, an odd number, in a window of so many pixels."""
+    return window // spacing | 1
+
+
+def _in_pixels(spec: Spec) -> int:
+    """The smallest window that has as many."""
+    return spec.spacing * (spec.stages[2].window - 1) + 1
 
 
 def _spectra(frequencies: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ places of the same images, and
 a context knows by how much its experts are more frequent than elsewhere. b_c is the logarithm of how frequent it is.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,7 +31,7 @@ EVERYWHERE = 0.1  # share of the experts' usual shares in every context
 def contexts_at_images(crops: Sampler, spec: Spec, packed: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     """(odds, bias, noise) of the contexts, for the experts that P has."""
     count, images, parameters = spec.stages[2].width, crops(IMAGES, generator), unpack(spec, packed)
-    positions = (images.shape[2] + spec.stages[0].skip_kernel - 1) ** 2
+    positions = math.prod(spec.stage_sizes(*images.shape[2:])[0])
     places = torch.randperm(positions, generator=generator)[:NEIGHBOURHOODS]
     kind, odds, frequent = None, [], []
     for sigma in spec.noise_levels:
@@ -54,7 +56,7 @@ def shares_around(spec: Spec, parameters, x: Tensor, sigma: float) -> Tensor:
     """Shares of the experts, averaged over the window of every position, [positions, M]; x in units of the noise."""
     first, experts = parameters.stages[:2]
     phi, border = noise_features(x.new_tensor([sigma]), spec.noise_levels), spec.stages[0].skip_padding
-    z = F.conv2d(F.pad(x, (border,) * 4, mode="reflect"), first.skip).square()
+    z = F.conv2d(F.pad(x, (border,) * 4, mode="reflect"), first.skip, stride=spec.spacing).square()
     u = F.conv2d(z, experts.core, experts.bias + (phi @ experts.noise.T)[0])
     ones = [x.new_ones(side) for side in u.shape[2:]]
     return Windows(spec.stages[2].window, *ones)(u.softmax(1))[0].flatten(1).T

@@ -40,7 +40,7 @@ def mixture_at_patches(
     crops: Sampler, spec: Spec, generator: torch.Generator, report: Callable[[str], None] | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(filters that are no means, [n - C, C, k, k]; core, bias, noise and head of the experts), fitted to crops."""
-    first, last = spec.stages
+    first, last = spec.stages[:2]
     channels, k = spec.channels, first.skip_kernel
     basis = cosine_atoms(channels, k)[0][channels:].float()  # what patches are without their means
     patches = patches_in_noise(crops, basis, k, spec.noise_levels, generator)
@@ -54,7 +54,12 @@ def mixture_at_patches(
     core[:, channels:, 0, 0] = k * k / 2 * nonnegative_fit(forms, atoms)
     levels = shares.clamp(min=1e-8).log() + 0.5 * torch.log1p(-passed).sum(1)  # [levels, M]
     bias = levels.mean(0)
-    experts = {"core": core, "bias": bias, "noise": (levels - bias).mT, "head": torch.full((1,), 1 / k**2)}
+    experts = {
+        "core": core,
+        "bias": bias,
+        "noise": (levels - bias).mT,
+        "head": torch.full((1,), (spec.spacing / k) ** 2),
+    }
     return (atoms @ basis / k).unflatten(1, (channels, k, k)), experts
 
 

@@ -162,7 +162,7 @@ def _view(spec: Spec) -> tuple[int, int]:
             views.append((-stage.resize * stage.skip_padding, stage.resize * last + stage.resize - 1))
             strides.add(stage.resize * stage.skip_stride)
         if stage.window:  # what it gives depends on how far the border is
-            views.append((low - stage.window, high + stage.window))
+            views.append((low - stride * stage.window, high + stride * stage.window))
         if len(strides) > 1:
             raise ValueError(f"stage {index}: the strides of core and skip must agree, got {sorted(strides)} pixels")
         stride = strides.pop()

@@ -101,7 +101,7 @@ class ConvMaps(_Maps):
         self.weights = parameters.stages
         self.storage = storage
         self.image = tuple(x.shape[2:])  # (H, W)
-        self.mirrored = Patches(x.shape[2:], spec.stages[0].skip_kernel, x) if spec.is_mirrored else None
+        self.mirrored = Patches(x.shape[2:], spec.stages[0].skip_kernel, x, spec.spacing) if spec.is_mirrored else None
         self.cores = [_channels_last(_cast(w.core, storage)) for w in parameters.stages]
         self.skips = [_channels_last(w.skip) for w in parameters.stages]
         self.K = _channels_last(parameters.quadratic)

@@ -54,7 +54,7 @@ class PlainPotential(nn.Module):
         z, psi, at, patches = None, 0.0, x, None
         if self.spec.is_mirrored:
             height, width = x.shape[2:]
-            patches = Patches((height, width), self.spec.stages[0].skip_kernel, x)
+            patches = Patches((height, width), self.spec.stages[0].skip_kernel, x, self.spec.spacing)
             at = patches.extended(x)
         for index, stage in enumerate(self.spec.stages):
             parts = [self._skip(index, at)] if stage.skip_kernel or self.spec.is_dense else []

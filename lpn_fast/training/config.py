@@ -153,6 +153,7 @@ class ModelConfig:
     filters: int = option("filters of an explicit prior, in fours, or of a mixture; 0 for a basis of patches", 0)
     contexts: int = option("contexts in which experts compete, each for a neighbourhood; 0 for none", 0)
     context_window: int | None = option("side of the neighbourhood that has one context", None)
+    spacing: int | None = option("pixels from one patch of a mixture to the next, 1 or 2 (default: 1)", None)
     blocks: int = option("blocks of these filters, with groups of their own; 0: all groups see all filters", 0)
     joint: int = option("how many groups of an explicit prior see the filters of all blocks", 0)
     bend: float | None = option("bound on the curvature of an explicit prior, over that of its concave part", None)

@@ -79,6 +79,10 @@ def build_model(config: TrainingConfig) -> LPN:
         if not isinstance(model, LPN):
             raise ValueError(f"model.border is for networks, explicit priors are always mirrored: {table.start}")
         model = model.with_border(table.border)
+    if table.start is not None and (table.spacing or table.context_window):
+        if not isinstance(model, MixtureLPN):
+            raise ValueError(f"model.spacing and model.context_window are for mixtures, which {table.start} is not")
+        model = model.with_spacing(table.spacing, table.context_window)
     if model.spec.is_dense:
         raise ValueError(f"model must be a network of images, got one of vectors: {table.start or table.family}")
     if model.spec.ndim != 2:

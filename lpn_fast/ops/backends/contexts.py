@@ -41,9 +41,9 @@ class Contexts:
     averages = Windows  # a backend may have another
 
     def __init__(self, spec: Spec, stage: StageParameters, size: torch.Size, like: Tensor, features: Tensor | None):
-        self._stage, k = stage, spec.stages[0].skip_kernel
-        self.patches = Patches(size, k, like) if spec.is_mirrored else None
-        rows, columns = (like.new_ones(side + k - 1) for side in size)
+        self._stage, first = stage, spec.stages[0]
+        self.patches = Patches(size, first.skip_kernel, like, spec.spacing) if spec.is_mirrored else None
+        rows, columns = (like.new_ones(side) for side in spec.stage_sizes(*size)[0])
         if self.patches is not None:
             rows, columns = self.patches.axis_weights
         self.weights = rows[:, None] * columns

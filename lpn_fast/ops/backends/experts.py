@@ -66,7 +66,7 @@ def _second(spec, x, packed, features, p, v, gradient: Tensor | None) -> Tensor:
 
 def _some_images(spec: Spec, x, packed, features) -> "Iterator[_Images]":
     """Small images go through many at a time."""
-    height, width = (side + spec.stages[0].skip_kernel - 1 for side in x.shape[2:])
+    height, width = spec.stage_sizes(*x.shape[2:])[0]
     images = max(1, _positions(x) // (height * width))
     for first in range(0, len(x), images):
         some = slice(first, first + images)
@@ -228,12 +228,17 @@ class _Images:
         return self.weights[block.rows].reshape(-1, 1)
 
     def _unfolded(self, at: Tensor, rows: slice) -> Tensor:
-        return F.unfold(at[:, :, rows.start : rows.stop + self.k - 1], self.k)
+        return F.unfold(self._under(at, rows), self.k, stride=self.spec.spacing)
 
     def _put_back(self, out: Tensor, block: _Block, e: Tensor) -> None:
         """Add K^T e."""
-        part = out[:, :, block.rows.start : block.rows.stop + self.k - 1]
-        part += F.fold(self.skip.T @ e.mT, part.shape[2:], self.k)
+        part = self._under(out, block.rows)
+        part += F.fold(self.skip.T @ e.mT, part.shape[2:], self.k, stride=self.spec.spacing)
+
+    def _under(self, at: Tensor, rows: slice) -> Tensor:
+        """What the patches of rows of positions lie on."""
+        spacing = self.spec.spacing
+        return at[:, :, spacing * rows.start : spacing * (rows.stop - 1) + self.k]
 
     def _continued(self, x: Tensor) -> Tensor:
         return F.pad(x, (self.k - 1,) * 4) if self.patches is None else self.patches.extended(x)

@@ -76,7 +76,7 @@ def _second(spec, x, packed, features, p, v, gradient: Tensor | None) -> Tensor:
 def _together(spec: Spec, x: Tensor, copies: int) -> Iterator[slice]:
     """Images that go through together, by what they keep."""
     first, experts, _ = spec.stages
-    height, width = (side + first.skip_kernel - 1 for side in x.shape[2:])
+    height, width = spec.stage_sizes(*x.shape[2:])[0]
     images = max(1, KEPT_BYTES // (4 * copies * height * width * (first.width + experts.width)))
     for start in range(0, len(x), images):
         yield slice(start, start + images)

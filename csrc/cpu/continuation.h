@@ -12,12 +12,13 @@ namespace lpn {
 struct FrameShape {
   int64_t images, channels, height, width;  // shape of x
   int64_t units;                            // filters
-  int64_t kernel;
+  int64_t kernel;                           // in pixels
+  int64_t spacing = 1;                      // pixels from one position to the next
 };
 
 // A first stage, without what a worker needs; `weights` holds those of mirrored positions, and is read.
 Frame frame_of(const FrameShape& shape,
-               const float* filters,  // [units, channels, kernel, kernel]
+               const float* filters,  // [units, channels, kernel, kernel], or as Frame has them
                float alpha,
                const Mirror& mirror,
                std::vector<float>& weights);
@@ -40,19 +41,20 @@ class Folding {
           int64_t count);  // rows of positions in an image
 
   // Of all positions.
-  Folding(const Frame& op, int64_t rows, int64_t blocks)
-      : Folding(op, rows, blocks, 0, op.height + op.kernel - 1) {}
+  Folding(const Frame& op, int64_t rows, int64_t blocks) : Folding(op, rows, blocks, 0, op.down) {}
 
   // Floats that a block writes: [rows + kernel - 1, channels, sum_line], and zeros behind.
   int64_t sum_size() const {
     return (rows_ + op_.kernel - 1) * op_.channels * op_.sum_line + column_multiple;
   }
 
+  int64_t line_size() const { return (op_.spacing + 2) * op_.sum_line; }
+
   // to += row y of a channel of E^T of the sum of all blocks. The order of additions depends on shapes alone.
   void add_row(const float* sums,  // [blocks, sum_size()] of the image
                int64_t channel,
                int64_t y,
-               float* line,  // scratch, [sum_line]
+               float* line,  // scratch, [line_size()]
                float* to)    // [width]
       const;
 

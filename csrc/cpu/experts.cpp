@@ -63,7 +63,7 @@ class ExpertNetwork::Scratch {
     const int64_t second = level > 0 ? lines + maps + op.units * block_rows : 0;
     const int64_t turned = level > 1 ? 2 * block_rows * round_up(network.contexts_, column_multiple) : 0;
     const int64_t patches = level > 1 ? 2 * (block_rows + 1) * op.columns : 0;
-    const int64_t each = tile + lines + row + maps + shared + second + turned + patches;
+    const int64_t each = tile + lines + row + 2 * maps + shared + second + turned + patches;
     const int64_t terms = std::max<int64_t>(2, op.channels * op.kernel);
     memory_ = allocate_floats(workers * each);
     std::fill(memory_.get(), memory_.get() + workers * each,
@@ -83,6 +83,7 @@ class ExpertNetwork::Scratch {
       scratch.lines = take(lines);
       scratch.row = take(row);
       scratch.sums = take(maps);
+      scratch.logs = take(maps);
       scratch.shared = take(shared);
       if (level > 0) {
         scratch.v_lines = take(lines);
@@ -112,9 +113,13 @@ void ExpertNetwork::first(const ExpertsFirst& io, int threads) const {
   const Scratch scratch(*this, blocks, threads, io.v ? 1 : 0);
   parallel_for(blocks, 1, threads, [&](int worker, int64_t index, int64_t) {
     const int64_t n = index / blocks_, begin = index % blocks_ * rows_;
-    const ExpertsUp up{io.x + n * image_size(),   io.v ? io.v + n * image_size() : nullptr,
-                       io.sums + n * maps,        io.v ? io.changes + n * maps : nullptr,
-                       totals.data() + 3 * index, io.kept ? io.kept + n * kept_size(io.v) : nullptr};
+    const ExpertsUp up{io.x + n * image_size(),
+                       io.v ? io.v + n * image_size() : nullptr,
+                       io.sums + n * maps,
+                       io.logs + n * maps,
+                       io.v ? io.changes + n * maps : nullptr,
+                       totals.data() + 3 * index,
+                       io.kept ? io.kept + n * kept_size(io.v) : nullptr};
     kernels.experts_up(op_, at(n, io.v), scratch[worker], up, begin, std::min(begin + rows_, height()));
   });
   std::fill(io.totals, io.totals + 3 * images_, 0.0);
@@ -176,6 +181,12 @@ void ExpertNetwork::odds_of_images(const PatchGradient& gradient, const float* p
       for (int64_t expert = 0; expert < experts(); ++expert)
         *to++ = static_cast<float>(totals[expert * columns + context]);
   }
+}
+
+void compete(const Competition& op, int threads) {
+  const Kernels& kernels = active_kernels();
+  parallel_for(op.height, 8, threads,
+               [&](int, int64_t begin, int64_t end) { kernels.compete(op, begin, end); });
 }
 
 void average_maps(const Average& op, const float* from, float* to, int64_t maps, int threads) {

@@ -17,6 +17,7 @@ struct ExpertsFirst {
   const float* x;  // [images, channels, height, width]
   const float* v;  // as x or nullptr
   float* sums;     // [images, contexts, positions]   L
+  float* logs;     // as sums                          log L
   float* changes;  // as sums, where v is              dl
   float* kept;     // [images, kept_size] or nullptr: written for `second`
   double* totals;  // [images, 3]   sums of w largest, w mean of du, w h . z_1
@@ -41,7 +42,7 @@ class ExpertNetwork {
  public:
   // `gates` has the experts as its only stage. Throws std::invalid_argument where it has another.
   ExpertNetwork(const FrameShape& shape,
-                const float* filters,  // [units, channels, kernel, kernel]
+                const float* filters,  // as Frame has them
                 const Network& gates,
                 const float* biases,  // [images or 1, experts]
                 const float* odds,    // [images or 1, contexts, experts]
@@ -64,9 +65,9 @@ class ExpertNetwork {
   class Scratch;
 
   int64_t experts() const { return network_.units(); }
-  int64_t image_size() const { return op_.channels * op_.height * op_.width; }
-  int64_t height() const { return op_.height + op_.kernel - 1; }  // of the positions
-  int64_t width() const { return op_.width + op_.kernel - 1; }
+  int64_t image_size() const { return op_.channels / (op_.spacing * op_.spacing) * op_.height * op_.width; }
+  int64_t height() const { return op_.down; }  // of the positions
+  int64_t width() const { return op_.across; }
   int64_t tiles() const;
   int64_t tile_floats(bool along_v) const { return (along_v ? 2 : 1) * (op_.units + experts()) * block_rows; }
   Experts at(int64_t image, bool along_v) const;
@@ -83,6 +84,8 @@ class ExpertNetwork {
   int64_t rows_;    // rows of positions that go together
   int64_t blocks_;  // blocks in an image
 };
+
+void compete(const Competition& op, int threads);
 
 // Of all maps; the order of additions depends on shapes alone.
 void average_maps(const Average& op,

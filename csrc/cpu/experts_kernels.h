@@ -36,6 +36,7 @@ struct ExpertScratch {
   float* lines;           // [rows + kernel - 1, channels, line]   x continued
   float* row;             // [units, line]   what goes down; mirrored: after kernel - 1 zeros
   float* sums;            // [contexts, block_rows]   L, then lambda / L
+  float* logs;            // as sums
   float* shared;          // [2, block_rows]   the largest u, the mean of du
   Term* terms;            // [max(channels kernel, 2)]
   float* v_lines;         // as lines, of v
@@ -50,6 +51,7 @@ struct ExpertsUp {
   const float* x;  // [channels, image height, image width]
   const float* v;  // as x or nullptr
   float* sums;     // [contexts, height, width]   L
+  float* logs;     // as sums                      log L
   float* changes;  // as sums, where v is          dl
   double* totals;  // [3]   sums of w largest, w mean of du, w h . z_1
   float* kept;     // [height, tiles, tile_floats] or nullptr
@@ -67,6 +69,23 @@ struct ExpertsDown {
   float* partial;        // added to, or nullptr: gradient of the experts, filters, odds
   int64_t filters_at;    // [units, columns of the frame]
   int64_t odds_at;       // [experts, columns]
+};
+
+// Contexts at the positions of one image, from what windows see of log L (isa/windows.h).
+struct Competition {
+  int64_t contexts;
+  int64_t height, width;
+  const float* bias;     // [contexts]
+  float sharpness;       // s
+  const float* rows;     // [height]   w of the rows of positions, times the head
+  const float* columns;  // [width]
+  const float* y;        // [contexts, height, width]   G log L
+  const float* dy;       // as y or nullptr              G dl
+  const float* p;        // [1] or nullptr
+  float* slopes;         // as y: w rho; may be y
+  float* changes;        // as y, where dy or p is: w (p rho + s rho (dy - dzeta)); may be dy
+  float* zeta;           // [height, width] or nullptr
+  float* dzeta;          // as zeta, where dy is
 };
 
 // Maps of positions as windows see them (isa/windows.h).

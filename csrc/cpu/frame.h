@@ -47,7 +47,7 @@ class FrameNetwork {
   class Scratch;
 
   int64_t image_size() const { return op_.channels * op_.height * op_.width; }
-  int64_t height() const { return op_.height + op_.kernel - 1; }  // size of the coefficients
+  int64_t height() const { return op_.down; }  // of the coefficients
 
   Frame op_{};
   std::vector<float> weights_;  // of mirrored positions

@@ -18,20 +18,27 @@ struct Term;
 
 // An image continued by kernel - 1 mirrored pixels on every side, and how often its patches count.
 struct Mirror {
-  const int64_t* rows;          // [height + 2 kernel - 2]   row of the image that is repeated; nullptr: zeros
-  const int64_t* columns;       // [width + 2 kernel - 2]
-  const float* row_weights;     // [height + kernel - 1]     of the positions of patches
-  const float* column_weights;  // [width + kernel - 1 in whole vectors]   1, 1/2, and zeros at the end
+  const int64_t* rows;     // [height + 2 (spacing kernel - 1)]   row of the image that is repeated; nullptr:
+                           // zeros
+  const int64_t* columns;  // [width + 2 (spacing kernel - 1)]
+  const float* row_weights;     // [down]                      of the positions of patches
+  const float* column_weights;  // [across in whole vectors]   1, 1/2, and zeros at the end
 };
 
 // c = K x with zeros around x, or mirrored, z_1 = c^2; the gates, a dense network of every pixel's z_1, are
-// an Mlp of their own. Coefficients are [units, height + kernel - 1, width + kernel - 1].
+// an Mlp of their own. Coefficients are [units, down, across].
+//
+// Where positions lie `spacing` pixels apart, which is for mirrored images, the spacing^2 pixels that a shift
+// by one position moves alike are channels, (channel, row, column): filters of so many channels more, of
+// sides shorter by as much, then have a patch at every position.
 struct Frame {
   const float* filters;  // [units, channels, kernel, kernel]
   int64_t units;
   int64_t channels;
   int64_t kernel;
+  int64_t spacing;
   int64_t height, width;  // size of the image
+  int64_t down, across;   // positions: (height + spacing kernel - 2) / spacing + 1
   int64_t line;           // floats of a padded row: its coefficients in whole vectors, kernel - 1 more
   int64_t sum_line;       // floats of a row of the image, mirrored: of the continued one, in whole vectors
   int64_t columns;        // channels kernel^2, rounded up to column_multiple

@@ -352,6 +352,8 @@ struct Kernels {
       const Frame&, const Experts&, const ExpertScratch&, const ExpertsUp&, int64_t begin, int64_t end);
   void (*experts_down)(
       const Frame&, const Experts&, const ExpertScratch&, const ExpertsDown&, int64_t begin, int64_t end);
+  // Rows begin <= r < end.
+  void (*compete)(const Competition&, int64_t begin, int64_t end);
   // One map, [height, width]; line: [width + side + column_multiple].
   void (*average_map)(const Average&, const float* from, float* to, float* line);
   // Rows begin <= r < end of the positions of patches of one image.

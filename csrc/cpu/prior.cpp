@@ -27,19 +27,14 @@ ExplicitPrior::ExplicitPrior(const PriorShape& shape, const PriorParameters& par
       images_(shape.images),
       groups_(shape.groups),
       group_columns_(round_up(shape.groups, column_multiple)) {
-  op_.filters = parameters.atoms;
-  op_.units = shape.atoms;
-  op_.channels = shape.channels;
-  op_.kernel = shape.kernel;
-  op_.height = shape.height;
-  op_.width = shape.width;
-  op_.columns = round_up(shape.channels * shape.kernel * shape.kernel, column_multiple);
-  continue_mirrored(mirror, op_, weights_);
+  static_cast<Frame&>(op_) =
+      frame_of({shape.images, shape.channels, shape.height, shape.width, shape.atoms, shape.kernel},
+               parameters.atoms, 0.0f, mirror, weights_);
   op_.spread_margin = round_up(op_.kernel - 1, column_multiple);
   op_.spread_line = block_rows + 2 * op_.spread_margin;
-  op_.column_count = op_.width + op_.kernel - 1;
+  op_.column_count = op_.across;
   if (atoms_are_mirrored()) split_atoms();
-  all_ = used_ = divided(0, op_.height + op_.kernel - 1);
+  all_ = used_ = divided(0, op_.down);
   centred_ = op_;
   if (op_.parts[0] && op_.kernel % 2 && groups_are_mirrored()) leave_out_copies();
 }
@@ -196,17 +191,7 @@ void ExplicitPrior::run(const float* x, const float* v, double* value, float* ou
                        sums.get() + index * folding.sum_size(), value ? values.data() + index : nullptr};
     kernels.prior_rows(centred_, scratch[worker], io, used_.begin_of(block), used_.end_of(block));
   });
-  parallel_for(images_ * op_.height, 16, threads, [&](int, int64_t first, int64_t last) {
-    std::vector<float> line(op_.sum_line);
-    for (int64_t row = first; row < last; ++row) {
-      const int64_t n = row / op_.height, y = row % op_.height;
-      for (int64_t channel = 0; channel < op_.channels; ++channel) {
-        float* to = out + n * image_size() + (channel * op_.height + y) * op_.width;
-        std::fill(to, to + op_.width, 0.0f);
-        folding.add_row(sums.get() + n * each * folding.sum_size(), channel, y, line.data(), to);
-      }
-    }
-  });
+  folding.fold(images_, sums.get(), nullptr, nullptr, nullptr, out, threads);
   for (int64_t n = 0; value && n < images_; ++n) {
     value[n] = 0.0;
     for (int64_t block = n * each; block < (n + 1) * each; ++block) value[n] += values[block];

@@ -101,6 +101,15 @@ inline void weigh(const ExpertTile& tile, int64_t experts, int64_t count, float*
       store(to + i + lane, load(tile.powers + i + lane) * load(tile.du + i + lane));
 }
 
+// log x of a positive normal number.
+inline Vec logarithm(Vec x, const SoftplusRates& rates) {
+  const IntVec bits = reinterpret_cast<IntVec>(x);
+  const Vec octaves = __builtin_convertvector((bits >> 23) - 127, Vec);
+  const Vec rest = reinterpret_cast<Vec>((bits & 0x7fffff) | 0x3f800000) - 1.0f;
+  const Vec log = log1p_of_product(rest, 1.0f, rates) + octaves * 0.693147181f;
+  return x == x ? log : x;
+}
+
 // Maps of contexts at the first `pixels` of a tile, and back with zeros behind.
 inline void put(const Experts& network, const float* tile, int64_t pixels, float* to) {
   for (int64_t context = 0; context < network.contexts; ++context)
@@ -145,6 +154,9 @@ void experts_up_rows(const Frame& op,
                 map(sum, [](Vec x) { return larger_of(tiny, x); }));
         });
         put(network, scratch.sums, pixels, io.sums + place);
+        for (int64_t i = 0; i < network.contexts * block_rows; i += lanes)
+          store(scratch.logs + i, logarithm(load(scratch.sums + i), rates));
+        put(network, scratch.logs, pixels, io.logs + place);
         const RowWeights weights = weights_of(op, begin + row, at);
         largest.start(count, pixels, weights);
         largest.add(&one, scratch.shared, 1);

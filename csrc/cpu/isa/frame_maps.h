@@ -22,6 +22,25 @@ constexpr int adjoint_units = 7, adjoint_vectors = 3;
 constexpr int adjoint_units = tile_units, adjoint_vectors = row_vectors;
 #endif
 
+// As continue_rows, of mirrored images whose pixels are channels.
+inline void continue_spaced_rows(const Frame& op,
+                                 const float* x,  // [channels / spacing^2, height, width]
+                                 float* lines,    // [end - begin + kernel - 1, channels, line]
+                                 int64_t begin,
+                                 int64_t end) {
+  const int64_t spacing = op.spacing, width = op.width + 2 * (spacing * op.kernel - 1);
+  for (int64_t row = begin; row < end + op.kernel - 1; ++row)
+    for (int64_t channel = 0; channel < op.channels; ++channel, lines += op.line) {
+      const int64_t column = channel % spacing, place = channel / spacing;
+      const int64_t y = op.mirror.rows[spacing * row + place % spacing];
+      const float* from = x + (place / spacing * op.height + y) * op.width;
+      for (int64_t i = 0; i < op.line; ++i) {
+        const int64_t at = spacing * i + column;
+        lines[i] = at < width ? from[op.mirror.columns[at]] : 0.0f;
+      }
+    }
+}
+
 // Rows `begin` to `end` + kernel - 2 of x with kernel - 1 pixels more on every side: zeros, or mirrored.
 inline void continue_rows(const Frame& op,
                           const float* x,  // [channels, height, width]
@@ -30,6 +49,7 @@ inline void continue_rows(const Frame& op,
                           int64_t end) {
   const int64_t margin = op.kernel - 1, width = op.width;
   if (const Mirror& mirror = op.mirror; mirror.rows) {
+    if (op.spacing > 1) return continue_spaced_rows(op, x, lines, begin, end);
     for (int64_t row = begin; row < end + margin; ++row)
       for (int64_t channel = 0; channel < op.channels; ++channel, lines += op.line) {
         const float* from = x + (channel * op.height + mirror.rows[row]) * width;
@@ -140,7 +160,7 @@ inline void for_each_tile(int64_t first, int64_t width, int64_t rows, Body body,
 
 template <class Body, class After>
 inline void for_each_tile(const Frame& op, int64_t rows, Body body, After after) {
-  for_each_tile(0, op.width + op.kernel - 1, rows, body, after);
+  for_each_tile(0, op.across, rows, body, after);
 }
 
 // How often the pixels of a tile count: weights of its columns, 1, 1/2 or 0, times that of its row.

@@ -42,6 +42,7 @@ constexpr Kernels kernels_named(const char* name) {
           frame_second,
           experts_up,
           experts_down,
+          compete,
           average_map,
           prior_rows,
           prior_gradient_rows,

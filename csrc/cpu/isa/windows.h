@@ -1,3 +1,7 @@
+// What lies between the two passes of experts (isa/experts.h), lpn_fast/ops/backends/contexts.py:
+//
+//   v = s y + b,   rho = softmax(v),   zeta = log sum exp(v) / s,   dzeta = sum_c rho_c dy_c
+//
 // Averages over neighbourhoods: correlations with t along the rows and then along the columns of a map, with
 // weights of rows and columns before or after (lpn_fast/algebra/windows.py).
 //
@@ -8,7 +12,7 @@
 #pragma once
 
 #include "../experts_kernels.h"
-#include "group.h"
+#include "activation.h"
 
 namespace lpn {
 namespace {
@@ -29,6 +33,45 @@ inline Group<count> load_first(const Group<count>& like, const float* from, int6
   Group<count> result;
   result.part[0] = load(from, lanes_left);
   return result;
+}
+
+// Rows begin <= r < end. Values depend on nothing else that is computed, as those of the library's
+// exponentials may.
+void compete(const Competition& op, int64_t begin, int64_t end) {
+  const SoftplusRates rates(1.0f);
+  const int64_t size = op.height * op.width, steps = op.contexts * size;
+  for (int64_t row = begin; row < end; ++row)
+    for (int64_t lane = 0; lane < op.width; lane += lanes) {
+      const int64_t count = op.width - lane < lanes ? op.width - lane : lanes, at = row * op.width + lane;
+      const auto v = [&](int64_t i, int64_t context) {
+        return load(op.y + i + at, count) * op.sharpness + op.bias[context];
+      };
+      Vec largest = v(0, 0);
+      for (int64_t i = size, context = 1; i < steps; i += size, ++context)
+        largest = larger_of(largest, v(i, context));
+      const auto power = [&](int64_t i, int64_t context) {
+        return power_of_two(Group<1>{{(v(i, context) - largest) * -rates.exponent}}).part[0];
+      };
+      Vec total{}, mean{};
+      for (int64_t i = 0, context = 0; i < steps; i += size, ++context) {
+        const Vec share = power(i, context);
+        total += share;
+        if (op.dy) mean += share * load(op.dy + i + at, count);
+      }
+      const Vec inverse = 1.0f / total, dzeta = mean * inverse;
+      if (op.zeta)
+        store(op.zeta + at, (largest + log1p_of_product(total - 1.0f, 1.0f, rates)) / op.sharpness, count);
+      if (op.dy) store(op.dzeta + at, dzeta, count);
+      const Vec weight = load(op.columns + lane, count) * op.rows[row] * inverse;
+      for (int64_t i = 0, context = 0; i < steps; i += size, ++context) {
+        const Vec weighted = power(i, context) * weight;
+        Vec change{};
+        if (op.p) change = *op.p * weighted;
+        if (op.dy) change += op.sharpness * weighted * (load(op.dy + i + at, count) - dzeta);
+        store(op.slopes + i + at, weighted, count);
+        if (op.changes) store(op.changes + i + at, change, count);
+      }
+    }
 }
 
 void average_map(const Average& op, const float* from, float* to, float* line) {

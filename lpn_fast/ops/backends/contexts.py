@@ -36,6 +36,8 @@ class Contexts:
         Shares of the knots of the noise level.
     odds : Tensor, shape (N or 1, C, M)
         V of every image.
+    s, bias : Tensor, shape (N or 1, 1 or C, 1, 1)
+        The sharpness of every image, and b.
     """
 
     averages = Windows  # a backend may have another
@@ -50,32 +52,29 @@ class Contexts:
         self._average = self.averages(spec.stages[2].window, rows, columns)
         self.at_sigma = like.new_ones(1, 1) if features is None else features
         self.odds = self._at_sigma(stage.odds)
-        self._s = self._at_sigma(stage.sharpness).exp().view(-1, 1, 1, 1)
+        self.s = self._at_sigma(stage.sharpness).exp().view(-1, 1, 1, 1)
         bias = stage.bias if stage.noise is None else stage.bias + self._at_sigma(stage.noise.T)
-        self._bias = bias.view(-1, len(stage.bias), 1, 1)
+        self.bias = bias.view(-1, len(stage.bias), 1, 1)
 
     def _at_sigma(self, levels: Tensor) -> Tensor:
         """An image's own, which shall not depend on how many others there are."""
         wide = _wide(levels)
         return torch.tensordot(self.at_sigma.to(wide), levels.to(wide), 1).to(levels.dtype)
 
-    def value_slopes(self, sums: Tensor, shared: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        """(their part of psi, (N,), unless `shared` (N,) is None; lambda, (N, C, h, w)); L (N, C, h, w).
+    def value_slopes(self, logs: Tensor, shared: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """(their part of psi, (N,), unless `shared` (N,) is None; lambda, (N, C, h, w)); log L (N, C, h, w).
 
         Two such maps more are in memory at most: of 64 contexts each is as much as the image in 64 channels.
         """
-        v = self._competing(self._average(sums.log()))
-        largest = v.amax(1, keepdim=True)
-        total = v.sub_(largest).exp_().sum(1, keepdim=True)
+        slopes, _, zeta, _ = self.compete(self._average(logs), None, None, with_zeta=shared is not None)
         value = None
         if shared is not None:
-            zeta = total.log().add_(largest) / self._s
             value = self._stage.head * (_summed(zeta * self.weights) + shared)
-        return value, self._average.adjoint(v.mul_(self._stage.head * self.weights / total))
+        return value, self._average.adjoint(slopes)
 
     def second(
         self,
-        sums: Tensor,
+        logs: Tensor,
         dl: Tensor | None,
         p: Tensor | None,
         shared: Tensor,
@@ -83,33 +82,39 @@ class Contexts:
         grads: Parameters | None,
     ) -> tuple[Tensor, Tensor]:
         """(lambda, mu), (N, C, h, w); the contexts' own gradients, but that of their odds, are added to `grads`."""
-        y = self._average(sums.log())
-        v = self._competing(y.clone())
-        rho = v.softmax(1)
-        w = self._stage.head * self.weights
-        change = None
-        p = None if p is None else p.view(-1, 1, 1, 1)
-        if dl is not None:
-            dy = self._average(dl)
-            dzeta = (rho * dy).sum(1, keepdim=True)
-            curved = dy.sub_(dzeta).mul_(rho)  # rho (dy - dzeta)
-            change = self._s * curved
-        if p is not None:
-            change = p * rho if change is None else change + p * rho
-        change = change * w
+        y, dy = self._average(logs), None if dl is None else self._average(dl)
+        slopes, changes, zeta, dzeta = self.compete(y if grads is None else y.clone(), dy, p, grads is not None)
         if grads is not None:
             own = grads.stages[2]
-            self.add_bias(own, change.sum((2, 3)) / self._s.flatten(1))
-            sharper = 0.0  # in log s, per image
+            self.add_bias(own, changes.sum((2, 3)) / self.s.flatten(1))
+            sharper = _summed(changes * y)  # in log s, per image
             if dl is not None:
                 own.head.add_((_summed(dzeta * self.weights) + shared_change).sum())
-                sharper = sharper + _summed(self._s * curved * y * w)
             if p is not None:
-                zeta = self._zeta(v)
-                own.head.add_(((_summed(zeta * self.weights) + shared) * p.flatten()).sum())
-                sharper = sharper + _summed(p * w * ((rho * y).sum(1, keepdim=True) - zeta))
-            own.sharpness.add_(sharper.to(sums.dtype) @ self.at_sigma.expand(len(sums), -1))
-        return self._average.adjoint(rho.mul_(w)), self._average.adjoint(change)
+                counted = _summed(zeta * self.weights)
+                own.head.add_(((counted + shared) * p).sum())
+                sharper = sharper - p * self._stage.head * counted
+            own.sharpness.add_(sharper.to(y.dtype) @ self.at_sigma.expand(len(y), -1))
+        return self._average.adjoint(slopes), self._average.adjoint(changes)
+
+    def compete(
+        self, y: Tensor, dy: Tensor | None, p: Tensor | None, with_zeta: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """(w rho, w (p rho + s rho (dy - dzeta)) or None, zeta or None, dzeta or None); y and dy are used up."""
+        w = self._stage.head * self.weights
+        v = y.mul_(self.s).add_(self.bias)
+        largest = v.amax(1, keepdim=True)
+        total = v.sub_(largest).exp_().sum(1, keepdim=True)
+        slopes = v.mul_(w / total)
+        zeta = total.log().add_(largest).div_(self.s) if with_zeta else None
+        changes = dzeta = None
+        if dy is not None:
+            dzeta = (slopes * dy).sum(1, keepdim=True) / w
+            changes = dy.sub_(dzeta).mul_(self.s).mul_(slopes)
+        if p is not None:
+            of_value = p.view(-1, 1, 1, 1) * slopes
+            changes = of_value if changes is None else changes.add_(of_value)
+        return slopes, changes, zeta, dzeta
 
     def add_odds(self, to: Tensor, of_images: Tensor) -> None:
         """Add the gradient of V at the knots, from that of every image, (N, C, M)."""
@@ -120,13 +125,6 @@ class Contexts:
         to.bias.add_(of_images.sum(0))
         if to.noise is not None:
             to.noise.add_(of_images.T @ self.at_sigma)
-
-    def _competing(self, y: Tensor) -> Tensor:
-        """s y + b, (N, C, h, w), in the place of y."""
-        return y.mul_(self._s).add_(self._bias)
-
-    def _zeta(self, v: Tensor) -> Tensor:
-        return v.logsumexp(1, keepdim=True) / self._s
 
 
 def _summed(t: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ class _Images:
         """(psi (N,) or None, f)."""
         at = self._continued(self.x)
         sums, _, blocks = self._upwards(at, None)
-        psi, slopes = self.contexts.value_slopes(sums, self.shared if with_value else None)
+        psi, slopes = self.contexts.value_slopes(sums.log(), self.shared if with_value else None)
         if psi is not None:
             psi = psi.to(at.dtype) + 0.5 * self.spec.alpha * self.x.square().sum((1, 2, 3))
         out = torch.zeros_like(at)
@@ -130,7 +130,7 @@ class _Images:
         at, v_at = self._continued(self.x), None if v is None else self._continued(v)
         grads = None if gradient is None else unpack(self.spec, gradient)
         sums, dl, blocks = self._upwards(at, v_at)
-        slopes, changes = self.contexts.second(sums, dl, p, self.shared, self.shared_change, grads)
+        slopes, changes = self.contexts.second(sums.log(), dl, p, self.shared, self.shared_change, grads)
         out = torch.zeros_like(at)
         p = None if p is None else p.view(-1, 1, 1)
         for block in blocks:

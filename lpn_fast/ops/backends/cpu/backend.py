@@ -53,8 +53,8 @@ class CpuBackend:
             return f"x is on {x.device}, this backend runs on the CPU"
         if spec.ndim == 3:
             return "volumes are not covered"
-        if spec.has_contexts and spec.spacing > 1:
-            return f"contexts of patches that lie {spec.spacing} pixels apart are not covered"
+        if spec.has_contexts and spec.spacing > 1 and not spec.is_mirrored:
+            return "contexts of patches with a spacing are covered where the border is mirrored"
         if x.dtype != torch.float32:
             return f"x is {x.dtype}, this backend computes in float32"
         if precision == "bf16" and not spec.is_dense and not spec.has_contexts:
@@ -75,8 +75,7 @@ class CpuBackend:
 
     def in_one_pass(self, spec: Spec, precision: str) -> bool:
         """Whether everything is computed without activations in memory."""
-        patches = spec.gates_pixels or (spec.has_contexts and spec.spacing == 1)
-        return spec.is_dense or (precision == "fp32" and patches)
+        return spec.is_dense or (precision == "fp32" and (spec.gates_pixels or spec.has_contexts))
 
     def details(self, spec: Spec, x: Tensor, precision: str) -> list[str]:
         """What is fused; for explain."""

@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ....algebra.parameters import layout, parameter_count, unpack
@@ -29,9 +30,9 @@ def value_prox(
     psi = x.new_empty(len(x)) if with_value else None
     for some in _together(spec, x, 1):
         at = _Images(spec, x[some], packed, features, some)
-        sums, _ = at.first(None)
+        sums, logs, _ = at.first(None)
         shared, _, heads = at.totals
-        value, slopes = at.contexts.value_slopes(sums, shared if with_value else None)
+        value, slopes = at.contexts.value_slopes(logs, shared if with_value else None)
         if psi is not None and value is not None:
             psi[some] = value + heads + 0.5 * spec.alpha * x[some].square().sum(3, dtype=value.dtype).sum((1, 2))
         at.second(None, None, slopes.div_(sums), None, f[some], None)
@@ -61,9 +62,9 @@ def _second(spec, x, packed, features, p, v, gradient: Tensor | None) -> Tensor:
         at = _Images(spec, x[some], packed, features, some)
         p_at = None if p is None else p[some].contiguous()
         v_at = None if v is None else v[some].contiguous()
-        sums, dl = at.first(v_at)
+        sums, logs, dl = at.first(v_at)
         shared, change, _ = at.totals
-        slopes, changes = at.contexts.second(sums, dl, p_at, shared, change, grads)
+        slopes, changes = at.contexts.second(logs, dl, p_at, shared, change, grads)
         if dl is None:
             slopes = None
         else:
@@ -93,27 +94,29 @@ class _Images:
         self.contexts = _Contexts(spec, contexts, x.shape[2:], x, self.features)
         self._biases, self._odds = biases_at((experts,), self.features), self.contexts.odds.contiguous()
         table, filters_at = _table(spec)
+        # pixels that a shift by one position moves alike are channels (csrc/cpu/frame_kernels.h)
+        self._filters = None if spec.spacing == 1 else F.pixel_unshuffle(first.skip, spec.spacing).contiguous()
         self._mirror = mirror_of(spec, *x.shape[2:])
         self._problem = _cpu().Experts(
-            self.packed.data_ptr(), table.data_ptr(), filters_at, self._biases.data_ptr(), self._odds.data_ptr(),
-            spec.stages[2].width, features is None, *x.shape, len(first.skip), first.skip.shape[-1], spec.alpha,
-            *map(address, self._mirror),
+            self.packed.data_ptr(), table.data_ptr(), filters_at, address(self._filters), self._biases.data_ptr(),
+            self._odds.data_ptr(), spec.stages[2].width, features is None, *x.shape, len(first.skip),
+            first.skip.shape[-1], spec.spacing, spec.alpha, *map(address, self._mirror),
         )  # fmt: skip
 
-    def first(self, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(L, dl along v or None), (N, C, h, w). Sets `totals`, each (N,)."""
+    def first(self, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(L, log L, dl along v or None), (N, C, h, w). Sets `totals`, each (N,)."""
         shape = len(self.x), self.spec.stages[2].width, *self.contexts.weights.shape
-        sums = memory.empty(shape, torch.float32)
+        sums, logs = (memory.empty(shape, torch.float32) for _ in range(2))
         dl = None if v is None else memory.empty(shape, torch.float32)
         size = self._problem.kept_size(v is not None)
         self._kept = memory.empty((len(self.x), size), torch.float32) if 4 * size <= KEPT_BYTES else None
         totals = torch.empty(len(self.x), 3, dtype=torch.float64, device="cpu")
         self._problem.first(
-            self.x.data_ptr(), address(v), sums.data_ptr(), address(dl), address(self._kept), totals.data_ptr(),
-            torch.get_num_threads(),
+            self.x.data_ptr(), address(v), sums.data_ptr(), logs.data_ptr(), address(dl), address(self._kept),
+            totals.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         self.totals = totals.unbind(1)  # float64: of the largest u, of the mean of du, of h . z_1
-        return sums, dl
+        return sums, logs, dl
 
     def second(
         self,
@@ -137,6 +140,9 @@ class _Images:
         self._kept = None
         if gradient is None:
             return
+        if self._filters is not None:
+            skip = unpack(self.spec, part).stages[0].skip
+            skip.copy_(F.pixel_shuffle(skip.reshape(self._filters.shape), self.spec.spacing))
         gradient += part
         _, experts, contexts = unpack(self.spec, gradient).stages
         if experts.noise is not None:
@@ -165,6 +171,22 @@ class _Averages(Windows):
 
 class _Contexts(Contexts):
     averages = _Averages
+
+    def compete(self, y: Tensor, dy: Tensor | None, p: Tensor | None, with_zeta: bool):
+        zeta, dzeta = (torch.empty_like(y[:, :1]) if used else None for used in (with_zeta, dy is not None))
+        changes = torch.empty_like(y) if dy is None and p is not None else dy
+        rows, columns = (self.weights[:, 0], self.weights[0]) if self.patches is None else self.patches.axis_weights
+        rows, columns = rows * self._stage.head, columns.contiguous()
+        s, bias = self.s.flatten().tolist(), self.bias.contiguous()
+        for n in range(len(y)):
+            mine = [None if t is None else t[n] for t in (y, dy, p, changes, zeta, dzeta)]
+            at, along, of_value, to, value, change = map(address, mine)
+            own = n if len(s) > 1 else 0
+            _cpu().compete(
+                at, along, of_value, *y.shape[1:], bias[own].data_ptr(), s[own], rows.data_ptr(), columns.data_ptr(),
+                at, to, value, change, torch.get_num_threads(),
+            )  # fmt: skip
+        return y, changes, zeta, dzeta
 
 
 @functools.cache

@@ -110,7 +110,8 @@ def mirror_of(spec: Spec, height: int, width: int) -> tuple[Tensor | None, ...]:
     """Rows, columns and their weights (algebra/patches.py), or None where the image goes on by zeros."""
     if not spec.is_mirrored:
         return (None,) * 4
-    patches = Patches((height, width), spec.stages[0].skip_kernel, torch.empty(0, device="cpu", dtype=torch.float32))
+    like = torch.empty(0, device="cpu", dtype=torch.float32)
+    patches = Patches((height, width), spec.stages[0].skip_kernel, like, spec.spacing)
     return *patches.sources, *patches.axis_weights
 
 

@@ -393,8 +393,10 @@ class LPN(Summarised):
         spec = self.spec
         widths = [stage.width for stage in spec.stages]
         kind = "conv of volumes" if spec.ndim == 3 else spec.kind
-        border = f", border={spec.border}" if spec.is_mirrored else ""
-        return f"{kind}, channels={spec.channels}, widths={widths}, beta={spec.beta:g}, alpha={spec.alpha:g}{border}"
+        more = f", border={spec.border}" if spec.is_mirrored else ""
+        if spec.reads_patches and spec.spacing > 1:
+            more += f", spacing={spec.spacing}"
+        return f"{kind}, channels={spec.channels}, widths={widths}, beta={spec.beta:g}, alpha={spec.alpha:g}{more}"
 
 
 def _place(name: str) -> tuple[int, str]:

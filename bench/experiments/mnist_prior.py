@@ -35,6 +35,9 @@ def add_parser(subparsers) -> None:
         "--family", choices=tuple(mnist.FAMILIES), default="published", help="what is trained (default: %(default)s)"
     )
     parser.add_argument(
+        "--losses", nargs="+", choices=LOSSES, default=list(LOSSES), help="those it is trained with (default: all)"
+    )
+    parser.add_argument(
         "--out", metavar="DIR", help="for CSV and figure (default: bench/results/mnist_prior, or mnist_prior_explicit)"
     )
     parser.add_argument(
@@ -81,6 +84,6 @@ def _networks(args, digits, steps: int) -> Iterator[tuple[str, lf.LPN]]:
         model = lf.load(args.model).requires_grad_(False)
         yield model.card.get("loss", "given"), model
         return
-    for loss in LOSSES:
+    for loss in args.losses:
         run = f"{loss}-{steps}" if args.family == "published" else f"{args.family}-{loss}-{steps}"
         yield loss, mnist.train(loss, digits, steps, Path(args.runs) / run, family=args.family)

@@ -88,7 +88,9 @@ class PlainPotential(nn.Module):
         odds, log_s = (odds[0], log_s[0]) if self.features is None else (
             torch.tensordot(self.features.to(odds), odds, 1), self.features.to(log_s) @ log_s
         )  # fmt: skip
-        y = average((u[:, None] + odds.log()[:, :, None, None]).logsumexp(2))
+        largest = u.detach().amax(1, keepdim=True)
+        sums = (odds @ (u - largest).exp().flatten(2)).unflatten(2, u.shape[2:])
+        y = average(sums.log() + largest)
         v = log_s.exp() * y + self._bias(index)[:, None, None]
         return v.logsumexp(1, keepdim=True) / log_s.exp()
 

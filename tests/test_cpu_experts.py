@@ -38,10 +38,11 @@ def cpu():
         yield
 
 
-@pytest.fixture(params=[1 << 29, 0], ids=["kept", "again"])
+@pytest.fixture(params=[(1 << 29, 1 << 27), (1 << 29, 1), (0, 1 << 27)], ids=["kept", "one by one", "again"])
 def kept(request, monkeypatch):
-    """What the first pass finds is read in the second, or computed once more."""
-    monkeypatch.setattr(experts, "KEPT_BYTES", request.param)
+    """What the first pass finds is read in the second, in memory that images share or not, or computed once more."""
+    for name, value in zip(("KEPT_BYTES", "TOGETHER_BYTES"), request.param, strict=True):
+        monkeypatch.setattr(experts, name, value)
 
 
 def network(

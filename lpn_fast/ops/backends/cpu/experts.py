@@ -19,7 +19,8 @@ from ..contexts import Contexts
 from . import memory
 from .frame import address, biases_at, mirror_of
 
-KEPT_BYTES = 1 << 29  # of images that go through together
+KEPT_BYTES = 1 << 29  # of an image
+TOGETHER_BYTES = 1 << 27  # of images that go through together, one at least: fresh memory costs page faults
 
 
 def value_prox(
@@ -28,14 +29,16 @@ def value_prox(
     """(psi (N,) or None, f like x), for x (N, C, H, W), P (P,), noise features (N, F) or None."""
     f = torch.empty_like(x, memory_format=torch.contiguous_format)
     psi = x.new_empty(len(x)) if with_value else None
+    kept = None
     for some in _together(spec, x, 1):
-        at = _Images(spec, x[some], packed, features, some)
+        at = _Images(spec, x[some], packed, features, some, kept)
         sums, logs, _ = at.first(None)
         shared, _, heads = at.totals
         value, slopes = at.contexts.value_slopes(logs, shared if with_value else None)
         if psi is not None and value is not None:
             psi[some] = value + heads + 0.5 * spec.alpha * x[some].square().sum(3, dtype=value.dtype).sum((1, 2))
         at.second(None, None, slopes.div_(sums), None, f[some], None)
+        kept = at.kept
     return psi, f
 
 
@@ -58,8 +61,9 @@ def _second(spec, x, packed, features, p, v, gradient: Tensor | None) -> Tensor:
     if p is None and v is None:
         return out.zero_()
     grads = None if gradient is None else unpack(spec, gradient)
+    kept = None
     for some in _together(spec, x, 1 if v is None else 2):
-        at = _Images(spec, x[some], packed, features, some)
+        at = _Images(spec, x[some], packed, features, some, kept)
         p_at = None if p is None else p[some].contiguous()
         v_at = None if v is None else v[some].contiguous()
         sums, logs, dl = at.first(v_at)
@@ -71,6 +75,7 @@ def _second(spec, x, packed, features, p, v, gradient: Tensor | None) -> Tensor:
             changes = changes.addcmul_(slopes, dl, value=-1)
             slopes = slopes.div_(sums)
         at.second(v_at, p_at, slopes, changes.div_(sums), out[some], gradient)
+        kept = at.kept
     return out
 
 
@@ -78,19 +83,21 @@ def _together(spec: Spec, x: Tensor, copies: int) -> Iterator[slice]:
     """Images that go through together, by what they keep."""
     first, experts, _ = spec.stages
     height, width = spec.stage_sizes(*x.shape[2:])[0]
-    images = max(1, KEPT_BYTES // (4 * copies * height * width * (first.width + experts.width)))
+    images = max(1, TOGETHER_BYTES // (4 * copies * height * width * (first.width + experts.width)))
     for start in range(0, len(x), images):
         yield slice(start, start + images)
 
 
 class _Images:
-    """A network at some images x (N, C, H, W)."""
+    """A network at some images x (N, C, H, W); memory of images before serves for what is kept."""
 
-    def __init__(self, spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, some: slice):
+    def __init__(
+        self, spec: Spec, x: Tensor, packed: Tensor, features: Tensor | None, some: slice, kept: Tensor | None
+    ):
         self.x, self.packed = x.contiguous(), packed.contiguous()
         self.features = None if features is None else features[some].contiguous()
         first, experts, contexts = unpack(spec, self.packed).stages
-        self.spec = spec
+        self.spec, self.kept = spec, kept
         self.contexts = _Contexts(spec, contexts, x.shape[2:], x, self.features)
         self._biases, self._odds = biases_at((experts,), self.features), self.contexts.odds.contiguous()
         table, filters_at = _table(spec)
@@ -109,10 +116,13 @@ class _Images:
         sums, logs = (memory.empty(shape, torch.float32) for _ in range(2))
         dl = None if v is None else memory.empty(shape, torch.float32)
         size = self._problem.kept_size(v is not None)
-        self._kept = memory.empty((len(self.x), size), torch.float32) if 4 * size <= KEPT_BYTES else None
+        if 4 * size > KEPT_BYTES:
+            self.kept = None
+        elif self.kept is None or self.kept.numel() < len(self.x) * size:
+            self.kept = memory.empty((len(self.x) * size,), torch.float32)
         totals = torch.empty(len(self.x), 3, dtype=torch.float64, device="cpu")
         self._problem.first(
-            self.x.data_ptr(), address(v), sums.data_ptr(), logs.data_ptr(), address(dl), address(self._kept),
+            self.x.data_ptr(), address(v), sums.data_ptr(), logs.data_ptr(), address(dl), address(self.kept),
             totals.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         self.totals = totals.unbind(1)  # float64: of the largest u, of the mean of du, of h . z_1
@@ -133,11 +143,10 @@ class _Images:
         odds = None if gradient is None else self.x.new_empty(len(self.x), *self._odds.shape[1:])
         slopes, changes = (None if t is None else t.contiguous() for t in (slopes, changes))
         self._problem.second(
-            self.x.data_ptr(), address(v), address(p), address(slopes), address(changes), address(self._kept),
+            self.x.data_ptr(), address(v), address(p), address(slopes), address(changes), address(self.kept),
             out.data_ptr(), address(part), 0 if part is None else part.numel(), address(biases), address(odds),
             torch.get_num_threads(),
         )  # fmt: skip
-        self._kept = None
         if gradient is None:
             return
         if self._filters is not None:

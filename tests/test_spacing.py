@@ -96,6 +96,8 @@ def test_contexts_of_many_filters_start_at_data(spacing):
     assert {"stages.0.skip", "stages.1.core", "stages.2.odds", "stages.2.bias"} <= moved
     x = torch.rand(1, 1, 20, 20)
     assert model(x, 0.1).isfinite().all() and lf.asymptotic_gain(model) <= 1
+    far = 1e4 * (x - x.mean())
+    assert model(far, 0.1).norm() > 0.6 * far.norm(), "what images have much of passes, whatever the spacing"
 
 
 def test_wrong_spacings_are_named():

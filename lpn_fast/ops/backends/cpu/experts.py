@@ -1,7 +1,7 @@
 """Experts that compete in contexts on the CPU: positions by csrc/cpu/isa/experts.h, contexts by contexts.py.
 
 Two passes over blocks of rows, with c and exp(u) of all positions kept between them where that is less than KEPT_BYTES:
-they are read in a tenth of the time that computing them takes. All tensors are float32.
+to read them is cheaper than to compute them, which is nearly half of f. All tensors are float32.
 """
 
 import functools
